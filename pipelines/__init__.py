@@ -1,0 +1,1 @@
+"""The captioning dataflow on Ray Data: one file per stage."""
