@@ -1,0 +1,194 @@
+"""The demo corpus: a folder of Parquet files in the Hugging Face image layout. 512 scenes take about 15 seconds.
+
+    python -m demo.corpus [--scenes 512] [--seed 0] [--out .cache/demo_corpus]
+
+    scenes-00000.parquet ...  held-out scenes (PNG, every fourth JPEG), row groups of 5 to 256 rows
+    photos.parquet            real photographs in many formats and colour modes; no references
+    broken.parquet            rows that a decoder must survive: truncated, empty, null, text, a 60,000 x 60,000 header
+    _corpus.json              what was built; written last, so its presence means the folder is whole
+
+Columns: `id` string; `image` struct<bytes: binary, path: string>; `references` list<string>, four for a scene;
+`questions` list<struct<task, question, answer>>; `scene` string, the scene as JSON (null in photos and broken).
+
+Scenes come from the "corpus" split of `demo.world`, whose seeds training never draws. A whole folder of the same
+version, seed and size is used again; everything else is built beside it and swapped in by renames, so a killed build
+leaves nothing that looks like a corpus.
+"""
+
+import argparse
+import io
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from demo.language import questions, references
+from demo.photos import broken_images, photographs
+from demo.render import render
+from demo.world import scene_at, scene_seed
+
+VERSION = 1  # raise it when the content of a corpus changes
+DEFAULT_FOLDER = Path(".cache/demo_corpus")
+MARKER = "_corpus.json"
+MAX_SCENES = 1 << 20  # each corpus seed owns this many scene numbers
+SCENE_FILES = [(0.30, 256), (0.55, 64), (0.75, 33), (0.90, 16), (1.00, 5)]  # (share up to here, rows per row group)
+MIN_SCENES = 10  # below that a file would be empty
+
+_TEXT = pa.string()
+_FEATURES = {  # what `datasets` would write; it makes the column an image there
+    "id": {"dtype": "string", "_type": "Value"},
+    "image": {"_type": "Image"},
+    "references": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
+    "questions": {
+        "feature": {name: {"dtype": "string", "_type": "Value"} for name in ("task", "question", "answer")},
+        "_type": "List",
+    },
+    "scene": {"dtype": "string", "_type": "Value"},
+}
+SCHEMA = pa.schema(
+    [
+        ("id", _TEXT),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", _TEXT)])),
+        ("references", pa.list_(_TEXT)),
+        ("questions", pa.list_(pa.struct([("task", _TEXT), ("question", _TEXT), ("answer", _TEXT)]))),
+        ("scene", _TEXT),
+    ],
+    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+)
+
+
+def build_corpus(folder: Path = DEFAULT_FOLDER, *, scenes: int = 512, seed: int = 0) -> Path:
+    """Build the corpus, or find it whole; returns the folder. Same bytes for the same library versions.
+
+    Raises:
+        ValueError: if scenes is outside [10, 2**20], the seed outside [0, 4096), or the folder holds something else.
+    """
+    folder = Path(folder)
+    if not MIN_SCENES <= scenes <= MAX_SCENES:
+        raise ValueError(f"scenes must be in [{MIN_SCENES}, {MAX_SCENES}], got {scenes}")
+    scene_seed("corpus", _first_scene(seed) + scenes - 1)  # raises for a seed out of range
+    plan = {"version": VERSION, "seed": seed, "scenes": scenes}
+    found = corpus_info(folder)
+    if found and {key: found.get(key) for key in plan} == plan:
+        return folder
+    if not found and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"out must be a new or empty folder or a demo corpus, got {folder} with other content")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        fresh = Path(scratch) / "corpus"
+        fresh.mkdir()
+        rows = _write_files(fresh, scenes=scenes, first=_first_scene(seed))
+        (fresh / MARKER).write_text(json.dumps({**plan, "rows": rows}, indent=2) + "\n")
+        _swap_in(fresh, folder, Path(scratch) / "old")
+    return folder
+
+
+def corpus_info(folder: Path) -> dict | None:
+    """The marker of a whole corpus (version, seed, scenes, `rows` {file: count}), or None."""
+    marker = Path(folder) / MARKER
+    return json.loads(marker.read_text()) if marker.is_file() else None
+
+
+def _first_scene(seed: int) -> int:
+    return seed * MAX_SCENES
+
+
+def _swap_in(fresh: Path, folder: Path, old: Path) -> None:
+    """Put the fresh folder in its place; of two builders of the same corpus the slower one yields."""
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(fresh, folder)
+    except OSError:
+        if corpus_info(folder) is None:
+            raise
+        shutil.rmtree(fresh)
+
+
+def _write_files(folder: Path, *, scenes: int, first: int) -> dict[str, int]:
+    """Write every file; returns {file name: rows}."""
+    start, rows = 0, {}
+    for number, (share, group) in enumerate(SCENE_FILES):
+        stop = round(share * scenes)
+        path = folder / f"scenes-{number:05d}.parquet"
+        rows[path.name] = _write(path, (_scene_row(first + index) for index in range(start, stop)), group)
+        start = stop
+    photos = (_bare_row(f"photo-{Path(name).stem}", name, data) for name, data in photographs().items())
+    broken = (_bare_row(f"broken-{kind}", f"{kind}.jpg", data) for kind, data in broken_images().items())
+    rows["photos.parquet"] = _write(folder / "photos.parquet", photos, 4)
+    rows["broken.parquet"] = _write(folder / "broken.parquet", broken, 16)
+    return rows
+
+
+def _write(path: Path, rows: Iterator[dict], group: int) -> int:
+    """Stream rows into row groups of `group` rows; returns the number of rows."""
+    count, batch = 0, []
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        for row in rows:
+            batch.append(row)
+            count += 1
+            if len(batch) == group:
+                writer.write_table(pa.Table.from_pylist(batch, SCHEMA))
+                batch = []
+        if batch:
+            writer.write_table(pa.Table.from_pylist(batch, SCHEMA))
+    return count
+
+
+def _scene_row(index: int) -> dict:
+    scene = scene_at("corpus", index)
+    name = f"scene-{index:07d}"
+    data, suffix = _encode(Image.fromarray(render(scene).pixels), jpeg=index % 4 == 3)
+    return {
+        "id": name,
+        "image": {"bytes": data, "path": f"{name}.{suffix}"},
+        "references": references(scene),
+        "questions": questions(scene, random.Random(scene.seed)),
+        "scene": json.dumps(scene.to_dict()),
+    }
+
+
+def _encode(image: Image.Image, *, jpeg: bool) -> tuple[bytes, str]:
+    buffer = io.BytesIO()
+    if jpeg:
+        image.save(buffer, "JPEG", quality=92, subsampling=0)
+        return buffer.getvalue(), "jpg"
+    image.save(buffer, "PNG", compress_level=1)  # pixel noise does not compress; higher levels only cost time
+    return buffer.getvalue(), "png"
+
+
+def _bare_row(name: str, path: str, data: bytes | None) -> dict:
+    """A row without references; no bytes at all means a null image."""
+    image = None if data is None else {"bytes": data, "path": path}
+    return {"id": name, "image": image, "references": [], "questions": [], "scene": None}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.corpus", description="Build the demo corpus, or find it whole."
+    )
+    parser.add_argument("--scenes", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER)
+    arguments = parser.parse_args(argv)
+    try:
+        folder = build_corpus(arguments.out, scenes=arguments.scenes, seed=arguments.seed)
+    except ValueError as problem:
+        parser.error(str(problem))
+    info = corpus_info(folder)
+    assert info is not None
+    for name, count in info["rows"].items():
+        print(f"{count:6d}  {folder / name}")
+    print(f"{sum(info['rows'].values()):6d}  rows in {folder} (seed {info['seed']}, version {info['version']})")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
