@@ -1,3 +1,5 @@
-"""Training-free visual-token pruning for vision-language models."""
+"""OTPrune visual-token pruning: which tokens of an image to keep."""
 
-__version__ = "0.1.0"
+from otprune.select import METHODS, num_kept, select_tokens
+
+__all__ = ["METHODS", "num_kept", "select_tokens"]

@@ -1,0 +1,34 @@
+"""DivPrune (arXiv 2503.02175): greedy max-min diversity in cosine distance. Written from its Algorithm 1.
+
+Departures:
+- Similarities in float32; the released code uses the model's float16.
+- Picked tokens are masked; the released code trusts their own distance of about 0, which duplicates tie with.
+- A zero token has cosine 0 to everything instead of NaN.
+"""
+
+import torch
+from torch import Tensor
+
+from otprune.kernel import compute_dtype
+
+
+def divprune(features_BND: Tensor, k: int) -> Tensor:
+    """Tokens int64 [B, k] in the order picked: farthest from its nearest neighbour, then farthest from those picked.
+
+    d_ij = 1 - cos(v_i, v_j). O(N^2 D + N k) time, O(N D + N^2) memory an image. Ties go to the lowest index.
+    """
+    tokens_BND = torch.nn.functional.normalize(features_BND.to(compute_dtype(features_BND)), dim=-1)
+    distance_BNN = 1 - tokens_BND @ tokens_BND.mT
+    distance_BNN.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    picks_BK = torch.empty(features_BND.shape[0], k, dtype=torch.int64, device=features_BND.device)
+    image_B = torch.arange(features_BND.shape[0], device=features_BND.device)
+
+    nearest_BN = distance_BNN.amin(dim=-1)
+    picks_BK[:, 0] = nearest_BN.argmax(dim=-1)
+    nearest_BN = distance_BNN.new_full(nearest_BN.shape, torch.inf)
+    for step in range(1, k):
+        pick_B = picks_BK[:, step - 1]
+        nearest_BN = torch.minimum(nearest_BN, distance_BNN[image_B, pick_B])
+        nearest_BN[image_B, pick_B] = -torch.inf  # a token is picked once
+        picks_BK[:, step] = nearest_BN.argmax(dim=-1)
+    return picks_BK
