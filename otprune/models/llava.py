@@ -1,0 +1,216 @@
+"""LLaVA-1.5 in two halves: images to visual tokens, and visual tokens with a prompt to text.
+
+Written against transformers' `CLIPVisionModel` and `LlamaForCausalLM`; any vision tower and language
+model that `AutoModel` and `AutoModelForCausalLM` build from the checkpoint's two sub-configurations
+work the same. Weight names as in the released llava-hf checkpoints and as transformers 5 saves them.
+
+Shapes: B images, H pixels a side, N visual tokens, D language width, K kept tokens.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from transformers.utils import logging as transformers_logging
+
+from otprune.models.checkpoint import CheckpointError, image_statistics
+from otprune.models.prompts import render_prompt
+
+VISION_PREFIX = r"^(model\.)?vision_tower\.(vision_model\.)?"
+PROJECTOR_PREFIX = r"^(model\.)?multi_modal_projector\."
+HEAD_PREFIX = r"^(model\.)?language_model\.(?=lm_head\.)"
+LANGUAGE_PREFIX = r"^(model\.)?language_model\.(model\.)?"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One generated text. `num_generated_tokens` counts the end token; `finish_reason` is stop or length."""
+
+    text: str
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    finish_reason: str
+
+
+def load_encoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaEncoder":
+    """Vision tower and projector of the checkpoint in `folder`; the language model is never read.
+
+    Raises:
+        CheckpointError: if weights are missing.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    inner = "vision_model." if _has_inner_vision_model(config.vision_config) else ""
+    tower = _load(AutoModel, folder, config.vision_config, {VISION_PREFIX: inner}, dtype)
+    projector = LlavaMultiModalProjector(config).to(dtype)
+    projector.load_state_dict(_read_tensors(folder, PROJECTOR_PREFIX))
+    return LlavaEncoder(config, tower.to(device), projector.to(device).eval(), *image_statistics(folder))
+
+
+def load_decoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaDecoder":
+    """Language model and tokenizer of the checkpoint in `folder`; the vision tower is never read.
+
+    Raises:
+        CheckpointError: if weights are missing.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    names = {HEAD_PREFIX: "", LANGUAGE_PREFIX: "model."}
+    model = _load(AutoModelForCausalLM, folder, config.text_config, names, dtype)
+    return LlavaDecoder(config, model.to(device), AutoTokenizer.from_pretrained(folder), folder)
+
+
+class LlavaEncoder(nn.Module):
+    """uint8 pixels [B, H, H, 3] to projected visual tokens [B, N, D]."""
+
+    def __init__(self, config: Any, tower: PreTrainedModel, projector: nn.Module, mean: list, std: list):
+        super().__init__()
+        self.tower, self.projector = tower, projector
+        self.layer = config.vision_feature_layer
+        self.drop_class_token = config.vision_feature_select_strategy == "default"
+        self.image_size: int = config.vision_config.image_size
+        self.num_tokens = (self.image_size // config.vision_config.patch_size) ** 2
+        self.num_tokens += 0 if self.drop_class_token else 1
+        self.width: int = config.text_config.hidden_size
+        device, dtype = tower.device, tower.dtype
+        self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, device=device).view(1, 3, 1, 1), persistent=False)
+        self.dtype = dtype
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, H, H, 3] on any device -> [B, N, D] in the encoder's dtype on its device."""
+        pixels = pixels.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
+        pixels = (pixels.float() / 255 - self.mean) / self.std  # as CLIP's image processor: rescale, then normalise
+        hidden = self.tower(pixels.to(self.dtype), output_hidden_states=True).hidden_states
+        layers = [self.layer] if isinstance(self.layer, int) else self.layer
+        first = 1 if self.drop_class_token else 0
+        return self.projector(torch.cat([hidden[layer][:, first:] for layer in layers], dim=-1))
+
+
+class LlavaDecoder:
+    """Visual tokens and a prompt to text, with the language model alone."""
+
+    def __init__(self, config: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path):
+        self.model, self.tokenizer, self.folder = model.eval(), tokenizer, folder
+        self.image_token = config.image_token_index
+        self.max_length: int = config.text_config.max_position_embeddings
+        eos = model.generation_config.eos_token_id
+        eos = tokenizer.eos_token_id if eos is None else eos
+        self.end_tokens: list[int] = [eos] if isinstance(eos, int) else list(eos)
+
+    def encode_prompt(self, text: str, conversation: str = "auto") -> tuple[list[int], list[int]]:
+        """Token ids before and after the image, for the user text `text` put into the model's conversation format.
+
+        Raises:
+            ValueError: if the result does not hold exactly one image placeholder.
+        """
+        ids = self.tokenizer(render_prompt(text, conversation, self.folder, self.tokenizer)).input_ids
+        if ids.count(self.image_token) != 1:
+            raise ValueError(f"a prompt must hold exactly one image, got {ids.count(self.image_token)} in {text!r}")
+        split = ids.index(self.image_token)
+        return ids[:split], ids[split + 1 :]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        visual: list[Tensor],
+        prompts: list[tuple[list[int], list[int]]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[Completion]:
+        """One completion for each pair of visual tokens [K_i, D] and prompt (ids before, ids after the image).
+
+        Prompts are left-padded to one length and decoded together: greedily at temperature 0, else by
+        nucleus sampling from a generator seeded by `seed`. Positions are contiguous over kept tokens.
+
+        Raises:
+            ValueError: if a prompt and its answer would not fit the model's context.
+        """
+        rows = [self._embed(tokens, *prompt) for tokens, prompt in zip(visual, prompts, strict=True)]
+        longest = max(len(row) for row in rows)
+        if longest + max_new_tokens > self.max_length:
+            raise ValueError(
+                f"prompt and answer must fit {self.max_length} tokens, got {longest} + {max_new_tokens} new ones"
+            )
+        embeds = pad_sequence(rows, batch_first=True, padding_side="left")
+        mask = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], True, padding_side="left")
+        if temperature > 0:
+            torch.manual_seed(seed)
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature if temperature > 0 else None,
+            top_p=top_p if temperature > 0 else None,
+            top_k=0 if temperature > 0 else None,
+            eos_token_id=self.end_tokens,
+            pad_token_id=self.end_tokens[0],
+        )
+        new_ids = self.model.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
+        return [self._completion(len(row), ids) for row, ids in zip(rows, new_ids.tolist(), strict=True)]
+
+    def _embed(self, tokens: Tensor, before: list[int], after: list[int]) -> Tensor:
+        embed = self.model.get_input_embeddings()
+        ids = torch.tensor(before + after, device=self.model.device)
+        text = embed(ids)
+        visual = tokens.to(text.device, text.dtype)
+        return torch.cat([text[: len(before)], visual, text[len(before) :]])
+
+    def _completion(self, num_prompt_tokens: int, ids: list[int]) -> Completion:
+        end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)
+        kept = ids if end is None else ids[:end]
+        return Completion(
+            text=self.tokenizer.decode(kept, skip_special_tokens=True).strip(),
+            num_prompt_tokens=num_prompt_tokens,
+            num_generated_tokens=len(ids) if end is None else end + 1,
+            finish_reason="length" if end is None else "stop",
+        )
+
+
+def _load(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype: torch.dtype) -> PreTrainedModel:
+    """`cls` with the part of the checkpoint that `names` (regular expression -> new prefix) maps onto it."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # the other half of the checkpoint is reported as unexpected
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = cls.from_pretrained(folder, config=config, dtype=dtype, key_mapping=names, output_loading_info=True)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(f"{folder} lacks {len(missing)} weights of {type(model).__name__}, e.g. {missing[0]}")
+    return model.eval()
+
+
+def _has_inner_vision_model(vision_config: Any) -> bool:
+    """Whether this transformers version nests the tower's weights under `.vision_model`; they differ in this."""
+    with torch.device("meta"):
+        names = AutoModel.from_config(vision_config).state_dict()
+    return any(name.startswith("vision_model.") for name in names)
+
+
+def _read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 (not a dict)
+                if match := re.match(prefix, name):
+                    tensors[name[match.end() :]] = stored.get_tensor(name)
+    return tensors

@@ -1,0 +1,45 @@
+"""Conversation formats: the user's text with one image, as the model was trained to see it."""
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+CONVERSATIONS = ("auto", "vicuna_v1", "plain")
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def render_prompt(text: str, conversation: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The whole prompt with one literal `<image>` for the user text `text`.
+
+    `auto` is the checkpoint's own chat template, or vicuna_v1 where it has none; `vicuna_v1` is the format
+    of the LLaVA-1.5 papers and of the published benchmark numbers (35 tokens stand before the image);
+    `plain` is the text as it is, after the image.
+
+    Raises:
+        ValueError: if `conversation` is not one of these.
+    """
+    if conversation not in CONVERSATIONS:
+        raise ValueError(f"prompt.conversation must be one of {', '.join(CONVERSATIONS)}, got {conversation!r}")
+    if conversation == "plain":
+        return f"<image>\n{text}"
+    template = chat_template(folder, tokenizer) if conversation == "auto" else None
+    if template is None:
+        return f"{VICUNA_SYSTEM} USER: <image>\n{text} ASSISTANT:"
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content}]
+    return tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True
+    )  # pyright: ignore[reportReturnType]
+
+
+def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The checkpoint's chat template: chat_template.jinja, chat_template.json or the tokenizer's, else None."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text()
+    if (file := folder / "chat_template.json").is_file():
+        return json.loads(file.read_text())["chat_template"]
+    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None

@@ -1,0 +1,173 @@
+"""The whole configuration: one frozen dataclass per section, every key with its type, default and meaning.
+
+Precedence: these defaults < the YAML file given by --config < `dotted.key=value` arguments.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+
+def key(meaning: str, default: Any = None, **bounds: Any) -> Any:
+    """A configuration field: its one-line meaning, its default, and bounds (`low`, `high`, `above`, `choices`)."""
+    metadata = {"meaning": meaning, **bounds}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputConfig:
+    path: str = key("corpus: Parquet file, glob, folder of Parquet or of image files; local or s3://", "")
+    image_column: str = key("column with image bytes, {bytes, path} structs or URIs; auto finds it", "auto")
+    id_column: str = key("column with the rows' own keys; auto finds id, key, image_id ...; none uses row addresses", "auto")
+    reference_column: str = key("column with reference captions, shown in the report; auto | none | its name", "auto")
+    limit: int | None = key("caption only the first so many rows", None, low=1)
+    endpoint_url: str | None = key("S3 endpoint of the input, e.g. of MinIO")
+    anonymous: bool = key("read S3 without credentials", False)
+    fetch_threads: int = key("parallel downloads of one read task when the column holds URIs", 16, low=1, high=256)
+    fetch_timeout: float = key("seconds before the download of one URI is given up", 30.0, above=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputConfig:
+    path: str = key("folder of captions and quarantine; local or s3://", "")
+    endpoint_url: str | None = key("S3 endpoint of the output")
+    on_mismatch: Literal["refuse", "new"] = key(
+        "if the output holds captions of another configuration: refuse, or write to a new sibling folder", "refuse"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    path: str = key("LLaVA-1.5 checkpoint in Hugging Face format: a folder or a hub repository", "")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto: bfloat16 on a GPU, float32 on a CPU", "auto")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptConfig:
+    template: str = key(
+        "the user's text; {column} inserts a column of the row", "Provide a one-sentence caption for the provided image."
+    )
+    more: list[str] = key("further templates asked of every image, one caption row each; the image is encoded once", [])
+    conversation: Literal["auto", "vicuna_v1", "plain"] = key(
+        "format around the text; auto is the checkpoint's own chat template, else vicuna_v1", "auto"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneConfig:
+    method: str = key("token selection: otprune, divprune, random, uniform, ...; none keeps all", "otprune")
+    retention: float = key("share of the visual tokens to keep", 0.098, above=0, high=1)
+    gamma: float | None = key("scale inside the log-det; null is the method's own default", None, above=0)
+    gamma_scale: Literal["released", "paper", "trace"] = key(
+        "meaning of gamma: of the released code, of the paper, or relative to the kernel's mean diagonal", "released"
+    )
+    seed: int = key("seed of the random method; each image adds its own hash", 0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeConfig:
+    aspect: Literal["pad", "crop"] = key(
+        "pad: to a square with the mean colour, LLaVA-1.5's protocol; crop: CLIP's shortest edge and centre crop", "pad"
+    )
+    max_bytes: int = key("larger encoded images are quarantined", 64 * 2**20, low=1)
+    max_pixels: int = key("images of more pixels are quarantined, judged by their header", 178_956_970, low=1)
+    min_side: int = key("images with a shorter side, in pixels, are quarantined", 2, low=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitConfig:
+    images: int = key("images of one work unit, the grain of commit and of retry", 128, low=1, high=4096)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeConfig:
+    actors: int = key("actors that encode and select", 1, low=1)
+    max_actors: int | None = key("let Ray scale the pool up to so many", None, low=1)
+    batch_size: int = key("images of one forward pass of the vision tower", 32, low=1)
+    num_gpus: float | None = key("GPUs an actor; null: 0.3 where the cluster has GPUs, else 0", None, low=0)
+    num_cpus: float = key("CPUs an actor", 1.0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    max_new_tokens: int = key("longest answer in tokens", 64, low=1)
+    temperature: float = key("0 decodes greedily", 0.0, low=0)
+    top_p: float = key("nucleus of sampling at temperature > 0", 1.0, above=0, high=1)
+    seed: int = key("seed of sampling; each unit adds its own name", 0, low=0)
+    batch_size: int = key("prompts decoded together by the transformers engine", 32, low=1)
+    actors: int = key("actors that decode", 1, low=1)
+    max_actors: int | None = key("let Ray scale the pool up to so many", None, low=1)
+    num_gpus: float | None = key("GPUs an actor; null: 0.7 where the cluster has GPUs, else 0", None, low=0)
+    num_cpus: float = key("CPUs an actor", 1.0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    name: Literal["transformers"] = key("what decodes the pruned prompts", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultsConfig:
+    retries: int = key("further tries for a unit whose process died", 2, low=0)
+    max_isolated: int = key(
+        "more work units than this that fail as a whole mean that the images are not to blame: stop with exit code 1", 100, low=0
+    )
+    no_progress_seconds: int = key("a run in which nothing moves for so long fails instead of hanging", 1800, low=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostConfig:
+    usd_per_hour: float | None = key("price of the whole cluster; null reports no dollars", None, low=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetConfig:
+    max_usd: float | None = key("stop cleanly, resumable, when the run has cost so much (exit code 4)", None, above=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MlflowConfig:
+    enabled: bool = key("track the run", True)
+    tracking_uri: str | None = key("tracking server; null is a sqlite store beside the output")
+    experiment: str = key("experiment name", "captions")
+    run_name: str | None = key("run name; null is method, retention and fingerprint")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RayConfig:
+    address: str | None = key("cluster to join; null is the submitted job's own, else an embedded one")
+    num_cpus: int | None = key("logical CPUs of the embedded Ray; null is what the machine and the pools need", None, low=1)
+    object_store_mb: int | None = key("object store of the embedded Ray in MiB; null is Ray's default", None, low=80)
+    dashboard: bool = key("start the dashboard of the embedded Ray", False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    progress_seconds: float = key("seconds between progress lines and metric points", 5.0, above=0)
+    samples: int = key("captioned images shown in the report and in MLflow", 24, low=0, high=512)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    input: InputConfig = field(default_factory=InputConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    unit: UnitConfig = field(default_factory=UnitConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def dotted(self) -> dict[str, Any]:
+        """Every key by its dotted name, e.g. {"prune.retention": 0.098}."""
+        sections = {section.name: getattr(self, section.name) for section in fields(self)}
+        return {f"{name}.{k.name}": getattr(part, k.name) for name, part in sections.items() for k in fields(part)}

@@ -1,0 +1,45 @@
+"""Columns and Arrow types of everything the job writes, and the closed list of quarantine reasons."""
+
+import pyarrow as pa
+
+from pipelines.decode import DECODE_REASONS
+
+CAPTIONS = pa.schema(
+    [
+        ("id", pa.string()),  # the corpus's own key, or the row address `source#row`
+        ("source", pa.string()),  # file, relative to the input
+        ("row", pa.int64()),  # row in that file; 0 for an image file
+        ("caption", pa.string()),
+        ("prompt", pa.string()),  # the user's text, columns filled in
+        ("model", pa.string()),
+        ("method", pa.string()),
+        ("num_visual_tokens", pa.int32()),
+        ("num_kept_tokens", pa.int32()),
+        ("num_prompt_tokens", pa.int32()),  # prefill length: text and kept visual tokens
+        ("num_generated_tokens", pa.int32()),  # end token included
+        ("finish_reason", pa.string()),  # stop | length
+        ("sha256", pa.string()),  # of the encoded image
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("sha256", pa.string()),  # null if there were no bytes
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+REASONS = {
+    **dict.fromkeys(DECODE_REASONS, "decode"),
+    "fetch": "read",  # the URI could not be fetched
+    "prompt": "read",  # a column of the prompt template is null, or the prompt does not fit the model
+    "encode": "encode",  # the vision tower or the selection failed on this image alone
+    "generate": "generate",  # decoding failed on this image alone
+    "crash": "process",  # the process that worked on this image died, again and again
+}
+"""Quarantine reason -> the stage it belongs to. The list is closed: counts by reason mean something."""

@@ -1,0 +1,100 @@
+"""Last stage, a CPU task: writes what a unit came to, exactly once.
+
+The quarantine object goes first, then the captions object, which commits the unit: its name is a pure function of
+file, row range and configuration, and it appears as a whole or not at all. A unit written twice is one object.
+Returns `summary`, one JSON string a unit, which streams to the driver.
+"""
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.schema import CAPTIONS, QUARANTINE, REASONS
+from pipelines.storage import Store
+from pipelines.work import Work, clean
+
+METADATA_KEY = b"otprune"
+
+
+class Sink:
+    """Writes units; holds nothing but names."""
+
+    def __init__(self, *, store: Store, fingerprint: str, model: str, method: str):
+        self.store, self.fingerprint, self.model, self.method = store, fingerprint, model, method
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        work = Work.from_row(row)
+        if work.error is None:
+            try:
+                self.commit(work)
+            except Exception as error:  # a store that refuses: nothing is committed, and the driver is told
+                work.error = f"write: {type(error).__name__}: {clean(str(error))}"
+        return {"summary": json.dumps(summarize(work))}
+
+    def commit(self, work: Work) -> None:
+        """Writes quarantine (if any), then captions."""
+        with work.timed("write"):
+            name = f"part-{work.unit.name}.parquet"
+            if work.rejected:
+                rows = [{**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail} for r in work.rejected]
+                self.store.write(f"quarantine/{name}", _parquet(rows, QUARANTINE, {}))
+            rows = [self._row(work, image, prompt, done) for image in work.images for prompt, done in zip(image.prompts, image.captions, strict=True)]
+            metadata = {**totals(work), "unit": work.unit.name, "fingerprint": self.fingerprint, "sources": work.unit.sources}
+            self.store.write(f"captions/{name}", _parquet(rows, CAPTIONS, metadata))
+
+    def _row(self, work: Work, image: Any, prompt: str, done: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **_where(image),
+            **done,
+            "prompt": prompt,
+            "model": self.model,
+            "method": self.method,
+            "num_visual_tokens": work.num_visual_tokens,
+        }
+
+
+def totals(work: Work) -> dict[str, Any]:
+    """What a unit adds to the run's totals; stored with its output, so that totals survive the driver."""
+    captions = [caption for image in work.images for caption in image.captions]
+    return {
+        "images_captioned": len(work.images),
+        "images_quarantined": len(work.rejected),
+        "captions": len(captions),
+        "prompt_tokens": sum(c["num_prompt_tokens"] for c in captions),
+        "generated_tokens": sum(c["num_generated_tokens"] for c in captions),
+        "finished_by_length": sum(c["finish_reason"] == "length" for c in captions),
+        "reasons": {reason: sum(r.reason == reason for r in work.rejected) for reason in {r.reason for r in work.rejected}},
+        "seconds": work.seconds,
+    }
+
+
+def summarize(work: Work) -> dict[str, Any]:
+    """What the driver learns of a unit: its totals, or its error; and the sampled images."""
+    summary: dict[str, Any] = {"unit": work.unit.name, "error": work.error}
+    if work.error is None:
+        samples = [
+            {"source": i.source, "row": i.row, "references": i.references, "captions": i.captions, "prompts": i.prompts, **i.sample}
+            for i in work.images
+            if i.sample
+        ]
+        summary |= totals(work) | {"samples": samples}
+    return summary
+
+
+def read_totals(store: Store, name: str) -> dict[str, Any]:
+    """The totals in the metadata of a committed captions object."""
+    with store.fs.open(store.join("captions", name), "rb") as stream:
+        return json.loads(pq.read_metadata(stream).metadata[METADATA_KEY])
+
+
+def _where(image: Any) -> dict[str, Any]:
+    return {"id": image.id, "source": image.source, "row": image.row, "sha256": image.sha256}
+
+
+def _parquet(rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, Any]) -> bytes:
+    table = pa.Table.from_pylist(rows, schema.with_metadata({METADATA_KEY: json.dumps(metadata)}))
+    pq.write_table(table, stream := io.BytesIO(), compression="zstd")
+    return stream.getvalue()

@@ -1,0 +1,196 @@
+"""First stage, a CPU task: a span of units -> one row per unit with decoded pixels.
+
+Adds `meta` and `pixels` (uint8 [n, H, H, 3], images fit to be captioned). An image that cannot be read is rejected
+here; a file that cannot be read fails its unit.
+"""
+
+import hashlib
+import itertools
+import json
+import string
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.corpus import Columns
+from pipelines.decode import Reject, decode_image
+from pipelines.fetch import fetch
+from pipelines.storage import Store
+from pipelines.units import Unit
+from pipelines.work import Image, Rejected, Work, clean
+
+BATCH_BYTES = 32 * 2**20  # encoded images held by a reader at a time
+BLOCK_BYTES = 8 * 2**20  # of one ranged GET
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """Arguments of `decode_image`; `size` and `background` come from the checkpoint."""
+
+    size: int
+    aspect: str
+    background: tuple[int, int, int]
+    max_bytes: int
+    max_pixels: int
+    min_side: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRow:
+    """Plan of one read task, as it stands in a Ray Data row."""
+
+    units: tuple[Unit, ...]
+    row_groups: tuple[int, ...]  # rows of each row group of the file; empty for image files
+    num_samples: int  # images of the span's first unit to show in the report
+
+    def to_row(self) -> dict[str, Any]:
+        return {"span": json.dumps(asdict(self))}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "SpanRow":
+        span = json.loads(row["span"])
+        units = tuple(Unit(**{**unit, "sources": tuple(unit["sources"])}) for unit in span["units"])
+        return cls(units, tuple(span["row_groups"]), span["num_samples"])
+
+
+class ReadDecode:
+    """Reads the images of a span and decodes them, one unit at a time; memory holds one unit and one read batch."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        columns: Columns | None,
+        templates: list[str],
+        decode: DecodeSettings,
+        fetch_threads: int,
+        fetch_timeout: float,
+    ):
+        self.store, self.columns, self.templates, self.decode = store, columns, templates, decode
+        self.fetch_threads, self.fetch_timeout = fetch_threads, fetch_timeout
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        span = SpanRow.from_row(row)
+        records = self._records(span)
+        for i, unit in enumerate(span.units):
+            work = Work(unit)
+            try:
+                self._fill(work, records, span.num_samples if i == 0 else 0)
+            except Exception as error:  # an unreadable file or store fails its units; the driver decides what then
+                work = Work(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
+            yield work.to_row()
+
+    def _fill(self, work: Work, records: Iterator[dict[str, Any]], num_samples: int) -> None:
+        with work.timed("read"):
+            rows = list(itertools.islice(records, work.unit.num_images))
+            self._fetch_missing(rows)
+        if len(rows) != work.unit.num_images:
+            raise ValueError(f"expected {work.unit.num_images} rows in {work.unit.name}, got {len(rows)}")
+        pixels = []
+        with work.timed("decode"):
+            for record in rows:
+                data = record["data"]
+                sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
+                where = {"id": record["id"], "source": record["source"], "row": record["row"], "sha256": sha256}
+                try:
+                    if isinstance(data, Reject):
+                        raise data
+                    prompts = [fill_template(template, record["fields"]) for template in self.templates]
+                    pixels.append(decode_image(data, **asdict(self.decode)))
+                    work.images.append(Image(**where, prompts=prompts))
+                except Reject as reject:
+                    work.rejected.append(Rejected(**where, reason=reject.reason, detail=clean(reject.detail)))
+                    continue
+                if len(work.images) <= num_samples:
+                    work.images[-1].sample = {}
+                    work.images[-1].references = record["references"]
+        size = self.decode.size
+        work.arrays["pixels"] = np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)
+
+    def _fetch_missing(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces URIs by the bytes they name, several at a time."""
+        if self.columns is None or self.columns.kind != "uri":
+            return
+        with ThreadPoolExecutor(self.fetch_threads) as pool:
+            uris = [row["data"] for row in rows]
+            got = pool.map(lambda uri: fetch(uri, self.store, self.decode.max_bytes, self.fetch_timeout), uris)
+            for row, data in zip(rows, got, strict=True):
+                row["data"] = data
+
+    def _records(self, span: SpanRow) -> Iterator[dict[str, Any]]:
+        if self.columns is None:
+            for unit in span.units:
+                yield from (self._file_record(source) for source in unit.sources)
+        else:
+            yield from self._parquet_records(span, self.columns)
+
+    def _file_record(self, source: str) -> dict[str, Any]:
+        path = self.store.join(source)
+        record = {"id": source, "source": source, "row": 0, "fields": {}, "references": []}
+        try:
+            size = self.store.fs.info(path)["size"]
+            if size > self.decode.max_bytes:
+                return {**record, "data": Reject("too_large_bytes", f"{size} bytes")}
+            return {**record, "data": self.store.fs.cat_file(path)}
+        except (FileNotFoundError, PermissionError) as error:
+            return {**record, "data": Reject("fetch", f"{type(error).__name__}: {source}")}
+
+    def _parquet_records(self, span: SpanRow, columns: Columns) -> Iterator[dict[str, Any]]:
+        """Rows [first unit's start, last unit's stop) of the file, reading only the row groups that hold them."""
+        source, start, stop = span.units[0].sources[0], span.units[0].start, span.units[-1].stop
+        ends = np.cumsum(span.row_groups)
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(ends, stop - 1, side="right"))
+        row = int(ends[first]) - span.row_groups[first]
+        with self.store.fs.open(self.store.join(source), "rb", block_size=BLOCK_BYTES) as stream:
+            parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
+            sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(first, last + 1)]
+            mean_bytes = sum(sizes) / max(1, sum(span.row_groups[first : last + 1]))
+            batches = parquet.iter_batches(
+                batch_size=int(max(1, min(64, BATCH_BYTES // max(1, mean_bytes)))),
+                row_groups=range(first, last + 1),
+                columns=columns.to_read(with_references=span.num_samples > 0),
+                use_threads=False,
+            )
+            for batch in batches:
+                begin, end = max(start - row, 0), min(stop - row, batch.num_rows)
+                if begin < end:
+                    yield from self._rows(batch.slice(begin, end - begin), source, row + begin, columns)
+                row += batch.num_rows
+                if row >= stop:
+                    return
+
+    def _rows(self, batch: Any, source: str, row: int, columns: Columns) -> Iterator[dict[str, Any]]:
+        """One record a row; the image is the only large value and is copied out of Arrow once."""
+        images = batch.column(columns.image)
+        if columns.kind == "struct":
+            images = images.field("bytes")
+        for i in range(batch.num_rows):
+            fields = {name: batch.column(name)[i].as_py() for name in columns.fields}
+            key = batch.column(columns.id)[i].as_py() if columns.id else None
+            references = columns.references and columns.references in batch.schema.names
+            texts = batch.column(columns.references)[i].as_py() if references else []
+            yield {
+                "id": f"{source}#{row + i}" if key is None else str(key),
+                "source": source,
+                "row": row + i,
+                "fields": fields,
+                "references": [texts] if isinstance(texts, str) else list(texts or []),
+                "data": images[i].as_py(),
+            }
+
+
+def fill_template(template: str, fields: dict[str, Any]) -> str:
+    """The template with the row's columns in its braces.
+
+    Raises:
+        Reject: reason `prompt`, if a column is null.
+    """
+    if missing := [name for name, value in fields.items() if value is None]:
+        raise Reject("prompt", f"column {missing[0]} is null")
+    parts = ((text, name) for text, name, _, _ in string.Formatter().parse(template))
+    return "".join(text + ("" if name is None else str(fields[name])) for text, name in parts)

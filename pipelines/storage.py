@@ -1,0 +1,84 @@
+"""Local folders and S3 prefixes behind one small interface, picklable so that tasks can open them anywhere."""
+
+import os
+import posixpath
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A folder: an absolute local path or `s3://bucket/prefix`, and how to reach it."""
+
+    path: str
+    endpoint_url: str | None = None
+    anonymous: bool = False
+
+    @property
+    def is_s3(self) -> bool:
+        return self.path.startswith("s3://")
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system, without a listings cache: another process may write what this one lists."""
+        if not self.is_s3:
+            return LocalFileSystem()
+        options: dict[str, Any] = {"anon": self.anonymous, "use_listings_cache": False}
+        if self.endpoint_url:
+            options["endpoint_url"] = self.endpoint_url
+        return fsspec.filesystem("s3", **options)
+
+    @property
+    def root(self) -> str:
+        """The path as the file system names it."""
+        return self.path.removeprefix("s3://").rstrip("/") if self.is_s3 else self.path
+
+    def join(self, *parts: str) -> str:
+        return posixpath.join(self.root, *parts)
+
+    def read(self, name: str) -> bytes:
+        return self.fs.cat_file(self.join(name))
+
+    def exists(self, name: str) -> bool:
+        return self.fs.exists(self.join(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes the object at once or not at all: one PUT on S3, temporary file and rename locally."""
+        target = self.join(name)
+        if self.is_s3:
+            self.fs.pipe_file(target, data)
+            return
+        folder, leaf = posixpath.split(target)
+        os.makedirs(folder, exist_ok=True)
+        temporary = posixpath.join(folder, f".{leaf}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+
+    def list(self, folder: str) -> dict[str, int]:
+        """Name -> size in bytes of the objects directly in `folder`; empty if there is no such folder."""
+        target = self.join(folder)
+        try:
+            entries = self.fs.ls(target, detail=True)
+        except FileNotFoundError:
+            return {}
+        files = (e for e in entries if e["type"] == "file")
+        return {posixpath.basename(e["name"]): e["size"] for e in files if not posixpath.basename(e["name"]).startswith(".")}
+
+
+def make_store(path: str, *, endpoint_url: str | None = None, anonymous: bool = False) -> Store:
+    """A `Store` for `path`; local paths become absolute, since workers may run in another folder."""
+    if path.startswith("s3://"):
+        return Store(path.rstrip("/"), endpoint_url, anonymous)
+    return Store(os.path.abspath(os.path.expanduser(path.removeprefix("file://"))))

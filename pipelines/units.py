@@ -1,0 +1,128 @@
+"""Work units: what is planned, how its output is called, and what is left to do.
+
+A unit is a range of rows of one file (or a list of image files). The name of its output is a pure function of
+the file, the range and the configuration's fingerprint, and holds the range in clear. So one LIST of the output
+tells which rows are done, whatever size the units of earlier runs had, and what remains is planned rows minus
+committed ranges: an image that has a caption never gets a second one.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+SPAN_UNITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFile:
+    """A Parquet file (`row_groups`: rows of each) or an image file (`row_groups` empty)."""
+
+    source: str  # relative to the input, with forward slashes
+    size: int  # bytes
+    row_groups: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.row_groups) if self.row_groups else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows [start, stop) of `sources[0]`, or whole image files `sources[start:stop]` with start 0."""
+
+    key: str  # 12 hex digits for file(s) and fingerprint
+    start: int
+    stop: int
+    sources: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}-{self.start:09d}-{self.stop:09d}"
+
+    @property
+    def num_images(self) -> int:
+        return self.stop - self.start
+
+
+def unit_key(files: Iterable[CorpusFile], fingerprint: str) -> str:
+    """12 hex digits naming these files (by relative path and size) under this configuration."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for file in files:
+        digest.update(f"\0{file.source}\0{file.size}".encode())
+    return digest.hexdigest()[:12]
+
+
+def parse_part(name: str) -> tuple[str, int, int]:
+    """(key, start, stop) of an object name `part-<key>-<start>-<stop>.parquet`.
+
+    Raises:
+        ValueError: if the name is not of this form.
+    """
+    pieces = name.removeprefix("part-").removesuffix(".parquet").split("-")
+    if len(pieces) != 3 or not name.startswith("part-") or not name.endswith(".parquet"):
+        raise ValueError(f"an output part must be named part-<key>-<start>-<stop>.parquet, got {name!r}")
+    return pieces[0], int(pieces[1]), int(pieces[2])
+
+
+def plan_rows(
+    file: CorpusFile, fingerprint: str, num_images: int, stop: int, done: list[tuple[int, int]]
+) -> list[list[Unit]]:
+    """Rows [0, stop) of a Parquet file without the ranges in `done`, as spans: units that one task reads in one go.
+
+    Consecutive small row groups are joined up to a unit. A row group larger than a unit is cut evenly; a reader
+    cannot start inside a row group, so up to 8 of its units share one read.
+    """
+    key = unit_key([file], fingerprint)
+    spans = []
+    for start, end in _subtract(_cut(file.row_groups, num_images), stop, sorted(done)):
+        units = [Unit(key, a, b, (file.source,)) for a, b in _even(start, end, num_images)]
+        spans += [units[i : i + SPAN_UNITS] for i in range(0, len(units), SPAN_UNITS)]
+    return spans
+
+
+def plan_images(files: list[CorpusFile], fingerprint: str, num_images: int) -> list[Unit]:
+    """Units of consecutive image files in sorted order."""
+    chunks = (files[i : i + num_images] for i in range(0, len(files), num_images))
+    return [Unit(unit_key(c, fingerprint), 0, len(c), tuple(f.source for f in c)) for c in chunks]
+
+
+def split_unit(unit: Unit, sizes: dict[str, int], fingerprint: str) -> list[Unit]:
+    """The unit's images as units of one image each, to find the one that kills its process."""
+    if len(unit.sources) == 1:
+        return [Unit(unit.key, row, row + 1, unit.sources) for row in range(unit.start, unit.stop)]
+    files = [CorpusFile(source, sizes[source]) for source in unit.sources]
+    return plan_images(files, fingerprint, 1)
+
+
+def _cut(row_groups: tuple[int, ...], num_images: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows: each one row group, or several small ones that fit a unit together."""
+    start = stop = 0
+    for rows in row_groups:
+        if stop > start and stop - start + rows > num_images:
+            yield start, stop
+            start = stop
+        stop += rows
+    if stop > start:
+        yield start, stop
+
+
+def _subtract(ranges: Iterable[tuple[int, int]], end: int, done: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The parts of `ranges` below `end` that no range of `done` (sorted by start) covers."""
+    for start, stop in ranges:
+        stop = min(stop, end)
+        for a, b in done:
+            if b <= start or a >= stop:
+                continue
+            if a > start:
+                yield start, a
+            start = max(start, b)
+        if start < stop:
+            yield start, stop
+
+
+def _even(start: int, stop: int, num_images: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) in the fewest pieces of at most `num_images`, as equal as can be."""
+    pieces = math.ceil((stop - start) / num_images)
+    for i in range(pieces):
+        yield start + (stop - start) * i // pieces, start + (stop - start) * (i + 1) // pieces
