@@ -1,0 +1,96 @@
+"""Multiply-adds of each part of captioning an image, from shapes and numbers of rows.
+
+Counted: every matrix product, with attention scores over the full square as the pruning papers do (a causal kernel may
+do half). Not counted: norms, activations, softmax, rotary embeddings, comparisons, sums.
+
+For n_a rows in a layer's attention and n_f rows in its FFN, width d, FFN width m and g FFN matrices, a layer is
+
+    (2 + 2 kv_heads / heads) n_a d^2 + 2 n_a^2 d + g n_f d m        (with heads * head_dim = d)
+"""
+
+from otprune.schedules import Schedule
+from otprune.shapes import LanguageShape, ModelShape, VisionShape
+
+
+def prefill_flops(
+    shape: LanguageShape,
+    num_prompt_tokens: int,
+    *,
+    visual: Schedule | None = None,
+    ffn_matrices: int = 3,
+    head: bool = True,
+) -> int:
+    """The language model's work on a prompt, up to the logits of the first generated token.
+
+    `num_prompt_tokens` are in every layer: text and kept tokens. For a method that prunes inside the model, give the
+    text alone and its schedule as `visual`.
+    """
+    if visual is not None and len(visual) != shape.layers:
+        raise ValueError(f"visual must have one entry for each of {shape.layers} layers, got {len(visual)}")
+    if num_prompt_tokens < 0:
+        raise ValueError(f"num_prompt_tokens must be at least 0, got {num_prompt_tokens}")
+    total = shape.hidden * shape.vocab if head else 0
+    for attention_rows, ffn_rows in visual or [(0, 0)] * shape.layers:
+        rows = num_prompt_tokens + attention_rows
+        total += _attention(shape, rows, rows)
+        total += ffn_matrices * (num_prompt_tokens + ffn_rows) * shape.hidden * shape.intermediate
+    return total
+
+
+def decode_flops(
+    shape: LanguageShape, num_prompt_tokens: int, num_generated: int, *, visual: Schedule | None = None
+) -> int:
+    """The language model's work on generated tokens 2 .. num_generated (prefill yields the first), with a KV cache."""
+    total = 0
+    for attention_rows, _ in visual or [(0, 0)] * shape.layers:
+        for step in range(1, num_generated):
+            total += _attention(shape, 1, num_prompt_tokens + attention_rows + step)
+            total += 3 * shape.hidden * shape.intermediate
+    return total + max(num_generated - 1, 0) * shape.hidden * shape.vocab
+
+
+def vision_flops(shape: VisionShape, *, crops: int = 1) -> int:
+    """The vision tower on `crops` square images: patch embedding, then layers with two-matrix FFNs."""
+    n, d = shape.num_patches + shape.class_tokens, shape.hidden
+    layer = 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * shape.intermediate
+    return crops * (shape.num_patches * 3 * shape.patch_size**2 * d + shape.layers * layer)
+
+
+def projector_flops(model: ModelShape, *, crops: int = 1) -> int:
+    """LLaVA's two-layer MLP on the patches of `crops` square images."""
+    width = model.language.hidden
+    return crops * model.vision.num_patches * (model.vision.hidden + width) * width
+
+
+def selector_flops(method: str, num_tokens: int, width: int, keep: int) -> int:
+    """A pre-LLM method's own work on one image of N tokens, D wide, keeping k, as this package computes it.
+
+    otprune: Gram N^2 D, kernel diagonal N^2, then per pick a kernel row N^2 and the Cholesky columns so far.
+    otprune_released: the released code, which multiplies out the N x N kernel (N^3) instead of k of its rows.
+    logdet_linear: the same greedy without a Gram matrix, O(N D k). divprune: the cosine matrix. m3: the averages.
+
+    Raises:
+        ValueError: on a method whose cost is not known here.
+    """
+    cholesky = num_tokens * keep * (keep - 1) // 2
+    match method:
+        case "none" | "random" | "uniform" | "first" | "last":
+            return 0
+        case "otprune" | "otprune_centered":
+            return num_tokens**2 * (width + 1 + keep) + cholesky
+        case "otprune_released":
+            return num_tokens**2 * (width + num_tokens) + cholesky
+        case "logdet_linear" | "logdet_linear_centered":
+            return num_tokens * width * (1 + keep) + cholesky
+        case "divprune":
+            return num_tokens**2 * width
+        case "m3":
+            return num_tokens * width
+        case _:
+            raise ValueError(f"method must have a known selection cost, got {method!r}")
+
+
+def _attention(shape: LanguageShape, num_rows: int, num_keys: int) -> int:
+    """Query, key, value and output projections of `num_rows`, and their scores and sums over `num_keys`."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return num_rows * shape.hidden * 2 * (queries + keys) + 2 * num_rows * num_keys * queries

@@ -1,0 +1,101 @@
+"""Sizes of the models whose work `otprune.flops` counts: plain numbers, no weights.
+
+A shape is read from a Hugging Face config's numbers (`from_config` takes any object with those attributes, so this
+module needs no transformers) or named in `MODELS`, which holds the four models of the published tables.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageShape:
+    """A decoder-only language model with gated FFNs (LLaMA, Qwen, Mistral)."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+
+    @classmethod
+    def from_config(cls, config: Any) -> "LanguageShape":
+        """From a text config (`hidden_size`, `intermediate_size`, `num_hidden_layers`, ...).
+
+        `num_key_value_heads` and `head_dim` default to multi-head attention of full width where a config lacks them.
+        """
+        heads = config.num_attention_heads
+        return cls(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            layers=config.num_hidden_layers,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocab=config.vocab_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionShape:
+    """A plain ViT with two-matrix FFNs (CLIP, SigLIP); `layers` counts the layers that are run."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    image_size: int
+    patch_size: int
+    class_tokens: int = 1
+
+    @classmethod
+    def from_config(cls, config: Any, *, layers: int | None = None, class_tokens: int = 1) -> "VisionShape":
+        """From a vision config. LLaVA reads hidden state -2, so an encoder that stops there runs one layer fewer:
+        pass `layers` if it does; the default is every layer of the config."""
+        return cls(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            layers=config.num_hidden_layers if layers is None else layers,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            class_tokens=class_tokens,
+        )
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A LLaVA: a vision tower, a two-layer MLP projector (vision -> hidden -> hidden), a language model."""
+
+    vision: VisionShape
+    language: LanguageShape
+
+
+def _llava(hidden: int, intermediate: int, layers: int) -> ModelShape:
+    # Vicuna's heads are 128 wide; 32,064 is the padded vocabulary of the checkpoints that transformers loads.
+    heads = hidden // 128
+    language = LanguageShape(
+        hidden=hidden,
+        intermediate=intermediate,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=128,
+        vocab=32064,
+    )
+    # CLIP ViT-L/14-336. LLaVA reads hidden state -2, yet the released models run all 24 layers.
+    vision = VisionShape(hidden=1024, intermediate=4096, layers=24, image_size=336, patch_size=14)
+    return ModelShape(vision=vision, language=language)
+
+
+MODELS = {
+    "llava-1.5-7b": _llava(4096, 11008, 32),
+    "llava-1.5-13b": _llava(5120, 13824, 40),
+    "llava-1.6-7b": _llava(4096, 11008, 32),
+    "llava-next-video-7b": _llava(4096, 11008, 32),
+}
+"""The models of the published tables, by the name used in `otprune.flops.paper_table`."""

@@ -1,0 +1,426 @@
+"""The published cost tables to every printed digit, and the true book against PyTorch's own FLOP counter."""
+
+import functools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers.models.llava.configuration_llava import LlavaConfig
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from otprune.flops import (
+    PAPER_PROMPTS,
+    decode_flops,
+    match_flops,
+    paper_table,
+    prefill_flops,
+    projector_flops,
+    selector_flops,
+    true_flops,
+    vision_flops,
+)
+from otprune.schedules import visual_rows
+from otprune.select import METHODS, select_tokens
+from otprune.shapes import MODELS, LanguageShape, VisionShape
+
+FITPRUNE_90 = {0: 262, 1: 153, 2: 80, 3: 19, 4: 13, 5: 1, 6: 2, 15: 1, 16: 1, 17: 2, 18: 1, 19: 2, 21: 1, 27: 1}
+"""FitPrune's released recipe for LLaVA-1.5-7B that promises 90 % fewer FLOPs."""
+
+VIDEO = "llava-next-video-7b"
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "settings", "full", "pruned", "ratio"),
+    [
+        ("llava-1.5-7b", "otprune", {"retention": 0.098}, 3.2280, 0.5122, 15.6303),
+        ("llava-1.5-13b", "otprune", {"retention": 0.098}, 6.2813, 1.0020, 15.7132),
+        ("llava-1.6-7b", "otprune", {"retention": 0.098}, 11.8489, 1.2659, 10.7966),  # printed truncated: 10.79
+        (VIDEO, "otprune", {"retention": 0.1}, 6.5386, 0.9371, 14.1044),
+    ],
+)
+def test_the_published_tables_are_reproduced(model, method, settings, full, pruned, ratio):
+    """TFLOPs and percents to four decimals, so with DivPrune Eq. 5's sign as the tables have it."""
+    assert [round(x, 4) for x in paper_table(model, method, **settings)] == [full, pruned, ratio]
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "settings", "pruned", "ratio"),
+    [
+        ("llava-1.5-7b", "vtw", {"layer": 4}, 0.603, 18.46),
+        ("llava-1.5-13b", "vtw", {"layer": 4}, 1.030, 16.16),
+        ("llava-1.6-7b", "vtw", {"layer": 3}, 1.318, 11.23),
+        (VIDEO, "vtw", {"layer": 4}, 1.124, 16.97),
+        ("llava-1.5-7b", "fastv", {"layer": 3, "kept": 1}, 0.514, 15.69),
+        ("llava-1.5-13b", "fastv", {"layer": 3, "kept": 13}, 1.003, 15.73),
+        ("llava-1.6-7b", "fastv", {"layer": 3, "kept": 2}, 1.327, 11.30),
+        (VIDEO, "fastv", {"layer": 1, "kept": 81}, 0.943, 14.20),
+    ],
+)
+def test_recovered_baseline_settings_give_the_printed_costs(model, method, settings, pruned, ratio):
+    """No paper states these layers and counts; at them the printed cost of every baseline row comes out."""
+    _, tflops, percent = paper_table(model, method, **settings)
+    assert (round(tflops, 3), round(percent, 2)) == (pruned, ratio)
+
+
+def test_fitprune_release_recipe():
+    _, tflops, percent = paper_table("llava-1.5-7b", "fitprune", recipe=FITPRUNE_90)
+    assert (round(tflops, 3), round(percent, 1)) == (0.552, 16.9)  # not the 0.513 / 15.65 % of the published row
+    rows = visual_rows("fitprune", 576, 32, recipe=FITPRUNE_90)
+    assert rows[-1] == (37, 37)
+    assert rows[0] == (576, 576 - 262)
+
+
+def test_fitprune_rows_charged_to_the_ffn_of_their_last_layer_cost_more():
+    """Deleting at a layer's output instead keeps the attention rows and moves the deletion past the FFN."""
+    shape, ratios = MODELS["llava-1.5-7b"].language, []
+    for num_visual, text in PAPER_PROMPTS["llava-1.5-7b"]:
+        rows = [(n, n) for n, _ in visual_rows("fitprune", num_visual, 32, recipe=FITPRUNE_90)]
+        late = prefill_flops(shape, text, visual=rows, ffn_matrices=2, head=False)
+        ratios.append(late / prefill_flops(shape, text + num_visual, ffn_matrices=2, head=False))
+    assert round(100 * sum(ratios) / len(ratios), 1) == 18.4
+
+
+@pytest.mark.parametrize(
+    ("model", "full", "pruned", "ratio"),
+    [("llava-1.5-7b", 3.448, 0.721, 20.72), ("llava-1.5-13b", 6.707, 1.410, 20.83)],
+)
+def test_with_the_41_uncounted_prompt_tokens_a_fifth_remains(model, full, pruned, ratio):
+    before, after, percent = paper_table(model, "otprune", retention=0.098, extra_text=41)
+    assert (round(before, 3), round(after, 3), round(percent, 2)) == (full, pruned, ratio)
+
+
+def test_with_three_ffn_matrices_the_ratios_hardly_move():
+    before, after, percent = paper_table("llava-1.5-7b", "otprune", retention=0.098, ffn_matrices=3)
+    assert (round(before, 3), round(after, 3), round(percent, 2)) == (4.124, 0.658, 15.72)
+    assert round(paper_table("llava-1.6-7b", "otprune", retention=0.098, ffn_matrices=3)[2], 2) == 11.01
+
+
+@pytest.mark.parametrize(("tokens", "percent"), [(36, 12.47), (64, 16.89), (144, 29.60), (56, 15.63)])
+def test_m3_costs_15_63_percent_only_at_56_tokens_which_is_no_grid(tokens, percent):
+    assert round(paper_table("llava-1.5-7b", "m3", tokens=tokens)[2], 2) == percent
+
+
+def test_the_in_llm_methods_at_their_own_papers_settings_cost_half():
+    assert round(paper_table("llava-1.5-7b", "fastv", layer=2, kept=288)[2], 1) == 55.7
+    assert round(paper_table("llava-1.5-7b", "vtw", layer=16)[2], 1) == 53.4
+
+
+def test_the_published_ratio_is_the_mean_of_ratios_and_not_the_ratio_of_means():
+    full, pruned, ratio = paper_table("llava-1.5-7b", "otprune", retention=0.098)
+    assert round(100 * pruned / full, 2) == 15.87
+    assert round(ratio, 2) == 15.63
+
+
+def test_every_selector_costs_the_same_in_the_paper_book():
+    assert len({paper_table("llava-1.6-7b", method, retention=0.098) for method in METHODS}) == 1
+
+
+def test_no_pruning_costs_all():
+    for model in PAPER_PROMPTS:
+        full, pruned, ratio = paper_table(model, "none")
+        assert full == pruned
+        assert ratio == 100
+
+
+def test_pyramiddrop_stages_are_counted_layer_by_layer():
+    rows = visual_rows("pyramiddrop", 576, 32, stages={8: 288, 16: 144, 24: 72})
+    assert [n for n, _ in rows] == [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "equal"),
+    [
+        ("fastv", {"layer": 0, "kept": 56}, ("otprune", {"retention": 0.098})),
+        ("fastv", {"layer": 5, "kept": 0}, ("vtw", {"layer": 5})),
+        ("vtw", {"layer": 32}, ("none", {})),
+        ("fitprune", {"recipe": {}}, ("none", {})),
+        ("pyramiddrop", {"stages": {3: 20}}, ("fastv", {"layer": 3, "kept": 20})),
+        ("m3", {"tokens": 56}, ("otprune", {"retention": 0.098})),
+    ],
+)
+def test_methods_coincide_where_their_schedules_do(method, settings, equal):
+    assert visual_rows(method, 576, 32, **settings) == visual_rows(equal[0], 576, 32, **equal[1])
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "options", "expected"),
+    [
+        ("llava-1.5-7b", "vtw", {}, {"layer": 4}),
+        ("llava-1.5-13b", "vtw", {}, {"layer": 4}),
+        ("llava-1.6-7b", "vtw", {}, {"layer": 3}),
+        (VIDEO, "vtw", {}, {"layer": 4}),
+        ("llava-1.5-7b", "fastv", {"layer": 3}, {"layer": 3, "kept": 1}),
+        ("llava-1.5-13b", "fastv", {"layer": 3}, {"layer": 3, "kept": 13}),
+        # Fairer settings at the same cost; the published tables do not use them.
+        ("llava-1.5-7b", "fastv", {"layer": 2}, {"layer": 2, "kept": 21}),
+        ("llava-1.5-7b", "fastv", {"layer": 1}, {"layer": 1, "kept": 39}),
+        ("llava-1.5-7b", "m3", {}, {"tokens": 64}),
+        ("llava-1.5-7b", "fitprune", {"recipes": ({}, FITPRUNE_90, {0: 530})}, {"recipe": FITPRUNE_90}),
+    ],
+)
+def test_match_flops_finds_the_smallest_budget_that_is_not_below_the_selector(model, method, options, expected):
+    """The published baselines' layers and counts follow from the rule and the selector's ratio."""
+    target = paper_table(model, "otprune", retention=0.1 if model == VIDEO else 0.098)[2]
+
+    def percent(**settings):
+        return paper_table(model, method, **settings)[2]
+
+    found = match_flops(method, percent, target, num_visual=576, num_layers=32, **options)
+    assert found == expected
+    assert percent(**found) >= target
+
+
+@pytest.mark.parametrize("method", ["vtw", "fastv", "m3"])
+def test_match_flops_agrees_with_trying_every_budget_in_the_true_book(method):
+    model = MODELS["llava-1.5-7b"]
+    target = true_flops(model, "otprune", num_text=60, retention=0.098).total
+    every = {
+        "vtw": [{"layer": k} for k in range(33)],
+        "fastv": [{"layer": 2, "kept": k} for k in range(1, 577)],
+        "m3": [{"tokens": side**2} for side in (1, 2, 3, 4, 6, 8, 12, 24)],
+    }[method]
+
+    def total(**settings):
+        return true_flops(model, method, num_text=60, **settings).total
+
+    dear_enough = [settings for settings in every if total(**settings) >= target]
+    found = match_flops(method, total, target, num_visual=576, num_layers=32, layer=2 if method == "fastv" else None)
+    assert found == min(dear_enough, key=lambda settings: total(**settings))
+
+
+def test_match_flops_refuses_a_target_out_of_reach_and_a_method_without_a_budget():
+    with pytest.raises(ValueError, match=r"target must be at most 100\.0, vtw's largest budget, got 101"):
+        match_flops(
+            "vtw",
+            lambda **s: paper_table("llava-1.5-7b", "vtw", **s)[2],
+            101,
+            num_visual=576,
+            num_layers=32,
+        )
+    for method in ("fastv", "fitprune", "divprune"):
+        with pytest.raises(ValueError, match="method must be vtw, fastv"):
+            match_flops(method, lambda **_: 0.0, 1.0, num_visual=576, num_layers=32)
+
+
+# The true book against PyTorch's counter, which sees every matrix product that a model on the meta device runs.
+# It counts a multiply-add as two.
+
+
+def counted(run) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    assert counter.get_total_flops() % 2 == 0
+    return counter.get_total_flops() // 2
+
+
+def language_config(**changes) -> LlamaConfig:
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 150,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 99,
+    }
+    return LlamaConfig(**(sizes | changes), attn_implementation="eager")
+
+
+SEVEN_B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32064,
+}
+
+
+@pytest.mark.parametrize("sizes", [{}, {"head_dim": 24}, {"num_key_value_heads": 4}, SEVEN_B])
+def test_prefill_counts_what_a_llama_multiplies(sizes):
+    config = language_config(**sizes)
+    shape = LanguageShape.from_config(config)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+        ids = torch.zeros(1, 97, dtype=torch.long)
+        total = counted(lambda: model(ids, logits_to_keep=1))
+    assert prefill_flops(shape, 97) == total
+
+
+def test_the_named_7b_is_the_config_it_is_read_from():
+    assert LanguageShape.from_config(language_config(**SEVEN_B)) == MODELS["llava-1.5-7b"].language
+
+
+def test_decode_counts_what_a_llama_multiplies_with_its_cache():
+    config = language_config()
+    shape = LanguageShape.from_config(config)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+
+        def steps():
+            cache = model(torch.zeros(1, 20, dtype=torch.long), logits_to_keep=1).past_key_values
+            for _ in range(4):  # tokens 2 .. 5
+                cache = model(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache).past_key_values
+
+        total = counted(steps)
+    assert prefill_flops(shape, 20) + decode_flops(shape, 20, 5) == total
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {
+            "hidden_size": 32,
+            "intermediate_size": 72,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 56,
+        },
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    ],
+)
+def test_vision_counts_what_a_clip_tower_multiplies(sizes):
+    config = CLIPVisionConfig(**({"image_size": 336, "patch_size": 14} | sizes), attn_implementation="eager")
+    with torch.device("meta"):
+        tower = CLIPVisionModel(config)
+        pixels = torch.zeros(2, 3, config.image_size, config.image_size)
+        total = counted(lambda: tower(pixels))
+    assert vision_flops(VisionShape.from_config(config), crops=2) == total
+
+
+def test_the_named_tower_is_clip_large_at_336_pixels():
+    config = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    assert VisionShape.from_config(config) == MODELS["llava-1.5-7b"].vision
+    assert VisionShape.from_config(config, layers=23).layers == 23
+    assert MODELS["llava-1.5-7b"].vision.num_patches == 576
+
+
+def test_projector_counts_what_llavas_mlp_multiplies():
+    vision = CLIPVisionConfig(hidden_size=1024, num_attention_heads=16, image_size=336, patch_size=14)
+    config = LlavaConfig(vision_config=vision, text_config=language_config(**SEVEN_B))
+    with torch.device("meta"):
+        projector = LlavaMultiModalProjector(config)
+        total = counted(lambda: projector(torch.zeros(1, 576, 1024)))
+    assert projector_flops(MODELS["llava-1.5-7b"]) == total
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_selectors_cost_what_they_multiply(method):
+    """The counter misses two element-wise products of the log-det greedy: the factor squared for the diagonal, and the
+    single Cholesky column that the second pick sees."""
+    num_tokens, width, keep = 40, 24, 7
+    unseen = {"otprune": num_tokens + 1, "logdet_linear": width + 1}.get(method.removesuffix("_centered"), 0)
+    features = torch.randn(1, num_tokens, width, generator=torch.Generator().manual_seed(0))
+    total = counted(lambda: select_tokens(features, keep, method=method))
+    assert selector_flops(method, num_tokens, width, keep) == total + num_tokens * unseen
+
+
+def test_the_kernel_row_by_row_spares_the_released_codes_cubic_product():
+    row_by_row, released = (selector_flops(m, 576, 4096, 56) for m in ("otprune", "otprune_released"))
+    assert released - row_by_row == 576**3 - 57 * 576**2
+    assert released > row_by_row
+
+
+# The true book as a whole.
+
+
+def test_true_flops_add_up_from_their_parts():
+    model = MODELS["llava-1.5-7b"]
+    flops = true_flops(model, "otprune", num_text=57, num_generated=20, retention=0.098)
+    assert flops.vision == vision_flops(model.vision)
+    assert flops.projector == projector_flops(model)
+    assert flops.policy == selector_flops("otprune", 576, 4096, 56)
+    assert flops.prefill == prefill_flops(model.language, 57 + 56)
+    assert flops.decode == decode_flops(model.language, 57 + 56, 20)
+    assert flops.total == flops.vision + flops.projector + flops.policy + flops.prefill + flops.decode
+
+
+def test_no_generated_tokens_after_the_first_cost_no_decoding():
+    assert true_flops(MODELS["llava-1.5-7b"], "none", num_text=57).decode == 0
+
+
+def test_a_shorter_cache_makes_decoding_cheaper_in_every_method():
+    decode = functools.partial(true_flops, MODELS["llava-1.5-7b"], num_text=57, num_generated=64)
+    full = decode("none").decode
+    assert decode("otprune", retention=0.098).decode < full
+    assert decode("vtw", layer=4).decode < decode("fastv", layer=4, kept=20).decode < full
+    # Rows that FitPrune deletes stay in the cache of the layer that deleted them.
+    late, early = (decode("fitprune", recipe={layer: 500}).decode for layer in (31, 30))
+    assert late == full
+    assert early < full
+
+
+def test_the_policy_of_in_llm_methods_is_the_scores_they_need():
+    policy = {
+        method: true_flops(MODELS["llava-1.5-7b"], method, num_text=24, **settings).policy
+        for method, settings in {
+            "vtw": {"layer": 4},
+            "fastv": {"layer": 3, "kept": 20},
+            "fitprune": {"recipe": {0: 200, 2: 100}},
+            "pyramiddrop": {"stages": {8: 288, 16: 144}},
+        }.items()
+    }
+    assert policy["vtw"] == 0
+    assert policy["fastv"] == 600 * 4096
+    assert policy["fitprune"] == (600**2 + 400**2) * 4096
+    assert policy["pyramiddrop"] == (600 + 312) * 4096
+
+
+def test_anyres_images_cost_their_crops_and_start_from_the_packed_tokens():
+    model = MODELS["llava-1.6-7b"]
+    flops = true_flops(model, "otprune", num_text=57, num_visual=2225, crops=5, retention=0.098)
+    assert flops.vision == 5 * vision_flops(model.vision)
+    assert flops.projector == 5 * projector_flops(model)
+    assert flops.policy == selector_flops("otprune", 2225, 4096, 218)
+    assert flops.prefill == prefill_flops(model.language, 57 + 218)
+
+
+def test_a_config_without_optional_fields_is_plain_multi_head_attention():
+    config = SimpleNamespace(
+        hidden_size=64, intermediate_size=100, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
+    )
+    shape = LanguageShape.from_config(config)
+    assert (shape.kv_heads, shape.head_dim) == (4, 16)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("vtw", {}, r"settings of vtw must be \['layer'\], got \[\]"),
+        ("vtw", {"layer": 3, "kept": 1}, r"settings of vtw must be \['layer'\], got \['kept', 'layer'\]"),
+        ("otprune", {"layer": 3}, r"settings of otprune must be \['retention'\], got \['layer'\]"),
+        ("otprune", {"retention": 0.0}, r"retention must be in \(0, 1\], got 0.0"),
+        ("vtw", {"layer": 33}, r"layer must be in \[0, 32\], got 33"),
+        ("vtw", {"layer": -1}, r"layer must be in \[0, 32\], got -1"),
+        ("fastv", {"layer": 2, "kept": 577}, r"kept from layer 2 on must be in \[0, 576\], got 577"),
+        ("m3", {"tokens": 600}, r"kept from layer 0 on must be in \[0, 576\], got 600"),
+        ("pyramiddrop", {"stages": {8: 100, 16: 200}}, r"kept from layer 16 on must be in \[0, 100\], got 200"),
+        ("fitprune", {"recipe": {0: 300, 1: 300}}, "recipe must delete at most 576 tokens"),
+        ("fitprune", {"recipe": {32: 1}}, r"in layers \[0, 32\)"),
+        ("fitprune", {"recipe": {3: -1}}, "recipe must delete at most 576 tokens"),
+    ],
+)
+def test_wrong_settings_are_value_errors_that_say_what_is_wanted(method, settings, message):
+    with pytest.raises(ValueError, match=message):
+        paper_table("llava-1.5-7b", method, **settings)
+
+
+def test_unknown_names_are_value_errors():
+    with pytest.raises(ValueError, match="model must be one of"):
+        paper_table("llava-2", "otprune", retention=0.1)
+    with pytest.raises(ValueError, match="method must have a known selection cost, got 'magic'"):
+        true_flops(MODELS["llava-1.5-7b"], "magic", num_text=5, retention=0.1)
+    with pytest.raises(ValueError, match="visual must have one entry for each of 32 layers, got 2"):
+        prefill_flops(MODELS["llava-1.5-7b"].language, 5, visual=[(1, 1)] * 2)
+    with pytest.raises(ValueError, match="num_prompt_tokens must be at least 0, got -1"):
+        prefill_flops(MODELS["llava-1.5-7b"].language, -1)
+    with pytest.raises(ValueError, match="num_visual and num_layers must be at least 1, got 0 and 32"):
+        visual_rows("none", 0, 32)
