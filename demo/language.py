@@ -15,9 +15,9 @@ TASKS = ["exist", "attr", "where", "rel", "count", "mc", "text", "bg"]
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six"]
 ROWS, COLUMNS = ["top", "middle", "bottom"], ["left", "center", "right"]
 _FRAME_WORDS = (
-    "USER : ASSISTANT describe the image . , and a on background with digit is there ? what color shape size where left "
-    "right of above below how many shapes are yes no A B C D written none in an answer question caption this detail "
-    "please object objects it picture not"
+    "USER : ASSISTANT describe the image . , and a on background with digit is there ? what color shape size where "
+    "left right of above below how many shapes are yes no A B C D written none in an answer question caption this "
+    "detail please object objects it picture not"
 )
 RELATION_GAP = 16  # pixels; closer centres are neither left nor right, neither above nor below
 _RELATIONS: dict[str, Callable[[Shape, Shape], float]] = {  # positive where the relation holds

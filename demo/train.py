@@ -1,0 +1,197 @@
+"""Train the demo model from nothing, with one command; kill it at any moment and run it again to go on.
+
+    python -m demo.train --out runs/demo_model [--seed 0] [--threads 1] [--device auto]
+    python -m demo.train --out /tmp/quick --quick        # seconds; checks the machinery, learns nothing
+
+Three stages: "vision" (`demo.train_vision`), "words" and "answers" (`demo.train_language`). Writes into the folder:
+
+    train.jsonl     one line per logged step        vision.pt words.pt answers.pt   state of the stages
+    features/       the frozen tower's features     checkpoint/   the model in the Hugging Face layout, float16
+    metrics.json    exact match per task on held-out scenes; written last
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
+from demo.evaluate import evaluate
+from demo.model import build_model, build_tokenizer, export
+from demo.train_language import ask, cache_features, language_loss, load_batch
+from demo.train_vision import VisionHeads, initialise_tower, vision_loss, whole_batch, window_batch, word_groups
+from demo.training import Stage, json_lines, run_stage
+from demo.world import GRID, scene_at
+
+Log = Callable[[dict], None]
+SCENES_PER_SEED = 1 << 24  # training scene numbers that a seed owns: first half for "vision", second for the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is trained, how long, on how much."""
+
+    vision: Stage
+    words: Stage
+    answers: Stage
+    vision_scenes: int = 8  # per step
+    whole_from: float = 0.85  # share of the vision steps after which windows give way to whole images
+    language_scenes: int = 12  # per step
+    cached_scenes: int = 6144
+    words_extra: tuple[str, ...] = ("exist", "attr", "rel", "mc", "letter")
+    answers_extra: tuple[str, ...] = ("exist", "count", "rel", "rel", "mc", "mc")
+    whole_only_from: float = 0.85  # share of the answers steps after which all visual tokens are kept
+    evaluation_scenes: int = 320
+
+
+FULL = Plan(
+    vision=Stage(name="vision", steps=2400, lr=1.5e-3, warmup=80),
+    words=Stage(name="words", steps=1800, lr=1.5e-3),
+    answers=Stage(name="answers", steps=1400, lr=1e-3),
+)
+QUICK = Plan(
+    vision=Stage(name="vision", steps=4, lr=1e-3, log_every=1, save_every=2),
+    words=Stage(name="words", steps=3, lr=1e-3, log_every=1, save_every=2),
+    answers=Stage(name="answers", steps=3, lr=1e-3, log_every=1, save_every=2),
+    vision_scenes=1,
+    language_scenes=2,
+    cached_scenes=8,
+    evaluation_scenes=4,
+)
+
+
+def train(out: Path, plan: Plan = FULL, *, seed: int = 0, device: torch.device, log: Log) -> dict[str, float]:
+    """Run or finish all stages, export, evaluate; returns the metrics.
+
+    Raises:
+        ValueError: if the seed is outside [0, 256), or the folder was begun with another plan or seed.
+    """
+    _claim(out, plan, seed)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, seed).to(device)
+    first = seed * SCENES_PER_SEED
+    _train_vision(model, tokenizer, plan, seed, first, out, log)
+    model.model.vision_tower.requires_grad_(False)
+    cached = cache_features(model, first + SCENES_PER_SEED // 2, plan.cached_scenes, out / "features")
+    for stage, extra in ((plan.words, plan.words_extra), (plan.answers, plan.answers_extra)):
+        _train_language(model, tokenizer, plan, stage, extra, cached, seed, out, log)
+    export(model, tokenizer, out / "checkpoint")
+    scenes = [scene_at("validation", index) for index in range(plan.evaluation_scenes)]
+    shipped = LlavaForConditionalGeneration.from_pretrained(out / "checkpoint", dtype=torch.float32).to(device)
+    metrics = evaluate(shipped, tokenizer, scenes)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    log({"stage": "done", **metrics})
+    return metrics
+
+
+def _claim(out: Path, plan: Plan, seed: int) -> None:
+    """Write down plan and seed, or check that the folder was begun with the same."""
+    if not 0 <= seed < 256:
+        raise ValueError(f"seed must be in [0, 256), got {seed}")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps({"seed": seed, **asdict(plan)}))
+    path = out / "plan.json"
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        raise ValueError(f"out must be a new folder or one begun with the same plan and seed, got {out}")
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _train_vision(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+    seed: int,
+    first: int,
+    out: Path,
+    log: Log,
+) -> None:
+    parts, device = model.model, model.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        heads = VisionHeads().to(device)
+    if not (out / f"{plan.vision.name}.pt").is_file():
+        initialise_tower(model, first)
+    words = word_groups(tokenizer, device)
+    trained = nn.ModuleDict(
+        {
+            "tower": parts.vision_tower,
+            "projector": parts.multi_modal_projector,
+            "words": parts.language_model.embed_tokens,
+            "heads": heads,
+        }
+    )
+
+    def loss_at(step: int):
+        whole = step >= plan.whole_from * plan.vision.steps
+        scenes = [scene_at("train", first + step * plan.vision_scenes + index) for index in range(plan.vision_scenes)]
+        batch = whole_batch(scenes) if whole else window_batch(scenes, _generator(seed, plan.vision, step))
+        return vision_loss(model, heads, words, batch, whole=whole)
+
+    run_stage(plan.vision, trained, loss_at, out, log)
+
+
+def _train_language(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+    stage: Stage,
+    extra: tuple[str, ...],
+    cached: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    out: Path,
+    log: Log,
+) -> None:
+    features, occupied = cached
+    first = seed * SCENES_PER_SEED + SCENES_PER_SEED // 2
+    trained = nn.ModuleDict({"projector": model.model.multi_modal_projector, "decoder": model.model.language_model})
+
+    def loss_at(step: int):
+        rng = _generator(seed, stage, step)
+        if stage is plan.words:
+            keep = GRID**2 // 4
+        elif step >= plan.whole_only_from * stage.steps:
+            keep = GRID**2
+        else:
+            keep = int(rng.choice([GRID**2, GRID**2, GRID**2 // 2, GRID**2 // 4]))
+        index = rng.choice(len(features), plan.language_scenes, replace=False)
+        text_rng = random.Random(int(rng.integers(1 << 62)))
+        asked = [ask(scene_at("train", first + int(number)), text_rng, extra) for number in index]
+        batch = load_batch(features, occupied, index, keep, rng).to(model.device)
+        return language_loss(model, tokenizer, batch, asked)
+
+    run_stage(stage, trained, loss_at, out, log)
+
+
+def _generator(seed: int, stage: Stage, step: int) -> np.random.Generator:
+    """Everything random about a step: a function of seed, stage and step alone, so a resumed run draws the same."""
+    return np.random.default_rng([seed, *stage.name.encode(), step])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model from nothing.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(auto if arguments.device == "auto" else arguments.device)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    log = json_lines(arguments.out / "train.jsonl")
+    try:
+        train(arguments.out, QUICK if arguments.quick else FULL, seed=arguments.seed, device=device, log=log)
+    except ValueError as problem:
+        parser.error(str(problem))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
