@@ -3,3 +3,5 @@
 from otprune.select import METHODS, num_kept, select_tokens
 
 __all__ = ["METHODS", "num_kept", "select_tokens"]
+
+__version__ = "0.1.0"
