@@ -1,0 +1,6 @@
+"""Scores of captions and answers: pure functions, one file for each family. `compare` is imported where it is used."""
+
+from pipelines.metrics.cider import cider_d, cider_d_scores
+from pipelines.metrics.vqa import vqa_accuracy, vqa_normalize
+
+__all__ = ["cider_d", "cider_d_scores", "vqa_accuracy", "vqa_normalize"]
