@@ -34,7 +34,7 @@ from demo.photos import broken_images, photographs
 from demo.render import render
 from demo.world import SPLIT_SIZE, scene_at
 
-VERSION = 1  # raise it when the content of a corpus changes
+VERSION = 2  # raise it when the content of a corpus changes
 DEFAULT_FOLDER = Path(".cache/demo_corpus")
 MARKER = "_corpus.json"
 MAX_SCENES = 1 << 20  # each corpus seed owns this many scene numbers

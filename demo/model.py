@@ -6,10 +6,12 @@ projector 128 -> 192 -> 192, Llama of width 192 with 4 layers and tied embedding
 Shape suffixes: B images, N visual tokens, D vision width, H W pixels.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
@@ -110,7 +112,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlavaForConditionalGeneration(config)
+        model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.set_attn_implementation("eager")  # faster than fused attention on a CPU at 65 tokens
+    return model
 
 
 def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
@@ -152,3 +156,10 @@ def export(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerF
     settings.do_sample, settings.max_new_tokens, settings.pad_token_id = False, MAX_NEW_TOKENS, tokenizer.pad_token_id
     model.save_pretrained(folder)
     build_processor(tokenizer).save_pretrained(folder)
+    path = folder / "model.safetensors"
+    save_file({_released_name(name): tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+
+
+def _released_name(name: str) -> str:
+    """transformers 5 drops a level that the released checkpoints have; it reads both, vLLM only the released names."""
+    return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)

@@ -43,7 +43,7 @@ class Plan:
     vision_scenes: int = 8  # per step
     whole_from: float = 0.85  # share of the vision steps after which windows give way to whole images
     language_scenes: int = 12  # per step
-    cached_scenes: int = 6144
+    cached_scenes: int = 4096
     words_extra: tuple[str, ...] = ("exist", "attr", "rel", "mc", "letter")
     answers_extra: tuple[str, ...] = ("exist", "count", "rel", "rel", "mc", "mc")
     whole_only_from: float = 0.85  # share of the answers steps after which all visual tokens are kept
@@ -51,9 +51,9 @@ class Plan:
 
 
 FULL = Plan(
-    vision=Stage(name="vision", steps=2400, lr=1.5e-3, warmup=80),
-    words=Stage(name="words", steps=1800, lr=1.5e-3),
-    answers=Stage(name="answers", steps=1400, lr=1e-3),
+    vision=Stage(name="vision", steps=1800, lr=1.5e-3, warmup=80),
+    words=Stage(name="words", steps=1500, lr=1.5e-3),
+    answers=Stage(name="answers", steps=900, lr=1e-3),
 )
 QUICK = Plan(
     vision=Stage(name="vision", steps=4, lr=1e-3, log_every=1, save_every=2),
