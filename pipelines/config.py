@@ -19,7 +19,9 @@ def key(meaning: str, default: Any = None, **bounds: Any) -> Any:
 class InputConfig:
     path: str = key("corpus: Parquet file, glob, folder of Parquet or of image files; local or s3://", "")
     image_column: str = key("column with image bytes, {bytes, path} structs or URIs; auto finds it", "auto")
-    id_column: str = key("column with the rows' own keys; auto finds id, key, image_id ...; none uses row addresses", "auto")
+    id_column: str = key(
+        "column with the rows' own keys; auto finds id, key, image_id ...; none uses row addresses", "auto"
+    )
     reference_column: str = key("column with reference captions, shown in the report; auto | none | its name", "auto")
     limit: int | None = key("caption only the first so many rows", None, low=1)
     endpoint_url: str | None = key("S3 endpoint of the input, e.g. of MinIO")
@@ -46,7 +48,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig:
     template: str = key(
-        "the user's text; {column} inserts a column of the row", "Provide a one-sentence caption for the provided image."
+        "the user's text; {column} inserts a column of the row",
+        "Provide a one-sentence caption for the provided image.",
     )
     more: list[str] = key("further templates asked of every image, one caption row each; the image is encoded once", [])
     conversation: Literal["auto", "vicuna_v1", "plain"] = key(
@@ -111,7 +114,9 @@ class EngineConfig:
 class FaultsConfig:
     retries: int = key("further tries for a unit whose process died", 2, low=0)
     max_isolated: int = key(
-        "more work units than this that fail as a whole mean that the images are not to blame: stop with exit code 1", 100, low=0
+        "more work units than this that fail as a whole mean that the images are not to blame: stop with exit code 1",
+        100,
+        low=0,
     )
     no_progress_seconds: int = key("a run in which nothing moves for so long fails instead of hanging", 1800, low=1)
 
@@ -137,7 +142,9 @@ class MlflowConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RayConfig:
     address: str | None = key("cluster to join; null is the submitted job's own, else an embedded one")
-    num_cpus: int | None = key("logical CPUs of the embedded Ray; null is what the machine and the pools need", None, low=1)
+    num_cpus: int | None = key(
+        "logical CPUs of the embedded Ray; null is what the machine and the pools need", None, low=1
+    )
     object_store_mb: int | None = key("object store of the embedded Ray in MiB; null is Ray's default", None, low=80)
     dashboard: bool = key("start the dashboard of the embedded Ray", False)
 

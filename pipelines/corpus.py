@@ -18,9 +18,8 @@ from pipelines.units import CorpusFile
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = tuple(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .jp2 .avif .heic .heif .ico .svg".split()
-)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
+IMAGE_SUFFIXES += (".avif", ".heic", ".heif", ".ico", ".svg")  # not decoded, but a quarantine row says so
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content", "picture", "photo")
 URI_NAMES = ("image_url", "image_uri", "url", "uri", "image_path", "file_path", "path", "file_name", "filename")
 ID_NAMES = ("id", "key", "__key__", "image_id", "img_id", "uid", "uuid", "question_id")
@@ -96,14 +95,22 @@ def find_columns(
     if image_column == "auto":
         image_column = _choose_image(schema, kinds)
     elif image_column not in schema.names:
-        raise UserError(f"input.image_column must be a column of the corpus ({', '.join(schema.names)}), got {image_column}")
+        raise UserError(
+            f"input.image_column must be a column of the corpus ({', '.join(schema.names)}), got {image_column}"
+        )
     elif image_column not in kinds:
         kind = schema.field(image_column).type
-        raise UserError(f"input.image_column must hold bytes, {{bytes, path}} structs or URIs, got {image_column} of type {kind}")
+        raise UserError(
+            f"input.image_column must hold bytes, {{bytes, path}} structs or URIs, got {image_column} of type {kind}"
+        )
     fields = tuple(dict.fromkeys(name for template in templates for name in template_fields(template)))
     if unknown := [name for name in fields if name not in schema.names]:
         raise UserError(f"prompt.template uses the column {unknown[0]!r}; the corpus has {', '.join(schema.names)}")
-    ids = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type) or pa.types.is_integer(f.type)]
+    ids = [
+        f.name
+        for f in schema
+        if pa.types.is_string(f.type) or pa.types.is_large_string(f.type) or pa.types.is_integer(f.type)
+    ]
     texts = [f.name for f in schema if _is_text(f.type) and f.name != image_column]
     return Columns(
         image=image_column,
@@ -123,7 +130,9 @@ def template_fields(template: str) -> list[str]:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise UserError(f"prompt.template must have matching braces around column names, got {template!r}: {error}") from error
+        raise UserError(
+            f"prompt.template must have matching braces around column names, got {template!r}: {error}"
+        ) from error
     if bad := [name for name in names if not re.fullmatch(r"[\w ]+", name)]:
         raise UserError(f"prompt.template must hold plain column names in braces, got {{{bad[0]}}}")
     return names
@@ -144,9 +153,13 @@ def _list(store: Store) -> tuple[Store, dict[str, int]]:
     except (OSError, ValueError) as error:
         raise UserError(f"input.path {store.path} cannot be listed: {error}") from error
     names = {posixpath.relpath(p, root): info["size"] for p, info in found.items()}
-    names = {name: size for name, size in sorted(names.items()) if not any(p.startswith((".", "_")) for p in name.split("/"))}
+    names = {
+        name: size for name, size in sorted(names.items()) if not any(p.startswith((".", "_")) for p in name.split("/"))
+    }
     if not names:
-        raise UserError(f"input.path must be a Parquet file, a glob or a folder with images, found nothing at {store.path!r}")
+        raise UserError(
+            f"input.path must be a Parquet file, a glob or a folder with images, found nothing at {store.path!r}"
+        )
     scheme = "s3://" if store.is_s3 else ""
     return Store(scheme + root, store.endpoint_url, store.anonymous), names
 
@@ -155,7 +168,9 @@ def _image_folder(root: Store, sizes: dict[str, int], templates: Sequence[str]) 
     files = tuple(CorpusFile(name, size) for name, size in sizes.items() if name.lower().endswith(IMAGE_SUFFIXES))
     if not files:
         shown = ", ".join(list(sizes)[:3])
-        raise UserError(f"input.path must hold Parquet or image files, found {len(sizes)} others in {root.path}: {shown}")
+        raise UserError(
+            f"input.path must hold Parquet or image files, found {len(sizes)} others in {root.path}: {shown}"
+        )
     if names := [name for template in templates for name in template_fields(template)]:
         raise UserError(f"prompt.template uses the column {names[0]!r}, but a folder of image files has no columns")
     if skipped := len(sizes) - len(files):
@@ -175,7 +190,9 @@ def _check_same(name: str, schema: pa.Schema, first: pa.Schema, columns: Columns
     for wanted in filter(None, (columns.image, columns.id, columns.references, *columns.fields)):
         got = schema.field(wanted).type if wanted in schema.names else "no such column"
         if got != first.field(wanted).type:
-            raise UserError(f"{name}: column {wanted} must be {first.field(wanted).type} as in the first file, got {got}")
+            raise UserError(
+                f"{name}: column {wanted} must be {first.field(wanted).type} as in the first file, got {got}"
+            )
 
 
 def _image_kind(kind: pa.DataType) -> Literal["struct", "binary", "uri"] | None:

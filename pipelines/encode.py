@@ -21,6 +21,7 @@ from otprune.models import load_encoder
 from pipelines.work import Work, clean
 
 THUMBNAIL = 224  # pixels a side
+SYSTEMATIC = 8  # when so many images all fail, it is not the images
 
 
 class Encoder:
@@ -71,7 +72,10 @@ class Encoder:
         for index, error in failed.items():
             work.reject(index, "encode", f"{type(error).__name__}: {error}")
         work.num_visual_tokens = self.encoder.num_tokens
-        empty = torch.empty(self.k, self.encoder.width, dtype=self.encoder.dtype), torch.empty(self.k, dtype=torch.int64)
+        empty = (
+            torch.empty(self.k, self.encoder.width, dtype=self.encoder.dtype),
+            torch.empty(self.k, dtype=torch.int64),
+        )
         rows = [parts.get(i, empty) for i in range(len(pixels))]
         shape = (0, self.k, self.encoder.width)
         tokens = torch.stack([row[0].cpu() for row in rows]) if rows else torch.empty(shape, dtype=self.encoder.dtype)
@@ -103,10 +107,10 @@ def image_seed(sha256: str, seed: int) -> int:
 
 
 def run_batched(indices: list[int], batch_size: int, run: Callable[[list[int]], None]) -> dict[int, Exception]:
-    """Runs `run` on batches of `indices`; halves a batch that fails, down to the guilty images, and returns their errors.
+    """Runs `run` on batches; halves a batch that fails, down to the guilty images, and returns their errors.
 
     Raises:
-        the first error, if more than one image was tried and every one failed: then the images are not to blame.
+        the last error, if SYSTEMATIC images or more were tried and every one failed: then they are not to blame.
     """
     failed: dict[int, Exception] = {}
     todo = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
@@ -120,7 +124,7 @@ def run_batched(indices: list[int], batch_size: int, run: Callable[[list[int]], 
                 torch.cuda.empty_cache()
             if len(batch) == 1:
                 failed[batch[0]] = error
-                if len(failed) == len(indices) > 1:
+                if len(failed) == len(indices) >= SYSTEMATIC:
                     raise
             else:
                 half = len(batch) // 2

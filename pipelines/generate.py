@@ -79,7 +79,9 @@ class Generator:
         before, after = self.decoder.encode_prompt(text, self.conversation)
         length, room = len(before) + num_visual + len(after), self.decoder.max_length - self.max_new_tokens
         if length > room:
-            raise ValueError(f"prompt must leave room for {self.max_new_tokens} new tokens: at most {room}, got {length}")
+            raise ValueError(
+                f"prompt must leave room for {self.max_new_tokens} new tokens: at most {room}, got {length}"
+            )
         return before, after
 
     def _complete(self, work: Work, batch: list[tuple[int, int]], visual: Tensor, prompts: dict) -> list[Completion]:

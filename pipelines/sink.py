@@ -39,10 +39,24 @@ class Sink:
         with work.timed("write"):
             name = f"part-{work.unit.name}.parquet"
             if work.rejected:
-                rows = [{**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail} for r in work.rejected]
+                rows = [
+                    {**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail}
+                    for r in work.rejected
+                ]
                 self.store.write(f"quarantine/{name}", _parquet(rows, QUARANTINE, {}))
-            rows = [self._row(work, image, prompt, done) for image in work.images for prompt, done in zip(image.prompts, image.captions, strict=True)]
-            metadata = {**totals(work), "unit": work.unit.name, "fingerprint": self.fingerprint, "sources": work.unit.sources}
+            else:  # an earlier try may have rejected images, say for a time-out, and died before it could commit
+                self.store.delete(f"quarantine/{name}")
+            rows = [
+                self._row(work, image, prompt, done)
+                for image in work.images
+                for prompt, done in zip(image.prompts, image.captions, strict=True)
+            ]
+            metadata = {
+                **totals(work),
+                "unit": work.unit.name,
+                "fingerprint": self.fingerprint,
+                "sources": work.unit.sources,
+            }
             self.store.write(f"captions/{name}", _parquet(rows, CAPTIONS, metadata))
 
     def _row(self, work: Work, image: Any, prompt: str, done: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +80,9 @@ def totals(work: Work) -> dict[str, Any]:
         "prompt_tokens": sum(c["num_prompt_tokens"] for c in captions),
         "generated_tokens": sum(c["num_generated_tokens"] for c in captions),
         "finished_by_length": sum(c["finish_reason"] == "length" for c in captions),
-        "reasons": {reason: sum(r.reason == reason for r in work.rejected) for reason in {r.reason for r in work.rejected}},
+        "reasons": {
+            reason: sum(r.reason == reason for r in work.rejected) for reason in {r.reason for r in work.rejected}
+        },
         "seconds": work.seconds,
     }
 
@@ -76,7 +92,14 @@ def summarize(work: Work) -> dict[str, Any]:
     summary: dict[str, Any] = {"unit": work.unit.name, "error": work.error}
     if work.error is None:
         samples = [
-            {"source": i.source, "row": i.row, "references": i.references, "captions": i.captions, "prompts": i.prompts, **i.sample}
+            {
+                "source": i.source,
+                "row": i.row,
+                "references": i.references,
+                "captions": i.captions,
+                "prompts": i.prompts,
+                **i.sample,
+            }
             for i in work.images
             if i.sample
         ]

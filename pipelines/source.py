@@ -84,6 +84,14 @@ class ReadDecode:
                 work = Work(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
             yield work.to_row()
 
+    def identify(self, span: SpanRow) -> dict[str, Any]:
+        """id, source, row and sha256 of the only image of a span, without decoding it."""
+        record = next(self._records(span))
+        self._fetch_missing([record])
+        data = record["data"]
+        sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
+        return {"id": record["id"], "source": record["source"], "row": record["row"], "sha256": sha256}
+
     def _fill(self, work: Work, records: Iterator[dict[str, Any]], num_samples: int) -> None:
         with work.timed("read"):
             rows = list(itertools.islice(records, work.unit.num_images))

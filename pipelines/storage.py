@@ -1,5 +1,6 @@
 """Local folders and S3 prefixes behind one small interface, picklable so that tasks can open them anywhere."""
 
+import contextlib
 import os
 import posixpath
 import uuid
@@ -66,6 +67,11 @@ class Store:
                 os.unlink(temporary)
             raise
 
+    def delete(self, name: str) -> None:
+        """Removes the object; fine if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.join(name))
+
     def list(self, folder: str) -> dict[str, int]:
         """Name -> size in bytes of the objects directly in `folder`; empty if there is no such folder."""
         target = self.join(folder)
@@ -74,7 +80,9 @@ class Store:
         except FileNotFoundError:
             return {}
         files = (e for e in entries if e["type"] == "file")
-        return {posixpath.basename(e["name"]): e["size"] for e in files if not posixpath.basename(e["name"]).startswith(".")}
+        return {
+            posixpath.basename(e["name"]): e["size"] for e in files if not posixpath.basename(e["name"]).startswith(".")
+        }
 
 
 def make_store(path: str, *, endpoint_url: str | None = None, anonymous: bool = False) -> Store:

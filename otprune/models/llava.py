@@ -188,7 +188,9 @@ def _load(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype: tor
     transformers_logging.set_verbosity_error()  # the other half of the checkpoint is reported as unexpected
     transformers_logging.disable_progress_bar()
     try:
-        model, info = cls.from_pretrained(folder, config=config, dtype=dtype, key_mapping=names, output_loading_info=True)
+        model, info = cls.from_pretrained(
+            folder, config=config, dtype=dtype, key_mapping=names, output_loading_info=True
+        )
     finally:
         transformers_logging.set_verbosity(verbosity)
     if info["missing_keys"]:

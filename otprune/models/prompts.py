@@ -31,9 +31,7 @@ def render_prompt(text: str, conversation: str, folder: Path, tokenizer: PreTrai
         return f"{VICUNA_SYSTEM} USER: <image>\n{text} ASSISTANT:"
     content = [{"type": "image"}, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
-    return tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=True
-    )  # pyright: ignore[reportReturnType]
+    return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)  # pyright: ignore[reportReturnType]
 
 
 def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -1,0 +1,41 @@
+"""Caption a corpus of images with a LLaVA model, visual tokens pruned, exactly once.
+
+    python jobs/caption_corpus.py                                   # the demo
+    python jobs/caption_corpus.py --config conf/llava15_7b.yaml input.path=s3://bucket/images output.path=s3://bucket/out
+    ray job submit --working-dir . -- python jobs/caption_corpus.py --config ... dotted.key=value ...
+
+Exit codes: 0 done; 2 bad configuration or input; 4 stopped by the spend cap; 130 interrupted; 1 anything else.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from pipelines.caption import prepare
+from pipelines.run import run_job
+from pipelines.settings import UserError, help_text, load_config
+from pipelines.summary import print_summary
+
+
+def main(argv: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if {"-h", "--help"} & set(argv):
+        print(help_text(__doc__))
+        return 0
+    try:
+        config = load_config(argv)
+        if config.input.path == ".cache/demo_corpus" and not Path(config.input.path).exists():
+            from demo.corpus import build_corpus
+
+            build_corpus(Path(config.input.path))
+        job = prepare(config)
+        outcome = run_job(job)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_summary(job, outcome)
+    return outcome.code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

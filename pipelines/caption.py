@@ -1,0 +1,185 @@
+"""The caption job: check everything, plan, run the flow, isolate what kills its process, account for it all."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from otprune.models import CheckpointError, resolve_checkpoint
+from otprune.models.checkpoint import image_statistics, read_config
+from otprune.select import METHODS
+from pipelines.cluster import actor_gpus
+from pipelines.config import Config
+from pipelines.corpus import Corpus, find_corpus
+from pipelines.encode import Encoder
+from pipelines.faults import JobFailedError
+from pipelines.fingerprint import claim_output, describe, fingerprint
+from pipelines.flow import Stage, run_flow
+from pipelines.generate import Generator
+from pipelines.plan import Plan, make_plan
+from pipelines.settings import UserError
+from pipelines.sink import Sink
+from pipelines.source import DecodeSettings, ReadDecode, SpanRow
+from pipelines.storage import Store, make_store
+from pipelines.work import clean
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checked job, before any cluster is touched."""
+
+    config: Config
+    model: Path
+    corpus: Corpus
+    output: Store
+    described: dict[str, Any]  # what the fingerprint stands for
+    plan: Plan
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.described)
+
+
+def prepare(config: Config) -> Job:
+    """Checks model, corpus and output, in seconds, and plans what is left to do.
+
+    Raises:
+        UserError: for anything that the user has to correct.
+    """
+    for name, value in (
+        ("model.path", config.model.path),
+        ("input.path", config.input.path),
+        ("output.path", config.output.path),
+    ):
+        if not value:
+            raise UserError(f"{name} must be set; --help lists the keys")
+    if config.prune.method not in (*METHODS, "none"):
+        raise UserError(f"prune.method must be one of none, {', '.join(METHODS)}, got {config.prune.method!r}")
+    try:
+        model = resolve_checkpoint(config.model.path).resolve()
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    corpus = find_corpus(
+        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
+        image_column=config.input.image_column,
+        id_column=config.input.id_column,
+        reference_column=config.input.reference_column,
+        templates=[config.prompt.template, *config.prompt.more],
+    )
+    described = describe(config, model)
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    try:
+        output = claim_output(output, described, config.output.on_mismatch)
+        output.write(".probe", b"")
+        output.delete(".probe")
+    except (OSError, ValueError) as error:
+        raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
+    plan = make_plan(
+        corpus,
+        output,
+        fingerprint(described),
+        num_images=config.unit.images,
+        limit=config.input.limit,
+        num_samples=config.run.samples,
+    )
+    return Job(config, model, corpus, output, described, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The stages of a job, with everything that they need, ready for `run_flow`."""
+
+    read: ReadDecode
+    encode: Stage
+    generate: Stage
+    sink: Sink
+
+    def run(self, spans: list[SpanRow], config: Config, one_at_a_time: bool) -> Iterator[dict[str, Any]]:
+        """Summaries of the spans' units, as dicts.
+
+        Raises:
+            JobFailedError: if Ray gives up.
+        """
+        summaries = run_flow(
+            spans,
+            read=self.read,
+            encode=self.encode,
+            generate=self.generate,
+            sink=self.sink,
+            retries=config.faults.retries,
+            max_lost=config.faults.max_isolated,
+            no_progress_seconds=config.faults.no_progress_seconds,
+            one_at_a_time=one_at_a_time,
+        )
+        try:
+            for row in summaries:
+                yield json.loads(row["summary"])
+        except ray.exceptions.RayError as error:
+            raise JobFailedError(f"Ray gave up: {type(error).__name__}: {clean(str(error))}") from error
+
+
+def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) -> Stages:
+    """The stages for the connected cluster; `encoder` and `generator` are the actor classes."""
+    config = job.config
+    encode_gpus, generate_gpus = actor_gpus(config)
+    mean, _ = image_statistics(job.model)
+    vision = read_config(job.model)["vision_config"]
+    shared = {"model_path": str(job.model), "dtype": config.model.dtype}
+    read = ReadDecode(
+        store=job.corpus.store,
+        columns=job.corpus.columns,
+        templates=[config.prompt.template, *config.prompt.more],
+        decode=DecodeSettings(
+            size=vision.get("image_size", 336),
+            aspect=config.decode.aspect,
+            background=tuple(int(255 * value) for value in mean),
+            max_bytes=config.decode.max_bytes,
+            max_pixels=config.decode.max_pixels,
+            min_side=config.decode.min_side,
+        ),
+        fetch_threads=config.input.fetch_threads,
+        fetch_timeout=config.input.fetch_timeout,
+    )
+    encode = Stage(
+        actor=encoder,
+        arguments=shared
+        | {
+            "device": "cuda" if encode_gpus else "cpu",
+            "method": config.prune.method,
+            "retention": config.prune.retention,
+            "gamma": config.prune.gamma,
+            "gamma_scale": config.prune.gamma_scale,
+            "seed": config.prune.seed,
+            "batch_size": config.encode.batch_size,
+        },
+        min_actors=config.encode.actors,
+        max_actors=config.encode.max_actors or config.encode.actors,
+        num_cpus=config.encode.num_cpus,
+        num_gpus=encode_gpus,
+    )
+    generate = Stage(
+        actor=generator,
+        arguments=shared
+        | {
+            "device": "cuda" if generate_gpus else "cpu",
+            "conversation": config.prompt.conversation,
+            "max_new_tokens": config.generate.max_new_tokens,
+            "temperature": config.generate.temperature,
+            "top_p": config.generate.top_p,
+            "seed": config.generate.seed,
+            "batch_size": config.generate.batch_size,
+        },
+        min_actors=config.generate.actors,
+        max_actors=config.generate.max_actors or config.generate.actors,
+        num_cpus=config.generate.num_cpus,
+        num_gpus=generate_gpus,
+    )
+    sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
+    return Stages(read, encode, generate, sink)

@@ -1,0 +1,106 @@
+"""Joining a Ray cluster or starting an embedded one, with the resources that the pools need."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from pipelines.config import Config
+from pipelines.settings import UserError
+
+logger = logging.getLogger(__name__)
+
+TASK_CPUS = 2  # for reading, decoding and writing beside the actors
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[str]:
+    """Joins the cluster, or starts an embedded one, for the block; yields one line that says which.
+
+    A Ray that is running in this process already is used and left running.
+
+    Raises:
+        UserError: if `ray.address` names no cluster in reach, or the cluster is too small for the pools.
+    """
+    _quiet()
+    if ray.is_initialized():
+        yield "this process's Ray"
+        return
+    try:
+        where = _start(config)
+        logger.info("%s", where)
+        yield where
+    finally:
+        ray.shutdown()
+
+
+def _start(config: Config) -> str:
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            environment = {"env_vars": {"OMP_WAIT_POLICY": "passive"}}
+            context = ray.init(address=address, log_to_driver=False, runtime_env=environment)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"ray.address must name a running cluster, got {address}: {error}") from error
+        where = f"Ray cluster {address}"
+    else:
+        # Threads that spin while they wait take the cores from their neighbours: four times slower on a busy machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray logs an error at each pool's start, about constructor arguments that are safe while the driver lives.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        store = config.ray.object_store_mb
+        context = ray.init(
+            address="local",
+            num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, actor_cpus(config) + TASK_CPUS),
+            include_dashboard=config.ray.dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=store * 2**20 if store else None,
+        )
+        where = "embedded Ray"
+    resources = ray.cluster_resources()
+    _check_room(config, resources, may_grow=bool(address))
+    dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
+    return f"{where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs{dashboard}"
+
+
+def actor_cpus(config: Config) -> int:
+    """CPUs that the actors of both pools hold at their smallest."""
+    pools = (config.encode, config.generate)
+    return math.ceil(sum(pool.actors * pool.num_cpus for pool in pools))
+
+
+def actor_gpus(config: Config) -> tuple[float, float]:
+    """GPUs of one encode and one generate actor: as configured, else a share of one where the cluster has any."""
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    encode = (0.3 if has_gpus else 0.0) if config.encode.num_gpus is None else config.encode.num_gpus
+    generate = (0.7 if has_gpus else 0.0) if config.generate.num_gpus is None else config.generate.num_gpus
+    return encode, generate
+
+
+def _check_room(config: Config, resources: dict[str, float], *, may_grow: bool) -> None:
+    """A pool that never fits would wait in silence; say so instead. An autoscaling cluster may still grow."""
+    encode, generate = actor_gpus(config)
+    gpus = config.encode.actors * encode + config.generate.actors * generate
+    needs = {"GPU": gpus, "CPU": actor_cpus(config) + 1}  # one CPU for the tasks
+    for kind, need in needs.items():
+        has = resources.get(kind, 0)
+        if need > has:
+            text = f"encode.actors, generate.actors and one task need {need:g} {kind}s, the cluster has {has:g}"
+            if not may_grow:
+                raise UserError(text)
+            logger.warning("%s: the job waits until it has grown", text)
+
+
+def _quiet() -> None:
+    """Ray's progress bars and its chatter off: this package has its own progress line."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,81 @@
+"""The fingerprint: one hash of everything that decides what a caption says, so that an output never mixes two.
+
+Model weights, prompt, pruning, decoding of images and of text, and this package's version are in it; cluster size,
+batch sizes, unit size and store locations are not.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import otprune
+from otprune.models import weights_digest
+from pipelines.config import Config
+from pipelines.settings import UserError
+from pipelines.storage import Store
+
+FILE = "fingerprint.json"
+SECTIONS = ("prompt", "prune", "decode", "engine")
+KEYS = (
+    "model.path",
+    "model.dtype",
+    "generate.max_new_tokens",
+    "generate.temperature",
+    "generate.top_p",
+    "generate.seed",
+    "input.image_column",
+    "input.id_column",
+)
+
+
+def describe(config: Config, model: Path) -> dict[str, Any]:
+    """The keys and values that the fingerprint stands for."""
+    chosen = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
+    return {**chosen, "model.weights": weights_digest(model), "version": otprune.__version__}
+
+
+def fingerprint(described: dict[str, Any]) -> str:
+    """16 hex digits."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def claim_output(store: Store, described: dict[str, Any], on_mismatch: str) -> Store:
+    """The store to write to: `store`, marked with the fingerprint, or its sibling if it holds another's captions.
+
+    Raises:
+        UserError: if the output holds captions of another configuration (naming the keys that differ) and
+            `on_mismatch` is `refuse`.
+    """
+    mine = fingerprint(described)
+    stored = read_claim(store)
+    if stored is not None and fingerprint(stored) != mine:
+        if on_mismatch == "new":
+            sibling = Store(f"{store.path}-{mine[:8]}", store.endpoint_url, store.anonymous)
+            return claim_output(sibling, described, "refuse")
+        raise UserError(
+            f"{store.path} holds captions of another configuration, which differs in {_differences(stored, described)}; "
+            "choose another output.path, or output.on_mismatch=new for a sibling folder"
+        )
+    if stored is None:
+        if store.list("captions"):
+            raise UserError(
+                f"{store.path} holds captions but no {FILE} that says how they were made; choose another output.path"
+            )
+        store.write(FILE, json.dumps(described, indent=1, sort_keys=True).encode())
+    return store
+
+
+def read_claim(store: Store) -> dict[str, Any] | None:
+    """What an earlier run wrote into `fingerprint.json` of this output, if any."""
+    try:
+        return json.loads(store.read(FILE))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{store.path}/{FILE} must be JSON, got {error}") from error
+
+
+def _differences(stored: dict[str, Any], mine: dict[str, Any]) -> str:
+    keys = sorted(k for k in {*stored, *mine} if stored.get(k) != mine.get(k))
+    return ", ".join(f"{k} ({stored.get(k)!r} there, {mine.get(k)!r} here)" for k in keys)

@@ -1,0 +1,136 @@
+"""How far the job is, as one live line on a terminal, or a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+RATE_WINDOW = 60.0  # seconds over which the shown rate is taken
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over the units of this run (`add`), or of a whole output."""
+
+    images_captioned: int = 0
+    images_quarantined: int = 0
+    captions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished_by_length: int = 0
+    units: int = 0
+    reasons: Counter = field(default_factory=Counter)
+    seconds: Counter = field(default_factory=Counter)
+
+    def add(self, unit: dict[str, Any]) -> None:
+        for name in (
+            "images_captioned",
+            "images_quarantined",
+            "captions",
+            "prompt_tokens",
+            "generated_tokens",
+            "finished_by_length",
+        ):
+            setattr(self, name, getattr(self, name) + unit[name])
+        self.units += 1
+        self.reasons.update(unit["reasons"])
+        self.seconds.update(unit["seconds"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: dict(v) if isinstance(v := getattr(self, name), Counter) else v for name in self.__slots__}
+
+    @property
+    def images(self) -> int:
+        return self.images_captioned + self.images_quarantined
+
+
+class Progress:
+    """Counts images of this run against the plan. Context manager: leaves the terminal as it was."""
+
+    def __init__(self, num_rows: int, num_done: int, usd_per_hour: float | None, every: float, started: float):
+        self.num_rows, self.num_done, self.usd_per_hour, self.every = num_rows, num_done, usd_per_hour, every
+        self.totals = Totals()
+        self.started = started
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
+        self._shown = 0.0
+        self._history: list[tuple[float, int]] = []
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        self.show(force=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, unit: dict[str, Any]) -> bool:
+        """Counts a committed unit; says whether a progress point is due."""
+        self.totals.add(unit)
+        now = time.perf_counter()
+        self._history.append((now, self.totals.images))
+        while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
+            self._history.pop(0)
+        return self.show()
+
+    def show(self, force: bool = False) -> bool:
+        now = time.perf_counter()
+        if not force and now - self._shown < self.every:
+            if self._live:
+                self._live.update(Text(self.line()), refresh=True)
+            return False
+        self._shown = now
+        if self._live:
+            self._live.update(Text(self.line()), refresh=True)
+        else:
+            self._console.print(self.line(), highlight=False, soft_wrap=True)
+        return True
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the job started, start-up included: what the cluster has been held for."""
+        return time.perf_counter() - self.started
+
+    @property
+    def usd(self) -> float | None:
+        return None if self.usd_per_hour is None else self.usd_per_hour * self.elapsed / 3600
+
+    def rates(self) -> dict[str, float]:
+        """Images and generated tokens a second over the last minute, counted from the first unit to come through.
+
+        So they hold nothing of the start-up; a run of a single unit has no such rate and takes its whole time.
+        """
+        if len(self._history) < 2:
+            images = self.totals.images / max(1e-9, self.elapsed)
+        else:
+            (start, before), (end, after) = self._history[0], self._history[-1]
+            images = (after - before) / max(1e-9, end - start)
+        share = self.totals.generated_tokens / max(1, self.totals.images)
+        return {"images_per_second": images, "tokens_per_second": images * share}
+
+    def line(self) -> str:
+        done, rates = self.num_done + self.totals.images, self.rates()
+        rate = rates["images_per_second"]
+        left = (self.num_rows - done) / rate if rate > 0 else None
+        parts = [
+            f"{done:,}/{self.num_rows:,} images",
+            f"{rate:.1f} images/s",
+            f"{rates['tokens_per_second']:.0f} tokens/s",
+            f"{self.totals.images_quarantined} quarantined",
+            f"ETA {'-' if left is None else _duration(left)}",
+        ]
+        if self.usd is not None:
+            parts.append(f"${self.usd:.4f} so far")
+        return " | ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

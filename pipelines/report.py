@@ -1,0 +1,54 @@
+"""report.html: one self-contained page that says what a run did, cost and looked like; opens offline."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipelines.progress import Totals
+from pipelines.schema import REASONS
+from pipelines.settings import to_yaml
+
+if TYPE_CHECKING:
+    from pipelines.caption import Job
+    from pipelines.run import Outcome
+
+THUMBNAIL = 224  # of the page, in pixels a side
+
+
+def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
+    """The page for one run and the output that it wrote to."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    seconds = [(stage, totals.seconds[stage]) for stage in ("read", "decode", "encode", "generate", "write")]
+    longest = max((value for _, value in seconds), default=0) or 1
+    return environment.get_template("report.html.jinja").render(
+        config=job.config,
+        config_yaml=to_yaml(job.config),
+        fingerprint=job.fingerprint,
+        outcome=outcome,
+        metrics=outcome.metrics,
+        totals=totals,
+        num_rows=job.plan.num_rows,
+        stages=[(stage, value, 100 * value / longest) for stage, value in seconds],
+        reasons=[(reason, REASONS[reason], count) for reason, count in totals.reasons.most_common()],
+        samples=[_sample(sample) for sample in outcome.samples],
+    )
+
+
+def _sample(sample: dict[str, Any]) -> dict[str, Any]:
+    return {**sample, "kept_share": len(sample["kept"]) / sample["num_tokens"], "shade": pruned_area(sample)}
+
+
+def pruned_area(sample: dict[str, Any]) -> str:
+    """SVG path over the thumbnail, to be filled by the even-odd rule: everything but the kept tokens' patches."""
+    side = math.isqrt(sample["num_tokens"])
+    if side * side != sample["num_tokens"] or len(sample["kept"]) == sample["num_tokens"]:
+        return ""
+    cell = THUMBNAIL / side
+    holes = (
+        f"M{token % side * cell:g} {token // side * cell:g}h{cell:g}v{cell:g}h{-cell:g}z" for token in sample["kept"]
+    )
+    return f"M0 0H{THUMBNAIL}V{THUMBNAIL}H0z" + "".join(holes)

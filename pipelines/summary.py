@@ -1,0 +1,36 @@
+"""The last thing that a job prints: what came out, what it cost, and where everything is."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.caption import Job
+from pipelines.run import Outcome
+
+
+def print_summary(job: Job, outcome: Outcome) -> None:
+    """A table on stdout."""
+    metrics = outcome.metrics
+    table = Table(show_header=False, box=None, pad_edge=False)
+    if outcome.message:
+        table.add_row("status", outcome.message)
+    if job.plan.num_done:
+        table.add_row("before", f"{job.plan.num_done:,} of {job.plan.num_rows:,} rows were done before this run")
+    if metrics:
+        captioned, quarantined = metrics["images_captioned"], metrics["images_quarantined"]
+        table.add_row("images", f"{captioned:,} captioned and {quarantined:,} quarantined in this run")
+        rates = f"{metrics['images_per_second']:.1f} images/s, {metrics['tokens_per_second']:.0f} tokens/s"
+        table.add_row("speed", f"{rates} once started; {metrics['wall_seconds']:.0f} s in all")
+    if "usd_total" in metrics:
+        per_million = metrics["usd_per_million_images"]
+        table.add_row("cost", f"${metrics['usd_total']:.4f}, ${per_million:,.2f} per million images, start-up included")
+    for sample in outcome.samples[:3]:
+        table.add_row("caption", f"{sample['captions'][0]['caption']}")
+    table.add_row("captions", f"{job.output.path}/captions/*.parquet")
+    if metrics.get("images_quarantined"):
+        table.add_row("quarantine", f"{job.output.path}/quarantine/*.parquet")
+    table.add_row("report", f"{job.output.path}/report.html")
+    if outcome.tracked:
+        table.add_row("mlflow", outcome.tracked)
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)

@@ -1,0 +1,148 @@
+"""MLflow, from the driver only, in a thread of its own: a server that is slow or down never holds up the job.
+
+`Tracker` has four methods, and `NullTracker` is its twin, so that no code asks whether tracking is on.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+QUEUE_SIZE = 1000
+FLUSH_SECONDS = 60.0  # longest wait at the end of a run for what is still queued
+
+
+class Tracker(Protocol):
+    """Where a run's numbers go. No method raises or blocks, except `finish`, which waits a bounded time."""
+
+    def start(self, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None: ...
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def artifact(self, name: str, content: str | Mapping[str, list]) -> None: ...
+
+    def finish(self, status: str) -> str: ...
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def start(self, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None:
+        pass
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        pass
+
+    def artifact(self, name: str, content: str | Mapping[str, list]) -> None:
+        pass
+
+    def finish(self, status: str) -> str:
+        return "off"
+
+
+class MlflowTracker:
+    """Queues every call for one worker thread; what does not fit a full queue is dropped and counted."""
+
+    def __init__(self, uri: str, experiment: str, run_name: str, artifacts: str | None):
+        self.uri, self.experiment, self.run_name, self.artifacts = uri, experiment, run_name, artifacts
+        self.run_id: str | None = None
+        self.dropped = 0
+        self.failure: str | None = None
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_SIZE)
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def start(self, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None:
+        self._put(lambda: self._start(params, tags, config_yaml))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        self._put(lambda: self._log(dict(metrics), step, now))
+
+    def artifact(self, name: str, content: str | Mapping[str, list]) -> None:
+        self._put(lambda: self._artifact(name, content))
+
+    def finish(self, status: str) -> str:
+        """Ends the run as FINISHED, FAILED or KILLED and says in one line where it is, or why it is incomplete."""
+        self._put(lambda: self._client.set_terminated(self._id, status))
+        self._put(None)
+        self._thread.join(FLUSH_SECONDS)
+        if self._thread.is_alive():
+            return f"incomplete: {self.uri} did not answer within {FLUSH_SECONDS:g} s"
+        if self.failure:
+            return f"incomplete: {self.failure}"
+        lost = f", {self.dropped} points dropped" if self.dropped else ""
+        return f"run {self.run_id} of experiment {self.experiment} in {self.uri}{lost}"
+
+    def _put(self, call: Callable[[], None] | None) -> None:
+        try:
+            self._queue.put_nowait(call)
+        except queue.Full:
+            self.dropped += 1
+
+    def _work(self) -> None:
+        # A server in trouble is given up after seconds, not after the client's default of many minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        while (call := self._queue.get()) is not None:
+            try:
+                call()
+            except Exception as error:  # whatever a tracking server does wrong, captions matter more
+                text = next(iter(str(error).splitlines()), "")
+                self.failure = f"MLflow at {self.uri}: {type(error).__name__}: {text[:200]}"
+                logger.warning("%s", self.failure)
+
+    def _start(self, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None:
+        from mlflow.entities import Param, RunTag
+        from mlflow.tracking import MlflowClient
+
+        for name in ("alembic", "mlflow"):  # importing mlflow sets their levels
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._client = MlflowClient(self.uri)
+        found = self._client.get_experiment_by_name(self.experiment)
+        experiment = (
+            found.experiment_id
+            if found
+            else self._client.create_experiment(self.experiment, artifact_location=self.artifacts)
+        )
+        run = self._client.create_run(experiment, run_name=self.run_name, tags=dict(tags))
+        self.run_id = run.info.run_id
+        shown = [Param(k, str(v)[:6000]) for k, v in params.items()]
+        for i in range(0, len(shown), 100):
+            self._client.log_batch(self._id, params=shown[i : i + 100], tags=[RunTag(k, v) for k, v in tags.items()])
+        self._client.log_text(self._id, config_yaml, "config.yaml")
+
+    def _log(self, metrics: dict[str, float], step: int, now: int) -> None:
+        from mlflow.entities import Metric
+
+        self._client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
+
+    def _artifact(self, name: str, content: str | Mapping[str, list]) -> None:
+        if isinstance(content, str):
+            self._client.log_text(self._id, content, name)
+        else:
+            self._client.log_table(self._id, dict(content), name)
+
+    @property
+    def _id(self) -> str:
+        if self.run_id is None:
+            raise RuntimeError("the run could not be created")
+        return self.run_id
+
+
+def make_tracker(enabled: bool, uri: str | None, experiment: str, run_name: str, output: str) -> Tracker:
+    """A tracker for `uri`; None is a sqlite store beside the output, or in the working folder for an output on S3."""
+    if not enabled:
+        return NullTracker()
+    if uri is not None:
+        return MlflowTracker(uri, experiment, run_name, None)
+    folder = Path.cwd() if output.startswith("s3://") else Path(output).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts = (folder / "mlartifacts").as_uri()
+    return MlflowTracker(f"sqlite:///{folder / 'mlflow.db'}", experiment, run_name, artifacts)
