@@ -1,0 +1,102 @@
+"""Pools of subsets of one set of tokens, their values, and the best value among them or beyond.
+
+tokens are [N, D] float64, subsets int64 [S, k], values [S].
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from otprune.kernel import unit_columns
+
+SUBSETS_AT_A_TIME = 8192
+
+
+def normal_tokens(num_tokens: int, width: int, seed: int) -> Tensor:
+    """iid N(0, 1) float64 [N, D]."""
+    return torch.randn(num_tokens, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def all_subsets(num_tokens: int, keep: int) -> Tensor:
+    """Every subset of `keep` out of `num_tokens`, int64 [comb(N, k), k], each ascending."""
+    flat = itertools.chain.from_iterable(itertools.combinations(range(num_tokens), keep))
+    return torch.tensor(list(flat)).view(-1, keep)
+
+
+def random_subsets(num_tokens: int, keep: int, count: int, seed: int) -> Tensor:
+    """`count` independent uniform subsets, int64 [count, k], each ascending."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [
+        torch.rand(min(SUBSETS_AT_A_TIME, count - start), num_tokens, generator=generator).topk(keep).indices
+        for start in range(0, count, SUBSETS_AT_A_TIME)
+    ]
+    return torch.cat(drawn).sort(dim=-1).values
+
+
+def trace_of_subsets(tokens: Tensor, subsets: Tensor, *, centered: bool) -> Tensor:
+    """q = ||V V_C^T||_* / sqrt(N k) of each subset [S], as `otprune.distance.trace_objective` for one set of tokens.
+
+    The singular values are roots of the eigenvalues of the k x k block of G G (G = V V^T), centred for `centered`, so
+    that thousands of subsets share one N x N matrix. tokens [N, D] float64, subsets int64 [S, k].
+    """
+    tokens = tokens - tokens.mean(dim=0) if centered else tokens
+    gram = tokens @ tokens.mT
+    squared = gram @ gram
+    values = []
+    for chosen in subsets.split(SUBSETS_AT_A_TIME):
+        block = squared[chosen[:, :, None], chosen[:, None, :]]
+        if centered:  # the kept tokens also about their own mean
+            block = block - block.mean(dim=1, keepdim=True)
+            block = block - block.mean(dim=2, keepdim=True)
+        values.append(torch.linalg.eigvalsh(block).clamp_min(0).sqrt().sum(-1))
+    return torch.cat(values) / math.sqrt(len(tokens) * subsets.shape[1])
+
+
+def surrogate_of_subsets(tokens: Tensor, subsets: Tensor, *, gamma: float) -> Tensor:
+    """log det (I + gamma G G^T)_CC of each subset [S], G the Gram matrix of unit columns: what OTPrune maximises."""
+    unit = unit_columns(tokens[None])[0]
+    gram = unit @ unit.mT
+    kernel = torch.eye(len(tokens), dtype=gram.dtype) + gamma * gram @ gram
+    values = [torch.logdet(kernel[c[:, :, None], c[:, None, :]]) for c in subsets.split(SUBSETS_AT_A_TIME)]
+    return torch.cat(values)
+
+
+def expected_best(pool_q: Tensor, num_subsets: int) -> float:
+    """The largest of `num_subsets` normal draws with the pool's mean and standard deviation: the 1 - 1/num quantile.
+
+    Within 1 % of the best really drawn at N >= 100 (pools of 4,000 and 60,000), where values are close to normal; up to
+    8 % off at N = 20.
+    """
+    quantile = torch.special.ndtri(torch.tensor(1 - 1 / num_subsets, dtype=torch.float64))
+    return float(pool_q.mean() + quantile * pool_q.std())
+
+
+def best_by_swaps(value: Callable[[Tensor], Tensor], starts: Tensor, num_tokens: int) -> float:
+    """The best value that exchanging one kept for one other token reaches from any of `starts`, steepest ascent.
+
+    A lower bound of the best of all subsets. Costs k (N - k) values a step and start.
+    """
+    best = -math.inf
+    for chosen in starts:
+        current = float(value(chosen[None])[0])
+        while True:
+            neighbours = _swapped(chosen, num_tokens)
+            values = value(neighbours)
+            step = int(values.argmax())
+            if float(values[step]) <= current * (1 + 1e-12):
+                break
+            chosen, current = neighbours[step], float(values[step])
+        best = max(best, current)
+    return best
+
+
+def _swapped(chosen: Tensor, num_tokens: int) -> Tensor:
+    """All subsets that differ from `chosen` [k] in one token: [k (N - k), k]."""
+    others = torch.ones(num_tokens, dtype=torch.bool).index_fill(0, chosen, False).nonzero()[:, 0]
+    swapped = chosen.repeat(len(chosen), len(others), 1)
+    for position in range(len(chosen)):
+        swapped[position, :, position] = others
+    return swapped.flatten(0, 1)
