@@ -229,6 +229,8 @@ def test_mmmu_needs_choices():
         ("a b", "b", True),
         ("abc", "b", False),  # a lone letter needs a space beside it
         ("12 apples", "2", False),
+        ("so the end\n7", "7", False),  # a line without a cue is not read once another has one
+        ("the bus could be x =", "bus", True),  # the last cue has nothing after it, so the whole counts
         ("the answer is ?\nso it is 4", "?", False),  # a lone mark is no answer
     ],
 )

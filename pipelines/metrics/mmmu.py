@@ -70,10 +70,17 @@ def mmmu_open_correct(prediction: str, answer: str) -> bool:
 
 
 def _tail(text: str, cues: Sequence[str]) -> str | None:
-    """The shortest non-empty text after the last occurrence of a cue, unless that is a lone punctuation mark."""
-    tails = [text.rsplit(cue, 1)[1].strip() for cue in cues if cue in text]
-    shortest = min(filter(None, tails), key=len, default=None)
-    return None if shortest in _TRIVIAL else shortest
+    """The shortest text after the last occurrence of a cue; None if there is no cue, or nothing but a mark after it.
+
+    As published, an empty tail is the shortest so far until the next cue replaces it.
+    """
+    shortest = ""
+    for cue in cues:
+        if cue in text:
+            tail = text.rsplit(cue, 1)[1].strip()
+            if not shortest or len(tail) < len(shortest):
+                shortest = tail
+    return shortest if shortest and shortest not in _TRIVIAL else None
 
 
 def _normalize(text: str) -> list[str | float]:
