@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
@@ -75,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gamma", type=float, default=0.5)
     parser.add_argument("--gamma-scale", default="trace")
     arguments = parser.parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()
     model = LlavaForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer = AutoProcessor.from_pretrained(arguments.model).tokenizer
     scenes = [scene_at(arguments.split, index) for index in range(arguments.scenes)]

@@ -77,6 +77,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
     """A randomly initialised model, float32, on the CPU; the global torch generator is left as it was."""
+    vocabulary = tokenizer.get_vocab()
     vision = CLIPVisionConfig(
         hidden_size=VISION_WIDTH,
         intermediate_size=4 * VISION_WIDTH,
@@ -96,15 +97,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         initializer_range=0.05,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=vocabulary["<s>"],
+        eos_token_id=vocabulary["</s>"],
+        pad_token_id=vocabulary["<pad>"],
         rms_norm_eps=1e-5,
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=vocabulary["<image>"],
         image_seq_length=GRID**2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -151,7 +152,7 @@ def encode_patches(
 
 def export(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a float16 checkpoint with the released llava-hf tensor names, for transformers and vLLM."""
-    model = model.to("cpu", torch.float16)
+    model = model.cpu().half()
     settings = model.generation_config
     settings.do_sample, settings.max_new_tokens, settings.pad_token_id = False, MAX_NEW_TOKENS, tokenizer.pad_token_id
     model.save_pretrained(folder)

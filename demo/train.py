@@ -19,14 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from demo.evaluate import evaluate
 from demo.model import build_model, build_tokenizer, export
 from demo.train_language import ask, cache_features, language_loss, load_batch
-from demo.train_vision import VisionHeads, initialise_tower, vision_loss, whole_batch, window_batch, word_groups
+from demo.train_vision import VisionHeads, initialise_tower, vision_loss, word_groups
 from demo.training import Stage, json_lines, run_stage
+from demo.vision_data import whole_batch, window_batch
 from demo.world import GRID, scene_at
 
 Log = Callable[[dict], None]
@@ -74,20 +76,44 @@ def train(out: Path, plan: Plan = FULL, *, seed: int = 0, device: torch.device, 
     """
     _claim(out, plan, seed)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed).to(device)
-    first = seed * SCENES_PER_SEED
-    _train_vision(model, tokenizer, plan, seed, first, out, log)
-    model.model.vision_tower.requires_grad_(False)
-    cached = cache_features(model, first + SCENES_PER_SEED // 2, plan.cached_scenes, out / "features")
-    for stage, extra in ((plan.words, plan.words_extra), (plan.answers, plan.answers_extra)):
-        _train_language(model, tokenizer, plan, stage, extra, cached, seed, out, log)
-    export(model, tokenizer, out / "checkpoint")
+    run = _Run(_place(build_model(tokenizer, seed), device), tokenizer, plan, seed, out, log)
+    _train_vision(run)
+    run.model.model.vision_tower.requires_grad_(False)
+    cached = cache_features(run.model, run.first_language_scene, plan.cached_scenes, out / "features")
+    _train_language(run, plan.words, plan.words_extra, cached)
+    _train_language(run, plan.answers, plan.answers_extra, cached)
+    export(run.model, tokenizer, out / "checkpoint")
+
     scenes = [scene_at("validation", index) for index in range(plan.evaluation_scenes)]
-    shipped = LlavaForConditionalGeneration.from_pretrained(out / "checkpoint", dtype=torch.float32).to(device)
-    metrics = evaluate(shipped, tokenizer, scenes)
+    shipped = LlavaForConditionalGeneration.from_pretrained(out / "checkpoint", dtype=torch.float32)
+    metrics = evaluate(_place(shipped, device), tokenizer, scenes)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     log({"stage": "done", **metrics})
     return metrics
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all stages share."""
+
+    model: LlavaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    plan: Plan
+    seed: int
+    out: Path
+    log: Log
+
+    @property
+    def first_vision_scene(self) -> int:
+        return self.seed * SCENES_PER_SEED
+
+    @property
+    def first_language_scene(self) -> int:
+        return self.first_vision_scene + SCENES_PER_SEED // 2
+
+    def draws(self, stage: Stage, step: int) -> np.random.Generator:
+        """Everything random about a step: a function of seed, stage and step, so a resumed run draws the same."""
+        return np.random.default_rng([self.seed, *stage.name.encode(), step])
 
 
 def _claim(out: Path, plan: Plan, seed: int) -> None:
@@ -102,75 +128,58 @@ def _claim(out: Path, plan: Plan, seed: int) -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _train_vision(
-    model: LlavaForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: Plan,
-    seed: int,
-    first: int,
-    out: Path,
-    log: Log,
-) -> None:
-    parts, device = model.model, model.device
+def _place(model: LlavaForConditionalGeneration, device: torch.device) -> LlavaForConditionalGeneration:
+    return model.to(device)  # pyright: ignore[reportArgumentType] transformers' wrapper hides torch's signature
+
+
+def _train_vision(run: _Run) -> None:
+    model, plan, stage = run.model, run.plan, run.plan.vision
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        heads = VisionHeads().to(device)
-    if not (out / f"{plan.vision.name}.pt").is_file():
-        initialise_tower(model, first)
-    words = word_groups(tokenizer, device)
-    trained = nn.ModuleDict(
-        {
-            "tower": parts.vision_tower,
-            "projector": parts.multi_modal_projector,
-            "words": parts.language_model.embed_tokens,
-            "heads": heads,
-        }
-    )
+        torch.manual_seed(run.seed + 1)
+        heads = VisionHeads().to(model.device)
+    if not (run.out / f"{stage.name}.pt").is_file():
+        initialise_tower(model, run.first_vision_scene)
+    words = word_groups(run.tokenizer, model.device)
+    trained = {
+        "tower": model.model.vision_tower,
+        "projector": model.model.multi_modal_projector,
+        "words": model.model.language_model.embed_tokens,
+        "heads": heads,
+    }
 
     def loss_at(step: int):
-        whole = step >= plan.whole_from * plan.vision.steps
-        scenes = [scene_at("train", first + step * plan.vision_scenes + index) for index in range(plan.vision_scenes)]
-        batch = whole_batch(scenes) if whole else window_batch(scenes, _generator(seed, plan.vision, step))
+        whole = step >= plan.whole_from * stage.steps
+        first = run.first_vision_scene + step * plan.vision_scenes
+        scenes = [scene_at("train", first + index) for index in range(plan.vision_scenes)]
+        batch = whole_batch(scenes) if whole else window_batch(scenes, run.draws(stage, step))
         return vision_loss(model, heads, words, batch, whole=whole)
 
-    run_stage(plan.vision, trained, loss_at, out, log)
+    run_stage(stage, nn.ModuleDict(trained), loss_at, run.out, run.log)
 
 
-def _train_language(
-    model: LlavaForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: Plan,
-    stage: Stage,
-    extra: tuple[str, ...],
-    cached: tuple[np.ndarray, np.ndarray],
-    seed: int,
-    out: Path,
-    log: Log,
-) -> None:
-    features, occupied = cached
-    first = seed * SCENES_PER_SEED + SCENES_PER_SEED // 2
-    trained = nn.ModuleDict({"projector": model.model.multi_modal_projector, "decoder": model.model.language_model})
+def _train_language(run: _Run, stage: Stage, extra: tuple[str, ...], cached: tuple[np.ndarray, np.ndarray]) -> None:
+    model, plan = run.model, run.plan
+    trained = {"projector": model.model.multi_modal_projector, "decoder": model.model.language_model}
 
     def loss_at(step: int):
-        rng = _generator(seed, stage, step)
-        if stage is plan.words:
-            keep = GRID**2 // 4
-        elif step >= plan.whole_only_from * stage.steps:
-            keep = GRID**2
-        else:
-            keep = int(rng.choice([GRID**2, GRID**2, GRID**2 // 2, GRID**2 // 4]))
-        index = rng.choice(len(features), plan.language_scenes, replace=False)
-        text_rng = random.Random(int(rng.integers(1 << 62)))
-        asked = [ask(scene_at("train", first + int(number)), text_rng, extra) for number in index]
-        batch = load_batch(features, occupied, index, keep, rng).to(model.device)
-        return language_loss(model, tokenizer, batch, asked)
+        rng = run.draws(stage, step)
+        keep = _num_visual(plan, stage, step, rng)
+        index = rng.choice(plan.cached_scenes, plan.language_scenes, replace=False)
+        asking = random.Random(int(rng.integers(1 << 62)))
+        scenes = [scene_at("train", run.first_language_scene + int(number)) for number in index]
+        features = load_batch(*cached, index, keep, rng).to(model.device)
+        return language_loss(model, run.tokenizer, features, [ask(scene, asking, extra) for scene in scenes])
 
-    run_stage(stage, trained, loss_at, out, log)
+    run_stage(stage, nn.ModuleDict(trained), loss_at, run.out, run.log)
 
 
-def _generator(seed: int, stage: Stage, step: int) -> np.random.Generator:
-    """Everything random about a step: a function of seed, stage and step alone, so a resumed run draws the same."""
-    return np.random.default_rng([seed, *stage.name.encode(), step])
+def _num_visual(plan: Plan, stage: Stage, step: int, rng: np.random.Generator) -> int:
+    """Visual tokens that this step keeps of each image."""
+    if stage is plan.words:
+        return GRID**2 // 4
+    if step >= plan.whole_only_from * stage.steps:
+        return GRID**2
+    return int(rng.choice([GRID**2, GRID**2, GRID**2 // 2, GRID**2 // 4]))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    transformers.utils.logging.disable_progress_bar()
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if arguments.device == "auto" else arguments.device)
     arguments.out.mkdir(parents=True, exist_ok=True)

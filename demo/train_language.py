@@ -66,7 +66,8 @@ def cache_features(
             path.with_suffix(".tmp.npz").replace(path)
         paths.append(path)
     chunks = [np.load(path) for path in paths]
-    return tuple(np.concatenate([chunk[name] for chunk in chunks]) for name in ("features", "occupied"))
+    features, occupied = (np.concatenate([chunk[name] for chunk in chunks]) for name in ("features", "occupied"))
+    return features, occupied
 
 
 @torch.no_grad()

@@ -12,8 +12,6 @@ its place, so the language model later finds visual tokens that already speak it
 Shape suffixes: B images, N visual tokens, D vision width, M = B * N patches.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,13 +21,10 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 from demo import labels as lab
 from demo.language import COLUMNS, ROWS
 from demo.model import VISION_WIDTH, encode_patches, to_pixels
-from demo.render import render
 from demo.training import autocast
+from demo.vision_data import Batch, window_batch
 from demo.world import BACKGROUNDS, COLORS, DIGITS, GRID, KINDS, MAX_SHAPES, PATCH, RADII, Scene, scene_at
 
-WINDOW = 8  # patches along a side
-WINDOWS_PER_SCENE = 4  # one drawing feeds several windows: drawing costs as much as half a window's training
-_JITTER = 2  # patches by which a window may miss its item's centre
 _BACKGROUND_PATCH = 0.15  # weight of a background patch in the attribute losses, an item's patch counts 1
 _PAIRS = [(color, kind) for color in COLORS for kind in KINDS]
 _CLASS_SPLIT = [
@@ -38,16 +33,6 @@ _CLASS_SPLIT = [
     len(DIGITS) + 1,
     len(BACKGROUNDS),
 ]  # pairs, count, digit or none, background
-
-
-class Batch(NamedTuple):
-    """uint8 [B, H, W, 3], raster numbers [B, N], `demo.labels` [B, N, 7] and [B, N, 49], and the scenes."""
-
-    pixels: np.ndarray
-    places: np.ndarray
-    labels: np.ndarray
-    masks: np.ndarray
-    scenes: list[Scene]
 
 
 class VisionHeads(nn.Module):
@@ -59,37 +44,6 @@ class VisionHeads(nn.Module):
         self.y = nn.Linear(VISION_WIDTH, GRID)
         self.mask = nn.Linear(VISION_WIDTH, lab.CELL**2)
         self.scene = nn.Linear(VISION_WIDTH, sum(_CLASS_SPLIT))
-
-
-def window_batch(scenes: list[Scene], rng: np.random.Generator) -> Batch:
-    """`WINDOWS_PER_SCENE` windows of each scene, each around an item of it; a digit counts twice, being rarer."""
-    parts = []
-    for scene in scenes:
-        drawing = render(scene)
-        marks, masks = lab.patch_labels(scene, drawing.alpha), lab.patch_masks(drawing.alpha)
-        targets = scene.items + ((scene.digit,) if scene.digit else ())
-        for _ in range(WINDOWS_PER_SCENE):
-            item = targets[rng.integers(len(targets))]
-            top, left = (
-                int(np.clip(round(center / PATCH - WINDOW / 2 + rng.uniform(-_JITTER, _JITTER)), 0, GRID - WINDOW))
-                for center in (item.y, item.x)
-            )
-            places = ((np.arange(WINDOW)[:, None] + top) * GRID + np.arange(WINDOW) + left).ravel()
-            cut = (slice(top * PATCH, (top + WINDOW) * PATCH), slice(left * PATCH, (left + WINDOW) * PATCH))
-            parts.append((drawing.pixels[cut], places, marks[places], masks[places]))
-    return Batch(*(np.stack(column) for column in zip(*parts, strict=True)), scenes)
-
-
-def whole_batch(scenes: list[Scene]) -> Batch:
-    drawings = [render(scene) for scene in scenes]
-    marks = [lab.patch_labels(scene, drawing.alpha) for scene, drawing in zip(scenes, drawings, strict=True)]
-    return Batch(
-        np.stack([drawing.pixels for drawing in drawings]),
-        np.tile(np.arange(GRID**2), (len(scenes), 1)),
-        np.stack(marks),
-        np.stack([lab.patch_masks(drawing.alpha) for drawing in drawings]),
-        scenes,
-    )
 
 
 @torch.no_grad()
@@ -130,30 +84,56 @@ def vision_loss(
         tower = model.model.vision_tower
         middle, features, scene_token = encode_patches(tower, to_pixels(batch.pixels, device), places, whole=whole)
         visual = model.model.multi_modal_projector(features)
-    visual, features = visual.float().flatten(0, 1), features.float().flatten(0, 1)
-    marks = torch.from_numpy(batch.labels).to(device).flatten(0, 1).long()
-    is_item = (marks[:, lab.KIND] >= 0) & (marks[:, lab.KIND] < lab.NOTHING)
-    weight = torch.where(is_item, 1.0, _BACKGROUND_PATCH)
+    middle, features, visual = (part.float().flatten(0, 1) for part in (middle, features, visual))
+    marks, masks = (torch.from_numpy(part).to(device).flatten(0, 1) for part in (batch.labels, batch.masks))
+    marks = marks.long()
     speak = F.rms_norm(visual, visual.shape[-1:]) @ model.model.language_model.embed_tokens.weight.T
 
-    loss, numbers = 1e-3 * (visual.square().mean() - 1).square(), {}  # keeps the scale of visual tokens bounded
-    for label, name, factor in _SPOKEN:
-        logits = speak[:, words[label]]
-        loss = loss + factor * _weighted_cross_entropy(logits, marks[:, label], weight)
-        numbers[name] = _accuracy(logits, marks[:, label], is_item)
-    for label, head in ((lab.X_BIN, heads.x), (lab.Y_BIN, heads.y)):
-        loss = loss + 0.4 * _weighted_cross_entropy(head(features), marks[:, label], weight)
-    tint = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in batch.scenes], device=device)
-    is_empty = marks[:, lab.KIND] == lab.NOTHING
-    tint = tint.repeat_interleave(len(marks) // len(batch.scenes))
-    loss = loss + 0.3 * F.cross_entropy(speak[:, words[_TINT]][is_empty], tint[is_empty])
-
-    masks = torch.from_numpy(batch.masks).to(device).flatten(0, 1)
-    per_patch = F.binary_cross_entropy_with_logits(heads.mask(middle.float().flatten(0, 1)), masks, reduction="none")
-    loss = loss + 2 * _weighted_mean(per_patch.mean(1), torch.where(is_empty, 0.1, 1.0))
+    bounded = 1e-3 * (visual.square().mean() - 1).square()  # keeps the scale of visual tokens
+    named, numbers = _named_loss(speak, marks, words)
+    placed = _place_loss(heads, features, marks)
+    tinted = _tint_loss(speak[:, words[_TINT]], marks, batch.scenes)
+    masked = _mask_loss(heads.mask(middle), masks, marks)
+    loss = bounded + named + 0.4 * placed + 0.3 * tinted + 2 * masked
     if scene_token is not None:
         loss = loss + _scene_loss(heads.scene(scene_token.float()), batch.scenes)
     return loss, numbers
+
+
+def _named_loss(speak: Tensor, marks: Tensor, words: dict[int, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """Each attribute's word among the words of its kind; also each attribute's accuracy on item patches."""
+    is_item = (marks[:, lab.KIND] >= 0) & (marks[:, lab.KIND] < lab.NOTHING)
+    losses, numbers = [], {}
+    for label, name, factor in _SPOKEN:
+        logits, target = speak[:, words[label]], marks[:, label]
+        losses.append(factor * _weighted_cross_entropy(logits, target, _patch_weight(marks)))
+        known = is_item & (target != lab.IGNORE)
+        numbers[name] = (logits.argmax(1) == target)[known].float().mean().item()
+    return torch.stack(losses).sum(), numbers
+
+
+def _place_loss(heads: VisionHeads, features: Tensor, marks: Tensor) -> Tensor:
+    """The patch row and column of the item's centre."""
+    weight = _patch_weight(marks)
+    columns = _weighted_cross_entropy(heads.x(features), marks[:, lab.X_BIN], weight)
+    return columns + _weighted_cross_entropy(heads.y(features), marks[:, lab.Y_BIN], weight)
+
+
+def _tint_loss(logits: Tensor, marks: Tensor, scenes: list[Scene]) -> Tensor:
+    """Background patches name the background's colour."""
+    tints = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes], device=logits.device)
+    is_empty = marks[:, lab.KIND] == lab.NOTHING
+    return F.cross_entropy(logits[is_empty], tints.repeat_interleave(len(marks) // len(scenes))[is_empty])
+
+
+def _mask_loss(logits: Tensor, masks: Tensor, marks: Tensor) -> Tensor:
+    losses = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1)
+    return _weighted_mean(losses, torch.where(marks[:, lab.KIND] == lab.NOTHING, 0.1, 1.0))
+
+
+def _patch_weight(marks: Tensor) -> Tensor:
+    is_item = (marks[:, lab.KIND] >= 0) & (marks[:, lab.KIND] < lab.NOTHING)
+    return torch.where(is_item, 1.0, _BACKGROUND_PATCH)
 
 
 _TINT = -1
@@ -207,8 +187,3 @@ def _weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> T
 
 def _weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:
     return (losses * weight).sum() / weight.sum().clamp(min=1e-6)
-
-
-def _accuracy(logits: Tensor, target: Tensor, where: Tensor) -> float:
-    where = where & (target != lab.IGNORE)
-    return (logits.argmax(1) == target)[where].float().mean().item()

@@ -16,8 +16,8 @@ from torch import nn
 
 from demo.train import QUICK, train
 from demo.train_language import load_batch
-from demo.train_vision import WINDOWS_PER_SCENE, whole_batch, window_batch
 from demo.training import Stage, run_stage
+from demo.vision_data import WINDOWS_PER_SCENE, whole_batch, window_batch
 from demo.world import GRID, scene_at
 
 ROOT = Path(__file__).parents[1]
