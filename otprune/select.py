@@ -60,7 +60,7 @@ def select_tokens(
     if isinstance(seed, Tensor) and (seed.dtype != torch.int64 or seed.shape != features.shape[:1]):
         raise ValueError(f"seed must be an int or int64 [{features.shape[0]}], got {seed.dtype} {list(seed.shape)}")
     selector = _named(method, gamma, gamma_scale, seed) if isinstance(method, str) else method
-    features = _check_values(features)
+    features = _check_values(features.detach())
     keep = selector(features, k)
     if not isinstance(method, str):
         _check_answer(keep, features, k)
@@ -118,7 +118,7 @@ def _check_values(features: Tensor) -> Tensor:
     """
     if features.numel() == 0:
         return features
-    low, high = (float(bound) for bound in features.detach().aminmax())
+    low, high = (float(bound) for bound in features.aminmax())
     if math.isnan(low):
         raise ValueError("features must be finite, got NaN")
     magnitude = max(-low, high)

@@ -9,16 +9,17 @@ Departures:
 import torch
 from torch import Tensor
 
-from otprune.kernel import compute_dtype
+from otprune.kernel import compute_dtype, gram, image_by_image_on_cpu
 
 
+@image_by_image_on_cpu
 def divprune(features_BND: Tensor, k: int) -> Tensor:
     """Tokens int64 [B, k] in the order picked: farthest from its nearest neighbour, then farthest from those picked.
 
     d_ij = 1 - cos(v_i, v_j). O(N^2 D + N k) time, O(N D + N^2) memory an image. Ties go to the lowest index.
     """
     tokens_BND = torch.nn.functional.normalize(features_BND.to(compute_dtype(features_BND)), dim=-1)
-    distance_BNN = 1 - tokens_BND @ tokens_BND.mT
+    distance_BNN = 1 - gram(tokens_BND)
     distance_BNN.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
     picks_BK = torch.empty(features_BND.shape[0], k, dtype=torch.int64, device=features_BND.device)
     image_B = torch.arange(features_BND.shape[0], device=features_BND.device)

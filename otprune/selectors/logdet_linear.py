@@ -13,14 +13,16 @@ shrink as C grows (submodular), so the greedy set reaches at least 1 - 1/e of th
 Cost: no N x N matrix. A pick needs one row of G, the product V v_j: O(N D k) time and O(N D + N k) memory an image.
 """
 
+import torch
 from torch import Tensor
 
 from otprune.greedy import greedy_logdet
-from otprune.kernel import per_trace, unit_columns
+from otprune.kernel import image_by_image_on_cpu, unit_columns
 
 DEFAULT_GAMMA = 1.0
 
 
+@image_by_image_on_cpu
 def logdet_linear(features_BND: Tensor, k: int, *, gamma: float | None = None, centered: bool = False) -> Tensor:
     """Tokens int64 [B, k] in the order picked.
 
@@ -30,5 +32,5 @@ def logdet_linear(features_BND: Tensor, k: int, *, gamma: float | None = None, c
     """
     gamma = DEFAULT_GAMMA if gamma is None else gamma
     tokens_BND = unit_columns(features_BND, centered=centered)
-    mean_diagonal_B = tokens_BND.square().sum(dim=(-2, -1)) / tokens_BND.shape[1]
-    return greedy_logdet(tokens_BND * per_trace(gamma, mean_diagonal_B).sqrt()[:, None, None], k)
+    mean_diagonal_B = torch.linalg.vector_norm(tokens_BND, dim=(1, 2)).square() / tokens_BND.shape[1]
+    return greedy_logdet(tokens_BND, mean_diagonal_B / gamma, k)

@@ -15,11 +15,12 @@ Departures:
 from torch import Tensor
 
 from otprune.greedy import greedy_logdet
-from otprune.kernel import squared_kernel_scale, unit_columns
+from otprune.kernel import gram, image_by_image_on_cpu, squared_kernel_ridge, unit_columns
 
 DEFAULT_GAMMA = {"released": 0.01, "paper": 0.01, "trace": 0.5}
 
 
+@image_by_image_on_cpu
 def otprune(
     features_BND: Tensor,
     k: int,
@@ -34,7 +35,6 @@ def otprune(
     """
     gamma = DEFAULT_GAMMA[gamma_scale] if gamma is None else gamma
     tokens_BND = unit_columns(features_BND, centered=centered)
-    gram_BNN = tokens_BND @ tokens_BND.mT
+    gram_BNN = gram(tokens_BND)
     mean_diagonal_B = gram_BNN.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-    scale_B = squared_kernel_scale(gamma, gamma_scale, mean_diagonal_B, gram_BNN.shape[-1], k)
-    return greedy_logdet(gram_BNN * scale_B.sqrt()[:, None, None], k)
+    return greedy_logdet(gram_BNN, squared_kernel_ridge(gamma, gamma_scale, mean_diagonal_B, gram_BNN.shape[-1], k), k)
