@@ -109,6 +109,7 @@ def true_flops(
     num_visual: int | None = None,
     num_generated: int = 1,
     crops: int = 1,
+    select_on_cpu: bool = False,
     **settings: Any,
 ) -> TrueFlops:
     """Everything one image costs: tower, projector, choosing, prefill with three FFN matrices, decoding.
@@ -119,6 +120,7 @@ def true_flops(
             rows and drop padding).
         num_generated: 1 counts the prefill and the first token alone.
         crops: square images that the tower sees; 5 for LLaVA-1.6's 2 x 2 grid and overview.
+        select_on_cpu: count the selector's CPU algorithm instead of the accelerator's.
 
     Raises:
         ValueError: as `visual_rows`, and on a method whose selection cost is not known.
@@ -129,7 +131,7 @@ def true_flops(
     return TrueFlops(
         vision=vision_flops(model.vision, crops=crops),
         projector=projector_flops(model, crops=crops),
-        policy=_policy_flops(method, shape, num_text, num_visual, rows, settings),
+        policy=_policy_flops(method, shape, num_text, num_visual, rows, settings, select_on_cpu),
         prefill=prefill_flops(shape, num_text, visual=rows),
         decode=decode_flops(shape, num_text, num_generated, visual=rows),
     )
@@ -175,7 +177,13 @@ def match_flops(
 
 
 def _policy_flops(
-    method: str, shape: LanguageShape, num_text: int, num_visual: int, rows: Schedule, settings: dict[str, Any]
+    method: str,
+    shape: LanguageShape,
+    num_text: int,
+    num_visual: int,
+    rows: Schedule,
+    settings: dict[str, Any],
+    select_on_cpu: bool,
 ) -> int:
     attention_width = shape.heads * shape.head_dim
     match method:
@@ -188,4 +196,4 @@ def _policy_flops(
         case "fitprune":  # the full score matrix again, which fused attention does not give
             return sum((num_text + rows[layer][0]) ** 2 * attention_width for layer in settings["recipe"])
         case _:
-            return selector_flops(method, num_visual, shape.hidden, rows[0][0])
+            return selector_flops(method, num_visual, shape.hidden, rows[0][0], on_cpu=select_on_cpu)

@@ -62,28 +62,32 @@ def projector_flops(model: ModelShape, *, crops: int = 1) -> int:
     return crops * model.vision.num_patches * (model.vision.hidden + width) * width
 
 
-def selector_flops(method: str, num_tokens: int, width: int, keep: int) -> int:
+def selector_flops(method: str, num_tokens: int, width: int, keep: int, *, on_cpu: bool = False) -> int:
     """A pre-LLM method's own work on one image of N tokens, D wide, keeping k, as this package computes it.
 
-    otprune: Gram N^2 D, kernel diagonal N^2, then per pick a kernel row N^2 and the Cholesky columns so far.
-    otprune_released: the released code, which multiplies out the N x N kernel (N^3) instead of k of its rows.
-    logdet_linear: the same greedy without a Gram matrix, O(N D k). divprune: the cosine matrix. m3: the averages.
+    Every log-det greedy also subtracts the Cholesky columns so far from each pick's row: N k (k - 1) / 2.
+
+                      accelerator (kernel formed)     CPU (k rows of it, and its diagonal)
+        otprune       N^2 D + N^3                     N^2 D + N^2 (k + 1)
+        logdet_linear N^2 D                           N D (k + 1)
+        divprune      N^2 D                           N^2 D
+        m3            N D                             N D
+
+    That a CPU forms only half of a symmetric Gram matrix is not credited.
 
     Raises:
         ValueError: on a method whose cost is not known here.
     """
-    cholesky = num_tokens * keep * (keep - 1) // 2
+    gram, cholesky = num_tokens**2 * width, num_tokens * keep * (keep - 1) // 2
     match method:
         case "none" | "random" | "uniform" | "first" | "last":
             return 0
         case "otprune" | "otprune_centered":
-            return num_tokens**2 * (width + 1 + keep) + cholesky
-        case "otprune_released":
-            return num_tokens**2 * (width + num_tokens) + cholesky
+            return gram + num_tokens**2 * (keep + 1 if on_cpu else num_tokens) + cholesky
         case "logdet_linear" | "logdet_linear_centered":
-            return num_tokens * width * (1 + keep) + cholesky
+            return (num_tokens * width * (keep + 1) if on_cpu else gram) + cholesky
         case "divprune":
-            return num_tokens**2 * width
+            return gram
         case "m3":
             return num_tokens * width
         case _:

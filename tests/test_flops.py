@@ -1,29 +1,11 @@
-"""The published cost tables to every printed digit, and the true book against PyTorch's own FLOP counter."""
-
-import functools
-from types import SimpleNamespace
+"""The paper book: the published cost tables to every printed digit."""
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
-from transformers.models.llava.configuration_llava import LlavaConfig
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from otprune.flops import (
-    PAPER_PROMPTS,
-    decode_flops,
-    match_flops,
-    paper_table,
-    prefill_flops,
-    projector_flops,
-    selector_flops,
-    true_flops,
-    vision_flops,
-)
+from otprune.flops import PAPER_PROMPTS, match_flops, paper_table, prefill_flops, true_flops
 from otprune.schedules import visual_rows
-from otprune.select import METHODS, select_tokens
-from otprune.shapes import MODELS, LanguageShape, VisionShape
+from otprune.select import METHODS
+from otprune.shapes import MODELS
 
 FITPRUNE_90 = {0: 262, 1: 153, 2: 80, 3: 19, 4: 13, 5: 1, 6: 2, 15: 1, 16: 1, 17: 2, 18: 1, 19: 2, 21: 1, 27: 1}
 """FitPrune's released recipe for LLaVA-1.5-7B that promises 90 % fewer FLOPs."""
@@ -204,193 +186,6 @@ def test_match_flops_refuses_a_target_out_of_reach_and_a_method_without_a_budget
             match_flops(method, lambda **_: 0.0, 1.0, num_visual=576, num_layers=32)
 
 
-# The true book against PyTorch's counter, which sees every matrix product that a model on the meta device runs.
-# It counts a multiply-add as two.
-
-
-def counted(run) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
-    assert counter.get_total_flops() % 2 == 0
-    return counter.get_total_flops() // 2
-
-
-def language_config(**changes) -> LlamaConfig:
-    sizes = {
-        "hidden_size": 64,
-        "intermediate_size": 150,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 99,
-    }
-    return LlamaConfig(**(sizes | changes), attn_implementation="eager")
-
-
-SEVEN_B = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32064,
-}
-
-
-@pytest.mark.parametrize("sizes", [{}, {"head_dim": 24}, {"num_key_value_heads": 4}, SEVEN_B])
-def test_prefill_counts_what_a_llama_multiplies(sizes):
-    config = language_config(**sizes)
-    shape = LanguageShape.from_config(config)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-        ids = torch.zeros(1, 97, dtype=torch.long)
-        total = counted(lambda: model(ids, logits_to_keep=1))
-    assert prefill_flops(shape, 97) == total
-
-
-def test_the_named_7b_is_the_config_it_is_read_from():
-    assert LanguageShape.from_config(language_config(**SEVEN_B)) == MODELS["llava-1.5-7b"].language
-
-
-def test_decode_counts_what_a_llama_multiplies_with_its_cache():
-    config = language_config()
-    shape = LanguageShape.from_config(config)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-
-        def steps():
-            cache = model(torch.zeros(1, 20, dtype=torch.long), logits_to_keep=1).past_key_values
-            for _ in range(4):  # tokens 2 .. 5
-                cache = model(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache).past_key_values
-
-        total = counted(steps)
-    assert prefill_flops(shape, 20) + decode_flops(shape, 20, 5) == total
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {
-            "hidden_size": 32,
-            "intermediate_size": 72,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 56,
-        },
-        {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-    ],
-)
-def test_vision_counts_what_a_clip_tower_multiplies(sizes):
-    config = CLIPVisionConfig(**({"image_size": 336, "patch_size": 14} | sizes), attn_implementation="eager")
-    with torch.device("meta"):
-        tower = CLIPVisionModel(config)
-        pixels = torch.zeros(2, 3, config.image_size, config.image_size)
-        total = counted(lambda: tower(pixels))
-    assert vision_flops(VisionShape.from_config(config), crops=2) == total
-
-
-def test_the_named_tower_is_clip_large_at_336_pixels():
-    config = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    assert VisionShape.from_config(config) == MODELS["llava-1.5-7b"].vision
-    assert VisionShape.from_config(config, layers=23).layers == 23
-    assert MODELS["llava-1.5-7b"].vision.num_patches == 576
-
-
-def test_projector_counts_what_llavas_mlp_multiplies():
-    vision = CLIPVisionConfig(hidden_size=1024, num_attention_heads=16, image_size=336, patch_size=14)
-    config = LlavaConfig(vision_config=vision, text_config=language_config(**SEVEN_B))
-    with torch.device("meta"):
-        projector = LlavaMultiModalProjector(config)
-        total = counted(lambda: projector(torch.zeros(1, 576, 1024)))
-    assert projector_flops(MODELS["llava-1.5-7b"]) == total
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_selectors_cost_what_they_multiply(method):
-    """The counter misses two element-wise products of the log-det greedy: the factor squared for the diagonal, and the
-    single Cholesky column that the second pick sees."""
-    num_tokens, width, keep = 40, 24, 7
-    unseen = {"otprune": num_tokens + 1, "logdet_linear": width + 1}.get(method.removesuffix("_centered"), 0)
-    features = torch.randn(1, num_tokens, width, generator=torch.Generator().manual_seed(0))
-    total = counted(lambda: select_tokens(features, keep, method=method))
-    assert selector_flops(method, num_tokens, width, keep) == total + num_tokens * unseen
-
-
-def test_the_kernel_row_by_row_spares_the_released_codes_cubic_product():
-    row_by_row, released = (selector_flops(m, 576, 4096, 56) for m in ("otprune", "otprune_released"))
-    assert released - row_by_row == 576**3 - 57 * 576**2
-    assert released > row_by_row
-
-
-# The true book as a whole.
-
-
-def test_true_flops_add_up_from_their_parts():
-    model = MODELS["llava-1.5-7b"]
-    flops = true_flops(model, "otprune", num_text=57, num_generated=20, retention=0.098)
-    assert flops.vision == vision_flops(model.vision)
-    assert flops.projector == projector_flops(model)
-    assert flops.policy == selector_flops("otprune", 576, 4096, 56)
-    assert flops.prefill == prefill_flops(model.language, 57 + 56)
-    assert flops.decode == decode_flops(model.language, 57 + 56, 20)
-    assert flops.total == flops.vision + flops.projector + flops.policy + flops.prefill + flops.decode
-
-
-def test_no_generated_tokens_after_the_first_cost_no_decoding():
-    assert true_flops(MODELS["llava-1.5-7b"], "none", num_text=57).decode == 0
-
-
-def test_a_shorter_cache_makes_decoding_cheaper_in_every_method():
-    decode = functools.partial(true_flops, MODELS["llava-1.5-7b"], num_text=57, num_generated=64)
-    full = decode("none").decode
-    assert decode("otprune", retention=0.098).decode < full
-    assert decode("vtw", layer=4).decode < decode("fastv", layer=4, kept=20).decode < full
-    # Rows that FitPrune deletes stay in the cache of the layer that deleted them.
-    late, early = (decode("fitprune", recipe={layer: 500}).decode for layer in (31, 30))
-    assert late == full
-    assert early < full
-
-
-def test_the_policy_of_in_llm_methods_is_the_scores_they_need():
-    policy = {
-        method: true_flops(MODELS["llava-1.5-7b"], method, num_text=24, **settings).policy
-        for method, settings in {
-            "vtw": {"layer": 4},
-            "fastv": {"layer": 3, "kept": 20},
-            "fitprune": {"recipe": {0: 200, 2: 100}},
-            "pyramiddrop": {"stages": {8: 288, 16: 144}},
-        }.items()
-    }
-    assert policy["vtw"] == 0
-    assert policy["fastv"] == 600 * 4096
-    assert policy["fitprune"] == (600**2 + 400**2) * 4096
-    assert policy["pyramiddrop"] == (600 + 312) * 4096
-
-
-def test_anyres_images_cost_their_crops_and_start_from_the_packed_tokens():
-    model = MODELS["llava-1.6-7b"]
-    flops = true_flops(model, "otprune", num_text=57, num_visual=2225, crops=5, retention=0.098)
-    assert flops.vision == 5 * vision_flops(model.vision)
-    assert flops.projector == 5 * projector_flops(model)
-    assert flops.policy == selector_flops("otprune", 2225, 4096, 218)
-    assert flops.prefill == prefill_flops(model.language, 57 + 218)
-
-
-def test_a_config_without_optional_fields_is_plain_multi_head_attention():
-    config = SimpleNamespace(
-        hidden_size=64, intermediate_size=100, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
-    )
-    shape = LanguageShape.from_config(config)
-    assert (shape.kv_heads, shape.head_dim) == (4, 16)
-
-
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
@@ -416,11 +211,5 @@ def test_wrong_settings_are_value_errors_that_say_what_is_wanted(method, setting
 def test_unknown_names_are_value_errors():
     with pytest.raises(ValueError, match="model must be one of"):
         paper_table("llava-2", "otprune", retention=0.1)
-    with pytest.raises(ValueError, match="method must have a known selection cost, got 'magic'"):
-        true_flops(MODELS["llava-1.5-7b"], "magic", num_text=5, retention=0.1)
-    with pytest.raises(ValueError, match="visual must have one entry for each of 32 layers, got 2"):
-        prefill_flops(MODELS["llava-1.5-7b"].language, 5, visual=[(1, 1)] * 2)
-    with pytest.raises(ValueError, match="num_prompt_tokens must be at least 0, got -1"):
-        prefill_flops(MODELS["llava-1.5-7b"].language, -1)
     with pytest.raises(ValueError, match="num_visual and num_layers must be at least 1, got 0 and 32"):
         visual_rows("none", 0, 32)
