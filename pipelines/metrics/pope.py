@@ -5,7 +5,7 @@ Counts are per answer and additive, so pooling, categories and resampling are su
 
 import numpy as np
 
-NUM_COUNTS = 7
+from pipelines.metrics.sums import ratio
 
 
 def pope_counts(prediction: str, answer: str) -> np.ndarray:
@@ -41,9 +41,3 @@ def pope_metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
         "pope_yes_ratio": ratio(asked_yes, asked),
         "said_yes_ratio": ratio(said_yes, asked),
     }
-
-
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, and 0 where whole is 0."""
-    part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
-    return np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0)

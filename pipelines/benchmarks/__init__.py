@@ -1,0 +1,72 @@
+"""The eleven image benchmarks of the DivPrune and OTPrune papers, and the demo world's own.
+
+    bench = get_benchmark("pope")
+    bench.check_schema(parquet_schema)
+    for row in bench.rows(table, first_row):        # questions with images, in the common row schema
+        ... bench.prompt(row), bench.max_new_tokens ...
+    scores = bench.score(records)                   # rows with predictions, without images
+
+Across processes, pass a benchmark by its name.
+
+GQA keeps its images in a second table: `bench.rows(table, first_row, bench.image_lookup(image_table))`.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+from pipelines.benchmarks.benchmark import Benchmark, Key, whole_groups
+from pipelines.benchmarks.captions import COCO, FLICKR30K, NOCAPS
+from pipelines.benchmarks.demo import DEMO
+from pipelines.benchmarks.mmbench import MMBENCH
+from pipelines.benchmarks.mme import MME
+from pipelines.benchmarks.mmmu import MMMU
+from pipelines.benchmarks.multiple_choice import SCIENCEQA, SEEDBENCH
+from pipelines.benchmarks.rows import RECORD_COLUMNS, RECORDS, Record, Row
+from pipelines.benchmarks.scoring import Comparison, Scores
+from pipelines.benchmarks.short_answers import GQA, OK_VQA, POPE
+
+PUBLISHED = (COCO, FLICKR30K, GQA, MMBENCH, MME, MMMU, NOCAPS, OK_VQA, POPE, SCIENCEQA, SEEDBENCH)
+_BY_NAME = {bench.name: bench for bench in (*PUBLISHED, *DEMO)}
+_SETS = {"all": PUBLISHED, "demo": DEMO}
+
+__all__ = [
+    "DEMO",
+    "PUBLISHED",
+    "RECORDS",
+    "RECORD_COLUMNS",
+    "Benchmark",
+    "Comparison",
+    "Key",
+    "Record",
+    "Row",
+    "Scores",
+    "get_benchmark",
+    "get_benchmarks",
+    "whole_groups",
+]
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name.
+
+    Raises:
+        ValueError: if there is none; the message lists them.
+    """
+    if name not in _BY_NAME:
+        near = difflib.get_close_matches(name, _BY_NAME, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"benchmark must be one of {', '.join(_BY_NAME)}, got {name!r}{hint}")
+    return _BY_NAME[name]
+
+
+def get_benchmarks(names: str | Sequence[str]) -> list[Benchmark]:
+    """Benchmarks by name, each once and in the order asked; `all` is the eleven of the papers.
+
+    Raises:
+        ValueError: as `get_benchmark`, or if there are none.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    found = [bench for name in names for bench in (_SETS[name] if name in _SETS else [get_benchmark(name)])]
+    if not found:
+        raise ValueError(f"benchmarks must name at least one of all, demo, {', '.join(_BY_NAME)}, got none")
+    return list({bench.name: bench for bench in found}.values())

@@ -1,0 +1,114 @@
+"""The demo world's own benchmarks, one for each task of its corpus, scored by the same code as the published ones.
+
+A row of the corpus holds an image with its references and its questions, so each benchmark takes from it what it asks.
+Rows without references or questions (photographs, broken images) belong to none. The demo model knows its questions as
+they stand and a closed vocabulary, so the prompt is the question.
+"""
+
+import re
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from pipelines.benchmarks.benchmark import Benchmark, Key, Source
+from pipelines.benchmarks.captions import caption_content, caption_scorer
+from pipelines.benchmarks.columns import IMAGE, TEXT, Column, image_bytes
+from pipelines.benchmarks.prompts import LETTERS
+from pipelines.benchmarks.rows import Content, Kind, Row
+from pipelines.benchmarks.scoring import Scorer, mean_scorer
+from pipelines.benchmarks.short_answers import exact_match_score, short_content, yes_no_scorer, yes_or_no
+from pipelines.metrics.choice import seed_correct
+
+CAPTION_PROMPT = "describe the image ."
+
+_REFERENCES = Column((pa.list_(pa.string()),), nullable=True)
+_QUESTION = pa.struct([("task", pa.string()), ("question", pa.string()), ("answer", pa.string())])
+_QUESTIONS = Column((pa.list_(_QUESTION),), nullable=True)
+_OPTIONS = re.compile(r"(.*\?) A (.+) B (.+) C (.+) D (.+)")
+
+
+def _caption_key(source: Source, _: int) -> list[Key]:
+    return [Key(source["id"], source["id"], source["id"])] if source["references"] else []
+
+
+def _asked(source: Source, task: str) -> list[dict[str, str]]:
+    return [asked for asked in source["questions"] or [] if asked["task"] == task]
+
+
+def _keys_of(task: str) -> Callable[[Source, int], list[Key]]:
+    def identify(source: Source, _: int) -> list[Key]:
+        ids = [f"{source['id']}#{task}-{i}" for i in range(len(_asked(source, task)))]
+        return [Key(question_id, question_id, source["id"]) for question_id in ids]
+
+    return identify
+
+
+def _short_contents_of(task: str, kind: Kind) -> Callable[[Source], list[Content]]:
+    def contents(source: Source) -> list[Content]:
+        return [
+            content
+            for asked in _asked(source, task)
+            for content in short_content(
+                {"image": source["image"], "question": asked["question"]},
+                [yes_or_no(asked["answer"]) if kind == "yesno" else asked["answer"]],
+                category="",
+                kind=kind,
+            )
+        ]
+
+    return contents
+
+
+def _choice_contents(source: Source) -> list[Content]:
+    contents = []
+    for asked in _asked(source, "mc"):
+        parts = _OPTIONS.fullmatch(asked["question"])
+        if parts is None or asked["answer"] not in LETTERS[:4]:
+            raise ValueError(f"a choice must read `... ? A a B b C c D d` and have a letter as its answer, got {asked}")
+        question, *choices = parts.groups()
+        [content] = short_content({"image": source["image"], "question": question}, [asked["answer"]], "", "choice")
+        contents.append({**content, "choices": choices})
+    return contents
+
+
+def _choice_prompt(row: Row) -> str:
+    options = " ".join(f"{letter} {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False))
+    return f"{row['question']} {options}"
+
+
+def _demo(task: str, scorer: Scorer, kind: Kind = "short") -> Benchmark:
+    is_choice = kind == "choice"
+    return Benchmark(
+        name=f"demo_{task}",
+        repo="",
+        files="scenes-*.parquet",
+        columns={"id": TEXT, "image": IMAGE, "questions": _QUESTIONS},
+        key_columns=("id", "questions"),
+        identify=_keys_of(task),
+        content=_choice_contents if is_choice else _short_contents_of(task, kind),
+        prompt=_choice_prompt if is_choice else lambda row: row["question"],
+        max_new_tokens=8,
+        scorer=scorer,
+    )
+
+
+DEMO = (
+    Benchmark(
+        name="demo_caption",
+        repo="",
+        files="scenes-*.parquet",
+        columns={"id": TEXT, "image": IMAGE, "references": _REFERENCES},
+        key_columns=("id", "references"),
+        identify=_caption_key,
+        content=lambda source: [caption_content(image_bytes(source["image"]), source["references"])],
+        prompt=lambda row: CAPTION_PROMPT,
+        max_new_tokens=64,
+        scorer=caption_scorer("demo"),
+    ),
+    _demo("exist", yes_no_scorer("pope_accuracy"), kind="yesno"),
+    _demo("rel", yes_no_scorer("pope_accuracy"), kind="yesno"),
+    _demo(
+        "mc", mean_scorer("accuracy", lambda r: float(seed_correct(r["prediction"] or "", r["answers"][0]))), "choice"
+    ),
+    *(_demo(task, mean_scorer("exact_match", exact_match_score)) for task in ("attr", "where", "count", "text", "bg")),
+)
