@@ -1,0 +1,27 @@
+# Everything works from a fresh clone: each target installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: caption test lint verify clean
+
+$(INSTALLED): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embedded Ray
+	$(BIN)/python jobs/caption_corpus.py
+
+test: $(INSTALLED)  ## every test that needs no GPU
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## style and types, as in CI
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:  ## generated corpora and demo runs; your own outputs are elsewhere
+	rm -rf .cache runs

@@ -1,0 +1,81 @@
+"""Captions a second from all visual tokens and from the kept ones: what pruning saves where the money goes.
+
+    python -m benchmarks.generate [--device cpu] [--width 768 --layers 12] [--batch 8] [--new-tokens 32] [--runs 5]
+    python -m benchmarks.generate --device cuda --width 4096 --layers 32 --batch 64     # LLaVA-1.5-7B's shape
+
+Random weights: speed does not depend on them. Both settings alternate in one process; prints medians and, as its last
+line, JSON with the ratio. On a GPU also the peak memory of each.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.random_model import make_checkpoint
+from otprune import num_kept
+from otprune.models import LlavaDecoder, load_decoder
+
+
+def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: int, device: str) -> float:
+    """Seconds to caption `batch` images of `num_tokens` visual tokens each; the end token is forbidden."""
+    decoder.end_tokens = [-1]  # every answer runs to its full length, so that both settings decode the same number
+    width = decoder.model.config.hidden_size
+    visual = [torch.randn(num_tokens, width, device=device, dtype=decoder.model.dtype) * 0.02 for _ in range(batch)]
+    prompts = [decoder.encode_prompt("describe the image .")] * batch
+    synchronize(device)
+    start = time.perf_counter()
+    decoder.generate(visual, prompts, max_new_tokens=new_tokens)
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--retention", type=float, default=0.098)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; an actor of the job has one")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint(Path(folder), width=options.width, layers=options.layers, dtype=dtype)
+        decoder = load_decoder(Path(folder), dtype=dtype, device=options.device)
+    counts = (576, num_kept(options.retention, 576))
+    seconds: dict[int, list[float]] = {n: [] for n in counts}
+    memory: dict[int, float] = {}
+    for run in range(options.runs + 1):  # the first warms up
+        for n in counts:
+            if options.device != "cpu":
+                torch.cuda.reset_peak_memory_stats()
+            elapsed = time_batch(decoder, n, options.batch, options.new_tokens, options.device)
+            if run:
+                seconds[n].append(elapsed)
+            if options.device != "cpu":
+                memory[n] = torch.cuda.max_memory_allocated() / 2**30
+    rates = {n: options.batch / statistics.median(times) for n, times in seconds.items()}
+    for n, rate in rates.items():
+        peak = f", {memory[n]:.1f} GiB at most" if memory else ""
+        print(f"{n:>4} visual tokens: {rate:8.2f} captions/s{peak}")
+    pairs = [full / pruned for full, pruned in zip(*seconds.values(), strict=True)]
+    shape = {k: getattr(options, k) for k in ("device", "width", "layers", "batch", "new_tokens")}
+    result = {"captions_per_second": {str(n): round(r, 3) for n, r in rates.items()}}
+    print(json.dumps(shape | result | {"ratio": round(statistics.median(pairs), 2), "peak_gib": memory}))
+
+
+if __name__ == "__main__":
+    main()
