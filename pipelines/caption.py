@@ -16,6 +16,7 @@ from otprune.select import METHODS
 from pipelines.cluster import actor_gpus
 from pipelines.config import Config
 from pipelines.corpus import Corpus, find_corpus
+from pipelines.decode import mean_color
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError
 from pipelines.fingerprint import claim_output, describe, fingerprint
@@ -139,7 +140,7 @@ def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) 
         decode=DecodeSettings(
             size=vision.get("image_size", 336),
             aspect=config.decode.aspect,
-            background=tuple(int(255 * value) for value in mean),
+            background=mean_color(mean),
             max_bytes=config.decode.max_bytes,
             max_pixels=config.decode.max_pixels,
             min_side=config.decode.min_side,

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -83,7 +83,7 @@ def actor_gpus(config: Config) -> tuple[float, float]:
     return encode, generate
 
 
-def _check_room(config: Config, resources: dict[str, float], *, may_grow: bool) -> None:
+def _check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool) -> None:
     """A pool that never fits would wait in silence; say so instead. An autoscaling cluster may still grow."""
     encode, generate = actor_gpus(config)
     gpus = config.encode.actors * encode + config.generate.actors * generate

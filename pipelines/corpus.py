@@ -7,7 +7,7 @@ import string
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,12 +27,16 @@ REFERENCE_NAMES = ("references", "captions", "caption", "answer", "sentences")
 FOOTER_THREADS = 16
 
 
+Kind = Literal["struct", "binary", "uri"]
+"""{bytes, path} of Hugging Face | bytes, as img2dataset writes | address"""
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """The columns that the job reads from a Parquet corpus."""
 
     image: str
-    kind: Literal["struct", "binary", "uri"]  # {bytes, path} of Hugging Face | bytes, as img2dataset writes | address
+    kind: Kind
     id: str | None
     references: str | None
     fields: tuple[str, ...]  # of the prompt templates
@@ -91,7 +95,7 @@ def find_columns(
     Raises:
         UserError: no or several candidates, an unknown name, or a column of an unusable type.
     """
-    kinds = {f.name: kind for f in schema if (kind := _image_kind(f.type))}
+    kinds: dict[str, Kind] = {f.name: kind for f in schema if (kind := _image_kind(f.type))}
     if image_column == "auto":
         image_column = _choose_image(schema, kinds)
     elif image_column not in schema.names:
@@ -145,11 +149,12 @@ def _list(store: Store) -> tuple[Store, dict[str, int]]:
         if any(mark in path for mark in "*?["):
             fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
             root = fixed.rpartition("/")[0]
-            found = {p: info for p, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
+            matches = cast(dict[str, Any], fs.glob(path, detail=True))
+            found = {p: info for p, info in matches.items() if info["type"] == "file"}
         elif fs.isfile(path):
             root, found = posixpath.dirname(path), {path: fs.info(path)}
         else:
-            root, found = path, fs.find(path, detail=True)
+            root, found = path, cast(dict[str, Any], fs.find(path, detail=True))
     except (OSError, ValueError) as error:
         raise UserError(f"input.path {store.path} cannot be listed: {error}") from error
     names = {posixpath.relpath(p, root): info["size"] for p, info in found.items()}
@@ -195,7 +200,7 @@ def _check_same(name: str, schema: pa.Schema, first: pa.Schema, columns: Columns
             )
 
 
-def _image_kind(kind: pa.DataType) -> Literal["struct", "binary", "uri"] | None:
+def _image_kind(kind: pa.DataType) -> Kind | None:
     if pa.types.is_struct(kind):
         inner = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else None
         return "struct" if inner is not None and _is_binary(inner) else None
@@ -204,7 +209,7 @@ def _image_kind(kind: pa.DataType) -> Literal["struct", "binary", "uri"] | None:
     return "uri" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
 
 
-def _choose_image(schema: pa.Schema, kinds: dict[str, Any]) -> str:
+def _choose_image(schema: pa.Schema, kinds: dict[str, Kind]) -> str:
     """Structs and bytes before URIs; among several, the best known name."""
     for wanted, names in ((("struct", "binary"), IMAGE_NAMES), (("uri",), URI_NAMES)):
         candidates = [name for name, kind in kinds.items() if kind in wanted]

@@ -54,7 +54,7 @@ def claim_output(store: Store, described: dict[str, Any], on_mismatch: str) -> S
             sibling = Store(f"{store.path}-{mine[:8]}", store.endpoint_url, store.anonymous)
             return claim_output(sibling, described, "refuse")
         raise UserError(
-            f"{store.path} holds captions of another configuration, which differs in {_differences(stored, described)}; "
+            f"{store.path} belongs to another configuration, which differs in {_differences(stored, described)}; "
             "choose another output.path, or output.on_mismatch=new for a sibling folder"
         )
     if stored is None:

@@ -66,7 +66,7 @@ def _plan_parquet(
     keys = {unit_key([file], fingerprint) for file in corpus.files}
     if strangers := set(done) - keys:
         raise UserError(
-            f"{output.path} holds captions of {len(strangers)} files that are not in this corpus, or that have changed; "
+            f"{output.path} holds captions of {len(strangers)} files that this corpus does not have, or that changed; "
             "choose another output.path"
         )
     spans, num_rows = [], 0

@@ -5,7 +5,7 @@ import os
 import posixpath
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -42,7 +42,7 @@ class Store:
         return posixpath.join(self.root, *parts)
 
     def read(self, name: str) -> bytes:
-        return self.fs.cat_file(self.join(name))
+        return cast(bytes, self.fs.cat_file(self.join(name)))
 
     def exists(self, name: str) -> bool:
         return self.fs.exists(self.join(name))

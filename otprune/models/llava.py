@@ -10,7 +10,7 @@ Shapes: B images, H pixels a side, N visual tokens, D language width, K kept tok
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def load_encoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaEnco
     Raises:
         CheckpointError: if weights are missing.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config: Any = AutoConfig.from_pretrained(folder)
     inner = "vision_model." if _has_inner_vision_model(config.vision_config) else ""
     tower = _load(AutoModel, folder, config.vision_config, {VISION_PREFIX: inner}, dtype)
     projector = LlavaMultiModalProjector(config).to(dtype)
@@ -74,6 +74,9 @@ def load_decoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaDeco
 
 class LlavaEncoder(nn.Module):
     """uint8 pixels [B, H, H, 3] to projected visual tokens [B, N, D]."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: Any, tower: PreTrainedModel, projector: nn.Module, mean: list, std: list):
         super().__init__()
@@ -103,13 +106,12 @@ class LlavaEncoder(nn.Module):
 class LlavaDecoder:
     """Visual tokens and a prompt to text, with the language model alone."""
 
-    def __init__(self, config: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path):
+    # `model` is a PreTrainedModel that generates, for which transformers has no type
+    def __init__(self, config: Any, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path):
         self.model, self.tokenizer, self.folder = model.eval(), tokenizer, folder
         self.image_token = config.image_token_index
         self.max_length: int = config.text_config.max_position_embeddings
-        eos = model.generation_config.eos_token_id
-        eos = tokenizer.eos_token_id if eos is None else eos
-        self.end_tokens: list[int] = [eos] if isinstance(eos, int) else list(eos)
+        self.end_tokens = _end_tokens(model, tokenizer, folder)
 
     def encode_prompt(self, text: str, conversation: str = "auto") -> tuple[list[int], list[int]]:
         """Token ids before and after the image, for the user text `text` put into the model's conversation format.
@@ -175,14 +177,23 @@ class LlavaDecoder:
         end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)
         kept = ids if end is None else ids[:end]
         return Completion(
-            text=self.tokenizer.decode(kept, skip_special_tokens=True).strip(),
+            text=cast(str, self.tokenizer.decode(kept, skip_special_tokens=True)).strip(),
             num_prompt_tokens=num_prompt_tokens,
             num_generated_tokens=len(ids) if end is None else end + 1,
             finish_reason="length" if end is None else "stop",
         )
 
 
-def _load(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype: torch.dtype) -> PreTrainedModel:
+def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[int]:
+    """Ids that end an answer: the generation configuration's, else the tokenizer's."""
+    ids: Any = model.generation_config.eos_token_id
+    ids = cast(Any, tokenizer.eos_token_id) if ids is None else ids
+    if ids is None:
+        raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {folder}")
+    return [ids] if isinstance(ids, int) else list(ids)
+
+
+def _load(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype: torch.dtype) -> Any:
     """`cls` with the part of the checkpoint that `names` (regular expression -> new prefix) maps onto it."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # the other half of the checkpoint is reported as unexpected
