@@ -23,7 +23,7 @@ from otprune.models import LlavaDecoder, load_decoder
 
 def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: int, device: str) -> float:
     """Seconds to caption `batch` images of `num_tokens` visual tokens each; the end token is forbidden."""
-    decoder.end_tokens = [-1]  # every answer runs to its full length, so that both settings decode the same number
+    decoder.end_tokens = []  # every answer runs to its full length, so that both settings decode the same number
     width = decoder.model.config.hidden_size
     visual = [torch.randn(num_tokens, width, device=device, dtype=decoder.model.dtype) * 0.02 for _ in range(batch)]
     prompts = [decoder.encode_prompt("describe the image .")] * batch

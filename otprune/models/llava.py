@@ -160,8 +160,8 @@ class LlavaDecoder:
             temperature=temperature if temperature > 0 else None,
             top_p=top_p if temperature > 0 else None,
             top_k=0 if temperature > 0 else None,
-            eos_token_id=self.end_tokens,
-            pad_token_id=self.end_tokens[0],
+            eos_token_id=self.end_tokens or None,  # none: every answer runs to its full length
+            pad_token_id=self.end_tokens[0] if self.end_tokens else 0,
         )
         new_ids = self.model.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
         return [self._completion(len(row), ids) for row, ids in zip(rows, new_ids.tolist(), strict=True)]
