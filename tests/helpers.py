@@ -1,63 +1,52 @@
-"""Small corpora, readers of what a job wrote, and drivers in processes of their own."""
+"""Small corpora, stages without models, readers of what a job wrote, an S3 server, and drivers that can be killed."""
 
+import contextlib
 import io
-from collections.abc import Sequence
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from demo.render import render
-from demo.world import scene_at
+from pipelines.caption import prepare
+from pipelines.run import Outcome, run_job
+from pipelines.settings import load_config
 from pipelines.storage import Store
+from pipelines.work import Work
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DEMO = ["--config", str(REPOSITORY / "conf" / "demo.yaml")]
-QUICK = [
-    "generate.max_new_tokens=8",
-    "run.samples=2",
-    "mlflow.enabled=false",
-    f"model.path={REPOSITORY}/demo/checkpoint",
-]
+DEMO = ("--config", str(REPOSITORY / "conf" / "demo.yaml"), f"model.path={REPOSITORY / 'demo' / 'checkpoint'}")
+QUICK = (*DEMO, "generate.max_new_tokens=8", "mlflow.enabled=false", "run.samples=0", "faults.no_progress_seconds=120")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-Row = tuple[str, int, str]  # source, row, caption
-
-
-def scenes(count: int, first: int = 0) -> list[bytes]:
-    """PNG files of demo scenes; their captions differ."""
-    files = []
-    for index in range(first, first + count):
-        Image.fromarray(render(scene_at("corpus", index)).pixels).save(stream := io.BytesIO(), "PNG", compress_level=1)
-        files.append(stream.getvalue())
-    return files
 
 
 def write_corpus(path: Path, images: Sequence[bytes | None], rows_per_group: int = 8, **columns: Sequence) -> Path:
     """A Parquet file in the Hugging Face image layout, ids `row-<i>`, with further columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     structs = [None if data is None else {"bytes": data, "path": f"{i}.png"} for i, data in enumerate(images)]
-    table = pa.table(
-        {"id": [f"row-{i}" for i in range(len(images))], "image": pa.array(structs, IMAGE), **columns},
-    )
+    ids = [f"row-{i}" for i in range(len(images))]
+    table = pa.table({"id": ids, "image": pa.array(structs, IMAGE), **columns})
     pq.write_table(table, path, row_group_size=rows_per_group)
     return path
 
 
-def read_table(output: Store | Path, folder: str) -> pa.Table | None:
-    """All rows of `captions` or `quarantine` of an output, with duplicates if there are any; None if it has none."""
+def read_rows(output: Store | Path, folder: str = "captions") -> list[dict[str, Any]]:
+    """All rows of `captions` or `quarantine` of an output, with doubles if there are any."""
     store = output if isinstance(output, Store) else Store(str(output))
-    tables = [pq.read_table(io.BytesIO(store.read(f"{folder}/{name}"))) for name in sorted(store.list(folder))]
-    return pa.concat_tables(tables) if tables else None
+    files = [store.read(f"{folder}/{name}") for name in sorted(store.list(folder))]
+    return [row for data in files for row in pq.read_table(io.BytesIO(data)).to_pylist()]
 
 
-def read_rows(output: Store | Path, folder: str = "captions") -> list[dict]:
-    table = read_table(output, folder)
-    return [] if table is None else table.to_pylist()
-
-
-def captions_of(output: Store | Path) -> list[Row]:
+def captions_of(output: Store | Path) -> list[tuple[str, int, str]]:
     """Sorted (source, row, caption), doubles included."""
     return sorted((row["source"], row["row"], row["caption"]) for row in read_rows(output))
 
@@ -65,3 +54,156 @@ def captions_of(output: Store | Path) -> list[Row]:
 def addresses(output: Store | Path) -> list[tuple[str, int]]:
     """Sorted (source, row) of everything captioned or quarantined, doubles included."""
     return sorted((r["source"], r["row"]) for folder in ("captions", "quarantine") for r in read_rows(output, folder))
+
+
+def run_fake(*arguments: str, encoder: type | None = None, generator: type | None = None) -> Outcome:
+    """The whole job with `QUICK` settings, but for stages without models (or those given)."""
+    job = prepare(load_config([*QUICK, *arguments]))
+    return run_job(job, encoder=encoder or fake_encoder(), generator=generator or fake_generator())
+
+
+# The classes are local to a function, so that they travel to the actors by value: no import of models there.
+
+
+def fake_encoder(folder: Path | None = None, seconds: float = 0.0) -> type:
+    """An encoder without a model: one empty token an image, `seconds` a unit.
+
+    Leaves a file `<unit>.<process id>` in `folder` when it begins a unit.
+    """
+
+    class FakeEncoder:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            work = Work.from_row(row)
+            if folder:
+                (folder / f"{work.unit.name}.{os.getpid()}").touch()
+            time.sleep(seconds)
+            work.num_visual_tokens = 256
+            work.arrays = {"tokens": np.zeros((len(work.images), 1, 1), np.float32)}
+            return work.to_row()
+
+    return FakeEncoder
+
+
+def fake_generator() -> type:
+    """A generator without a model: the caption names the image's bytes and the prompt."""
+
+    class FakeGenerator:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            work = Work.from_row(row)
+            counts = {"num_kept_tokens": 25, "num_prompt_tokens": 31, "num_generated_tokens": 2}
+            for image in work.images:
+                texts = [f"{image.sha256} {prompt}" for prompt in image.prompts]
+                image.captions = [{"caption": text, "finish_reason": "stop", **counts} for text in texts]
+            work.arrays = {}
+            return work.to_row()
+
+    return FakeGenerator
+
+
+def killing(stage: type, victims: set[str]) -> type:
+    """`stage`, whose process dies whenever a unit holds an image with one of these sha256."""
+
+    class Killing(stage):
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            if victims & {image.sha256 for image in Work.from_row(row).images}:
+                os._exit(1)
+            return super().__call__(row)
+
+    return Killing
+
+
+class Driver:
+    """`jobs/caption_corpus.py` in a process, session and group of its own, with its own embedded Ray."""
+
+    def __init__(self, log: Path, *arguments: str, environment: dict[str, str] | None = None):
+        self.log = log
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "jobs/caption_corpus.py", *arguments],
+                cwd=REPOSITORY,
+                env={**os.environ, **(environment or {})},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends what is left of the session, which is this driver's alone."""
+        for process in self.members():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.process.wait(30)
+
+    def members(self) -> list[psutil.Process]:
+        """Live processes of the session: the driver, its Ray and its workers."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.Error):
+                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def wait_for_commits(self, output: Store, count: int, seconds: float = 200) -> None:
+        """Returns once the output holds `count` committed units; fails if the driver ends before."""
+        end = time.monotonic() + seconds
+        while len(output.list("captions")) < count:
+            assert self.process.poll() is None, f"the driver ended early:\n{self.text()}"
+            assert time.monotonic() < end, f"no {count} commits in {seconds} s:\n{self.text()}"
+            time.sleep(0.02)
+
+    def wait(self, seconds: float = 200) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the driver runs after {seconds} s:\n{self.text()}") from None
+
+    def kill(self, group: bool = True) -> None:
+        """SIGKILL, to the process group or to the driver alone; returns when nothing of the session is left."""
+        (os.killpg if group else os.kill)(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+        end = time.monotonic() + 60
+        while self.members():
+            assert time.monotonic() < end, f"left behind by a killed driver: {self.members()}"
+            time.sleep(0.1)
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[str]:
+    """An S3 server in memory on localhost; yields its address. Sets credentials for this process and its children."""
+    from moto.server import ThreadedMotoServer
+
+    credentials = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    before = {name: os.environ.get(name) for name in credentials}
+    os.environ.update(credentials)
+    server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
+    server.start()
+    try:
+        yield "http://{}:{}".format(*server.get_host_and_port())
+    finally:
+        server.stop()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
