@@ -1,6 +1,8 @@
 """From the command line to a checked `Config`: merging, errors that name the key, and --help."""
 
 import difflib
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +26,7 @@ def load_config(argv: Sequence[str]) -> Config:
     """The configuration for `[--config FILE] [dotted.key=value ...]`.
 
     Without --config and without model.path the demo configuration is the base, since its settings
-    belong to the demo model.
+    belong to the demo model. Values are YAML, but text is text: `yes`, `#` and braces stay as they are.
 
     Raises:
         UserError: unknown key (with the nearest one), wrong type, value out of bounds, unreadable file.
@@ -35,8 +37,9 @@ def load_config(argv: Sequence[str]) -> Config:
     config = OmegaConf.structured(Config)
     try:
         if file is not None:
-            config = OmegaConf.merge(config, _read_yaml(file))
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+            config = OmegaConf.merge(config, _sections(_read_yaml(file)))
+        given = OmegaConf.from_dotlist([_keep_text(override) for override in overrides])
+        config = OmegaConf.merge(config, _sections(given))
         loaded = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
@@ -55,8 +58,10 @@ def check_bounds(config: Config) -> None:
             value, bounds = getattr(part, k.name), k.metadata
             if value is None or not isinstance(value, (int, float)):
                 continue
+            if not math.isfinite(value):
+                raise UserError(f"{section.name}.{k.name} must be a finite number, got {value}")
             too_low = ("low" in bounds and value < bounds["low"]) or ("above" in bounds and value <= bounds["above"])
-            if too_low or ("high" in bounds and value > bounds["high"]) or value != value:
+            if too_low or ("high" in bounds and value > bounds["high"]):
                 raise UserError(f"{section.name}.{k.name} must be {_describe(bounds)}, got {value}")
 
 
@@ -67,7 +72,7 @@ def help_text(usage: str) -> str:
         section, leaf = name.split(".")
         part = type(getattr(Config(), section))
         meaning = next(k.metadata["meaning"] for k in fields(part) if k.name == leaf)
-        kind = str(get_type_hints(part)[leaf]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
+        kind = _describe_type(_type_of(name))
         shown = "null" if default is None else repr(default) if isinstance(default, str) else default
         lines.append(f"  {name:<28} {meaning}  [{kind}, default {shown}]")
     return "\n".join(lines)
@@ -105,19 +110,53 @@ def _read_yaml(file: Path) -> Any:
     return loaded
 
 
+def _sections(given: Any) -> Any:
+    """What was given, without sections that are left empty.
+
+    Raises:
+        UserError: if a section holds anything but keys.
+    """
+    known = {f.name for f in fields(Config)}
+    for name in [name for name in given if name in known and given[name] is None]:
+        del given[name]
+    if wrong := [name for name in given if name in known and not OmegaConf.is_dict(given[name])]:
+        raise UserError(f"{wrong[0]} must be a section with keys, got {given[wrong[0]]}")
+    return given
+
+
+def _keep_text(override: str) -> str:
+    """`key=value` with the value of a text key in quotes, unless it is quoted already or is the null of an optional."""
+    name, _, value = override.partition("=")
+    kind = _type_of(name)
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if quoted or kind not in (str, str | None) or (kind == str | None and value in ("", "null")):
+        return override
+    return f"{name}={json.dumps(value, ensure_ascii=False)}"
+
+
+def _type_of(name: str) -> Any:
+    """The declared type of a dotted key; None if there is no such key."""
+    section, _, leaf = name.partition(".")
+    return get_type_hints(type(getattr(Config(), section, None))).get(leaf)
+
+
+def _describe_type(kind: Any) -> str:
+    return str(kind).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
+
+
 def _explain(error: OmegaConfBaseException) -> str:
     name = error.full_key or ""
     if "not in '" in str(error):
         known = [*Config().dotted(), *(f.name for f in fields(Config))]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; --help lists the keys"
+        if name in known:
+            section, _, leaf = name.partition(".")
+            hint = f"; in YAML it is the key {leaf} of the section {section}"
         return f"unknown key {name}{hint}"
     problem = _first_line(error)
-    section, _, leaf = name.partition(".")
-    part = getattr(Config(), section, None)
-    if part is not None and leaf in {f.name for f in fields(part)}:
-        kind = str(get_type_hints(type(part))[leaf]).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
-        return f"{name} must be {kind}: {problem}"
+    if kind := _type_of(name):
+        return f"{name} must be {_describe_type(kind)}: {problem}"
     return f"{name}: {problem}" if name else problem
 
 
