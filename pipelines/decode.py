@@ -51,7 +51,11 @@ DECODE_REASONS = (
 """Every reason a `Reject` raised in this module can carry."""
 
 DRAFT_GAP = 2.5
-"""A JPEG is decoded reduced only if it stays this many times larger than the output."""
+"""A JPEG is decoded reduced only if it stays this many times larger than the output.
+
+Against full decoding, on photographs just large enough for it (336 and 224 pixels, 1/2 to 1/8, both aspects): mean
+difference at most 0.71 of 255 levels, 99 % of the values within 4. `draft=False` turns it off.
+"""
 
 MAX_JPEG_SCANS = 100
 """More are an attack: each costs a pass over the image and 14 bytes of file. Encoders in use write about ten."""
