@@ -49,7 +49,7 @@ def claim_output(store: Store, described: dict[str, Any], on_mismatch: str) -> S
     """
     mine = fingerprint(described)
     stored = read_claim(store)
-    if stored is not None and fingerprint(stored) != mine:
+    if stored is not None and fingerprint(stored) != mine and store.list("captions"):
         if on_mismatch == "new":
             sibling = Store(f"{store.path}-{mine[:8]}", store.endpoint_url, store.anonymous)
             return claim_output(sibling, described, "refuse")
@@ -57,8 +57,8 @@ def claim_output(store: Store, described: dict[str, Any], on_mismatch: str) -> S
             f"{store.path} belongs to another configuration, which differs in {_differences(stored, described)}; "
             "choose another output.path, or output.on_mismatch=new for a sibling folder"
         )
-    if stored is None:
-        if store.list("captions"):
+    if stored is None or fingerprint(stored) != mine:
+        if stored is None and store.list("captions"):
             raise UserError(
                 f"{store.path} holds captions but no {FILE} that says how they were made; choose another output.path"
             )

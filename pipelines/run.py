@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import AutoConfig
+
+from otprune.flops import prefill_flops
+from otprune.shapes import LanguageShape
 from pipelines.caption import Job, make_stages
 from pipelines.cluster import connected
 from pipelines.encode import Encoder
@@ -20,7 +24,7 @@ from pipelines.progress import Progress, Totals
 from pipelines.report import render_report
 from pipelines.settings import to_yaml
 from pipelines.sink import read_totals
-from pipelines.track import Tracker, make_tracker
+from pipelines.track import NullTracker, Tracker, make_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ def run_job(job: Job, encoder: type = Encoder, generator: type = Generator) -> O
     if not job.plan.spans and job.output.exists(RECORD):
         return Outcome(message="nothing to do: the output is complete")
     started, outcome = time.perf_counter(), Outcome()
-    tracker = _start_tracker(job)
+    tracker: Tracker = NullTracker()
     price = job.config.cost.usd_per_hour
     progress = Progress(job.plan.num_rows, job.plan.num_done, price, job.config.run.progress_seconds, started)
     summarized: set[str] = set()
@@ -56,12 +60,14 @@ def run_job(job: Job, encoder: type = Encoder, generator: type = Generator) -> O
         with _interruptible():
             if job.plan.spans:
                 with connected(job.config) as outcome.cluster, progress:
+                    tracker = _start_tracker(job)
                     _caption(job, encoder, generator, progress, tracker, outcome, summarized)
     except KeyboardInterrupt:
         outcome.code, outcome.message = INTERRUPTED, "interrupted; the same command resumes"
     except JobFailedError as error:
         outcome.code, outcome.message = FAILED, f"{error}; everything committed is kept"
-    outcome.metrics = run_metrics(progress)
+    outcome.metrics = run_metrics(job, progress)
+    outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
     _finish(job, outcome, progress, tracker, summarized)
     return outcome
 
@@ -88,7 +94,7 @@ def _caption(
         summarized.add(f"part-{summary['unit']}.parquet")
         outcome.samples += summary.pop("samples")
         if progress.update(summary):
-            tracker.log(run_metrics(progress), round(progress.elapsed))
+            tracker.log(run_metrics(job, progress), round(progress.elapsed))
         cap = job.config.budget.max_usd
         if cap is not None and progress.usd is not None and progress.usd >= cap:
             outcome.code = CAPPED
@@ -96,18 +102,28 @@ def _caption(
             break
 
 
-def run_metrics(progress: Progress) -> dict[str, float]:
-    """The metrics of this run so far, under their MLflow names. Rates include nothing of the start-up."""
+def run_metrics(job: Job, progress: Progress) -> dict[str, float]:
+    """The metrics of this run so far, under their MLflow names. Rates include nothing of the start-up.
+
+    `gpu_busy/<stage>` is the share of the run in which the stage's actors were at work, CPU actors too;
+    `prefill_tflops_per_image` counts multiply-adds of the language model, as papers on pruning do.
+    """
     totals, usd = progress.totals, progress.usd
+    shape = LanguageShape.from_config(AutoConfig.from_pretrained(job.model).text_config)
+    mean_prompt = totals.prompt_tokens / max(1, totals.captions)
+    prompts = 1 + len(job.config.prompt.more)
+    actors = {"encode": job.config.encode.actors, "generate": job.config.generate.actors}
     metrics: dict[str, float] = {
         **progress.rates(),
         "images_captioned": totals.images_captioned,
         "images_quarantined": totals.images_quarantined,
         "mean_caption_tokens": totals.generated_tokens / max(1, totals.captions),
-        "mean_prompt_tokens": totals.prompt_tokens / max(1, totals.captions),
+        "mean_prompt_tokens": mean_prompt,
+        "prefill_tflops_per_image": prompts * prefill_flops(shape, round(mean_prompt)) / 1e12,
         "finished_by_length": totals.finished_by_length / max(1, totals.captions),
         "wall_seconds": progress.elapsed,
         **{f"seconds/{stage}": seconds for stage, seconds in totals.seconds.items()},
+        **{f"gpu_busy/{stage}": totals.seconds[stage] / (n * progress.elapsed) for stage, n in actors.items()},
         **{f"quarantined/{reason}": count for reason, count in totals.reasons.items()},
     }
     if usd is not None:

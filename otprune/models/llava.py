@@ -80,7 +80,7 @@ class LlavaEncoder(nn.Module):
 
     def __init__(self, config: Any, tower: PreTrainedModel, projector: nn.Module, mean: list, std: list):
         super().__init__()
-        self.tower, self.projector = tower, projector
+        self.tower, self.projector = _without_unused_layers(tower, config.vision_feature_layer), projector
         self.layer = config.vision_feature_layer
         self.drop_class_token = config.vision_feature_select_strategy == "default"
         self.image_size: int = config.vision_config.image_size
@@ -97,10 +97,11 @@ class LlavaEncoder(nn.Module):
         """uint8 [B, H, H, 3] on any device -> [B, N, D] in the encoder's dtype on its device."""
         pixels = pixels.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
         pixels = (pixels.float() / 255 - self.mean) / self.std  # as CLIP's image processor: rescale, then normalise
-        hidden = self.tower(pixels.to(self.dtype), output_hidden_states=True).hidden_states
-        layers = [self.layer] if isinstance(self.layer, int) else self.layer
         first = 1 if self.drop_class_token else 0
-        return self.projector(torch.cat([hidden[layer][:, first:] for layer in layers], dim=-1))
+        if isinstance(self.layer, int):
+            return self.projector(self.tower(pixels.to(self.dtype)).last_hidden_state[:, first:])
+        hidden = self.tower(pixels.to(self.dtype), output_hidden_states=True).hidden_states
+        return self.projector(torch.cat([hidden[layer][:, first:] for layer in self.layer], dim=-1))
 
 
 class LlavaDecoder:
@@ -227,3 +228,14 @@ def _read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
                 if match := re.match(prefix, name):
                     tensors[name[match.end() :]] = stored.get_tensor(name)
     return tensors
+
+
+def _without_unused_layers(tower: Any, layer: int | list[int]) -> Any:
+    """The tower cut after hidden state `layer` (0 is the embedding), whose output is then its last hidden state.
+
+    LLaVA reads state -2, so the last layer of a released tower never matters.
+    """
+    if isinstance(layer, int):
+        layers = tower.vision_model.encoder.layers if hasattr(tower, "vision_model") else tower.encoder.layers
+        del layers[layer % (len(layers) + 1) :]
+    return tower
