@@ -2,12 +2,12 @@
 
 import logging
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
-from pipelines.corpus import Corpus
+from pipelines.corpus import FOOTER_THREADS, Corpus
 from pipelines.settings import UserError
+from pipelines.sink import read_totals
 from pipelines.source import SpanRow
 from pipelines.storage import Store
 from pipelines.units import CorpusFile, Unit, parse_part, plan_images, plan_rows, unit_key
@@ -37,9 +37,9 @@ def make_plan(
     `num_samples` images, spread over the plan, are marked for the report.
 
     Raises:
-        UserError: if the output holds parts of Parquet files that this corpus does not have.
+        UserError: if the output holds captions of files that this corpus does not have or that have changed.
     """
-    committed = frozenset(name for name in output.list("captions") if name.endswith(".parquet"))
+    committed = _committed(output)
     delete_orphans(output, committed)
     plan = _plan_parquet if corpus.columns else _plan_images
     spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed)
@@ -50,8 +50,18 @@ def make_plan(
 def delete_orphans(output: Store, committed: frozenset[str]) -> None:
     """Removes quarantine objects without a captions object: their unit was never committed and will be done again."""
     for name in output.list("quarantine"):
-        if name not in committed:
+        if name.startswith("part-") and name not in committed:
             output.delete(f"quarantine/{name}")
+
+
+def _committed(output: Store) -> frozenset[str]:
+    names = frozenset(name for name in output.list("captions") if name.endswith(".parquet"))
+    for name in names:
+        try:
+            parse_part(name)
+        except ValueError as error:
+            raise UserError(f"{output.path}/captions must hold nothing but captions of this job: {error}") from error
+    return names
 
 
 Spans = list[tuple[list[Unit], tuple[int, ...]]]  # units that one task reads, and the row groups of their file
@@ -84,13 +94,13 @@ def _plan_images(
     corpus: Corpus, output: Store, fingerprint: str, num_images: int, limit: int | None, committed: frozenset[str]
 ) -> tuple[Spans, int]:
     files = list(corpus.files[:limit])
-    by_name = {file.source: file for file in files}
     units = plan_images(files, fingerprint, num_images)
     names = {f"part-{unit.name}.parquet" for unit in units}
     if committed - names:  # other unit sizes, a folder that has grown, isolated images: ask the objects themselves
-        done = set().union(*(_sources(output, name) for name in committed))
+        done = _committed_images(corpus, output, fingerprint, sorted(committed))
     else:
         done = {source for unit in units if f"part-{unit.name}.parquet" in committed for source in unit.sources}
+    by_name = {file.source: file for file in files}
     left: list[Unit] = []
     for unit in units:
         missing: list[CorpusFile] = [by_name[source] for source in unit.sources if source not in done]
@@ -98,13 +108,29 @@ def _plan_images(
     return [([unit], ()) for unit in left], len(files)
 
 
-def _sources(output: Store, name: str) -> set[str]:
-    with output.fs.open(output.join("captions", name), "rb") as stream:
-        sources = set(pq.read_table(stream, columns=["source"])["source"].to_pylist())
-    if output.exists(f"quarantine/{name}"):
-        with output.fs.open(output.join("quarantine", name), "rb") as stream:
-            sources |= set(pq.read_table(stream, columns=["source"])["source"].to_pylist())
-    return sources
+def _committed_images(corpus: Corpus, output: Store, fingerprint: str, committed: list[str]) -> set[str]:
+    """Image files that the committed objects account for, as their metadata says.
+
+    Raises:
+        UserError: if an object's files are all there but have changed, or if the corpus has none of them all.
+    """
+    by_name = {file.source: file for file in corpus.files}
+    done: set[str] = set()
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        objects = pool.map(lambda name: read_totals(output, name)["sources"], committed)
+        for name, sources in zip(committed, objects, strict=True):
+            files = [by_name[source] for source in sources if source in by_name]
+            if len(files) == len(sources) and unit_key(files, fingerprint) != parse_part(name)[0]:
+                raise UserError(
+                    f"{output.path} holds captions of images that have changed since, in {sources[0]} ... "
+                    f"{sources[-1]}; choose another output.path"
+                )
+            done.update(sources)
+    if not done & by_name.keys():
+        raise UserError(
+            f"{output.path} holds captions of images that are not in this corpus; choose another output.path"
+        )
+    return done
 
 
 def _with_samples(spans: Spans, num_samples: int) -> list[SpanRow]:

@@ -8,6 +8,7 @@ committed ranges: an image that has a caption never gets a second one.
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -59,10 +60,10 @@ def parse_part(name: str) -> tuple[str, int, int]:
     Raises:
         ValueError: if the name is not of this form.
     """
-    pieces = name.removeprefix("part-").removesuffix(".parquet").split("-")
-    if len(pieces) != 3 or not name.startswith("part-") or not name.endswith(".parquet"):
+    match = re.fullmatch(r"part-([0-9a-f]+)-(\d+)-(\d+)\.parquet", name)
+    if match is None:
         raise ValueError(f"an output part must be named part-<key>-<start>-<stop>.parquet, got {name!r}")
-    return pieces[0], int(pieces[1]), int(pieces[2])
+    return match[1], int(match[2]), int(match[3])
 
 
 def plan_rows(
