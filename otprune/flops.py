@@ -12,7 +12,8 @@ Departures:
 - DivPrune's Eq. 5 prints a minus before the n^2 d term; only plus reproduces its tables.
   test_the_published_tables_are_reproduced
 - A FitPrune recipe's deleted rows are charged to their layer's attention and not to its FFN, as its runtime removes
-  them. test_fitprune_release_recipe
+  them: 16.87 % for the released recipe. The published 15.65 % charges them to neither.
+  test_fitprune_release_recipe, test_the_published_fitprune_row_charges_nothing_to_the_layer_that_deletes
 """
 
 from bisect import bisect_left

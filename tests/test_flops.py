@@ -1,5 +1,8 @@
 """The paper book: the published cost tables to every printed digit."""
 
+import operator
+from itertools import accumulate
+
 import pytest
 
 from otprune.flops import PAPER_PROMPTS, match_flops, paper_table, prefill_flops, true_flops
@@ -48,10 +51,19 @@ def test_recovered_baseline_settings_give_the_printed_costs(model, method, setti
 
 def test_fitprune_release_recipe():
     _, tflops, percent = paper_table("llava-1.5-7b", "fitprune", recipe=FITPRUNE_90)
-    assert (round(tflops, 3), round(percent, 1)) == (0.552, 16.9)  # not the 0.513 / 15.65 % of the published row
+    assert (round(tflops, 3), round(percent, 1)) == (0.552, 16.9)
     rows = visual_rows("fitprune", 576, 32, recipe=FITPRUNE_90)
     assert rows[-1] == (37, 37)
     assert rows[0] == (576, 576 - 262)
+
+
+def test_the_published_fitprune_row_charges_nothing_to_the_layer_that_deletes():
+    """The printed 0.513 / 15.65 % is the released recipe with a layer's rows counted after its own deletion, although
+    that layer's attention, which chooses them, has to see them."""
+    left = accumulate(FITPRUNE_90.values(), operator.sub, initial=576)
+    stages = dict(zip(FITPRUNE_90, list(left)[1:], strict=True))
+    _, tflops, percent = paper_table("llava-1.5-7b", "pyramiddrop", stages=stages)
+    assert (round(tflops, 3), round(percent, 2)) == (0.513, 15.65)
 
 
 def test_fitprune_rows_charged_to_the_ffn_of_their_last_layer_cost_more():
@@ -170,6 +182,18 @@ def test_match_flops_agrees_with_trying_every_budget_in_the_true_book(method):
     dear_enough = [settings for settings in every if total(**settings) >= target]
     found = match_flops(method, total, target, num_visual=576, num_layers=32, layer=2 if method == "fastv" else None)
     assert found == min(dear_enough, key=lambda settings: total(**settings))
+
+
+def test_match_flops_takes_a_budget_that_meets_the_target_exactly_and_never_keeps_nothing():
+    def percent(**settings):
+        return paper_table("llava-1.6-7b", "fastv", **settings)[2]
+
+    exact = percent(layer=3, kept=40)
+    options = {"num_visual": 576, "num_layers": 32, "layer": 3}
+    assert match_flops("fastv", percent, exact, **options) == {"layer": 3, "kept": 40}
+    # Three full layers alone cost more than this; FastV without a token would be VTW.
+    assert percent(layer=3, kept=0) > 10.8
+    assert match_flops("fastv", percent, 10.8, **options) == {"layer": 3, "kept": 1}
 
 
 def test_match_flops_refuses_a_target_out_of_reach_and_a_method_without_a_budget():
