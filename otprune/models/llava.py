@@ -4,7 +4,11 @@ Written against transformers' `CLIPVisionModel` and `LlamaForCausalLM`; any visi
 model that `AutoModel` and `AutoModelForCausalLM` build from the checkpoint's two sub-configurations
 work the same. Weight names as in the released llava-hf checkpoints and as transformers 5 saves them.
 
-Shapes: B images, H pixels a side, N visual tokens, D language width, K kept tokens.
+Shapes: B images, H pixels a side, N visual tokens, D language width, K kept tokens, P images of one prompt.
+
+Departures:
+- In a prompt with several images every image is pruned; the released OTPrune and DivPrune code prunes the first alone
+  and keeps all tokens of the others.
 """
 
 import re
@@ -34,6 +38,9 @@ VISION_PREFIX = r"^(model\.)?vision_tower\.(vision_model\.)?"
 PROJECTOR_PREFIX = r"^(model\.)?multi_modal_projector\."
 HEAD_PREFIX = r"^(model\.)?language_model\.(?=lm_head\.)"
 LANGUAGE_PREFIX = r"^(model\.)?language_model\.(model\.)?"
+
+Prompt = tuple[list[int], ...]
+"""Token ids of the text before, between and after the images: one list more than there are images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,30 +121,32 @@ class LlavaDecoder:
         self.max_length: int = config.text_config.max_position_embeddings
         self.end_tokens = _end_tokens(model, tokenizer, folder)
 
-    def encode_prompt(self, text: str, conversation: str = "auto") -> tuple[list[int], list[int]]:
-        """Token ids before and after the image, for the user text `text` put into the model's conversation format.
+    def encode_prompt(self, text: str, conversation: str = "auto", num_images: int = 1) -> Prompt:
+        """Token ids before, between and after the images, for the user text `text` in the model's conversation format.
 
         Raises:
-            ValueError: if the result does not hold exactly one image placeholder.
+            ValueError: if the result does not hold exactly `num_images` image placeholders.
         """
-        ids = self.tokenizer(render_prompt(text, conversation, self.folder, self.tokenizer)).input_ids
-        if ids.count(self.image_token) != 1:
-            raise ValueError(f"a prompt must hold exactly one image, got {ids.count(self.image_token)} in {text!r}")
-        split = ids.index(self.image_token)
-        return ids[:split], ids[split + 1 :]
+        ids = self.tokenizer(render_prompt(text, conversation, self.folder, self.tokenizer, num_images)).input_ids
+        found = [i for i, token in enumerate(ids) if token == self.image_token]
+        if len(found) != num_images:
+            wanted = "one image" if num_images == 1 else f"{num_images} images"
+            raise ValueError(f"a prompt must hold exactly {wanted}, got {len(found)} in {text!r}")
+        starts, ends = [0, *(i + 1 for i in found)], [*found, len(ids)]
+        return tuple(ids[start:end] for start, end in zip(starts, ends, strict=True))
 
     @torch.inference_mode()
     def generate(
         self,
         visual: list[Tensor],
-        prompts: list[tuple[list[int], list[int]]],
+        prompts: list[Prompt],
         *,
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[Completion]:
-        """One completion for each pair of visual tokens [K_i, D] and prompt (ids before, ids after the image).
+        """One completion for each pair of visual tokens and prompt: [K_i, D] for one image, [P, K_i, D] for P of them.
 
         Prompts are left-padded to one length and decoded together: greedily at temperature 0, else by
         nucleus sampling from a generator seeded by `seed`. Positions are contiguous over kept tokens.
@@ -145,7 +154,7 @@ class LlavaDecoder:
         Raises:
             ValueError: if a prompt and its answer would not fit the model's context.
         """
-        rows = [self._embed(tokens, *prompt) for tokens, prompt in zip(visual, prompts, strict=True)]
+        rows = [self._embed(tokens, prompt) for tokens, prompt in zip(visual, prompts, strict=True)]
         longest = max(len(row) for row in rows)
         if longest + max_new_tokens > self.max_length:
             raise ValueError(
@@ -167,12 +176,14 @@ class LlavaDecoder:
         new_ids = self.model.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
         return [self._completion(len(row), ids) for row, ids in zip(rows, new_ids.tolist(), strict=True)]
 
-    def _embed(self, tokens: Tensor, before: list[int], after: list[int]) -> Tensor:
+    def _embed(self, tokens: Tensor, prompt: Prompt) -> Tensor:
+        """The prompt's text with each image's tokens in their place, [length, D]."""
         embed = self.model.get_input_embeddings()
-        ids = torch.tensor(before + after, device=self.model.device)
-        text = embed(ids)
-        visual = tokens.to(text.device, text.dtype)
-        return torch.cat([text[: len(before)], visual, text[len(before) :]])
+        text = embed(torch.tensor([token for ids in prompt for token in ids], device=self.model.device))
+        tokens = tokens.to(text.device, text.dtype)
+        visual = tokens.unbind() if tokens.dim() == 3 else (tokens,)
+        pieces = text.split([len(ids) for ids in prompt])
+        return torch.cat([pieces[0], *(part for pair in zip(visual, pieces[1:], strict=True) for part in pair)])
 
     def _completion(self, num_prompt_tokens: int, ids: list[int]) -> Completion:
         end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)

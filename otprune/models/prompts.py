@@ -1,4 +1,4 @@
-"""Conversation formats: the user's text with one image, as the model was trained to see it."""
+"""Conversation formats: the user's text after its images, as the model was trained to see it."""
 
 import json
 from pathlib import Path
@@ -12,24 +12,27 @@ VICUNA_SYSTEM = (
 )
 
 
-def render_prompt(text: str, conversation: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The whole prompt with one literal `<image>` for the user text `text`.
+def render_prompt(
+    text: str, conversation: str, folder: Path, tokenizer: PreTrainedTokenizerBase, num_images: int = 1
+) -> str:
+    """The whole prompt with a literal `<image>` for each image, before the user text `text`.
 
     `auto` is the checkpoint's own chat template, or vicuna_v1 where it has none; `vicuna_v1` is the format
-    of the LLaVA-1.5 papers and of the published benchmark numbers (35 tokens stand before the image);
-    `plain` is the text as it is, after the image.
+    of the LLaVA-1.5 papers and of the published benchmark numbers (35 tokens stand before the image; several images
+    are joined by spaces); `plain` is the text as it is, after the images.
 
     Raises:
         ValueError: if `conversation` is not one of these.
     """
     if conversation not in CONVERSATIONS:
         raise ValueError(f"prompt.conversation must be one of {', '.join(CONVERSATIONS)}, got {conversation!r}")
+    images = " ".join(["<image>"] * num_images)
     if conversation == "plain":
-        return f"<image>\n{text}"
+        return f"{images}\n{text}"
     template = chat_template(folder, tokenizer) if conversation == "auto" else None
     if template is None:
-        return f"{VICUNA_SYSTEM} USER: <image>\n{text} ASSISTANT:"
-    content = [{"type": "image"}, {"type": "text", "text": text}]
+        return f"{VICUNA_SYSTEM} USER: {images}\n{text} ASSISTANT:"
+    content = [*[{"type": "image"}] * num_images, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)  # pyright: ignore[reportReturnType]
 
