@@ -61,15 +61,21 @@ class Encoder:
 
     def _encode(self, work: Work) -> None:
         pixels = torch.from_numpy(np.ascontiguousarray(work.arrays.pop("pixels")))
-        seeds = torch.tensor([image_seed(image.sha256, self.seed) for image in work.images], dtype=torch.int64)
+        owners = [i for i, rows in enumerate(work.rows()) for _ in rows]
+        seeds = [
+            image_seed(image.sha256, self.seed + picture)
+            for image in work.images
+            for picture in range(image.num_pictures)
+        ]
         parts: dict[int, tuple[Tensor, Tensor]] = {}
 
         def run(indices: list[int]) -> None:
-            tokens, keep = self.select(self.encoder(pixels[indices]), seeds[indices])
+            tokens, keep = self.select(self.encoder(pixels[indices]), torch.tensor([seeds[i] for i in indices]))
             parts.update({i: (tokens[j], keep[j]) for j, i in enumerate(indices)})
 
         failed = run_batched(list(range(len(pixels))), self.batch_size, run)
-        for index, error in failed.items():
+        guilty = {owners[row]: error for row, error in failed.items()}
+        for index, error in guilty.items():
             work.reject(index, "encode", f"{type(error).__name__}: {error}")
         work.num_visual_tokens = self.encoder.num_tokens
         empty = (
@@ -82,7 +88,7 @@ class Encoder:
         kept = torch.stack([row[1].cpu() for row in rows]) if rows else torch.empty((0, self.k), dtype=torch.int64)
         self._add_samples(work, pixels, kept)
         work.arrays = {"tokens": to_numpy(tokens), "kept": kept.to(torch.int16).numpy()}
-        work.drop(set(failed))
+        work.drop(set(guilty))
 
     def select(self, features: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """[B, N, D] -> kept tokens [B, k, D] and their ascending indices [B, k]."""
@@ -93,7 +99,7 @@ class Encoder:
         return features.gather(1, keep[..., None].expand(-1, -1, D)), keep
 
     def _add_samples(self, work: Work, pixels: Tensor, kept: Tensor) -> None:
-        for i, image in enumerate(work.images):
+        for image, (i, *_) in zip(work.images, work.rows(), strict=True):
             if image.sample is not None:
                 thumbnail = PILImage.fromarray(pixels[i].numpy()).resize((THUMBNAIL, THUMBNAIL))
                 thumbnail.save(stream := io.BytesIO(), "JPEG", quality=80)

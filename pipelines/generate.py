@@ -5,14 +5,32 @@ vision tower.
 """
 
 import hashlib
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from otprune.models import Completion, load_decoder
+from otprune.models.llava import Prompt
 from pipelines.encode import exit_if_cuda_is_broken, from_numpy, run_batched, torch_dtype
-from pipelines.work import Work, clean
+from pipelines.work import Image, Work, clean
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt of one image of the unit, ready to be decoded."""
+
+    image: int
+    prompt: int
+    ids: Prompt
+    visual: Tensor  # [P, K, D]
+    max_new_tokens: int
+
+    @property
+    def length(self) -> int:
+        return sum(map(len, self.ids)) + self.visual.shape[0] * self.visual.shape[1]
 
 
 class Generator:
@@ -50,46 +68,65 @@ class Generator:
 
     def _generate(self, work: Work) -> None:
         visual = from_numpy(work.arrays["tokens"])
-        prompts = {}
-        for i, image in enumerate(work.images):
+        requests: list[Request] = []
+        bad: set[int] = set()
+        for i, (image, rows) in enumerate(zip(work.images, work.rows(), strict=True)):
             try:
-                prompts[i] = [self._prompt_ids(text, visual.shape[1]) for text in image.prompts]
+                requests += self._requests(i, image, visual[rows.start : rows.stop])
             except ValueError as error:
                 work.reject(i, "prompt", str(error))
-        requests = [(i, j) for i in prompts for j in range(len(prompts[i]))]
-        requests.sort(key=lambda r: len(prompts[r[0]][r[1]][1]))  # similar lengths together: less padding
-        done: dict[tuple[int, int], Completion] = {}
+                bad.add(i)
+        requests.sort(key=lambda r: (r.max_new_tokens, r.length))  # similar lengths together: less padding
+        done: dict[tuple[int, int], dict[str, Any]] = {}
 
         def run(indices: list[int]) -> None:
-            batch = [requests[r] for r in indices]
-            done.update(zip(batch, self._complete(work, batch, visual, prompts), strict=True))
+            batch = [requests[i] for i in indices]
+            for request, completion in zip(batch, self._complete(work, batch), strict=True):
+                num_kept = request.visual.shape[0] * request.visual.shape[1]
+                done[request.image, request.prompt] = as_caption(completion, num_kept)
 
-        failed = run_batched(list(range(len(requests))), self.batch_size, run)
-        for i in {requests[r][0] for r in failed}:
-            error = next(e for r, e in failed.items() if requests[r][0] == i)
+        failed: dict[int, Exception] = {}
+        for _, alike in groupby(range(len(requests)), key=lambda i: requests[i].max_new_tokens):
+            failed |= run_batched(list(alike), self.batch_size, run)
+        for i, error in {requests[r].image: error for r, error in failed.items()}.items():
             work.reject(i, "generate", f"{type(error).__name__}: {error}")
-        bad = {i for i in range(len(work.images)) if i not in prompts} | {requests[r][0] for r in failed}
+            bad.add(i)
         for i, image in enumerate(work.images):
             if i not in bad:
-                image.captions = [as_caption(done[i, j], visual.shape[1]) for j in range(len(image.prompts))]
+                image.captions = [done[i, j] for j in range(len(image.prompts))]
         work.arrays = {}
         work.drop(bad)
 
-    def _prompt_ids(self, text: str, num_visual: int) -> tuple[list[int], list[int]]:
-        before, after = self.decoder.encode_prompt(text, self.conversation)
-        length, room = len(before) + num_visual + len(after), self.decoder.max_length - self.max_new_tokens
-        if length > room:
-            raise ValueError(
-                f"prompt must leave room for {self.max_new_tokens} new tokens: at most {room}, got {length}"
-            )
-        return before, after
+    def _requests(self, index: int, image: Image, visual: Tensor) -> list[Request]:
+        """One for each prompt of the image.
 
-    def _complete(self, work: Work, batch: list[tuple[int, int]], visual: Tensor, prompts: dict) -> list[Completion]:
-        name = f"{work.unit.name}:{batch[0]}:{self.seed}"
+        A benchmark's limit of new tokens only guards against answers without end: where a prompt leaves less room, the
+        question is asked with what there is.
+
+        Raises:
+            ValueError: if a prompt leaves no room for its answer.
+        """
+        requests = []
+        for j, text in enumerate(image.prompts):
+            ids = self.decoder.encode_prompt(text, self.conversation, len(visual))
+            wanted = image.max_new_tokens[j] if image.max_new_tokens else self.max_new_tokens
+            request = Request(index, j, ids, visual, wanted)
+            needed = 1 if image.max_new_tokens else wanted
+            room = self.decoder.max_length - request.length
+            if room < needed:
+                most = self.decoder.max_length - needed
+                raise ValueError(
+                    f"prompt must leave room for {needed} new tokens: at most {most}, got {request.length}"
+                )
+            requests.append(replace(request, max_new_tokens=min(wanted, room)))
+        return requests
+
+    def _complete(self, work: Work, batch: list[Request]) -> list[Completion]:
+        name = f"{work.unit.name}:{(batch[0].image, batch[0].prompt)}:{self.seed}"
         return self.decoder.generate(
-            [visual[i] for i, _ in batch],
-            [prompts[i][j] for i, j in batch],
-            max_new_tokens=self.max_new_tokens,
+            [request.visual for request in batch],
+            [request.ids for request in batch],
+            max_new_tokens=batch[0].max_new_tokens,
             seed=int(hashlib.sha256(name.encode()).hexdigest()[:15], 16),
             **self.sampling,
         )

@@ -3,6 +3,7 @@
 Metadata goes as one JSON string, so that Arrow never has to guess types; pixels and visual tokens go as arrays.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -17,7 +18,10 @@ from pipelines.units import Unit
 
 @dataclass(slots=True)
 class Image:
-    """One image of a unit that is still fit to be captioned. `captions` has one entry per prompt once decoded."""
+    """One image of a unit that is still fit to be captioned. `captions` has one entry per prompt once decoded.
+
+    The last three are of benchmarks: a question may be about several pictures, which then are one `Image`.
+    """
 
     id: str
     source: str
@@ -27,6 +31,9 @@ class Image:
     captions: list[dict[str, Any]] = field(default_factory=list)
     references: list[str] = field(default_factory=list)  # of sampled images only
     sample: dict[str, Any] | None = None  # thumbnail and kept tokens, for the report
+    num_pictures: int = 1  # rows of every array; each prompt is about all of them
+    max_new_tokens: list[int] = field(default_factory=list)  # of each prompt; empty: as configured
+    questions: list[dict[str, Any]] = field(default_factory=list)  # what each prompt asks, for scoring
 
 
 @dataclass(slots=True)
@@ -39,11 +46,15 @@ class Rejected:
     sha256: str | None
     reason: str
     detail: str
+    questions: list[dict[str, Any]] = field(default_factory=list)  # that stay without an answer
 
 
 @dataclass(slots=True)
 class Work:
-    """A unit on its way: `arrays` are aligned with `images`; an `error` means that the unit failed as a whole."""
+    """A unit on its way; an `error` means that it failed as a whole.
+
+    `arrays` hold one row for each picture of `images`, in order.
+    """
 
     unit: Unit
     images: list[Image] = field(default_factory=list)
@@ -67,15 +78,22 @@ class Work:
         return cls(unit=unit, images=images, rejected=rejected, arrays=arrays, **meta)
 
     def reject(self, index: int, reason: str, detail: str) -> None:
-        """Notes image `index` for the quarantine; `drop_rejected` takes it out."""
+        """Notes image `index` for the quarantine; `drop` takes it out."""
         image = self.images[index]
-        self.rejected.append(Rejected(image.id, image.source, image.row, image.sha256, reason, clean(detail)))
+        self.rejected.append(
+            Rejected(image.id, image.source, image.row, image.sha256, reason, clean(detail), image.questions)
+        )
 
     def drop(self, indices: set[int]) -> None:
         """Takes the images at `indices` out, with their rows of every array."""
-        keep = [i for i in range(len(self.images)) if i not in indices]
-        self.images = [self.images[i] for i in keep]
-        self.arrays = {name: array[keep] for name, array in self.arrays.items()}
+        kept = [row for i, rows in enumerate(self.rows()) if i not in indices for row in rows]
+        self.images = [image for i, image in enumerate(self.images) if i not in indices]
+        self.arrays = {name: array[kept] for name, array in self.arrays.items()}
+
+    def rows(self) -> list[range]:
+        """Each image's rows of the arrays."""
+        ends = list(itertools.accumulate(image.num_pictures for image in self.images))
+        return [range(end - image.num_pictures, end) for end, image in zip(ends, self.images, strict=True)]
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
