@@ -69,13 +69,16 @@ def find_corpus(
         UserError: nothing there, neither Parquet nor images, a damaged Parquet file, or no usable image column.
     """
     root, sizes = _list(store)
-    parquet = {name: size for name, size in sizes.items() if name.endswith((".parquet", ".parq"))}
+    parquet = {name: size for name, size in sizes.items() if name.lower().endswith((".parquet", ".parq"))}
     if not parquet:
         return _image_folder(root, sizes, templates)
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda name: _read_footer(root, name), parquet))
     schema = footers[0].schema.to_arrow_schema()
     columns = find_columns(schema, image_column, id_column, reference_column, templates)
+    beside = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in sizes)
+    if beside and columns.kind != "uri":
+        logger.warning("%d image files beside the Parquet files are no part of the corpus", beside)
     files = []
     for (name, size), footer in zip(parquet.items(), footers, strict=True):
         _check_same(name, footer.schema.to_arrow_schema(), schema, columns)
@@ -132,13 +135,14 @@ def template_fields(template: str) -> list[str]:
         UserError: if the braces do not hold plain column names.
     """
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise UserError(
             f"prompt.template must have matching braces around column names, got {template!r}: {error}"
         ) from error
-    if bad := [name for name in names if not re.fullmatch(r"[\w ]+", name)]:
-        raise UserError(f"prompt.template must hold plain column names in braces, got {{{bad[0]}}}")
+    names = [str(name) for _, name, _, _ in parts]
+    if bad := [name for _, name, *more in parts if any(more) or not re.fullmatch(r"[\w ]+", str(name))]:
+        raise UserError(f"prompt.template must hold plain column names in braces, got {{{bad[0]}}} in {template!r}")
     return names
 
 
@@ -146,11 +150,11 @@ def _list(store: Store) -> tuple[Store, dict[str, int]]:
     """The folder that sources are relative to, and relative name -> size of every file below it that is meant."""
     fs, path = store.fs, store.root
     try:
-        if any(mark in path for mark in "*?["):
+        if any(mark in path for mark in "*?[") and not fs.exists(path):
             fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
-            root = fixed.rpartition("/")[0]
+            root = fixed.rpartition("/")[0] or "/"
             matches = cast(dict[str, Any], fs.glob(path, detail=True))
-            found = {p: info for p, info in matches.items() if info["type"] == "file"}
+            found = {p: info for p, info in matches.items() if info["type"] != "directory"}  # links are files too
         elif fs.isfile(path):
             root, found = posixpath.dirname(path), {path: fs.info(path)}
         else:
