@@ -1,0 +1,72 @@
+"""Small corpora of images that tell their number by their colour, and the first stage run on them without a cluster."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipelines.corpus import Corpus, find_corpus
+from pipelines.source import DecodeSettings, ReadDecode, SpanRow
+from pipelines.storage import make_store
+from pipelines.units import plan_images, plan_rows
+from pipelines.work import Work
+
+SIDE = 8
+LIMIT = 10_000  # bytes of an image
+BINARY = pa.binary()
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def png(number: int) -> bytes:
+    """A solid image that tells its number by its colour."""
+    Image.new("RGB", (SIDE, SIDE), (number % 256, number // 256, 7)).save(stream := io.BytesIO(), "PNG")
+    return stream.getvalue()
+
+
+def number_of(pixels: np.ndarray) -> int:
+    return int(pixels[0, 0, 0]) + 256 * int(pixels[0, 0, 1])
+
+
+def corpus_at(path, templates=("look",), **columns) -> Corpus:
+    chosen = {"image_column": "auto", "id_column": "auto", "reference_column": "auto"} | columns
+    return find_corpus(make_store(str(path)), templates=templates, **chosen)
+
+
+def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0) -> ReadDecode:
+    settings = DecodeSettings(
+        size=SIDE, aspect="crop", background=(0, 0, 0), max_bytes=LIMIT, max_pixels=10**6, min_side=2
+    )
+    return ReadDecode(
+        store=corpus.store,
+        columns=corpus.columns,
+        templates=list(templates),
+        decode=settings,
+        fetch_threads=4,
+        fetch_timeout=fetch_timeout,
+    )
+
+
+def spans_of(corpus: Corpus, num_images: int = 100, samples: int = 0) -> list[SpanRow]:
+    if corpus.columns is None:
+        return [SpanRow((unit,), (), samples) for unit in plan_images(list(corpus.files), "f", num_images)]
+    spans = ((file, plan_rows(file, "f", num_images, file.num_rows, [])) for file in corpus.files)
+    return [SpanRow(tuple(units), file.row_groups, samples) for file, planned in spans for units in planned]
+
+
+def read(path, *, num_images=100, samples=0, templates=("look",), fetch_timeout=5.0, **columns) -> list[Work]:
+    corpus = corpus_at(path, templates, **columns)
+    reader = reader_of(corpus, templates, fetch_timeout)
+    spans = spans_of(corpus, num_images, samples)
+    return [Work.from_row(row) for span in spans for row in reader(span.to_row())]
+
+
+def reasons(works: list[Work]) -> dict[int, str]:
+    return {rejected.row: rejected.reason for work in works for rejected in work.rejected}
+
+
+def write(path: Path, images: list, kind: pa.DataType = BINARY, rows: int = 100, **columns) -> Path:
+    pq.write_table(pa.table({"image": pa.array(images, kind), **columns}), path, row_group_size=rows)
+    return path
