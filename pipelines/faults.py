@@ -84,7 +84,7 @@ def _attempt(
             raise JobFailedError(
                 f"more than faults.max_isolated={max_isolated} work units failed, the last by {summary['error']}"
             )
-    committed = frozenset(sink.store.list("captions"))
+    committed = frozenset(sink.store.list(sink.folder))
     delete_orphans(sink.store, committed)
     missing = Missing(errors=list(errors.values()))
     for span in spans:

@@ -12,6 +12,7 @@ from typing import Any
 import otprune
 from otprune.models import weights_digest
 from pipelines.config import Config
+from pipelines.schema import CAPTIONS_FOLDER, PREDICTIONS_FOLDER
 from pipelines.settings import UserError
 from pipelines.storage import Store
 
@@ -41,15 +42,15 @@ def fingerprint(described: dict[str, Any]) -> str:
 
 
 def claim_output(store: Store, described: dict[str, Any], on_mismatch: str) -> Store:
-    """The store to write to: `store`, marked with the fingerprint, or its sibling if it holds another's captions.
+    """The store to write to: `store`, marked with the fingerprint, or its sibling if it holds another's output.
 
     Raises:
-        UserError: if the output holds captions of another configuration (naming the keys that differ) and
+        UserError: if the output belongs to another configuration (naming the keys that differ) and
             `on_mismatch` is `refuse`.
     """
     mine = fingerprint(described)
     stored = read_claim(store)
-    if stored is not None and fingerprint(stored) != mine and store.list("captions"):
+    if stored is not None and fingerprint(stored) != mine and _holds(store):
         if on_mismatch == "new":
             sibling = Store(f"{store.path}-{mine[:8]}", store.endpoint_url, store.anonymous)
             return claim_output(sibling, described, "refuse")
@@ -58,12 +59,17 @@ def claim_output(store: Store, described: dict[str, Any], on_mismatch: str) -> S
             "choose another output.path, or output.on_mismatch=new for a sibling folder"
         )
     if stored is None or fingerprint(stored) != mine:
-        if stored is None and store.list("captions"):
+        if stored is None and (folder := _holds(store)):
             raise UserError(
-                f"{store.path} holds captions but no {FILE} that says how they were made; choose another output.path"
+                f"{store.path} holds {folder} but no {FILE} that says how they were made; choose another output.path"
             )
         store.write(FILE, json.dumps(described, indent=1, sort_keys=True).encode())
     return store
+
+
+def _holds(store: Store) -> str:
+    """The folder that the output of a job lies in, if any."""
+    return next((folder for folder in (CAPTIONS_FOLDER, PREDICTIONS_FOLDER) if store.list(folder)), "")
 
 
 def read_claim(store: Store) -> dict[str, Any] | None:

@@ -1,11 +1,12 @@
 """What is left to do: the corpus minus what the output already holds."""
 
 import logging
-from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipelines.corpus import FOOTER_THREADS, Corpus
+from pipelines.schema import CAPTIONS_FOLDER
 from pipelines.settings import UserError
 from pipelines.sink import read_totals
 from pipelines.source import SpanRow
@@ -39,7 +40,7 @@ def make_plan(
     Raises:
         UserError: if the output holds captions of files that this corpus does not have or that have changed.
     """
-    committed = _committed(output)
+    committed = committed_parts(output, CAPTIONS_FOLDER)
     delete_orphans(output, committed)
     plan = _plan_parquet if corpus.columns else _plan_images
     spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed)
@@ -54,13 +55,18 @@ def delete_orphans(output: Store, committed: frozenset[str]) -> None:
             output.delete(f"quarantine/{name}")
 
 
-def _committed(output: Store) -> frozenset[str]:
-    names = frozenset(name for name in output.list("captions") if name.endswith(".parquet"))
+def committed_parts(output: Store, folder: str) -> frozenset[str]:
+    """Names of the objects that commit units.
+
+    Raises:
+        UserError: if something else lies among them.
+    """
+    names = frozenset(name for name in output.list(folder) if name.endswith(".parquet"))
     for name in names:
         try:
             parse_part(name)
         except ValueError as error:
-            raise UserError(f"{output.path}/captions must hold nothing but captions of this job: {error}") from error
+            raise UserError(f"{output.path}/{folder} must hold nothing but {folder} of this job: {error}") from error
     return names
 
 
@@ -70,15 +76,7 @@ Spans = list[tuple[list[Unit], tuple[int, ...]]]  # units that one task reads, a
 def _plan_parquet(
     corpus: Corpus, output: Store, fingerprint: str, num_images: int, limit: int | None, committed: frozenset[str]
 ) -> tuple[Spans, int]:
-    done = defaultdict(list)
-    for key, start, stop in map(parse_part, committed):
-        done[key].append((start, stop))
-    keys = {unit_key([file], fingerprint) for file in corpus.files}
-    if strangers := set(done) - keys:
-        raise UserError(
-            f"{output.path} holds captions of {len(strangers)} files that this corpus does not have, or that changed; "
-            "choose another output.path"
-        )
+    done = done_ranges(corpus.files, output, fingerprint, committed, CAPTIONS_FOLDER)
     spans, num_rows = [], 0
     for file in corpus.files:
         stop = file.num_rows if limit is None else min(file.num_rows, limit - num_rows)
@@ -88,6 +86,26 @@ def _plan_parquet(
         spans += [(units, file.row_groups) for units in plan_rows(file, fingerprint, num_images, stop, ranges)]
         num_rows += stop
     return spans, num_rows
+
+
+def done_ranges(
+    files: Sequence[CorpusFile], output: Store, fingerprint: str, committed: frozenset[str], folder: str
+) -> dict[str, list[tuple[int, int]]]:
+    """Unit key of each Parquet file -> the ranges of its rows that are committed.
+
+    Raises:
+        UserError: if there are objects of other files.
+    """
+    done: dict[str, list[tuple[int, int]]] = {unit_key([file], fingerprint): [] for file in files}
+    strangers = set()
+    for key, start, stop in map(parse_part, committed):
+        done[key].append((start, stop)) if key in done else strangers.add(key)
+    if strangers:
+        raise UserError(
+            f"{output.path} holds {folder} of {len(strangers)} files that this corpus does not have, or that changed; "
+            "choose another output.path"
+        )
+    return done
 
 
 def _plan_images(

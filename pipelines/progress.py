@@ -20,6 +20,7 @@ class Totals:
     images_captioned: int = 0
     images_quarantined: int = 0
     captions: int = 0
+    unanswered: int = 0  # questions of benchmarks about images that could not be read
     prompt_tokens: int = 0
     generated_tokens: int = 0
     finished_by_length: int = 0
@@ -32,6 +33,7 @@ class Totals:
             "images_captioned",
             "images_quarantined",
             "captions",
+            "unanswered",
             "prompt_tokens",
             "generated_tokens",
             "finished_by_length",

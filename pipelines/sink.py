@@ -1,18 +1,20 @@
 """Last stage, a CPU task: writes what a unit came to, exactly once.
 
-The quarantine object goes first, then the captions object, which commits the unit: its name is a pure function of
-file, row range and configuration, and it appears as a whole or not at all. A unit written twice is one object.
+The quarantine object goes first, then the captions object (of benchmarks: the predictions), which commits the unit: its
+name is a pure function of file, row range and configuration, and it appears as a whole or not at all. A unit written
+twice is one object.
 Returns `summary`, one JSON string a unit, which streams to the driver.
 """
 
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.schema import CAPTIONS, QUARANTINE, REASONS
+from pipelines.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
 from pipelines.storage import Store
 from pipelines.work import Work, clean
 
@@ -20,10 +22,21 @@ METADATA_KEY = b"otprune"
 
 
 class Sink:
-    """Writes units; holds nothing but names."""
+    """Writes units; holds nothing but names. `rows` says what a unit came to, in the columns of `schema`."""
 
-    def __init__(self, *, store: Store, fingerprint: str, model: str, method: str):
-        self.store, self.fingerprint, self.model, self.method = store, fingerprint, model, method
+    def __init__(
+        self,
+        *,
+        store: Store,
+        fingerprint: str,
+        model: str,
+        method: str,
+        folder: str = CAPTIONS_FOLDER,
+        schema: pa.Schema = CAPTIONS,
+        rows: Callable[..., list[dict[str, Any]]] | None = None,
+    ):
+        self.store, self.fingerprint, self.folder, self.schema = store, fingerprint, folder, schema
+        self.rows, self.names = rows or caption_rows, {"model": model, "method": method}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         work = Work.from_row(row)
@@ -35,7 +48,7 @@ class Sink:
         return {"summary": json.dumps(summarize(work))}
 
     def commit(self, work: Work) -> None:
-        """Writes quarantine (if any), then captions."""
+        """Writes quarantine (if any), then what commits the unit."""
         with work.timed("write"):
             name = f"part-{work.unit.name}.parquet"
             if work.rejected:
@@ -46,28 +59,23 @@ class Sink:
                 self.store.write(f"quarantine/{name}", _parquet(rows, QUARANTINE, {}))
             else:  # an earlier try may have rejected images, say for a time-out, and died before it could commit
                 self.store.delete(f"quarantine/{name}")
-            rows = [
-                self._row(work, image, prompt, done)
-                for image in work.images
-                for prompt, done in zip(image.prompts, image.captions, strict=True)
-            ]
             metadata = {
                 **totals(work),
                 "unit": work.unit.name,
                 "fingerprint": self.fingerprint,
                 "sources": work.unit.sources,
             }
-            self.store.write(f"captions/{name}", _parquet(rows, CAPTIONS, metadata))
+            self.store.write(f"{self.folder}/{name}", _parquet(self.rows(work, **self.names), self.schema, metadata))
 
-    def _row(self, work: Work, image: Any, prompt: str, done: dict[str, Any]) -> dict[str, Any]:
-        return {
-            **_where(image),
-            **done,
-            "prompt": prompt,
-            "model": self.model,
-            "method": self.method,
-            "num_visual_tokens": work.num_visual_tokens,
-        }
+
+def caption_rows(work: Work, *, model: str, method: str) -> list[dict[str, Any]]:
+    """One row for each caption, in the columns of `CAPTIONS`."""
+    rest = {"model": model, "method": method, "num_visual_tokens": work.num_visual_tokens}
+    return [
+        {**_where(image), **done, "prompt": prompt, **rest}
+        for image in work.images
+        for prompt, done in zip(image.prompts, image.captions, strict=True)
+    ]
 
 
 def totals(work: Work) -> dict[str, Any]:
@@ -77,6 +85,7 @@ def totals(work: Work) -> dict[str, Any]:
         "images_captioned": len(work.images),
         "images_quarantined": len(work.rejected),
         "captions": len(captions),
+        "unanswered": sum(len(rejected.questions) for rejected in work.rejected),
         "prompt_tokens": sum(c["num_prompt_tokens"] for c in captions),
         "generated_tokens": sum(c["num_generated_tokens"] for c in captions),
         "finished_by_length": sum(c["finish_reason"] == "length" for c in captions),
@@ -107,9 +116,9 @@ def summarize(work: Work) -> dict[str, Any]:
     return summary
 
 
-def read_totals(store: Store, name: str) -> dict[str, Any]:
-    """The totals in the metadata of a committed captions object."""
-    with store.fs.open(store.join("captions", name), "rb") as stream:
+def read_totals(store: Store, name: str, folder: str = CAPTIONS_FOLDER) -> dict[str, Any]:
+    """The totals in the metadata of a committed object."""
+    with store.fs.open(store.join(folder, name), "rb") as stream:
         return json.loads(pq.read_metadata(stream).metadata[METADATA_KEY])
 
 
