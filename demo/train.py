@@ -53,7 +53,7 @@ class Plan:
 
 
 FULL = Plan(
-    vision=Stage(name="vision", steps=1800, lr=1.5e-3, warmup=80),
+    vision=Stage(name="vision", steps=3200, lr=1.5e-3, warmup=80),
     words=Stage(name="words", steps=1500, lr=1.5e-3),
     answers=Stage(name="answers", steps=900, lr=1e-3),
 )
