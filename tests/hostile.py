@@ -45,16 +45,21 @@ def png_16_bit(pixels: np.ndarray) -> bytes:
     return png(pixels.shape[1], pixels.shape[0], rows, depth=16, color=0 if pixels.ndim == 2 else 2)
 
 
-def tiff(pixels: np.ndarray, *, photometric: int, sample_format: int = 1, planes: int = 1, bits: int = 0) -> bytes:
-    """[H, W] or [H, W, C] as an uncompressed little-endian TIFF of one strip (one per channel for `planes=2`)."""
+def tiff(pixels: np.ndarray, *, photometric: int, sample_format: int = 1, planes: int = 1, alpha: int = 0) -> bytes:
+    """[H, W] or [H, W, C] as an uncompressed little-endian TIFF of one strip (one per channel for `planes=2`).
+
+    `alpha` says what the last channel is: 1 alpha by which the others were multiplied, 2 alpha by itself.
+    """
     height, width, channels = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
     strips = [pixels[..., c] for c in range(channels)] if planes == 2 else [pixels]
     body = [np.ascontiguousarray(strip).astype(pixels.dtype.newbyteorder("<")).tobytes() for strip in strips]
     lists = {  # tag -> values; lists longer than 4 bytes lie after the directory
-        256: (width,), 257: (height,), 258: (bits or pixels.dtype.itemsize * 8,) * channels, 259: (1,),
+        256: (width,), 257: (height,), 258: (pixels.dtype.itemsize * 8,) * channels, 259: (1,),
         262: (photometric,), 273: (0,) * len(strips), 277: (channels,), 278: (height,),
         279: tuple(map(len, body)), 284: (planes,), 339: (sample_format,) * channels,
     }  # fmt: skip
+    if alpha:
+        lists = dict(sorted({**lists, 338: (alpha,)}.items()))
     start = 8 + 2 + 12 * len(lists) + 4
     tail_length = sum(4 * len(values) for values in lists.values() if len(values) > 1)
     lists[273] = tuple(start + tail_length + sum(map(len, body[:i])) for i in range(len(body)))

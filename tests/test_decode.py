@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from decoding import MEAN, decode, noise, rejected
 from hostile import encode, exif_rotated_jpeg, picture, png_16_bit, tiff
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pipelines.decode import Reject, mean_color
@@ -106,6 +106,12 @@ def test_exif_orientation_of_a_tiff_is_applied_once():
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage" * 9])
 def test_exif_that_cannot_be_read_does_not_spoil_the_picture(exif):
     np.testing.assert_array_equal(decode(encode(picture(), "JPEG", exif=exif)), decode(encode(picture(), "JPEG")))
+
+
+def test_metadata_that_cannot_be_read_does_not_spoil_a_png():
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Raw profile type exif", "\nexif\n 4\nnot hexadecimal")
+    np.testing.assert_array_equal(decode(encode(picture(), "PNG", pnginfo=notes)), decode(encode(picture(), "PNG")))
 
 
 # Draft decoding
@@ -212,6 +218,12 @@ def test_half_transparent_pixels_are_mixed_with_the_background():
     assert np.abs(np.subtract(half, (128, 128, 178))).max() <= 1
 
 
+def test_gray_that_was_multiplied_by_its_alpha_is_divided_first():
+    premultiplied = np.full((40, 40, 2), (100, 128), np.uint8)  # 199 at half opacity
+    pixels = center(decode(tiff(premultiplied, photometric=1, alpha=1), background=(0, 0, 0)))
+    assert np.abs(np.subtract(pixels, 100)).max() <= 1
+
+
 def test_transparent_palette_entries_show_the_background():
     image = flat((10, 20, 30)).quantize(4)
     assert center(decode(encode(image, "PNG"))) == [10, 20, 30]
@@ -256,6 +268,14 @@ def test_a_short_machine_is_not_blamed_on_the_image(monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     with pytest.raises(MemoryError):
         decode(encode(picture(), "PNG"))
+
+
+def test_details_hold_no_memory_addresses(monkeypatch):
+    def load(self):
+        raise OSError(f"cannot read\n{io.BytesIO()!r}")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert rejected(encode(picture(), "PNG")).detail == "PNG: OSError: cannot read <_io.BytesIO object>"
 
 
 @pytest.mark.parametrize(
