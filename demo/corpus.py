@@ -77,10 +77,9 @@ def build_corpus(folder: Path = DEFAULT_FOLDER, *, scenes: int = 512, seed: int 
     if not 0 <= seed < NUM_SEEDS:
         raise ValueError(f"seed must be in [0, {NUM_SEEDS}), got {seed}")
     plan = {"version": VERSION, "seed": seed, "scenes": scenes}
-    found = corpus_info(folder)
-    if found and {key: found.get(key) for key in plan} == plan:
+    if _is_built(folder, plan):
         return folder
-    if not found and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if corpus_info(folder) is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"out must be a new or empty folder or a demo corpus, got {folder} with other content")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -88,7 +87,8 @@ def build_corpus(folder: Path = DEFAULT_FOLDER, *, scenes: int = 512, seed: int 
         fresh.mkdir()
         rows = _write_files(fresh, scenes=scenes, first=seed * MAX_SCENES)
         (fresh / MARKER).write_text(json.dumps({**plan, "rows": rows}, indent=2) + "\n")
-        _swap_in(fresh, folder, Path(scratch) / "old")
+        if not _is_built(folder, plan):  # another builder may have been faster; its readers keep their files
+            _swap_in(fresh, folder, Path(scratch) / "old")
     return folder
 
 
@@ -98,8 +98,15 @@ def corpus_info(folder: Path) -> dict | None:
     return json.loads(marker.read_text()) if marker.is_file() else None
 
 
+def _is_built(folder: Path, plan: dict) -> bool:
+    found = corpus_info(folder)
+    if found is None or {key: found.get(key) for key in plan} != plan:
+        return False
+    return all((folder / name).is_file() for name in found["rows"])
+
+
 def _swap_in(fresh: Path, folder: Path, old: Path) -> None:
-    """Put the fresh folder in its place; of two builders of the same corpus the slower one yields."""
+    """Put the fresh folder in its place; if another builder does so in between, its corpus stays."""
     if folder.exists():
         os.replace(folder, old)
     try:

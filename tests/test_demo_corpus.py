@@ -119,6 +119,8 @@ def test_a_whole_corpus_is_used_again_and_another_one_replaced(tmp_path):
     before = (folder / "scenes-00000.parquet").stat().st_mtime_ns
     assert build_corpus(folder, scenes=10) == folder
     assert (folder / "scenes-00000.parquet").stat().st_mtime_ns == before
+    (folder / "photos.parquet").unlink()
+    assert (build_corpus(folder, scenes=10) / "photos.parquet").is_file()
     build_corpus(folder, scenes=12)
     assert corpus_info(folder)["scenes"] == 12
     assert os.listdir(tmp_path) == ["corpus"]
