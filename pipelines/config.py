@@ -3,7 +3,8 @@
 Precedence: these defaults < the YAML file given by --config < `dotted.key=value` arguments.
 """
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 
@@ -176,5 +177,43 @@ class Config:
 
     def dotted(self) -> dict[str, Any]:
         """Every key by its dotted name, e.g. {"prune.retention": 0.098}."""
-        sections = {section.name: getattr(self, section.name) for section in fields(self)}
-        return {f"{name}.{k.name}": getattr(part, k.name) for name, part in sections.items() for k in fields(part)}
+        return {name: value for name, _, value in self.walk()}
+
+    def walk(self) -> Iterator[tuple[str, Field, Any]]:
+        """Dotted name, field and value of every key; keys without a section come first."""
+        parts = [(top, getattr(self, top.name)) for top in fields(self)]
+        yield from ((top.name, top, value) for top, value in parts if not is_dataclass(value))
+        for section, part in parts:
+            if is_dataclass(part):
+                yield from ((f"{section.name}.{k.name}", k, getattr(part, k.name)) for k in fields(part))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaselineConfig:
+    path: str | None = key("output of another evaluation of the same questions, to compare with", None)
+    endpoint_url: str | None = key("S3 endpoint of the baseline")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig(Config):
+    """The evaluation's configuration: the caption job's, and what to ask."""
+
+    benchmarks: Any = key("a benchmark, a list of them, all (the eleven of the papers) or demo", "demo")
+    limit: int | None = key("at least so many questions of each benchmark, in whole scoring groups", None, low=1)
+    resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(max_new_tokens=1024))
+    mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="benchmarks"))
+
+
+NOT_IN_EVALUATION = (
+    "input.image_column",
+    "input.id_column",
+    "input.reference_column",
+    "input.limit",
+    "input.fetch_threads",
+    "input.fetch_timeout",
+    "prompt.template",
+    "prompt.more",
+)
+"""Keys of the caption job that benchmarks decide for themselves."""

@@ -1,12 +1,12 @@
-"""From the command line to a checked `Config`: merging, errors that name the key, and --help."""
+"""From the command line to a checked configuration: merging, errors that name the key, and --help."""
 
 import difflib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Collection, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,12 +17,14 @@ from pipelines.config import Config
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_CONFIG = REPOSITORY / "conf" / "demo.yaml"
 
+C = TypeVar("C", bound=Config)
+
 
 class UserError(Exception):
     """Something the user can correct: bad configuration, bad input, unwritable output. Jobs exit with code 2."""
 
 
-def load_config(argv: Sequence[str]) -> Config:
+def load_config(argv: Sequence[str], schema: type[C] = Config, demo: Path = DEMO_CONFIG) -> C:
     """The configuration for `[--config FILE] [dotted.key=value ...]`.
 
     Without --config and without model.path the demo configuration is the base, since its settings
@@ -33,48 +35,45 @@ def load_config(argv: Sequence[str]) -> Config:
     """
     file, overrides = _split(argv)
     if file is None and not any(o.startswith("model.path=") for o in overrides):
-        file = DEMO_CONFIG
-    config = OmegaConf.structured(Config)
+        file = demo
+    config = OmegaConf.structured(schema)
     try:
         if file is not None:
-            config = OmegaConf.merge(config, _sections(_read_yaml(file)))
-        given = OmegaConf.from_dotlist([_keep_text(override) for override in overrides])
-        config = OmegaConf.merge(config, _sections(given))
+            config = OmegaConf.merge(config, _sections(_read_yaml(file), schema))
+        given = OmegaConf.from_dotlist([_keep_text(override, schema) for override in overrides])
+        config = OmegaConf.merge(config, _sections(given, schema))
         loaded = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise UserError(_explain(error)) from error
+        raise UserError(_explain(error, schema)) from error
     except YAMLError as error:
         raise UserError(f"a value of {' '.join(overrides)} is not valid YAML: {_first_line(error)}") from error
-    assert isinstance(loaded, Config)
+    assert isinstance(loaded, schema)
     check_bounds(loaded)
     return loaded
 
 
 def check_bounds(config: Config) -> None:
     """Raises UserError for the first value outside the bounds of its key."""
-    for section in fields(config):
-        part = getattr(config, section.name)
-        for k in fields(part):
-            value, bounds = getattr(part, k.name), k.metadata
-            if value is None or not isinstance(value, (int, float)):
-                continue
-            if not math.isfinite(value):
-                raise UserError(f"{section.name}.{k.name} must be a finite number, got {value}")
-            too_low = ("low" in bounds and value < bounds["low"]) or ("above" in bounds and value <= bounds["above"])
-            if too_low or ("high" in bounds and value > bounds["high"]):
-                raise UserError(f"{section.name}.{k.name} must be {_describe(bounds)}, got {value}")
+    for name, k, value in config.walk():
+        bounds = k.metadata
+        if value is None or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            raise UserError(f"{name} must be a finite number, got {value}")
+        too_low = ("low" in bounds and value < bounds["low"]) or ("above" in bounds and value <= bounds["above"])
+        if too_low or ("high" in bounds and value > bounds["high"]):
+            raise UserError(f"{name} must be {_describe(bounds)}, got {value}")
 
 
-def help_text(usage: str) -> str:
+def help_text(usage: str, schema: type[Config] = Config, without: Collection[str] = ()) -> str:
     """`usage` followed by every key with its type, default and one-line meaning."""
     lines = [usage.strip(), "", "Keys:"]
-    for name, default in Config().dotted().items():
-        section, leaf = name.split(".")
-        part = type(getattr(Config(), section))
-        meaning = next(k.metadata["meaning"] for k in fields(part) if k.name == leaf)
-        kind = _describe_type(_type_of(name))
+    for name, k, default in schema().walk():
+        if name in without:
+            continue
+        kind = _describe_type(_type_of(name, schema))
         shown = "null" if default is None else repr(default) if isinstance(default, str) else default
-        lines.append(f"  {name:<28} {meaning}  [{kind}, default {shown}]")
+        lines.append(f"  {name:<28} {k.metadata['meaning']}  [{kind}, default {shown}]")
     return "\n".join(lines)
 
 
@@ -110,13 +109,14 @@ def _read_yaml(file: Path) -> Any:
     return loaded
 
 
-def _sections(given: Any) -> Any:
+def _sections(given: Any, schema: type[Config]) -> Any:
     """What was given, without sections that are left empty.
 
     Raises:
         UserError: if a section holds anything but keys.
     """
-    known = {f.name for f in fields(Config)}
+    default = schema()
+    known = {f.name for f in fields(schema) if is_dataclass(getattr(default, f.name))}
     for name in [name for name in given if name in known and given[name] is None]:
         del given[name]
     if wrong := [name for name in given if name in known and not OmegaConf.is_dict(given[name])]:
@@ -124,30 +124,31 @@ def _sections(given: Any) -> Any:
     return given
 
 
-def _keep_text(override: str) -> str:
+def _keep_text(override: str, schema: type[Config]) -> str:
     """`key=value` with the value of a text key in quotes, unless it is quoted already or is the null of an optional."""
     name, _, value = override.partition("=")
-    kind = _type_of(name)
+    kind = _type_of(name, schema)
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if quoted or kind not in (str, str | None) or (kind == str | None and value in ("", "null")):
         return override
     return f"{name}={json.dumps(value, ensure_ascii=False)}"
 
 
-def _type_of(name: str) -> Any:
+def _type_of(name: str, schema: type[Config]) -> Any:
     """The declared type of a dotted key; None if there is no such key."""
-    section, _, leaf = name.partition(".")
-    return get_type_hints(type(getattr(Config(), section, None))).get(leaf)
+    top, _, leaf = name.partition(".")
+    kind = get_type_hints(schema).get(top)
+    return get_type_hints(kind).get(leaf) if is_dataclass(kind) else None if leaf else kind
 
 
 def _describe_type(kind: Any) -> str:
     return str(kind).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
 
 
-def _explain(error: OmegaConfBaseException) -> str:
+def _explain(error: OmegaConfBaseException, schema: type[Config]) -> str:
     name = error.full_key or ""
     if "not in '" in str(error):
-        known = [*Config().dotted(), *(f.name for f in fields(Config))]
+        known = [*schema().dotted(), *(f.name for f in fields(schema))]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; --help lists the keys"
         if name in known:
@@ -155,7 +156,7 @@ def _explain(error: OmegaConfBaseException) -> str:
             hint = f"; in YAML it is the key {leaf} of the section {section}"
         return f"unknown key {name}{hint}"
     problem = _first_line(error)
-    if kind := _type_of(name):
+    if kind := _type_of(name, schema):
         return f"{name} must be {_describe_type(kind)}: {problem}"
     return f"{name}: {problem}" if name else problem
 
