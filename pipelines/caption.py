@@ -26,7 +26,7 @@ from pipelines.plan import Plan, make_plan
 from pipelines.settings import UserError
 from pipelines.sink import Sink
 from pipelines.source import DecodeSettings, ReadDecode, SpanRow
-from pipelines.storage import Store, make_store
+from pipelines.storage import STORE_ERRORS, Store, make_store
 from pipelines.work import clean
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def prepare(config: Config) -> Job:
         output = claim_output(output, described, config.output.on_mismatch)
         output.write(".probe", b"")
         output.delete(".probe")
-    except (OSError, ValueError) as error:
+    except STORE_ERRORS as error:
         raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
     plan = make_plan(
         corpus,

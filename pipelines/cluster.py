@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import grpc
 import ray
 import ray.data
 
@@ -15,6 +16,7 @@ from pipelines.settings import UserError
 logger = logging.getLogger(__name__)
 
 TASK_CPUS = 2  # for reading, decoding and writing beside the actors
+ANSWER_SECONDS = 15.0  # within which a cluster that is there opens a connection
 
 
 @contextmanager
@@ -41,6 +43,7 @@ def connected(config: Config) -> Iterator[str]:
 def _start(config: Config) -> str:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if address:
+        _check_answers(address)
         try:
             environment = {"env_vars": {"OMP_WAIT_POLICY": "passive"}}
             context = ray.init(address=address, log_to_driver=False, runtime_env=environment)
@@ -67,6 +70,22 @@ def _start(config: Config) -> str:
     _check_room(config, resources, may_grow=bool(address))
     dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
     return f"{where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs{dashboard}"
+
+
+def _check_answers(address: str) -> None:
+    """Where no Ray answers, `ray.init` would end this process after a while, without an exception.
+
+    Raises:
+        UserError: if nothing at a host:port address speaks gRPC.
+    """
+    target = address.removeprefix("ray://")
+    if ":" not in target or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    with grpc.insecure_channel(target) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
+        except grpc.FutureTimeoutError as error:
+            raise UserError(f"ray.address must name a running cluster, got {address}: no Ray answers there") from error
 
 
 def actor_cpus(config: Config) -> int:

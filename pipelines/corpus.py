@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.settings import UserError
-from pipelines.storage import Store
+from pipelines.storage import STORE_ERRORS, Store
 from pipelines.units import CorpusFile
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def _list(store: Store) -> tuple[Store, dict[str, int]]:
             root, found = posixpath.dirname(path), {path: fs.info(path)}
         else:
             root, found = path, cast(dict[str, Any], fs.find(path, detail=True))
-    except (OSError, ValueError) as error:
+    except STORE_ERRORS as error:
         raise UserError(f"input.path {store.path} cannot be listed: {error}") from error
     names = {posixpath.relpath(p, root): info["size"] for p, info in found.items()}
     names = {

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
+
+STORE_ERRORS = (OSError, ValueError, BotoCoreError)
+"""What a store raises that is not there, not open to us or wrongly addressed. No answer and no credentials on S3 are
+BotoCoreErrors; answers that refuse are OSErrors."""
 
 
 @dataclass(frozen=True, slots=True)

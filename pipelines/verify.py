@@ -18,7 +18,7 @@ from pipelines.corpus import Corpus, find_corpus, template_fields
 from pipelines.fingerprint import FILE, fingerprint, read_claim
 from pipelines.settings import UserError
 from pipelines.sink import read_totals
-from pipelines.storage import Store, make_store
+from pipelines.storage import STORE_ERRORS, Store, make_store
 from pipelines.units import parse_part, unit_key
 from pipelines.work import clean
 
@@ -98,7 +98,7 @@ def verify(config: Config) -> Verdict:
 def _read_claim(output: Store) -> dict[str, Any]:
     try:
         claim = read_claim(output)
-    except OSError as error:
+    except STORE_ERRORS as error:
         raise UserError(f"output.path {output.path} cannot be read: {type(error).__name__}: {error}") from error
     if claim is None:
         raise UserError(f"output.path must be the output of a caption job, found no {FILE} in {output.path}")

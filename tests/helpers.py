@@ -26,6 +26,13 @@ from pipelines.work import Work
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = ("--config", str(REPOSITORY / "conf" / "demo.yaml"), f"model.path={REPOSITORY / 'demo' / 'checkpoint'}")
 QUICK = (*DEMO, "generate.max_new_tokens=8", "mlflow.enabled=false", "run.samples=0", "faults.no_progress_seconds=120")
+# Set before any Ray starts, whose workers inherit them; no test is to meet somebody's real account.
+os.environ |= {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -187,23 +194,16 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def s3_server() -> Iterator[str]:
-    """An S3 server in memory on localhost; yields its address. Sets credentials for this process and its children."""
+def s3_server(*buckets: str) -> Iterator[str]:
+    """The address of an S3 server on localhost, in memory, with empty `buckets`."""
     from moto.server import ThreadedMotoServer
 
-    credentials = {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    before = {name: os.environ.get(name) for name in credentials}
-    os.environ.update(credentials)
     server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
     server.start()
     try:
-        yield "http://{}:{}".format(*server.get_host_and_port())
+        address = "http://{}:{}".format(*server.get_host_and_port())
+        for bucket in buckets:
+            Store(f"s3://{bucket}", address).fs.mkdir(bucket)
+        yield address
     finally:
         server.stop()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
