@@ -8,12 +8,13 @@ import hashlib
 import itertools
 import json
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpus import Columns
@@ -76,13 +77,9 @@ class ReadDecode:
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         span = SpanRow.from_row(row)
         records = self._records(span)
-        for i, unit in enumerate(span.units):
-            work = Work(unit)
-            try:
-                self._fill(work, records, span.num_samples if i == 0 else 0)
-            except Exception as error:  # an unreadable file or store fails its units; the driver decides what then
-                work = Work(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
-            yield work.to_row()
+        yield from fill_units(
+            span, lambda work: self._fill(work, records, span.num_samples if work.unit == span.units[0] else 0)
+        )
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
         """id, source, row and sha256 of the only image of a span, without decoding it."""
@@ -148,29 +145,9 @@ class ReadDecode:
             return {**record, "data": Reject("fetch", f"{type(error).__name__}: {source}")}
 
     def _parquet_records(self, span: SpanRow, columns: Columns) -> Iterator[dict[str, Any]]:
-        """Rows [first unit's start, last unit's stop) of the file, reading only the row groups that hold them."""
-        source, start, stop = span.units[0].sources[0], span.units[0].start, span.units[-1].stop
-        ends = np.cumsum(span.row_groups)
-        first = int(np.searchsorted(ends, start, side="right"))
-        last = int(np.searchsorted(ends, stop - 1, side="right"))
-        row = int(ends[first]) - span.row_groups[first]
-        with self.store.fs.open(self.store.join(source), "rb", block_size=BLOCK_BYTES) as stream:
-            parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
-            sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(first, last + 1)]
-            mean_bytes = sum(sizes) / max(1, sum(span.row_groups[first : last + 1]))
-            batches = parquet.iter_batches(
-                batch_size=int(max(1, min(64, BATCH_BYTES // max(1, mean_bytes)))),
-                row_groups=range(first, last + 1),
-                columns=columns.to_read(with_references=span.num_samples > 0),
-                use_threads=False,
-            )
-            for batch in batches:
-                begin, end = max(start - row, 0), min(stop - row, batch.num_rows)
-                if begin < end:
-                    yield from self._rows(batch.slice(begin, end - begin), source, row + begin, columns)
-                row += batch.num_rows
-                if row >= stop:
-                    return
+        source = span.units[0].sources[0]
+        for row, batch in row_batches(self.store, span, columns.to_read(with_references=span.num_samples > 0)):
+            yield from self._rows(batch, source, row, columns)
 
     def _rows(self, batch: Any, source: str, row: int, columns: Columns) -> Iterator[dict[str, Any]]:
         """One record a row; the image is the only large value and is copied out of Arrow once."""
@@ -190,6 +167,46 @@ class ReadDecode:
                 "references": [texts] if isinstance(texts, str) else list(texts or []),
                 "data": images[i].as_py(),
             }
+
+
+def fill_units(span: SpanRow, fill: Callable[[Work], None]) -> Iterator[dict[str, Any]]:
+    """A row for each unit of the span, filled in order; what cannot be filled is a unit with an error."""
+    for unit in span.units:
+        work = Work(unit)
+        try:
+            fill(work)
+        except Exception as error:  # an unreadable file or store fails its units; the driver decides what then
+            work = Work(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
+        yield work.to_row()
+
+
+def row_batches(store: Store, span: SpanRow, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(row, batch from that row on) for rows [first unit's start, last unit's stop) of the span's Parquet file.
+
+    Reads only the row groups that hold them, and no more than BATCH_BYTES at a time.
+    """
+    source, start, stop = span.units[0].sources[0], span.units[0].start, span.units[-1].stop
+    ends = np.cumsum(span.row_groups)
+    first = int(np.searchsorted(ends, start, side="right"))
+    last = int(np.searchsorted(ends, stop - 1, side="right"))
+    row = int(ends[first]) - span.row_groups[first]
+    with store.fs.open(store.join(source), "rb", block_size=BLOCK_BYTES) as stream:
+        parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
+        sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(first, last + 1)]
+        mean_bytes = sum(sizes) / max(1, sum(span.row_groups[first : last + 1]))
+        batches = parquet.iter_batches(
+            batch_size=int(max(1, min(64, BATCH_BYTES // max(1, mean_bytes)))),
+            row_groups=range(first, last + 1),
+            columns=columns,
+            use_threads=False,
+        )
+        for batch in batches:
+            begin, end = max(start - row, 0), min(stop - row, batch.num_rows)
+            if begin < end:
+                yield row + begin, batch.slice(begin, end - begin)
+            row += batch.num_rows
+            if row >= stop:
+                return
 
 
 def fill_template(template: str, fields: dict[str, Any]) -> str:

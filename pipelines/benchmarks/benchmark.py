@@ -72,8 +72,12 @@ class Benchmark:
 
     def keys(self, table: pa.Table | pa.RecordBatch, first_row: int = 0) -> list[Key]:
         """Keys of the questions in `table`, which needs only `key_columns`. `first_row` counts over all files."""
+        return [key for keys in self.keys_by_row(table, first_row) for key in keys]
+
+    def keys_by_row(self, table: pa.Table | pa.RecordBatch, first_row: int = 0) -> list[list[Key]]:
+        """As `keys`, with a list for every row; it is empty where nothing is asked."""
         rows = _python_rows(table, self.key_columns)
-        return [key for number, source in enumerate(rows, first_row) for key in self._keys_of(source, number)]
+        return [self._keys_of(source, number) for number, source in enumerate(rows, first_row)]
 
     def rows(
         self, table: pa.Table | pa.RecordBatch, first_row: int = 0, images: Mapping[str, bytes] | None = None
