@@ -12,6 +12,7 @@ Departures:
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -63,7 +64,7 @@ def load_encoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaEnco
     inner = "vision_model." if _has_inner_vision_model(config.vision_config) else ""
     tower = _load(AutoModel, folder, config.vision_config, {VISION_PREFIX: inner}, dtype)
     projector = LlavaMultiModalProjector(config).to(dtype)
-    projector.load_state_dict(_read_tensors(folder, PROJECTOR_PREFIX))
+    _fill(projector, _read_tensors(folder, PROJECTOR_PREFIX), folder)
     return LlavaEncoder(config, tower.to(device), projector.to(device).eval(), *image_statistics(folder))
 
 
@@ -87,12 +88,14 @@ class LlavaEncoder(nn.Module):
 
     def __init__(self, config: Any, tower: PreTrainedModel, projector: nn.Module, mean: list, std: list):
         super().__init__()
-        self.tower, self.projector = _without_unused_layers(tower, config.vision_feature_layer), projector
+        self.tower, self.projector = tower, projector
+        if isinstance(config.vision_feature_layer, int):
+            _cut_after(_transformer(tower), config.vision_feature_layer)
         self.layer = config.vision_feature_layer
         self.drop_class_token = config.vision_feature_select_strategy == "default"
         self.image_size: int = config.vision_config.image_size
-        self.num_tokens = (self.image_size // config.vision_config.patch_size) ** 2
-        self.num_tokens += 0 if self.drop_class_token else 1
+        num_positions = _transformer(tower).embeddings.position_embedding.weight.shape[0]  # CLIP's hold a class token
+        self.num_tokens: int = num_positions - 1 if self.drop_class_token else num_positions
         self.width: int = config.text_config.hidden_size
         device, dtype = tower.device, tower.dtype
         self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
@@ -216,10 +219,18 @@ def _load(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype: tor
         )
     finally:
         transformers_logging.set_verbosity(verbosity)
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(f"{folder} lacks {len(missing)} weights of {type(model).__name__}, e.g. {missing[0]}")
+    _check_missing(info["missing_keys"], model, folder)
     return model.eval()
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    _check_missing(set(module.state_dict()) - set(tensors), module, folder)
+    module.load_state_dict(tensors)
+
+
+def _check_missing(names: Iterable[str], module: nn.Module, folder: Path) -> None:
+    if missing := sorted(names):
+        raise CheckpointError(f"{folder} lacks {len(missing)} weights of {type(module).__name__}, e.g. {missing[0]}")
 
 
 def _has_inner_vision_model(vision_config: Any) -> bool:
@@ -241,12 +252,15 @@ def _read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _without_unused_layers(tower: Any, layer: int | list[int]) -> Any:
-    """The tower cut after hidden state `layer` (0 is the embedding), whose output is then its last hidden state.
+def _transformer(tower: Any) -> Any:
+    return getattr(tower, "vision_model", tower)
 
-    LLaVA reads state -2, so the last layer of a released tower never matters.
+
+def _cut_after(transformer: Any, layer: int) -> None:
+    """Makes hidden state `layer` (0 is the embedding) the output; LLaVA reads state -2, never the last layer.
+
+    The closing normalisation goes as well: SigLIP's output has it, hidden states do not; CLIP only pools with it.
     """
-    if isinstance(layer, int):
-        layers = tower.vision_model.encoder.layers if hasattr(tower, "vision_model") else tower.encoder.layers
-        del layers[layer % (len(layers) + 1) :]
-    return tower
+    layers = transformer.encoder.layers
+    del layers[layer % (len(layers) + 1) :]
+    transformer.post_layernorm = nn.Identity()
