@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from otprune.kernel import gram
+from otprune.kernel import fused, gram
 
 CACHE_BYTES = 16 * 2**20  # a factor above this streams from memory at every pick
 AHEAD = 32
@@ -44,30 +44,27 @@ def _greedy_image(factor_NR: Tensor, ridge: float, k: int) -> Tensor:
 
     The next rows come one at a time while F stays in cache. A larger F is read once for many rows: those of the tokens
     with the largest conditional variance now, most of which are picked soon (2880 tokens, 282 picks: 9 to 35 reads).
-    Vectors are numpy's, whose calls cost a fifth of torch's; products are torch's, to stay within its thread count.
+    Vectors are numpy's, whose calls cost a fifth of torch's. Products with F are torch's: numpy's BLAS has threads of
+    its own, which stall when the machine is busy.
     """
-    num_tokens = len(factor_NR)
-    chol_KN = factor_NR.new_empty(k, num_tokens)
+    chol_KN = factor_NR.new_empty(k, len(factor_NR))
     columns, factor = chol_KN.numpy(), factor_NR.numpy()
     excess = np.einsum("nr,nr->n", factor, factor)
-    floor = _noise(factor_NR.dtype) * (ridge + float(excess.max()))
+    floor = _noise(factor_NR.dtype) * (ridge + excess)
     squares = np.empty_like(excess)
     picks = np.empty(k, dtype=np.int64)
     rows = _RowsAhead(factor_NR) if factor.nbytes > CACHE_BYTES else None
 
-    for step in range(k):
+    for step, (column_N, column) in enumerate(zip(chol_KN.unbind(), columns, strict=True)):
         pick = int(excess.argmax())
         picks[step] = pick
-        column_N = chol_KN[step]
         if rows is None:
             torch.mv(factor_NR, factor_NR[pick], out=column_N)
         else:
             column_N.copy_(rows.take(pick, excess, k - step))
-        if step:
-            column_N.addmv_(chol_KN[:step].T, chol_KN[:step, pick], alpha=-1)
-        column = columns[step]
+        column -= np.einsum("s,sn->n", columns[:step, pick], columns[:step])
         variance = ridge + float(excess[pick])
-        column /= math.sqrt(variance) if variance > floor else math.inf
+        column /= math.sqrt(variance) if variance > floor[pick] else math.inf
         np.multiply(column, column, out=squares)
         excess -= squares
         excess[pick] = -np.inf  # a token is picked once
@@ -96,9 +93,11 @@ class _RowsAhead:
 
 def greedy_from_kernel(excess_BNN: Tensor, ridge_B: Tensor, k: int) -> Tensor:
     """The same from F F^T itself, for a whole batch at a time: O(N k) a pick and no host synchronisation."""
+    if module := fused(excess_BNN):
+        return module.greedy_from_kernel(excess_BNN, ridge_B, k)
     B, N, _ = excess_BNN.shape
     excess_BN = excess_BNN.diagonal(dim1=-2, dim2=-1).clone()
-    floor_B = _noise(excess_BNN.dtype) * (ridge_B + excess_BN.amax(dim=-1))
+    floor_BN = _noise(excess_BNN.dtype) * (ridge_B[:, None] + excess_BN)
     chol_BKN = excess_BNN.new_zeros(B, k, N)
     picks_BK = torch.empty(B, k, dtype=torch.int64, device=excess_BNN.device)
     image_B = torch.arange(B, device=excess_BNN.device)
@@ -107,7 +106,7 @@ def greedy_from_kernel(excess_BNN: Tensor, ridge_B: Tensor, k: int) -> Tensor:
         pick_B = excess_BN.argmax(dim=-1)
         picks_BK[:, step] = pick_B
         variance_B = ridge_B + excess_BN[image_B, pick_B]
-        pivot_B = torch.where(variance_B > floor_B, variance_B.sqrt(), torch.inf)
+        pivot_B = torch.where(variance_B > floor_BN[image_B, pick_B], variance_B.sqrt(), torch.inf)
         seen_BN = torch.einsum("bsn,bs->bn", chol_BKN[:, :step], chol_BKN[image_B, :step, pick_B])
         column_BN = (excess_BNN[image_B, pick_B] - seen_BN) / pivot_B[:, None]
         chol_BKN[:, step] = column_BN
@@ -117,5 +116,5 @@ def greedy_from_kernel(excess_BNN: Tensor, ridge_B: Tensor, k: int) -> Tensor:
 
 
 def _noise(dtype: torch.dtype) -> float:
-    """Below this share of the largest variance a token holds nothing but rounding, and dividing by it would grow it."""
+    """Below this share of its own variance a token has nothing left but rounding, which dividing by it would grow."""
     return 8 * torch.finfo(dtype).eps

@@ -8,6 +8,8 @@ Shape suffixes: B images, N visual tokens, D feature width, R columns of a facto
 
 from collections.abc import Callable
 from functools import wraps
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Concatenate, ParamSpec
 
 import numpy as np
@@ -49,11 +51,22 @@ def _column_norms(tokens_BND: Tensor) -> Tensor:
     return torch.from_numpy(np.einsum("bnd,bnd->bd", tokens_BND.numpy(), tokens_BND.numpy())).sqrt()
 
 
+def token_gram(features_BND: Tensor, *, centered: bool = False) -> Tensor:
+    """G = V V^T [B, N, N] of the tokens' unit columns. On CUDA without writing V, its operands rounded to TF32."""
+    if module := fused(features_BND):
+        return module.token_gram(features_BND.detach(), centered=centered)
+    return gram(unit_columns(features_BND, centered=centered))
+
+
 def gram(rows_BNR: Tensor) -> Tensor:
     """The products [B, N, N] of every two rows of an image.
 
-    On a CPU the upper triangle alone, in blocks of rows, and then mirrored: 0.56 to 0.75 of the multiplications.
+    On a CPU the upper triangle alone, in blocks of rows, and then mirrored: 0.56 to 0.75 of the multiplications. Not in
+    bfloat16, which is twice as fast there but returns bfloat16: half of the log determinants fell below 0.9999 of the
+    float64 greedy's (benchmarks/gram_precision.py).
     """
+    if module := fused(rows_BNR):
+        return module.gram(rows_BNR)
     if rows_BNR.device.type != "cpu":
         return rows_BNR @ rows_BNR.mT
     B, N, _ = rows_BNR.shape
@@ -65,6 +78,20 @@ def gram(rows_BNR: Tensor) -> Tensor:
         gram_BNN[:, start:stop, start:] = block
         gram_BNN[:, stop:, start:stop] = block[..., size:].mT
     return gram_BNN
+
+
+def fused(values: Tensor) -> ModuleType | None:
+    """otprune.triton_greedy where it applies: CUDA from compute capability 8.0, and at most float32 and 4,096 tokens.
+
+    An image's conditional variances must fit in the registers of one of its programs.
+    """
+    if not values.is_cuda or values.dtype == torch.float64 or values.numel() == 0 or values.shape[1] > 4096:
+        return None
+    if torch.version.hip or torch.cuda.get_device_capability(values.device) < (8, 0) or not find_spec("triton"):
+        return None
+    from otprune import triton_greedy
+
+    return triton_greedy
 
 
 def image_by_image_on_cpu(

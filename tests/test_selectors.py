@@ -1,6 +1,7 @@
 """Each selector against its definition, written here in float64 from the formula."""
 
 import math
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from otprune import select_tokens
 from otprune.kernel import unit_columns
+from otprune.selectors.cdpruner import cdpruner
 from otprune.selectors.logdet_linear import logdet_linear
 from otprune.selectors.otprune import otprune
 
@@ -248,3 +250,59 @@ def test_random_keeps_every_token_equally_often_and_pairs_independently():
     pairs = (kept.T @ kept / num_seeds)[~torch.eye(num_tokens, dtype=torch.bool)]
     share = k * (k - 1) / (num_tokens * (num_tokens - 1))
     assert (pairs - share).abs().max() < 6 * math.sqrt(share * (1 - share) / num_seeds)
+
+
+def cdpruner_kernel(tokens: Tensor, relevance: Tensor, theta: float | None) -> Tensor:
+    unit_rows = tokens / tokens.norm(dim=-1, keepdim=True)
+    weight = (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min())
+    if theta is not None:
+        weight = torch.exp(theta / (2 * (1 - theta)) * weight)
+    return weight[:, None] * (unit_rows @ unit_rows.T) * weight
+
+
+@pytest.mark.parametrize("kind", ["iid", "low rank", "clustered", "outlier norms"])
+@pytest.mark.parametrize("theta", [None, 0.0, 0.5, 0.9])
+def test_cdpruner_picks_what_its_kernel_says(kind, theta):
+    tokens = token_sets(40, 60)[kind]
+    relevance = randn(2, 40, seed=9)
+    picks = cdpruner(tokens.expand(2, -1, -1), 12, relevance, theta=theta)
+    for scores, picked in zip(relevance, picks.tolist(), strict=True):
+        assert_same_greedy(cdpruner_kernel(tokens, scores, theta), picked, 12)
+
+
+def test_cdpruner_goes_through_the_front_door():
+    features, relevance = randn(3, 40, 24).float(), randn(3, 40, seed=1).float()
+    keep = select_tokens(features, 12, method=partial(cdpruner, relevance=relevance))
+    alone = select_tokens(features[1:2], 12, method=partial(cdpruner, relevance=relevance[1:2]))
+    assert keep[1:2].tolist() == alone.tolist()
+    assert cdpruner(features, 12, relevance).sort(dim=-1).values.tolist() == keep.tolist()
+
+
+def test_cdpruner_prefers_relevance_among_equals():
+    """Among orthogonal tokens diversity says nothing, so the most relevant are kept."""
+    relevance = randn(1, 16, seed=2)
+    keep = cdpruner(torch.eye(16, dtype=torch.float64)[None], 5, relevance)
+    assert keep.tolist() == relevance.topk(5).indices.tolist()
+
+
+def test_cdpruner_without_any_preference_is_diversity_alone():
+    features = randn(1, 30, 40)
+    flat = cdpruner(features, 9, torch.full((1, 30), 0.25, dtype=torch.float64))
+    assert flat.tolist() == cdpruner(features, 9, randn(1, 30), theta=0.0).tolist()
+
+
+def test_cdpruner_keeps_distinct_tokens_beyond_the_rank_of_its_kernel():
+    for features in (randn(1, 30, 4).float(), torch.zeros(1, 30, 4), torch.ones(1, 30, 4)):
+        assert cdpruner(features, 30, randn(1, 30).float())[0].unique().numel() == 30
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"relevance": torch.zeros(1, 9)}, r"relevance must be \[1, 30\], got \[1, 9\]"),
+        ({"relevance": torch.zeros(1, 30), "theta": 1.0}, r"theta must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_cdpruner_names_a_users_mistake(settings, message):
+    with pytest.raises(ValueError, match=message):
+        cdpruner(torch.zeros(1, 30, 4), 3, **settings)

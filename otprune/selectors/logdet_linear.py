@@ -10,14 +10,15 @@ its energy in the whole image once more.
 Theory: adding token j gains log(1 + g v_j^T (I + g sum_C v v^T)^-1 v_j). It is >= 0 (monotone) and the inverse can only
 shrink as C grows (submodular), so the greedy set reaches at least 1 - 1/e of the best set of its size.
 
-Cost: no N x N matrix. A pick needs one row of G, the product V v_j: O(N D k) time and O(N D + N k) memory an image.
+Cost on a CPU: no N x N matrix. A pick needs one row of G, the product V v_j: O(N D k) time and O(N D + N k) memory an
+image.
 """
 
 import torch
 from torch import Tensor
 
-from otprune.greedy import greedy_logdet
-from otprune.kernel import image_by_image_on_cpu, unit_columns
+from otprune.greedy import greedy_from_kernel, greedy_logdet
+from otprune.kernel import image_by_image_on_cpu, token_gram, unit_columns
 
 DEFAULT_GAMMA = 1.0
 
@@ -31,6 +32,10 @@ def logdet_linear(features_BND: Tensor, k: int, *, gamma: float | None = None, c
     tokens apart and not what they share.
     """
     gamma = DEFAULT_GAMMA if gamma is None else gamma
-    tokens_BND = unit_columns(features_BND, centered=centered)
-    mean_diagonal_B = torch.linalg.vector_norm(tokens_BND, dim=(1, 2)).square() / tokens_BND.shape[1]
-    return greedy_logdet(tokens_BND, mean_diagonal_B / gamma, k)
+    if features_BND.device.type == "cpu":
+        tokens_BND = unit_columns(features_BND, centered=centered)
+        mean_diagonal_B = torch.linalg.vector_norm(tokens_BND, dim=(1, 2)).square() / tokens_BND.shape[1]
+        return greedy_logdet(tokens_BND, mean_diagonal_B / gamma, k)
+    # A GPU forms all of G sooner than it reads V once for every pick.
+    gram_BNN = token_gram(features_BND, centered=centered)
+    return greedy_from_kernel(gram_BNN, gram_BNN.diagonal(dim1=-2, dim2=-1).mean(dim=-1) / gamma, k)

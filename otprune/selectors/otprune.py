@@ -15,7 +15,7 @@ Departures:
 from torch import Tensor
 
 from otprune.greedy import greedy_logdet
-from otprune.kernel import gram, image_by_image_on_cpu, squared_kernel_ridge, unit_columns
+from otprune.kernel import image_by_image_on_cpu, squared_kernel_ridge, token_gram
 
 DEFAULT_GAMMA = {"released": 0.01, "paper": 0.01, "trace": 0.5}
 
@@ -34,7 +34,6 @@ def otprune(
     `gamma` None is 0.01 on the released and paper scales and 0.5 on the trace scale.
     """
     gamma = DEFAULT_GAMMA[gamma_scale] if gamma is None else gamma
-    tokens_BND = unit_columns(features_BND, centered=centered)
-    gram_BNN = gram(tokens_BND)
+    gram_BNN = token_gram(features_BND, centered=centered)
     mean_diagonal_B = gram_BNN.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
     return greedy_logdet(gram_BNN, squared_kernel_ridge(gamma, gamma_scale, mean_diagonal_B, gram_BNN.shape[-1], k), k)

@@ -1,0 +1,48 @@
+"""CDPruner (NeurIPS 2025): the greedy MAP of a determinantal point process conditioned on what is asked.
+
+L = diag(r) S diag(r), S the cosine similarity of the projected tokens, r the relevance of each to the instruction; the
+kept set is the greedy maximiser of log det L_C. Written from its formulas (github.com/Theia-4869/CDPruner).
+
+Departures:
+- Relevance comes from the caller as scores: CLIP's patch and text features belong to the model, not to a selector.
+- Relevance is brought to [0, 1] by the minimum and maximum of its own image; the released code takes those of the whole
+  batch. Scores that are all equal weigh 1 instead of dividing by zero.
+- A zero token has similarity 0 to everything instead of NaN. Once the rank of L is used up, log det is minus infinity
+  for every choice; what is left then goes by the conditional variance at that point, ties to the lowest index.
+"""
+
+import torch
+from torch import Tensor
+
+from otprune.greedy import greedy_logdet
+from otprune.kernel import compute_dtype
+
+
+def cdpruner(features: Tensor, k: int, relevance: Tensor, *, theta: float | None = None) -> Tensor:
+    """Tokens int64 [B, k] in the order picked. O(N k (D + k)) time and O(N (D + k)) memory an image, on a CPU.
+
+    `functools.partial(cdpruner, relevance=scores)` is a method for `select_tokens`.
+
+    Args:
+        features: projected visual tokens [B, N, D].
+        relevance: scores [B, N], finite, larger for tokens closer to the instruction, on any scale: they are brought to
+            [0, 1] by each image's minimum and maximum. CDPruner's own are the mean over text chunks of the negative
+            cosine between a CLIP patch feature (dense CLIP features are anti-aligned with text) and the text.
+        theta: how much relevance counts against diversity, in [0, 1): r becomes exp(alpha r) with
+            alpha = theta / (2 (1 - theta)); 0 is diversity alone. None uses r itself.
+    """
+    if relevance.shape != features.shape[:2]:
+        raise ValueError(f"relevance must be {list(features.shape[:2])}, got {list(relevance.shape)}")
+    if theta is not None and not 0 <= theta < 1:
+        raise ValueError(f"theta must be in [0, 1), got {theta}")
+    weight_BN = _min_max(relevance.to(compute_dtype(features)))
+    if theta is not None:
+        weight_BN = torch.exp(theta / (2 * (1 - theta)) * weight_BN)
+    unit_BND = torch.nn.functional.normalize(features.detach().to(weight_BN.dtype), dim=-1)
+    return greedy_logdet(unit_BND * weight_BN[..., None], torch.zeros_like(weight_BN[:, 0]), k)
+
+
+def _min_max(relevance_BN: Tensor) -> Tensor:
+    low_B1, high_B1 = relevance_BN.amin(dim=-1, keepdim=True), relevance_BN.amax(dim=-1, keepdim=True)
+    span_B1 = high_B1 - low_B1
+    return torch.where(span_B1 > 0, (relevance_BN - low_B1 + 1e-6) / span_B1, 1)
