@@ -1,0 +1,203 @@
+"""One executor for every method that deletes image tokens inside the language model.
+
+A policy (`policy.py`) says "after layer l keep the set I". Prefill is a loop over the model's own decoder layers under
+fused attention; after an event the batch is gathered and left-padded anew, so that later layers work on, and cache,
+what is left. Kept rows carry their positions in the whole prompt, and decoding goes on behind the whole prompt, as
+FastV, VTW and FitPrune publish it. Every layer's cache has its own length, and its own mask where the batch is ragged.
+
+Deleting a row after layer l is the same, for every row that stays, as hiding it from the attention of layers l+1 on.
+
+Departures:
+- The released implementations run one image, with the image's place hard-coded, on one model class of an old
+  transformers; this runs batches of any prompts on LLaMA, Mistral (without a window), Qwen2 and Qwen3.
+  test_a_left_padded_batch_equals_its_prompts_alone
+- Scores are ranked in float32; released code ranks the model's half precision.
+
+Shape suffixes: B prompts, L rows of the longest prompt, D model width, V vocabulary.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from otprune.layerwise.attention import headmax, last_row
+from otprune.layerwise.cache import LayerCache
+from otprune.layerwise.layout import Layout, keep_rows, pad_prompts
+from otprune.layerwise.policy import KeepAll, Need, Policy, State
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """A prompt batch after the last layer: next-token logits [B, V], caches, the layout that each layer worked on."""
+
+    logits: Tensor
+    cache: LayerCache
+    layouts: list[Layout]
+    num_prompt_tokens: list[int]
+
+
+@torch.inference_mode()
+def generate_layerwise(
+    model: Any,
+    embeds: list[Tensor],
+    image_spans: list[tuple[int, int]],
+    policy: Policy,
+    *,
+    max_new_tokens: int,
+    end_tokens: Collection[int] = (),
+) -> list[list[int]]:
+    """Greedy answers to prompts whose image tokens `policy` thins out while they are read.
+
+    Args:
+        model: a causal language model of transformers, one of MODEL_TYPES, in eval mode under "sdpa" attention.
+        embeds: input rows [L_i, D] of each prompt, text and image in their order, in the model's dtype.
+        image_spans: (first, behind last) row of each prompt's image.
+        end_tokens: ids that end an answer; none lets every answer run to its full length.
+
+    Returns:
+        New token ids of each prompt, up to and with its end token.
+
+    Raises:
+        ValueError: as `pad_prompts` and the policy; max_new_tokens below 1; a model that cannot be driven.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    state = prefill(model, embeds, image_spans, policy, room=max_new_tokens - 1)
+    token_B = state.logits.argmax(dim=-1)
+    ends = torch.tensor(sorted(end_tokens), device=token_B.device)
+    new, finished_B = [token_B], torch.isin(token_B, ends)
+    for step in range(max_new_tokens - 1):
+        if bool(finished_B.all()):
+            break
+        token_B = _decode_step(model, state, token_B, step).argmax(dim=-1)
+        finished_B = finished_B | torch.isin(token_B, ends)
+        new.append(token_B)
+    return [_until_end(ids, end_tokens) for ids in torch.stack(new, dim=1).tolist()]
+
+
+@torch.inference_mode()
+def prefill_logits(
+    model: Any, embeds: list[Tensor], image_spans: list[tuple[int, int]], policy: Policy | None = None
+) -> Tensor:
+    """Next-token logits [B, V] in the model's dtype, with image tokens deleted by `policy` (None: none).
+
+    Arguments and errors as `generate_layerwise`.
+    """
+    return prefill(model, embeds, image_spans, policy or KeepAll()).logits
+
+
+@torch.inference_mode()
+def prefill(
+    model: Any, embeds: list[Tensor], image_spans: list[tuple[int, int]], policy: Policy, *, room: int = 0
+) -> Prefill:
+    """Reads the prompts; `room` is how many tokens may be decoded afterwards."""
+    _check_model(model)
+    hidden_BLD, layout = pad_prompts(embeds, image_spans)
+    cache = LayerCache(len(model.model.layers), room=room)
+    hidden_BLD, layouts = run_layers(model, hidden_BLD, layout, policy, cache)
+    return Prefill(
+        logits=last_logits(model, hidden_BLD),
+        cache=cache,
+        layouts=layouts,
+        num_prompt_tokens=layout.lengths,
+    )
+
+
+def run_layers(
+    model: Any, hidden_BLD: Tensor, layout: Layout, policy: Policy, cache: LayerCache, *, first: int = 0
+) -> tuple[Tensor, list[Layout]]:
+    """Layers `first` .. last on rows that enter layer `first`, and the layout that each of them worked on."""
+    layers, rotate = model.model.layers, model.model.rotary_emb
+    events = _checked_events(policy, len(layers))
+    layouts: list[Layout] = []
+    rotary, mask = rotate(hidden_BLD, position_ids=layout.position), layout.causal_mask()
+    for index in range(first or -1, len(layers)):
+        entering_BLD = hidden_BLD
+        if index >= 0:
+            layouts.append(layout)
+            hidden_BLD = layers[index](
+                entering_BLD,
+                attention_mask=mask,
+                position_ids=layout.position,
+                past_key_values=cache,
+                use_cache=True,
+                position_embeddings=rotary,
+            )
+        if index not in events:
+            continue
+        match events[index]:
+            case "none":
+                seen = None
+            case "last_row":
+                seen = last_row(layers[index], entering_BLD, rotary, layout, cache.keys(index))
+            case "next_row":
+                seen = last_row(layers[index + 1], hidden_BLD, rotary, layout, None)
+            case "headmax":
+                seen = headmax(layers[index], entering_BLD, rotary, layout, cache.keys(index))
+        state = State(layer=index, hidden=hidden_BLD, layout=layout, attention=seen)
+        hidden_BLD, kept = keep_rows(hidden_BLD, layout, policy.choose(state))
+        if kept is not layout:
+            layout = kept
+            rotary, mask = rotate(hidden_BLD, position_ids=layout.position), layout.causal_mask()
+    return hidden_BLD, layouts
+
+
+def last_logits(model: Any, hidden_BLD: Tensor) -> Tensor:
+    """[B, V] of the last row of each prompt."""
+    return model.lm_head(model.model.norm(hidden_BLD[:, -1]))
+
+
+def _decode_step(model: Any, state: Prefill, token_B: Tensor, step: int) -> Tensor:
+    """Logits [B, V] behind the `step`-th new token, which stands `step` places behind the whole prompt."""
+    hidden_B1D = model.get_input_embeddings()(token_B[:, None])
+    position_B1 = torch.tensor(state.num_prompt_tokens, device=token_B.device)[:, None] + step
+    rotary = model.model.rotary_emb(hidden_B1D, position_ids=position_B1)
+    masks: dict[int, Tensor | None] = {}
+    for layer, layout in zip(model.model.layers, state.layouts, strict=True):
+        if id(layout) not in masks:  # layers between two events share theirs
+            seen_BL = F.pad(layout.valid, (0, step + 1), value=True)
+            masks[id(layout)] = seen_BL[:, None, None] if layout.is_padded else None
+        hidden_B1D = layer(
+            hidden_B1D,
+            attention_mask=masks[id(layout)],
+            position_ids=position_B1,
+            past_key_values=state.cache,
+            use_cache=True,
+            position_embeddings=rotary,
+        )
+    return last_logits(model, hidden_B1D)
+
+
+def _checked_events(policy: Policy, num_layers: int) -> Mapping[int, Need]:
+    """A policy's events, in range: -1 has no layer behind it to look at, and the last layer none before it."""
+    events = policy.events(num_layers)
+    for layer, need in events.items():
+        possible = {-1: ("none", "next_row"), num_layers - 1: ("none", "last_row", "headmax")}
+        if not -1 <= layer < num_layers:
+            raise ValueError(f"events must come after layers [-1, {num_layers}), got {layer}")
+        if need not in possible.get(layer, ("none", "last_row", "next_row", "headmax")):
+            raise ValueError(f"an event after layer {layer} of {num_layers} cannot see {need!r}")
+    return events
+
+
+def _until_end(ids: list[int], end_tokens: Collection[int]) -> list[int]:
+    end = next((place for place, token in enumerate(ids) if token in end_tokens), len(ids))
+    return ids[: end + 1]
+
+
+def _check_model(model: Any) -> None:
+    config = model.config
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(f"model must be one of {', '.join(MODEL_TYPES)}, got {config.model_type}")
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        raise ValueError(f"model must attend to everything in every layer, got layers {config.layer_types}")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise ValueError(f"model must have no sliding window, got one of {config.sliding_window}")
+    if config._attn_implementation != "sdpa":
+        raise ValueError(f"model must run sdpa attention, got {config._attn_implementation}")

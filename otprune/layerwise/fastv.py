@@ -1,0 +1,51 @@
+"""FastV (arXiv 2403.06764): after layer K-1, keep the image tokens that the last prompt token looks at most.
+
+    score_i = mean over heads of softmax(q_last K^T / sqrt(d))_i      in layer K-1
+
+Layers 0 .. K-1 work on, and cache, every token. Paper: K = 2, half the tokens; README table: K = 3.
+Written from the formula: the release has no licence.
+
+Departures:
+- Ranked once, in prefill, as in the release's variant with a cache; its variant without one ranks at every new token.
+- That variant with a cache runs layer K-1 twice and appends its keys twice (repository issue 46); here it runs once.
+  test_every_layer_caches_what_the_cost_model_says
+- One row of attention beside the fused kernel, instead of eager attention. test_fastv_keeps_what_the_last_token_sees
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from otprune.layerwise.policy import Need, State, check_layer, keep_top
+from otprune.select import num_kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastV:
+    """`layer` is K, at least 1; `kept` image tokens of each prompt go on, or the share `retention` of them (1 - R)."""
+
+    layer: int
+    kept: int | None = None
+    retention: float | None = None
+
+    def __post_init__(self):
+        if (self.kept is None) == (self.retention is None):
+            raise ValueError(f"fastv must be given kept or retention, got {self.kept} and {self.retention}")
+        if self.kept is not None and self.kept < 1:
+            raise ValueError(f"kept must be at least 1, got {self.kept}")
+        if self.retention is not None:
+            num_kept(self.retention, 1)  # refuses what is not in (0, 1]
+
+    def events(self, num_layers: int) -> Mapping[int, Need]:
+        check_layer(self.layer, num_layers, lowest=1)
+        return {self.layer - 1: "last_row"}
+
+    def choose(self, state: State) -> Tensor:
+        return keep_top(state.seen(), state.layout, [self._kept(num) for num in state.layout.num_image])
+
+    def _kept(self, num_image: int) -> int:
+        if self.kept is not None:
+            return self.kept
+        assert self.retention is not None
+        return num_kept(self.retention, num_image)
