@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 FAMILIES = ("llava",)
 WHOLE_FILE_BYTES = 64 * 2**20  # weight files up to this size are hashed whole
-NUM_BLOCKS, BLOCK_BYTES = 64, 64 * 2**10  # larger ones by this many evenly spaced blocks
+BLOCK_BYTES = 4096  # of larger ones three blocks of each tensor
+INDEX = "model.safetensors.index.json"
 
 
 class CheckpointError(ValueError):
@@ -20,7 +22,7 @@ def resolve_checkpoint(path: str) -> Path:
     A repository that is not cached yet is downloaded by huggingface_hub.
 
     Raises:
-        CheckpointError: if there is no such folder or repository, or it is no LLaVA checkpoint in
+        CheckpointError: if there is no such folder or repository, or it is no whole LLaVA checkpoint in
             Hugging Face format with safetensors weights.
     """
     folder = Path(path)
@@ -33,8 +35,7 @@ def resolve_checkpoint(path: str) -> Path:
             f"model.path must be a checkpoint of the families {', '.join(FAMILIES)}, "
             f"got model_type {family!r} in {folder / 'config.json'}"
         )
-    if not weight_files(folder):
-        raise CheckpointError(f"model.path must hold *.safetensors weights, found none in {folder}")
+    _check_weights(folder)
     return folder
 
 
@@ -48,9 +49,12 @@ def read_config(folder: Path) -> dict:
     if not file.is_file():
         raise CheckpointError(f"model.path must be a folder with a config.json, found none in {folder}")
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(file.read_text())
+    except ValueError as error:
         raise CheckpointError(f"{file} must be JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} must hold an object, got {type(config).__name__}")
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -60,8 +64,8 @@ def weight_files(folder: Path) -> list[Path]:
 def weights_digest(folder: Path) -> str:
     """16 hex digits that change when the weights, the tokenizer or the configuration change.
 
-    Weight files above 64 MiB count by size, first MiB (the safetensors header) and 64 evenly spaced
-    64 KiB blocks, so that naming a 14 GB model takes a fraction of a second.
+    Weight files above 64 MiB count by size, header and the first, middle and last 4 KiB of each tensor: training
+    that touches a tensor touches them, and naming a 14 GB model takes a fraction of a second.
     """
     digest = hashlib.sha256()
     small = [f for f in sorted(folder.iterdir()) if f.suffix in {".json", ".jinja", ".model"} and f.is_file()]
@@ -72,11 +76,47 @@ def weights_digest(folder: Path) -> str:
             if size <= WHOLE_FILE_BYTES:
                 digest.update(stream.read())
                 continue
-            digest.update(stream.read(2**20))
-            for block in range(NUM_BLOCKS):
-                stream.seek(size * block // NUM_BLOCKS)
-                digest.update(stream.read(BLOCK_BYTES))
+            header, begin = read_header(file)
+            digest.update(json.dumps(header).encode())
+            for start, stop in (tensor["data_offsets"] for tensor in header.values()):
+                for offset in (start, (start + stop) // 2, max(start, stop - BLOCK_BYTES)):
+                    stream.seek(begin + offset)
+                    digest.update(stream.read(min(BLOCK_BYTES, stop - offset)))
     return digest.hexdigest()[:16]
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """Name -> dtype, shape and data_offsets of each tensor in a safetensors file; the byte that offsets count from.
+
+    Raises:
+        CheckpointError: if the file is no safetensors file, or shorter than its header says.
+    """
+    with file.open("rb") as stream:
+        begin = 8 + int.from_bytes(stream.read(8), "little")
+        if begin > (size := file.stat().st_size):
+            raise CheckpointError(f"{file} must be a whole safetensors file, got {size} bytes")
+        try:
+            header = json.loads(stream.read(begin - 8))
+            header.pop("__metadata__", None)
+            need = begin + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        except (ValueError, AttributeError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{file} must be a safetensors file: {error}") from error
+    if need != size:
+        raise CheckpointError(f"{file} must be a whole safetensors file of {need} bytes, got {size}")
+    return header, begin
+
+
+def _check_weights(folder: Path) -> None:
+    """Raises CheckpointError if weight files are absent, or cut short, as interrupted downloads leave them."""
+    files = weight_files(folder)
+    if not files:
+        raise CheckpointError(f"model.path must hold *.safetensors weights, found none in {folder}")
+    if (folder / INDEX).is_file():
+        listed = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        if absent := sorted(listed - {file.name for file in files}):
+            raise CheckpointError(f"model.path must hold the {len(listed)} files of {INDEX}, found no {absent[0]}")
+    for file in files:
+        read_header(file)
 
 
 def _from_hub(path: str) -> Path:
