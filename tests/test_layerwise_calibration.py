@@ -181,7 +181,7 @@ def test_a_fit_that_makes_no_sense_is_refused(model, prompts, masses):
 
 @pytest.mark.parametrize("percent", [80, 90])
 def test_the_released_recipes_promise_what_charges_deleted_rows_to_nothing(percent):
-    """Their calibration counts a layer's rows after its deletion; charged to the layer's attention they miss by 0.6 %."""
+    """It counts a layer's rows after its deletion; charged to that layer's attention, they miss by about 0.6 %."""
     rows = visual_rows("fitprune", 576, 32, recipe=LLAVA_15_7B_RECIPES[percent])
     left_behind = [(after, after) for _, after in rows]
     language = MODELS["llava-1.5-7b"].language
