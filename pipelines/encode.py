@@ -7,6 +7,7 @@ the language model. Selection happens here, before the stage border: 56 of 576 t
 import base64
 import io
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Encoder:
         return work.to_row()
 
     def _encode(self, work: Work) -> None:
-        pixels = torch.from_numpy(np.ascontiguousarray(work.arrays.pop("pixels")))
+        pixels = as_tensor(work.arrays.pop("pixels"))
         owners = [i for i, rows in enumerate(work.rows()) for _ in rows]
         seeds = [
             image_seed(image.sha256, self.seed + picture)
@@ -157,11 +158,18 @@ def torch_dtype(name: str, device: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The array without a copy. Those of the object store are read-only, which is fine: no stage writes to them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
 def to_numpy(tokens: Tensor) -> np.ndarray:
     """bfloat16, which NumPy lacks, goes as its bits in int16; `from_numpy` turns it back."""
     return (tokens.view(torch.int16) if tokens.dtype == torch.bfloat16 else tokens).numpy()
 
 
 def from_numpy(tokens: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(tokens))
+    tensor = as_tensor(tokens)
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor

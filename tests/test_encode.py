@@ -1,0 +1,292 @@
+"""The encoder: pixels to the visual tokens worth decoding, image by image, whatever batch or company they come in."""
+
+import base64
+import hashlib
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from otprune import num_kept, select_tokens
+from otprune.select import METHODS
+from pipelines import encode
+from pipelines.encode import (
+    SYSTEMATIC,
+    Encoder,
+    exit_if_cuda_is_broken,
+    from_numpy,
+    image_seed,
+    run_batched,
+    to_numpy,
+    torch_dtype,
+)
+from pipelines.units import Unit
+from pipelines.work import Image, Work
+
+SETTINGS = {
+    "dtype": "float32",
+    "device": "cpu",
+    "method": "otprune",
+    "retention": 0.1,
+    "gamma": None,
+    "gamma_scale": "trace",
+    "seed": 0,
+    "batch_size": 32,
+}
+BAD = 255  # the shade of an image that breaks the fake tower below
+
+
+@pytest.fixture(scope="module")
+def encoder(demo_model):
+    return Encoder(model_path=str(demo_model), **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def pixels(scene_png):
+    pictures = [PILImage.open(io.BytesIO(scene_png(i))).convert("RGB") for i in range(6)]
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+@pytest.fixture
+def with_settings(encoder, monkeypatch):
+    """The loaded encoder with some of its settings changed for one test."""
+
+    def change(*, method="otprune", retention=0.1, seed=0, batch_size=32, **selection) -> Encoder:
+        count = encoder.encoder.num_tokens if method == "none" else num_kept(retention, encoder.encoder.num_tokens)
+        chosen = {"method": method, "gamma": None, "gamma_scale": "trace"} | selection
+        for name, value in {
+            "method": method, "k": count, "seed": seed, "batch_size": batch_size, "selection": chosen,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(encoder, name, value)
+        return encoder
+
+    return change
+
+
+def work_of(pixels: np.ndarray, samples: int = 0) -> Work:
+    images = []
+    for i, picture in enumerate(pixels):
+        sha256 = hashlib.sha256(picture.tobytes()).hexdigest()
+        sample = {} if i < samples else None
+        images.append(Image(str(i), "a.parquet", i, sha256, ["describe the image ."], sample=sample))
+    return Work(Unit("0123456789ab", 0, len(pixels), ("a.parquet",)), images=images, arrays={"pixels": pixels})
+
+
+def encoded(encoder: Encoder, pixels: np.ndarray, samples: int = 0) -> Work:
+    return Work.from_row(encoder(work_of(pixels, samples).to_row()))
+
+
+# What comes out
+
+
+def test_tokens_are_the_selected_ones_of_the_tower_and_pixels_are_gone(encoder, pixels):
+    work = encoded(encoder, pixels)
+    features = encoder.encoder(torch.from_numpy(pixels))
+    expected = select_tokens(features, 26, method="otprune", gamma_scale="trace")
+    assert set(work.arrays) == {"tokens", "kept"}
+    assert work.arrays["kept"].dtype == np.int16
+    assert np.array_equal(work.arrays["kept"], expected)
+    tokens = torch.from_numpy(work.arrays["tokens"])
+    assert torch.equal(tokens, features.gather(1, expected[..., None].expand(-1, -1, 192)))
+    assert (work.num_visual_tokens, work.error) == (256, None)
+    assert work.seconds["encode"] > 0
+
+
+def test_kept_tokens_are_ascending_and_as_many_as_the_retention_says(with_settings, pixels):
+    for retention in (0.001, 0.098, 0.5, 1.0):
+        kept = encoded(with_settings(retention=retention), pixels[:2]).arrays["kept"]
+        assert kept.shape == (2, num_kept(retention, 256))
+        assert (np.diff(kept.astype(int), axis=1) > 0).all()
+
+
+def test_none_keeps_all_tokens_in_their_order(with_settings, pixels):
+    encoder = with_settings(method="none")
+    work = encoded(encoder, pixels)
+    assert torch.equal(torch.from_numpy(work.arrays["tokens"]), encoder.encoder(torch.from_numpy(pixels)))
+    assert np.array_equal(work.arrays["kept"], np.tile(np.arange(256), (len(pixels), 1)))
+
+
+def test_the_settings_of_the_selection_arrive(with_settings, pixels):
+    features = with_settings().encoder(torch.from_numpy(pixels))
+    for selection in ({"gamma": 50.0}, {"gamma": 0.01, "gamma_scale": "released"}, {"gamma_scale": "paper"}):
+        options = {"gamma": None, "gamma_scale": "trace"} | selection
+        expected = select_tokens(features, 26, method="otprune", **options)
+        assert np.array_equal(encoded(with_settings(**selection), pixels).arrays["kept"], expected)
+
+
+def test_bfloat16_travels_as_bits(demo_model, pixels):
+    encoder = Encoder(model_path=str(demo_model), **SETTINGS | {"dtype": "bfloat16"})
+    array = encoded(encoder, pixels[:2]).arrays["tokens"]
+    assert array.dtype == np.int16
+    tokens = from_numpy(array)
+    assert tokens.dtype == torch.bfloat16
+    all_tokens = encoder.encoder(torch.from_numpy(pixels[:2]))
+    assert all((all_tokens[i] == tokens[i, 0]).all(dim=-1).any() for i in range(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tokens_survive_the_trip_through_numpy_bit_for_bit(dtype):
+    tokens = torch.randn(3, 5, 7).to(dtype)
+    tokens[0, 0, :2] = torch.tensor([torch.inf, -0.0])
+    array = to_numpy(tokens)
+    array.setflags(write=False)  # as arrays come out of the object store
+    assert torch.equal(from_numpy(array), tokens)
+    assert torch.equal(from_numpy(array[::2]), tokens[::2])
+
+
+def test_sampled_images_carry_a_thumbnail_and_their_kept_tokens(encoder, pixels):
+    work = encoded(encoder, pixels, samples=2)
+    assert [image.sample is not None for image in work.images] == [True, True] + [False] * 4
+    sample = work.images[1].sample
+    assert (sample["kept"], sample["num_tokens"]) == (work.arrays["kept"][1].tolist(), 256)
+    thumbnail = PILImage.open(io.BytesIO(base64.b64decode(sample["jpeg"])))
+    assert np.abs(np.asarray(thumbnail).astype(int) - pixels[1]).mean() < 10  # JPEG of noisy pixels
+
+
+def test_a_unit_without_images_goes_through(encoder):
+    work = encoded(encoder, np.empty((0, 224, 224, 3), np.uint8))
+    assert work.error is None
+    assert work.arrays["tokens"].shape == (0, 26, 192)
+    assert work.arrays["kept"].shape == (0, 26)
+
+
+# No image depends on its company
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_batch_does_not_change_what_is_kept(with_settings, pixels, method):
+    together = encoded(with_settings(method=method), pixels).arrays["kept"]
+    for batch_size in (1, 4):
+        assert np.array_equal(
+            encoded(with_settings(method=method, batch_size=batch_size), pixels).arrays["kept"], together
+        )
+    backwards = encoded(with_settings(method=method), pixels[::-1]).arrays["kept"]
+    assert np.array_equal(backwards[::-1], together)
+
+
+def test_random_selection_depends_on_the_image_and_the_seed(with_settings, pixels):
+    twins = np.stack([pixels[0], pixels[1], pixels[0]])
+    first, second, third = encoded(with_settings(method="random"), twins).arrays["kept"]
+    assert np.array_equal(first, third)
+    assert not np.array_equal(first, second)
+    other = encoded(with_settings(method="random", seed=1), twins).arrays["kept"]
+    assert not np.array_equal(other[0], first)
+
+
+def test_the_seed_of_an_image_fits_a_tensor_and_differs_with_image_and_seed():
+    seeds = {image_seed(hashlib.sha256(bytes([i])).hexdigest(), seed) for i in range(100) for seed in (0, 1, 2**61)}
+    assert len(seeds) == 300
+    torch.tensor(sorted(seeds), dtype=torch.int64)
+
+
+# Faults
+
+
+def test_run_batched_runs_everything_in_batches():
+    batches = []
+    assert run_batched(list(range(10)), 4, batches.append) == {}
+    assert sorted(i for batch in batches for i in batch) == list(range(10))
+    assert sorted(map(len, batches)) == [2, 4, 4]
+    assert run_batched([], 4, batches.append) == {}
+
+
+@pytest.mark.parametrize("guilty", [{0}, {31}, {5, 6}, {0, 15, 16, 31}])
+def test_run_batched_finds_the_guilty_and_runs_all_others_once(guilty):
+    done, calls = [], []
+
+    def run(batch):
+        calls.append(batch)
+        if guilty & set(batch):
+            raise ValueError(f"one of {batch}")
+        done.extend(batch)
+
+    failed = run_batched(list(range(32)), 32, run)
+    assert {i: str(error) for i, error in failed.items()} == {i: f"one of {[i]}" for i in guilty}
+    assert sorted(done) == [i for i in range(32) if i not in guilty]
+    assert len(calls) <= 1 + 2 * 5 * len(guilty)  # halving, not one by one
+
+
+def test_a_batch_that_is_too_large_for_memory_is_halved_until_it_fits():
+    done = []
+
+    def run(batch):
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        done.append(batch)
+
+    assert run_batched(list(range(16)), 16, run) == {}
+    assert sorted(i for batch in done for i in batch) == list(range(16))
+
+
+def test_when_every_image_fails_it_is_not_the_images():
+    def run(batch):
+        raise RuntimeError("no kernel image")
+
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        run_batched(list(range(SYSTEMATIC)), 4, run)
+    assert len(run_batched(list(range(SYSTEMATIC - 1)), 4, run)) == SYSTEMATIC - 1  # so few may well be bad
+
+
+def with_bad_images(pixels: np.ndarray, indices: set[int]) -> np.ndarray:
+    pixels = pixels.copy()
+    for i in indices:
+        pixels[i] = BAD
+    return pixels
+
+
+def break_on_bad(encoder: Encoder, monkeypatch, result) -> None:
+    """The tower raises `result` for a batch with a bad image, or puts that value into the image's features."""
+    tower = encoder.encoder.forward
+
+    def forward(pixels):
+        bad = (pixels == BAD).flatten(1).all(dim=1)
+        if isinstance(result, Exception) and bad.any():
+            raise result
+        features = tower(pixels)
+        return features if isinstance(result, Exception) else features.masked_fill(bad[:, None, None], result)
+
+    monkeypatch.setattr(encoder.encoder, "forward", forward)
+
+
+@pytest.mark.parametrize("result", [RuntimeError("kernel failed\nsecond line"), float("nan")], ids=["raises", "nan"])
+def test_an_image_that_breaks_the_tower_is_rejected_and_the_others_stay_aligned(encoder, pixels, monkeypatch, result):
+    expected = encoded(encoder, pixels)
+    break_on_bad(encoder, monkeypatch, result)
+    work = encoded(encoder, with_bad_images(pixels, {1, 4}))
+    assert [(r.row, r.reason) for r in work.rejected] == [(1, "encode"), (4, "encode")]
+    assert "\n" not in work.rejected[0].detail
+    assert [image.row for image in work.images] == [0, 2, 3, 5]
+    assert np.array_equal(work.arrays["kept"], expected.arrays["kept"][[0, 2, 3, 5]])
+    assert work.arrays["tokens"].shape == (4, 26, 192)
+
+
+def test_a_unit_that_fails_as_a_whole_carries_its_error_and_no_arrays(encoder, pixels, monkeypatch):
+    break_on_bad(encoder, monkeypatch, RuntimeError("wrong driver"))
+    work = encoded(encoder, np.full((SYSTEMATIC, 224, 224, 3), BAD, np.uint8))
+    assert work.error == "encode: RuntimeError: wrong driver"
+    assert work.arrays == {}
+
+
+def test_a_unit_that_failed_before_passes_through(encoder):
+    row = Work(Unit("0123456789ab", 0, 1, ("f",)), error="read: gone").to_row()
+    work = Work.from_row(encoder(row))
+    assert (work.error, work.arrays, work.seconds) == ("read: gone", {}, {})
+
+
+def test_a_broken_cuda_context_ends_the_process_and_nothing_else_does(monkeypatch, capsys):
+    codes = []
+    monkeypatch.setattr(encode.os, "_exit", codes.append)
+    exit_if_cuda_is_broken(ValueError("bad image"))
+    exit_if_cuda_is_broken(torch.OutOfMemoryError("CUDA error: out of memory"))
+    assert codes == []
+    exit_if_cuda_is_broken(RuntimeError("CUDA error: an illegal memory access was encountered\nlong text"))
+    assert codes == [1]
+    assert "the actor restarts" in capsys.readouterr().out
+
+
+def test_precision_is_chosen_by_device_unless_it_is_named():
+    assert torch_dtype("auto", "cpu") == torch.float32
+    assert torch_dtype("auto", "cuda") == torch.bfloat16
+    assert torch_dtype("float16", "cpu") == torch.float16
