@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,6 +34,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def demo_model() -> Path:
     """Folder of the trained demo checkpoint."""
     return REPOSITORY / "demo" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def scene_pixels() -> np.ndarray:
+    """The first six held-out demo scenes as uint8 [6, 224, 224, 3]."""
+    return np.stack([render(scene_at("corpus", index)).pixels for index in range(6)])
 
 
 @pytest.fixture(scope="session")

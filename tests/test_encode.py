@@ -43,10 +43,9 @@ def encoder(demo_model):
     return Encoder(model_path=str(demo_model), **SETTINGS)
 
 
-@pytest.fixture(scope="module")
-def pixels(scene_png):
-    pictures = [PILImage.open(io.BytesIO(scene_png(i))).convert("RGB") for i in range(6)]
-    return np.stack([np.asarray(picture) for picture in pictures])
+@pytest.fixture
+def pixels(scene_pixels) -> np.ndarray:
+    return scene_pixels
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The two halves of LLaVA against the whole of it: the same features, the same tokens, the same words."""
 
-import io
 import re
 
 import pytest
@@ -39,19 +38,13 @@ def whole(demo_model):
 
 
 @pytest.fixture(scope="module")
-def pictures(scene_png):
-    return [Image.open(io.BytesIO(scene_png(i))) for i in range(IMAGES)]
+def pictures(scene_pixels):
+    return [Image.fromarray(pixels) for pixels in scene_pixels]
 
 
 @pytest.fixture(scope="module")
-def features(encoder, pictures):
-    return encoder(as_pixels(pictures))
-
-
-def as_pixels(pictures) -> torch.Tensor:
-    return torch.stack(
-        [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(224, 224, 3) for p in pictures]
-    )
+def features(encoder, scene_pixels):
+    return encoder(torch.from_numpy(scene_pixels))
 
 
 def keep(features: torch.Tensor, count: int, seed: int) -> torch.Tensor:

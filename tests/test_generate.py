@@ -1,0 +1,209 @@
+"""The generator: kept tokens and prompts to captions, each image's own, whatever batch or company it comes in."""
+
+import numpy as np
+import pytest
+import torch
+
+from otprune.models import load_encoder
+from pipelines.encode import SYSTEMATIC, to_numpy
+from pipelines.generate import Generator
+from pipelines.units import Unit
+from pipelines.work import Image, Work
+
+SETTINGS = {
+    "dtype": "float32",
+    "device": "cpu",
+    "conversation": "auto",
+    "max_new_tokens": 40,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "seed": 0,
+    "batch_size": 32,
+}
+CAPTION = "describe the image ."
+QUESTIONS = ["is there a circle ?", "how many shapes are there ?"]
+
+
+@pytest.fixture(scope="module")
+def loaded(demo_model):
+    return Generator(model_path=str(demo_model), **SETTINGS)
+
+
+@pytest.fixture
+def generator(loaded, monkeypatch):
+    """The loaded generator, with some settings changed for one test by calling it."""
+
+    def change(temperature=0.0, top_p=1.0, **settings) -> Generator:
+        monkeypatch.setattr(loaded, "sampling", {"temperature": temperature, "top_p": top_p})
+        for name, value in settings.items():
+            monkeypatch.setattr(loaded, name, value)
+        return loaded
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def tokens(demo_model, scene_pixels) -> torch.Tensor:
+    """Every fifth token of six scenes, [6, 52, 192]."""
+    encoder = load_encoder(demo_model, dtype=torch.float32, device="cpu")
+    return encoder(torch.from_numpy(scene_pixels))[:, ::5].clone()
+
+
+def work_of(tokens: torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0) -> Work:
+    prompts = prompts or [[CAPTION]] * len(tokens)
+    images = [Image(f"id{i}", "a.parquet", first + i, "0" * 64, texts) for i, texts in enumerate(prompts)]
+    kept = np.zeros((len(tokens), tokens.shape[1]), np.int16)
+    unit = Unit("0123456789ab", first, first + len(tokens), ("a.parquet",))
+    return Work(unit, images=images, num_visual_tokens=256, arrays={"tokens": to_numpy(tokens), "kept": kept})
+
+
+def generated(generator: Generator, work: Work) -> Work:
+    return Work.from_row(generator(work.to_row()))
+
+
+def texts(work: Work) -> dict[int, list[str]]:
+    return {image.row: [caption["caption"] for caption in image.captions] for image in work.images}
+
+
+def test_captions_are_those_of_the_model_with_their_numbers(generator, tokens):
+    work = generated(generator(), work_of(tokens))
+    prompt = generator().decoder.encode_prompt(CAPTION)
+    for image, visual in zip(work.images, tokens, strict=True):
+        (expected,) = generator().decoder.generate([visual], [prompt], max_new_tokens=40)
+        assert image.captions == [
+            {
+                "caption": expected.text,
+                "num_kept_tokens": 52,
+                "num_prompt_tokens": sum(map(len, prompt)) + 52,
+                "num_generated_tokens": expected.num_generated_tokens,
+                "finish_reason": "stop",
+            }
+        ]
+    assert len({captions[0] for captions in texts(work).values()}) > 3
+    assert (work.error, work.arrays) == (None, {})
+    assert work.seconds["generate"] > 0
+
+
+def test_several_prompts_share_an_encoding_and_answers_keep_their_order(generator, tokens):
+    prompts = [QUESTIONS[0], CAPTION, QUESTIONS[1]]
+    work = generated(generator(), work_of(tokens, [prompts] * 6))
+    alone = [texts(generated(generator(), work_of(tokens, [[prompt]] * 6))) for prompt in prompts]
+    assert texts(work) == {row: [answers[row][0] for answers in alone] for row in range(6)}
+    assert len(work.images[0].captions) == 3
+
+
+def test_images_may_have_prompts_of_their_own(generator, tokens):
+    prompts = [[CAPTION], [QUESTIONS[0], QUESTIONS[1]], [QUESTIONS[1]], [CAPTION], [CAPTION], [QUESTIONS[0]]]
+    work = generated(generator(), work_of(tokens, prompts))
+    for i, row in enumerate(prompts):
+        assert texts(generated(generator(), work_of(tokens[i : i + 1], [row], first=i)))[i] == texts(work)[i]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_batch_does_not_change_what_is_said(generator, tokens, batch_size):
+    prompts = [[CAPTION, QUESTIONS[i % 2]] for i in range(6)]
+    together = generated(generator(), work_of(tokens, prompts))
+    assert texts(generated(generator(batch_size=batch_size), work_of(tokens, prompts))) == texts(together)
+
+
+def test_bfloat16_tokens_are_taken(generator, tokens):
+    work = generated(generator(), work_of(tokens.to(torch.bfloat16)))
+    assert work.error is None
+    rounded = generated(generator(), work_of(tokens.to(torch.bfloat16).float()))
+    assert texts(work) == texts(rounded)
+
+
+def test_a_prompt_without_room_for_its_answer_is_rejected_alone(generator, tokens):
+    room = 1024 - 40 - 52 - len(["USER", ":", "ASSISTANT", ":", "<s>"])
+    prompts = [[CAPTION], ["a " * room], ["a " * (room + 1)], [CAPTION, "a " * 2000], [CAPTION], [CAPTION]]
+    work = generated(generator(), work_of(tokens, prompts))
+    assert [(r.row, r.reason) for r in work.rejected] == [(2, "prompt"), (3, "prompt")]
+    assert work.rejected[0].detail == "prompt must leave room for 40 new tokens: at most 984, got 985"
+    assert [image.row for image in work.images] == [0, 1, 4, 5]
+    assert all(image.captions for image in work.images)
+
+
+def test_a_prompt_that_smuggles_in_an_image_is_rejected_alone(generator, tokens):
+    work = generated(generator(), work_of(tokens[:2], [["what is <image> ?"], [CAPTION]]))
+    assert [(r.row, r.reason) for r in work.rejected] == [(0, "prompt")]
+    assert [image.row for image in work.images] == [1]
+
+
+def test_an_answer_that_does_not_end_is_cut_and_says_so(generator, tokens):
+    work = generated(generator(max_new_tokens=4), work_of(tokens[:2]))
+    assert {(c["finish_reason"], c["num_generated_tokens"]) for i in work.images for c in i.captions} == {("length", 4)}
+
+
+def test_sampling_is_the_same_for_the_same_unit_and_another_for_another(generator, tokens):
+    def sample(first: int = 0, seed: int = 0) -> list[list[str]]:
+        work = work_of(tokens[:, :6], first=first)
+        return list(texts(generated(generator(temperature=2.0, seed=seed), work)).values())
+
+    once = sample()
+    torch.manual_seed(99)
+    assert sample() == once
+    assert sample(first=6) != once
+    assert sample(seed=1) != once
+    assert sample(seed=1) == sample(seed=1)
+
+
+def break_on(generator: Generator, monkeypatch, guilty: torch.Tensor, error: Exception) -> None:
+    """Decoding fails for every batch that holds these visual tokens."""
+    decode = generator.decoder.generate
+
+    def generate(visual, *args, **options):
+        if any(torch.equal(v.reshape(guilty.shape), guilty) for v in visual):
+            raise error
+        return decode(visual, *args, **options)
+
+    monkeypatch.setattr(generator.decoder, "generate", generate)
+
+
+def test_an_image_that_breaks_decoding_is_rejected_and_the_others_keep_their_captions(generator, tokens, monkeypatch):
+    prompts = [[CAPTION, QUESTIONS[0]]] * 6
+    expected = texts(generated(generator(), work_of(tokens, prompts)))
+    break_on(generator(), monkeypatch, tokens[2], RuntimeError("kernel failed\nat line 7"))
+    work = generated(generator(), work_of(tokens, prompts))
+    assert [(r.row, r.reason, r.detail) for r in work.rejected] == [(2, "generate", "RuntimeError: kernel failed")]
+    assert texts(work) == {row: captions for row, captions in expected.items() if row != 2}
+
+
+def test_when_every_image_fails_the_unit_fails(generator, tokens, monkeypatch):
+    same = tokens[:1].expand(SYSTEMATIC, -1, -1)
+    break_on(generator(), monkeypatch, tokens[0], RuntimeError("no kernel image"))
+    work = generated(generator(), work_of(same))
+    assert (work.error, work.arrays) == ("generate: RuntimeError: no kernel image", {})
+
+
+def test_a_unit_without_images_and_one_that_failed_before_pass_through(generator, tokens):
+    work = generated(generator(), work_of(tokens[:0]))
+    assert (work.error, work.images, work.arrays) == (None, [], {})
+    failed = Work(Unit("0123456789ab", 0, 1, ("f",)), error="encode: gone")
+    work = generated(generator(), failed)
+    assert (work.error, work.seconds) == ("encode: gone", {})
+
+
+# Several pictures in one prompt
+
+
+def test_a_question_about_two_pictures_reads_both_and_each_image_keeps_its_own(generator, tokens):
+    def ask(order: list[int]) -> Work:
+        work = work_of(tokens[order], [[CAPTION], [CAPTION]])
+        work.images[0].num_pictures = 2
+        work.images = work.images[:2]
+        return generated(generator(), work)
+
+    work = ask([0, 1, 2])
+    assert [image.captions[0]["num_kept_tokens"] for image in work.images] == [104, 52]
+    assert texts(work)[1] == texts(generated(generator(), work_of(tokens[2:3])))[0]
+    assert texts(ask([1, 0, 2]))[0] != texts(work)[0]
+
+
+def test_a_limit_of_new_tokens_may_stand_with_the_prompt_and_yields_to_the_context(generator, tokens):
+    work = work_of(tokens[:2], [[CAPTION, CAPTION], ["a " * 960]])
+    work.images[0].max_new_tokens = [3, 5]
+    work.images[1].max_new_tokens = [100]
+    work = generated(generator(), work)
+    assert [c["num_generated_tokens"] for c in work.images[0].captions] == [3, 5]
+    (cut,) = work.images[1].captions
+    assert cut["num_prompt_tokens"] + 100 > 1024 >= cut["num_prompt_tokens"] + cut["num_generated_tokens"]
