@@ -17,6 +17,7 @@ def tiny_model(model_type: str = "llama", *, layers: int = 4, seed: int = 0, **s
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     config = AutoConfig.for_model(model_type, **sizes, **heads, **settings)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval().requires_grad_(False)
+    model.generation_config.eos_token_id = None  # every answer runs to its full length
     for weight in model.parameters():
         weight.mul_(5 if weight.ndim > 1 else 1)
     return model

@@ -1,19 +1,23 @@
 """The in-LLM executor against a model that only hides tokens, against transformers, and against itself alone."""
 
+import inspect
+
 import llama_oracle
 import pytest
 import torch
 from llama_oracle import WIDTH, tiny_model
 from torch.nn.utils.rnn import pad_sequence
 
-from otprune.layerwise import VTW, FastV, FitPrune, KeepAll, PyramidDrop, generate_layerwise, prefill_logits
+from otprune.layerwise import POLICIES, VTW, FastV, FitPrune, KeepAll, PyramidDrop, generate_layerwise, prefill_logits
 from otprune.layerwise.executor import prefill
-from otprune.schedules import visual_rows
+from otprune.layerwise.layout import pad_prompts
+from otprune.layerwise.policy import keep_top
+from otprune.schedules import SETTINGS, visual_rows
 
 SPANS = [(3, 15), (0, 12), (5, 17), (1, 13)]  # one image behind nothing
 LENGTHS = [21, 13, 30, 18]
 
-POLICIES = {
+CASES = {
     "fastv": (FastV, {"layer": 2, "kept": 4}),
     "fastv-1": (FastV, {"layer": 1, "kept": 11}),
     "vtw": (VTW, {"layer": 2}),
@@ -35,7 +39,7 @@ def prompts():
 
 
 def oracle(model, name, rows, span, num_prompt):
-    method, settings = name.split("-")[0], POLICIES[name][1]
+    method, settings = name.split("-")[0], CASES[name][1]
     rule = getattr(llama_oracle, f"{method}_rule")(range(*span), num_prompt - 1, **settings)
     return llama_oracle.forward(model, rows, rule)
 
@@ -45,19 +49,19 @@ def test_the_oracle_is_the_model(model, prompts):
     torch.testing.assert_close(llama_oracle.forward(model, prompts[0])[0], expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", CASES)
 def test_deleting_a_token_is_hiding_it_from_later_layers(model, prompts, name):
     """A ragged batch; logits are about 10 in size, and float32 against float64 differs by about 1e-5."""
-    policy, settings = POLICIES[name]
+    policy, settings = CASES[name]
     logits = prefill_logits(model, prompts, SPANS, policy(**settings))
     for rows, span, row in zip(prompts, SPANS, logits, strict=True):
         expected, _ = oracle(model, name, rows, span, len(rows))
         torch.testing.assert_close(row.double(), expected[-1], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_deleted_is_what_the_method_says(model, prompts, name):
-    policy, settings = POLICIES[name]
+    policy, settings = CASES[name]
     layouts = prefill(model, prompts, SPANS, policy(**settings)).layouts
     for b, (rows, span) in enumerate(zip(prompts, SPANS, strict=True)):
         _, deleted = oracle(model, name, rows, span, len(rows))
@@ -65,10 +69,10 @@ def test_what_is_deleted_is_what_the_method_says(model, prompts, name):
             assert layout.position[b, layout.valid[b]].tolist() == [i for i in range(len(rows)) if i not in gone]
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", CASES)
 def test_decoding_goes_on_behind_the_whole_prompt_and_sees_what_was_kept(model, prompts, name):
     """Teacher forcing through the oracle, where nothing is ever renumbered or cached, gives the same greedy answer."""
-    policy, settings = POLICIES[name]
+    policy, settings = CASES[name]
     answers = generate_layerwise(model, prompts, SPANS, policy(**settings), max_new_tokens=6)
     for rows, span, answer in zip(prompts, SPANS, answers, strict=True):
         spoken = model.get_input_embeddings()(torch.tensor(answer[:-1]))
@@ -76,9 +80,9 @@ def test_decoding_goes_on_behind_the_whole_prompt_and_sees_what_was_kept(model, 
         assert logits[len(rows) - 1 :].argmax(dim=-1).tolist() == answer
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_left_padded_batch_equals_its_prompts_alone(model, prompts, name):
-    policy = POLICIES[name][0](**POLICIES[name][1])
+    policy = CASES[name][0](**CASES[name][1])
     together = generate_layerwise(model, prompts, SPANS, policy, max_new_tokens=6)
     alone = [
         generate_layerwise(model, [rows], [span], policy, max_new_tokens=6)[0]
@@ -89,12 +93,23 @@ def test_a_left_padded_batch_equals_its_prompts_alone(model, prompts, name):
     torch.testing.assert_close(prefill_logits(model, prompts, SPANS, policy), logits, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", CASES)
 def test_every_layer_caches_what_the_cost_model_says(model, prompts, name):
-    policy, settings = POLICIES[name]
+    policy, settings = CASES[name]
     state = prefill(model, prompts[:1], SPANS[:1], policy(**settings))
     rows = visual_rows(name.split("-")[0], 12, 4, **settings)
     assert state.cache.lengths == [LENGTHS[0] - 12 + attention for attention, _ in rows]
+
+
+def test_a_policy_takes_the_settings_that_its_cost_is_counted_from():
+    for method, policy in POLICIES.items():
+        assert set(SETTINGS[method]) <= set(inspect.signature(policy).parameters)
+
+
+def test_among_equal_scores_the_earlier_tokens_stay(prompts):
+    _, layout = pad_prompts(prompts[:2], SPANS[:2])
+    keep = keep_top(torch.zeros(2, LENGTHS[0]), layout, [4, 1])
+    assert [layout.position[b, keep[b]].tolist() for b in range(2)] == [[3, 4, 5, 6], [0]]
 
 
 def test_images_of_different_sizes_keep_their_own_share(model, prompts):
@@ -130,7 +145,6 @@ def test_other_families_show_their_own_attention(model_type, prompts):
     from otprune.layerwise.attention import headmax, last_row
     from otprune.layerwise.cache import LayerCache
     from otprune.layerwise.executor import run_layers
-    from otprune.layerwise.layout import pad_prompts
 
     model = tiny_model(model_type, **({"sliding_window": None} if model_type == "mistral" else {}))
     hidden, layout = pad_prompts(prompts[:1], SPANS[:1])

@@ -1,4 +1,10 @@
-"""Pruning inside the language model: FastV, VTW, FitPrune and PyramidDrop on one executor (`executor.py`)."""
+"""Pruning inside the language model: FastV, VTW, FitPrune and PyramidDrop on one executor (`executor.py`).
+
+A policy is made from the settings that `otprune.schedules` and `otprune.flops` know its method by:
+`POLICIES["fastv"](layer=3, kept=1)`.
+"""
+
+from collections.abc import Callable
 
 from otprune.layerwise.executor import generate_layerwise, prefill_logits
 from otprune.layerwise.fastv import FastV
@@ -9,8 +15,16 @@ from otprune.layerwise.pyramiddrop import PyramidDrop, pyramid_stages
 from otprune.layerwise.vtw import VTW
 from otprune.layerwise.vtw_search import find_vtw_layer, vtw_divergences
 
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "fastv": FastV,
+    "vtw": VTW,
+    "fitprune": FitPrune,
+    "pyramiddrop": PyramidDrop,
+}
+
 __all__ = [
     "LLAVA_15_7B_RECIPES",
+    "POLICIES",
     "VTW",
     "FastV",
     "FitPrune",

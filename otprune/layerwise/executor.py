@@ -70,12 +70,13 @@ def generate_layerwise(
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     state = prefill(model, embeds, image_spans, policy, room=max_new_tokens - 1)
     token_B = state.logits.argmax(dim=-1)
-    ends = torch.tensor(sorted(end_tokens), device=token_B.device)
+    ends = torch.tensor(sorted(end_tokens), dtype=torch.int64, device=token_B.device)
+    position_B1 = torch.tensor(state.num_prompt_tokens, device=token_B.device)[:, None]
     new, finished_B = [token_B], torch.isin(token_B, ends)
     for step in range(max_new_tokens - 1):
         if bool(finished_B.all()):
             break
-        token_B = _decode_step(model, state, token_B, step).argmax(dim=-1)
+        token_B = _decode_step(model, state, token_B, position_B1 + step).argmax(dim=-1)
         finished_B = finished_B | torch.isin(token_B, ends)
         new.append(token_B)
     return [_until_end(ids, end_tokens) for ids in torch.stack(new, dim=1).tolist()]
@@ -153,15 +154,15 @@ def last_logits(model: Any, hidden_BLD: Tensor) -> Tensor:
     return model.lm_head(model.model.norm(hidden_BLD[:, -1]))
 
 
-def _decode_step(model: Any, state: Prefill, token_B: Tensor, step: int) -> Tensor:
-    """Logits [B, V] behind the `step`-th new token, which stands `step` places behind the whole prompt."""
+def _decode_step(model: Any, state: Prefill, token_B: Tensor, position_B1: Tensor) -> Tensor:
+    """Logits [B, V] behind a new token, which stands at `position_B1` of prompt and answer together."""
     hidden_B1D = model.get_input_embeddings()(token_B[:, None])
-    position_B1 = torch.tensor(state.num_prompt_tokens, device=token_B.device)[:, None] + step
     rotary = model.model.rotary_emb(hidden_B1D, position_ids=position_B1)
     masks: dict[int, Tensor | None] = {}
-    for layer, layout in zip(model.model.layers, state.layouts, strict=True):
+    for index, (layer, layout) in enumerate(zip(model.model.layers, state.layouts, strict=True)):
         if id(layout) not in masks:  # layers between two events share theirs
-            seen_BL = F.pad(layout.valid, (0, step + 1), value=True)
+            num_new = state.cache.lengths[index] - layout.valid.shape[1] + 1
+            seen_BL = F.pad(layout.valid, (0, num_new), value=True)
             masks[id(layout)] = seen_BL[:, None, None] if layout.is_padded else None
         hidden_B1D = layer(
             hidden_B1D,

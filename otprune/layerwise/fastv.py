@@ -9,7 +9,7 @@ Departures:
 - Ranked once, in prefill, as in the release's variant with a cache; its variant without one ranks at every new token.
 - That variant with a cache runs layer K-1 twice and appends its keys twice (repository issue 46); here it runs once.
   test_every_layer_caches_what_the_cost_model_says
-- One row of attention beside the fused kernel, instead of eager attention. test_fastv_keeps_what_the_last_token_sees
+- One row of attention beside the fused kernel, instead of eager attention. test_what_is_deleted_is_what_the_method_says
 """
 
 from collections.abc import Mapping
