@@ -75,11 +75,16 @@ def _holds(store: Store) -> str:
 def read_claim(store: Store) -> dict[str, Any] | None:
     """What an earlier run wrote into `fingerprint.json` of this output, if any."""
     try:
-        return json.loads(store.read(FILE))
+        content = store.read(FILE)
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{store.path}/{FILE} must be JSON, got {error}") from error
+    try:
+        claim = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{store.path}/{FILE} must be JSON: {error}") from error
+    if not isinstance(claim, dict):
+        raise UserError(f"{store.path}/{FILE} must be a JSON object, got {type(claim).__name__}")
+    return claim
 
 
 def _differences(stored: dict[str, Any], mine: dict[str, Any]) -> str:

@@ -1,0 +1,159 @@
+"""The fingerprint: everything that decides what a caption says and nothing else; an output never mixes two."""
+
+import json
+import shutil
+from dataclasses import fields, replace
+
+import pytest
+
+import otprune
+from pipelines.config import Config
+from pipelines.fingerprint import FILE, claim_output, describe, fingerprint, read_claim
+from pipelines.settings import UserError
+from pipelines.storage import Store
+
+# A key is on one of these two lists, or this file fails: whoever adds a key decides whether it changes captions.
+DECIDES = {
+    "input.image_column",
+    "input.id_column",
+    "model.path",
+    "model.dtype",
+    "prompt.template",
+    "prompt.more",
+    "prompt.conversation",
+    "prune.method",
+    "prune.retention",
+    "prune.gamma",
+    "prune.gamma_scale",
+    "prune.seed",
+    "decode.aspect",
+    "decode.max_bytes",
+    "decode.max_pixels",
+    "decode.min_side",
+    "generate.max_new_tokens",
+    "generate.temperature",
+    "generate.top_p",
+    "generate.seed",
+    "engine.name",
+    "engine.kwargs",
+}
+DOES_NOT = {
+    "input.path",
+    "input.reference_column",
+    "input.limit",
+    "input.endpoint_url",
+    "input.anonymous",
+    "input.fetch_threads",
+    "input.fetch_timeout",
+    "unit.images",
+    "generate.batch_size",
+    "generate.actors",
+    "generate.max_actors",
+    "generate.num_gpus",
+    "generate.num_cpus",
+}
+DOES_NOT_SECTIONS = {"output", "encode", "faults", "cost", "budget", "mlflow", "ray", "run", "gate"}
+
+
+def another(value: object) -> object:
+    """A different value of the same kind; types do not matter to a fingerprint."""
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, (int, float)) else [*value, "x"] if isinstance(value, list) else f"{value}x"
+
+
+def changed(name: str) -> Config:
+    section, leaf = name.split(".")
+    part = getattr(Config(), section)
+    return replace(Config(), **{section: replace(part, **{leaf: another(getattr(part, leaf))})})
+
+
+@pytest.mark.parametrize("name", sorted(Config().dotted()))
+def test_every_key_either_decides_what_a_caption_says_or_does_not(demo_model, name):
+    section = name.split(".")[0]
+    assert (name in DECIDES) + (name in DOES_NOT) + (section in DOES_NOT_SECTIONS) == 1
+    same = fingerprint(describe(changed(name), demo_model)) == fingerprint(describe(Config(), demo_model))
+    assert same == (name not in DECIDES)
+
+
+def test_the_lists_above_name_sections_that_exist():
+    assert {name.split(".")[0] for name in DECIDES | DOES_NOT} <= {section.name for section in fields(Config)}
+
+
+def test_weights_and_version_count(demo_model, tmp_path, monkeypatch):
+    before = fingerprint(describe(Config(), demo_model))
+    copy = shutil.copytree(demo_model, tmp_path / "copy")
+    assert fingerprint(describe(Config(), copy)) == before
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-1] + b"\x01")
+    assert fingerprint(describe(Config(), copy)) != before
+    monkeypatch.setattr(otprune, "__version__", "99")
+    assert fingerprint(describe(Config(), demo_model)) != before
+
+
+def test_the_order_of_keys_does_not_matter():
+    assert fingerprint({"a": 1, "b": [2, None]}) == fingerprint({"b": [2, None], "a": 1})
+    assert len(fingerprint({})) == 16
+
+
+# Outputs
+
+
+@pytest.fixture
+def output(tmp_path) -> Store:
+    return Store(str(tmp_path / "out"))
+
+
+MINE = {"prune.retention": 0.1, "model.path": "m", "version": "1"}
+OTHER = {"prune.retention": 0.2, "model.path": "m", "prompt.template": "new"}
+
+
+def test_a_fresh_output_is_claimed_and_stays_claimed(output):
+    assert claim_output(output, MINE, "refuse") == output
+    assert json.loads(output.read(FILE)) == MINE == read_claim(output)
+    output.write("captions/part-0.parquet", b"")
+    assert claim_output(output, dict(reversed(MINE.items())), "refuse") == output
+
+
+@pytest.mark.parametrize("folder", ["captions", "predictions"])
+def test_another_configuration_is_refused_with_the_keys_that_differ(output, folder):
+    claim_output(output, MINE, "refuse")
+    output.write(f"{folder}/part-0.parquet", b"")
+    with pytest.raises(UserError) as caught:
+        claim_output(output, OTHER, "refuse")
+    text = str(caught.value)
+    assert "prune.retention (0.1 there, 0.2 here)" in text
+    assert "prompt.template (None there, 'new' here)" in text
+    assert "version ('1' there, None here)" in text
+    assert "model.path" not in text
+    assert read_claim(output) == MINE
+
+
+def test_an_output_without_captions_may_change_its_configuration(output):
+    claim_output(output, MINE, "refuse")
+    claim_output(output, OTHER, "refuse")
+    assert read_claim(output) == OTHER
+
+
+def test_on_mismatch_new_goes_to_the_same_sibling_every_time(output):
+    claim_output(output, MINE, "refuse")
+    output.write("captions/part-0.parquet", b"")
+    sibling = claim_output(output, OTHER, "new")
+    assert sibling.path == f"{output.path}-{fingerprint(OTHER)[:8]}"
+    sibling.write("captions/part-0.parquet", b"")
+    assert claim_output(output, OTHER, "new") == sibling
+    assert (read_claim(output), read_claim(sibling)) == (MINE, OTHER)
+    assert claim_output(output, MINE, "new") == output
+
+
+def test_captions_of_unknown_origin_are_refused(output):
+    output.write("captions/part-0.parquet", b"")
+    for on_mismatch in ("refuse", "new"):
+        with pytest.raises(UserError, match=r"holds captions but no fingerprint\.json"):
+            claim_output(output, MINE, on_mismatch)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xff", b"[]", b"null"])
+def test_a_damaged_claim_is_one_clear_line(output, content):
+    output.write(FILE, content)
+    with pytest.raises(UserError, match=r"fingerprint\.json must be (a )?JSON"):
+        claim_output(output, MINE, "refuse")
