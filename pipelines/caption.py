@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from pipelines.fingerprint import claim_output, describe, fingerprint
 from pipelines.flow import Stage, run_flow
 from pipelines.generate import Generator
 from pipelines.plan import Plan, make_plan
+from pipelines.progress import Counted
+from pipelines.schema import CAPTIONS_FOLDER
 from pipelines.settings import UserError
 from pipelines.sink import Sink
-from pipelines.source import DecodeSettings, ReadDecode, SpanRow
+from pipelines.source import DecodeSettings, ReadDecode, Reader, SpanRow
 from pipelines.storage import STORE_ERRORS, Store, make_store
 from pipelines.work import clean
 
@@ -42,6 +44,9 @@ class Job:
     output: Store
     described: dict[str, Any]  # what the fingerprint stands for
     plan: Plan
+    folder: str = CAPTIONS_FOLDER  # of the objects that commit units
+    counted: Counted = "images"  # what the plan's rows are to progress
+    tags: dict[str, str] = field(default_factory=dict)  # of the tracked run, beside those of every job
 
     @property
     def fingerprint(self) -> str:
@@ -54,19 +59,7 @@ def prepare(config: Config) -> Job:
     Raises:
         UserError: for anything that the user has to correct.
     """
-    for name, value in (
-        ("model.path", config.model.path),
-        ("input.path", config.input.path),
-        ("output.path", config.output.path),
-    ):
-        if not value:
-            raise UserError(f"{name} must be set; --help lists the keys")
-    if config.prune.method not in (*METHODS, "none"):
-        raise UserError(f"prune.method must be one of none, {', '.join(METHODS)}, got {config.prune.method!r}")
-    try:
-        model = resolve_checkpoint(config.model.path).resolve()
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
+    model = check_model(config)
     corpus = find_corpus(
         make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
         image_column=config.input.image_column,
@@ -75,13 +68,7 @@ def prepare(config: Config) -> Job:
         templates=[config.prompt.template, *config.prompt.more],
     )
     described = describe(config, model)
-    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
-    try:
-        output = claim_output(output, described, config.output.on_mismatch)
-        output.write(".probe", b"")
-        output.delete(".probe")
-    except STORE_ERRORS as error:
-        raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
+    output = open_output(config, described)
     plan = make_plan(
         corpus,
         output,
@@ -93,11 +80,48 @@ def prepare(config: Config) -> Job:
     return Job(config, model, corpus, output, described, plan)
 
 
+def check_model(config: Config) -> Path:
+    """The checkpoint's folder.
+
+    Raises:
+        UserError: if a path is not set, the method is not known, or there is no such checkpoint.
+    """
+    for name, value in (
+        ("model.path", config.model.path),
+        ("input.path", config.input.path),
+        ("output.path", config.output.path),
+    ):
+        if not value:
+            raise UserError(f"{name} must be set; --help lists the keys")
+    if config.prune.method not in (*METHODS, "none"):
+        raise UserError(f"prune.method must be one of none, {', '.join(METHODS)}, got {config.prune.method!r}")
+    try:
+        return resolve_checkpoint(config.model.path).resolve()
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
+def open_output(config: Config, described: dict[str, Any]) -> Store:
+    """The store to write to, marked as this configuration's.
+
+    Raises:
+        UserError: if it is another configuration's, or cannot be written.
+    """
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    try:
+        output = claim_output(output, described, config.output.on_mismatch)
+        output.write(".probe", b"")
+        output.delete(".probe")
+    except STORE_ERRORS as error:
+        raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
+    return output
+
+
 @dataclass(frozen=True, slots=True)
 class Stages:
     """The stages of a job, with everything that they need, ready for `run_flow`."""
 
-    read: ReadDecode
+    read: Reader
     encode: Stage
     generate: Stage
     sink: Sink
@@ -122,32 +146,43 @@ class Stages:
         try:
             for row in summaries:
                 yield json.loads(row["summary"])
-        except ray.exceptions.RayError as error:
+        except Exception as error:  # whatever its executor ran into, Ray raises as it is
             raise JobFailedError(f"Ray gave up: {type(error).__name__}: {clean(str(error))}") from error
 
 
 def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) -> Stages:
     """The stages for the connected cluster; `encoder` and `generator` are the actor classes."""
     config = job.config
-    encode_gpus, generate_gpus = actor_gpus(config)
-    mean, _ = image_statistics(job.model)
-    vision = read_config(job.model)["vision_config"]
-    shared = {"model_path": str(job.model), "dtype": config.model.dtype}
     read = ReadDecode(
         store=job.corpus.store,
         columns=job.corpus.columns,
         templates=[config.prompt.template, *config.prompt.more],
-        decode=DecodeSettings(
-            size=vision.get("image_size", 336),
-            aspect=config.decode.aspect,
-            background=mean_color(mean),
-            max_bytes=config.decode.max_bytes,
-            max_pixels=config.decode.max_pixels,
-            min_side=config.decode.min_side,
-        ),
+        decode=decode_settings(job),
         fetch_threads=config.input.fetch_threads,
         fetch_timeout=config.input.fetch_timeout,
     )
+    sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
+    return Stages(read, *model_stages(job, encoder, generator), sink)
+
+
+def decode_settings(job: Job) -> DecodeSettings:
+    config = job.config.decode
+    mean, _ = image_statistics(job.model)
+    return DecodeSettings(
+        size=read_config(job.model)["vision_config"].get("image_size", 336),
+        aspect=config.aspect,
+        background=mean_color(mean),
+        max_bytes=config.max_bytes,
+        max_pixels=config.max_pixels,
+        min_side=config.min_side,
+    )
+
+
+def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage]:
+    """The two actor stages, which are those of every kind of job."""
+    config = job.config
+    encode_gpus, generate_gpus = actor_gpus(config)
+    shared = {"model_path": str(job.model), "dtype": config.model.dtype}
     encode = Stage(
         actor=encoder,
         arguments=shared
@@ -182,5 +217,4 @@ def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) 
         num_cpus=config.generate.num_cpus,
         num_gpus=generate_gpus,
     )
-    sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
-    return Stages(read, encode, generate, sink)
+    return encode, generate

@@ -73,7 +73,7 @@ def find_corpus(
     if not parquet:
         return _image_folder(root, sizes, templates)
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda name: _read_footer(root, name), parquet))
+        footers = list(pool.map(lambda name: read_footer(root, name), parquet))
     schema = footers[0].schema.to_arrow_schema()
     columns = find_columns(schema, image_column, id_column, reference_column, templates)
     beside = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in sizes)
@@ -187,7 +187,8 @@ def _image_folder(root: Store, sizes: dict[str, int], templates: Sequence[str]) 
     return Corpus(root, files, None)
 
 
-def _read_footer(root: Store, name: str) -> pq.FileMetaData:
+def read_footer(root: Store, name: str) -> pq.FileMetaData:
+    """Raises UserError if the file is no readable Parquet."""
     try:
         with root.fs.open(root.join(name), "rb") as stream:
             return pq.read_metadata(stream)

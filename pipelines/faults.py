@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from pipelines.plan import delete_orphans
 from pipelines.sink import Sink, summarize
-from pipelines.source import ReadDecode, SpanRow
+from pipelines.source import Reader, SpanRow
 from pipelines.units import split_unit
 from pipelines.work import Rejected, Work
 
@@ -36,7 +36,7 @@ def run_with_isolation(
     spans: list[SpanRow],
     run: Run,
     *,
-    read: ReadDecode,
+    read: Reader,
     sink: Sink,
     sizes: dict[str, int],
     max_isolated: int,
@@ -100,7 +100,7 @@ def _stop_on_errors(missing: Missing) -> None:
         raise JobFailedError(f"{len(missing.failed)} work units failed even alone, the first by {missing.errors[0]}")
 
 
-def _quarantine(span: SpanRow, read: ReadDecode, sink: Sink) -> dict:
+def _quarantine(span: SpanRow, read: Reader, sink: Sink) -> dict:
     """Commits a unit of one image, of which nothing ever came back, as quarantined."""
     identity = read.identify(span)
     rejected = Rejected(**identity, reason="crash", detail="the process that worked on this image died on every try")

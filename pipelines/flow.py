@@ -14,7 +14,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from pipelines.sink import Sink
-from pipelines.source import ReadDecode, SpanRow
+from pipelines.source import Reader, SpanRow
 
 ROW_IS_A_BLOCK = 1  # bytes: a block is closed after each row, so that no stage waits for, or loses, two units at once
 
@@ -32,11 +32,12 @@ class Stage:
     num_cpus: float
     num_gpus: float
 
-    def remote(self, retries: int, one_at_a_time: bool) -> dict[str, Any]:
-        """Keyword arguments of `Dataset.map`. One unit waits in each actor while another is worked on."""
+    def remote(self, num_units: int, retries: int, one_at_a_time: bool) -> dict[str, Any]:
+        """Keyword arguments of `Dataset.map`: never more actors than units, and one unit waits in each actor while
+        another is worked on."""
         pool = ActorPoolStrategy(
-            min_size=self.min_actors,
-            max_size=self.max_actors,
+            min_size=min(self.min_actors, num_units),
+            max_size=min(self.max_actors, num_units),
             max_tasks_in_flight_per_actor=1 if one_at_a_time else 2,
         )
         return {
@@ -51,7 +52,7 @@ class Stage:
 def run_flow(
     spans: Sequence[SpanRow],
     *,
-    read: ReadDecode,
+    read: Reader,
     encode: Stage,
     generate: Stage,
     sink: Sink,
@@ -75,14 +76,15 @@ def run_flow(
     context.execution_options.preserve_order = False
     context.execution_no_progress_timeout_s = no_progress_seconds
     ray.data.DataContext._set_current(context)
+    num_units = sum(len(span.units) for span in spans)
 
     with warnings.catch_warnings():  # the retry options have no named parameters yet; hence the pinned Ray
         warnings.simplefilter("ignore", DeprecationWarning)
         dataset = (
             ray.data.from_items([span.to_row() for span in spans], override_num_blocks=len(spans))
             .flat_map(read, num_cpus=1, max_retries=retries)
-            .map(encode.actor, **encode.remote(retries, one_at_a_time))
-            .map(generate.actor, **generate.remote(retries, one_at_a_time))
+            .map(encode.actor, **encode.remote(num_units, retries, one_at_a_time))
+            .map(generate.actor, **generate.remote(num_units, retries, one_at_a_time))
             .map(sink, num_cpus=SINK_CPUS, max_retries=retries)
         )
     yield from dataset.iter_rows()

@@ -4,13 +4,15 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 RATE_WINDOW = 60.0  # seconds over which the shown rate is taken
+
+Counted = Literal["images", "questions"]
 
 
 @dataclass(slots=True)
@@ -50,12 +52,25 @@ class Totals:
     def images(self) -> int:
         return self.images_captioned + self.images_quarantined
 
+    @property
+    def questions(self) -> int:
+        return self.captions + self.unanswered
+
 
 class Progress:
-    """Counts images of this run against the plan. Context manager: leaves the terminal as it was."""
+    """Counts images (or questions) of this run against the plan. Context manager: leaves the terminal as it was."""
 
-    def __init__(self, num_rows: int, num_done: int, usd_per_hour: float | None, every: float, started: float):
+    def __init__(
+        self,
+        num_rows: int,
+        num_done: int,
+        usd_per_hour: float | None,
+        every: float,
+        started: float,
+        counted: Counted = "images",
+    ):
         self.num_rows, self.num_done, self.usd_per_hour, self.every = num_rows, num_done, usd_per_hour, every
+        self.counted: Counted = counted
         self.totals = Totals()
         self.started = started
         self._console = Console(stderr=True)
@@ -77,7 +92,7 @@ class Progress:
         """Counts a committed unit; says whether a progress point is due."""
         self.totals.add(unit)
         now = time.perf_counter()
-        self._history.append((now, self.totals.images))
+        self._history.append((now, self.count))
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
             self._history.pop(0)
         return self.show()
@@ -96,6 +111,11 @@ class Progress:
         return True
 
     @property
+    def count(self) -> int:
+        """Images, or questions, of this run."""
+        return self.totals.images if self.counted == "images" else self.totals.questions
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the job started, start-up included: what the cluster has been held for."""
         return time.perf_counter() - self.started
@@ -105,25 +125,30 @@ class Progress:
         return None if self.usd_per_hour is None else self.usd_per_hour * self.elapsed / 3600
 
     def rates(self) -> dict[str, float]:
-        """Images and generated tokens a second over the last minute, counted from the first unit to come through.
+        """Images, or questions too, and generated tokens a second over the last minute.
 
-        So they hold nothing of the start-up; a run of a single unit has no such rate and takes its whole time.
+        Counted from the first unit to come through, so they hold nothing of the start-up; a run of a single unit has no
+        such rate and takes its whole time.
         """
         if len(self._history) < 2:
-            images = self.totals.images / max(1e-9, self.elapsed)
+            rate = self.count / max(1e-9, self.elapsed)
         else:
             (start, before), (end, after) = self._history[0], self._history[-1]
-            images = (after - before) / max(1e-9, end - start)
-        share = self.totals.generated_tokens / max(1, self.totals.images)
-        return {"images_per_second": images, "tokens_per_second": images * share}
+            rate = (after - before) / max(1e-9, end - start)
+        each = rate / max(1, self.count)
+        return {
+            "images_per_second": each * self.totals.images,
+            f"{self.counted}_per_second": rate,
+            "tokens_per_second": each * self.totals.generated_tokens,
+        }
 
     def line(self) -> str:
-        done, rates = self.num_done + self.totals.images, self.rates()
-        rate = rates["images_per_second"]
+        done, rates = self.num_done + self.count, self.rates()
+        rate = rates[f"{self.counted}_per_second"]
         left = (self.num_rows - done) / rate if rate > 0 else None
         parts = [
-            f"{done:,}/{self.num_rows:,} images",
-            f"{rate:.1f} images/s",
+            f"{done:,}/{self.num_rows:,} {self.counted}",
+            f"{rate:.1f} {self.counted}/s",
             f"{rates['tokens_per_second']:.0f} tokens/s",
             f"{self.totals.images_quarantined} quarantined",
             f"ETA {'-' if left is None else _duration(left)}",

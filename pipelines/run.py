@@ -5,7 +5,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from otprune.flops import prefill_flops
 from otprune.shapes import LanguageShape
-from pipelines.caption import Job, make_stages
+from pipelines.caption import Job, Stages, make_stages
 from pipelines.cluster import connected
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError, run_with_isolation
@@ -44,44 +44,57 @@ class Outcome:
     cluster: str = ""
 
 
-def run_job(job: Job, encoder: type = Encoder, generator: type = Generator) -> Outcome:
+Conclude = Callable[[Job, Outcome, Totals, Tracker], dict[str, Any]]
+"""(job, outcome, totals of the output, tracker) -> more for run.json. Writes what only this kind of job has."""
+
+
+def run_job(
+    job: Job,
+    encoder: type = Encoder,
+    generator: type = Generator,
+    *,
+    stages: Callable[[Job, type, type], Stages] = make_stages,
+    conclude: Conclude | None = None,
+) -> Outcome:
     """Captions what is left of the plan and reports; never raises for what the job itself can run into.
 
-    An output that is complete is left as it is.
+    An output that is complete is left as it is. Another kind of job brings its own `stages` and its own `conclude`,
+    which is `report_captions` here.
     """
     if not job.plan.spans and job.output.exists(RECORD):
         return Outcome(message="nothing to do: the output is complete")
     started, outcome = time.perf_counter(), Outcome()
     tracker: Tracker = NullTracker()
     price = job.config.cost.usd_per_hour
-    progress = Progress(job.plan.num_rows, job.plan.num_done, price, job.config.run.progress_seconds, started)
+    every = job.config.run.progress_seconds
+    progress = Progress(job.plan.num_rows, job.plan.num_done, price, every, started, job.counted)
     summarized: set[str] = set()
     try:
         with _interruptible():
             if job.plan.spans:
                 with connected(job.config) as outcome.cluster, progress:
                     tracker = _start_tracker(job)
-                    _caption(job, encoder, generator, progress, tracker, outcome, summarized)
+                    _caption(job, stages(job, encoder, generator), progress, tracker, outcome, summarized)
+            else:  # the last run ended after its last unit and before it could report
+                tracker = _start_tracker(job)
     except KeyboardInterrupt:
         outcome.code, outcome.message = INTERRUPTED, "interrupted; the same command resumes"
     except JobFailedError as error:
         outcome.code, outcome.message = FAILED, f"{error}; everything committed is kept"
     outcome.metrics = run_metrics(job, progress)
     outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
-    _finish(job, outcome, progress, tracker, summarized)
+    _finish(job, outcome, progress, tracker, summarized, conclude or report_captions)
     return outcome
 
 
 def _caption(
     job: Job,
-    encoder: type,
-    generator: type,
+    stages: Stages,
     progress: Progress,
     tracker: Tracker,
     outcome: Outcome,
     summarized: set[str],
 ) -> None:
-    stages = make_stages(job, encoder, generator)
     summaries = run_with_isolation(
         job.plan.spans,
         lambda spans, alone: stages.run(spans, job.config, alone),
@@ -109,17 +122,14 @@ def run_metrics(job: Job, progress: Progress) -> dict[str, float]:
     `prefill_tflops_per_image` counts multiply-adds of the language model, as papers on pruning do.
     """
     totals, usd = progress.totals, progress.usd
-    shape = LanguageShape.from_config(AutoConfig.from_pretrained(job.model).text_config)
-    mean_prompt = totals.prompt_tokens / max(1, totals.captions)
-    prompts = 1 + len(job.config.prompt.more)
     actors = {"encode": job.config.encode.actors, "generate": job.config.generate.actors}
     metrics: dict[str, float] = {
         **progress.rates(),
         "images_captioned": totals.images_captioned,
         "images_quarantined": totals.images_quarantined,
         "mean_caption_tokens": totals.generated_tokens / max(1, totals.captions),
-        "mean_prompt_tokens": mean_prompt,
-        "prefill_tflops_per_image": prompts * prefill_flops(shape, round(mean_prompt)) / 1e12,
+        "mean_prompt_tokens": totals.prompt_tokens / max(1, totals.captions),
+        "prefill_tflops_per_image": prefill_tflops(job, totals),
         "finished_by_length": totals.finished_by_length / max(1, totals.captions),
         "wall_seconds": progress.elapsed,
         **{f"seconds/{stage}": seconds for stage, seconds in totals.seconds.items()},
@@ -132,17 +142,26 @@ def run_metrics(job: Job, progress: Progress) -> dict[str, float]:
     return metrics
 
 
+def prefill_tflops(job: Job, totals: Totals) -> float:
+    """Multiply-adds / 1e12 of the language model on one image: on its prompts, or on one question of a benchmark."""
+    shape = LanguageShape.from_config(AutoConfig.from_pretrained(job.model).text_config)
+    mean_prompt = totals.prompt_tokens / max(1, totals.captions)
+    return (1 + len(job.config.prompt.more)) * prefill_flops(shape, round(mean_prompt)) / 1e12
+
+
 def output_totals(job: Job, progress: Progress, summarized: set[str]) -> Totals:
     """Sums over everything the output holds: this run's own, and the metadata of objects committed before."""
-    before = [name for name in job.output.list("captions") if name not in summarized]
+    before = [name for name in job.output.list(job.folder) if name not in summarized]
     totals = copy.deepcopy(progress.totals)
     with ThreadPoolExecutor(16) as pool:
-        for unit in pool.map(lambda name: read_totals(job.output, name), before):
+        for unit in pool.map(lambda name: read_totals(job.output, name, job.folder), before):
             totals.add(unit)
     return totals
 
 
-def _finish(job: Job, outcome: Outcome, progress: Progress, tracker: Tracker, summarized: set[str]) -> None:
+def _finish(
+    job: Job, outcome: Outcome, progress: Progress, tracker: Tracker, summarized: set[str], conclude: Conclude
+) -> None:
     totals = output_totals(job, progress, summarized)
     record = {
         "fingerprint": job.fingerprint,
@@ -151,16 +170,22 @@ def _finish(job: Job, outcome: Outcome, progress: Progress, tracker: Tracker, su
         "last_run": outcome.metrics,
         "cluster": outcome.cluster,
         "config": job.config.dotted(),
+        **conclude(job, outcome, totals, tracker),
     }
-    report = render_report(job, outcome, totals)
     tracker.log(outcome.metrics, round(progress.elapsed))
+    status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.code, "FAILED")
+    outcome.tracked = tracker.finish(status)
+    job.output.write(RECORD, json.dumps(record, indent=1).encode())
+
+
+def report_captions(job: Job, outcome: Outcome, totals: Totals, tracker: Tracker) -> dict[str, Any]:
+    """Writes report.html, and tracks it with the samples."""
+    report = render_report(job, outcome, totals)
     tracker.artifact("report.html", report)
     if outcome.samples:
         tracker.artifact("samples.json", _sample_table(outcome.samples))
-    status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.code, "FAILED")
-    outcome.tracked = tracker.finish(status)
     job.output.write("report.html", report.encode())
-    job.output.write(RECORD, json.dumps(record, indent=1).encode())
+    return {}
 
 
 def _sample_table(samples: list[dict[str, Any]]) -> dict[str, list]:
@@ -188,7 +213,7 @@ def _start_tracker(job: Job) -> Tracker:
         "cluster": config.ray.address or "local",
         "fingerprint": job.fingerprint,
     }
-    tracker.start(config.dotted(), tags | git_tag(), to_yaml(config))
+    tracker.start(config.dotted(), tags | job.tags | git_tag(), to_yaml(config))
     return tracker
 
 

@@ -11,7 +11,7 @@ import string
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +56,18 @@ class SpanRow:
         span = json.loads(row["span"])
         units = tuple(Unit(**{**unit, "sources": tuple(unit["sources"])}) for unit in span["units"])
         return cls(units, tuple(span["row_groups"]), span["num_samples"])
+
+
+class Reader(Protocol):
+    """The first stage, of whatever kind of job."""
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A row for each unit of the span in `row`, images decoded."""
+        ...
+
+    def identify(self, span: SpanRow) -> dict[str, Any]:
+        """What a `Rejected` says of the only image of a span, without decoding it."""
+        ...
 
 
 class ReadDecode:

@@ -6,6 +6,7 @@
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,9 @@ logger = logging.getLogger(__name__)
 QUEUE_SIZE = 1000
 FLUSH_SECONDS = 60.0  # longest wait at the end of a run for what is still queued
 
+Content = str | bytes | Mapping[str, list]
+"""Of an artifact: a text, a file's bytes, or a table by columns, which MLflow's page compares between runs."""
+
 
 class Tracker(Protocol):
     """Where a run's numbers go. No method raises or blocks, except `finish`, which waits a bounded time."""
@@ -25,7 +29,7 @@ class Tracker(Protocol):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def artifact(self, name: str, content: str | Mapping[str, list]) -> None: ...
+    def artifact(self, name: str, content: Content) -> None: ...
 
     def finish(self, status: str) -> str: ...
 
@@ -39,7 +43,7 @@ class NullTracker:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         pass
 
-    def artifact(self, name: str, content: str | Mapping[str, list]) -> None:
+    def artifact(self, name: str, content: Content) -> None:
         pass
 
     def finish(self, status: str) -> str:
@@ -65,7 +69,7 @@ class MlflowTracker:
         now = int(time.time() * 1000)
         self._put(lambda: self._log(dict(metrics), step, now))
 
-    def artifact(self, name: str, content: str | Mapping[str, list]) -> None:
+    def artifact(self, name: str, content: Content) -> None:
         self._put(lambda: self._artifact(name, content))
 
     def finish(self, status: str) -> str:
@@ -123,9 +127,13 @@ class MlflowTracker:
 
         self._client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
 
-    def _artifact(self, name: str, content: str | Mapping[str, list]) -> None:
+    def _artifact(self, name: str, content: Content) -> None:
         if isinstance(content, str):
             self._client.log_text(self._id, content, name)
+        elif isinstance(content, bytes):
+            with tempfile.TemporaryDirectory() as folder:
+                (path := Path(folder) / name).write_bytes(content)
+                self._client.log_artifact(self._id, str(path))
         else:
             self._client.log_table(self._id, dict(content), name)
 
