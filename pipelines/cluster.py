@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -121,5 +122,7 @@ def _quiet() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # A pool may get less work than it has actors: rejected files, or the last few units of a resumed job.
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
