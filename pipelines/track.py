@@ -3,6 +3,7 @@
 `Tracker` has four methods, and `NullTracker` is its twin, so that no code asks whether tracking is on.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from pipelines.work import clean
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +54,13 @@ class NullTracker:
 
 
 class MlflowTracker:
-    """Queues every call for one worker thread; what does not fit a full queue is dropped and counted."""
+    """Queues every call for one worker thread; what fails, or does not fit a full queue, is counted and left out."""
 
     def __init__(self, uri: str, experiment: str, run_name: str, artifacts: str | None):
         self.uri, self.experiment, self.run_name, self.artifacts = uri, experiment, run_name, artifacts
         self.run_id: str | None = None
-        self.dropped = 0
-        self.failure: str | None = None
+        self.dropped = self.failed = 0
+        self.failure = ""  # the first one: what follows a server that is down says less
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_SIZE)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -74,17 +77,20 @@ class MlflowTracker:
 
     def finish(self, status: str) -> str:
         """Ends the run as FINISHED, FAILED or KILLED and says in one line where it is, or why it is incomplete."""
-        self._put(lambda: self._client.set_terminated(self._id, status))
-        self._put(None)
-        self._thread.join(FLUSH_SECONDS)
-        if self._thread.is_alive():
-            return f"incomplete: {self.uri} did not answer within {FLUSH_SECONDS:g} s"
-        if self.failure:
-            return f"incomplete: {self.failure}"
-        lost = f", {self.dropped} points dropped" if self.dropped else ""
-        return f"run {self.run_id} of experiment {self.experiment} in {self.uri}{lost}"
+        end = time.monotonic() + FLUSH_SECONDS
+        for last in (lambda: self._client.set_terminated(self._id, status), None):
+            with contextlib.suppress(queue.Full):
+                self._queue.put(last, timeout=max(0.0, end - time.monotonic()))
+        self._thread.join(max(0.0, end - time.monotonic()))
+        problems = [f"{self.uri} did not answer within {FLUSH_SECONDS:g} s"] if self._thread.is_alive() else []
+        if self.failed:
+            problems.append(f"{self.failed} calls failed, the first by {self.failure}")
+        if self.dropped:
+            problems.append(f"{self.dropped} points dropped")
+        where = f"{f'run {self.run_id}' if self.run_id else 'no run'} of experiment {self.experiment} in {self.uri}"
+        return f"incomplete: {'; '.join([*problems, where])}" if problems else where
 
-    def _put(self, call: Callable[[], None] | None) -> None:
+    def _put(self, call: Callable[[], None]) -> None:
         try:
             self._queue.put_nowait(call)
         except queue.Full:
@@ -98,9 +104,10 @@ class MlflowTracker:
             try:
                 call()
             except Exception as error:  # whatever a tracking server does wrong, captions matter more
-                text = next(iter(str(error).splitlines()), "")
-                self.failure = f"MLflow at {self.uri}: {type(error).__name__}: {text[:200]}"
-                logger.warning("%s", self.failure)
+                self.failed += 1
+                if self.failed == 1:
+                    self.failure = f"{type(error).__name__}: {clean(str(error), 200)}"
+                    logger.warning("MLflow at %s: %s; the job goes on", self.uri, self.failure)
 
     def _start(self, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None:
         from mlflow.entities import Param, RunTag
