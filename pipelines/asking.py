@@ -62,7 +62,6 @@ def find_questions(store: Store, benches: Sequence[Benchmark], limit: int | None
 def plan_questions(asked: Asked, output: Store, fingerprint: str, num_images: int) -> Plan:
     """Spans of units of at most `num_images` rows that hold questions and have no predictions yet; counts questions."""
     committed = committed_parts(output, PREDICTIONS_FOLDER)
-    delete_orphans(output, committed)
     done = done_ranges(asked.files, output, fingerprint, committed, PREDICTIONS_FOLDER)
     spans, num_left = [], 0
     for file in asked.files:
@@ -73,6 +72,7 @@ def plan_questions(asked: Asked, output: Store, fingerprint: str, num_images: in
                 if has_questions:
                     spans.append(SpanRow(tuple(some), file.row_groups, 0))
                     num_left += sum(int(per_row[unit.start : unit.stop].sum()) for unit in spans[-1].units)
+    delete_orphans(output, committed, [unit for span in spans for unit in span.units])
     num_questions = sum(asked.questions.values())
     return Plan(spans, committed, num_questions, num_questions - num_left)
 

@@ -75,7 +75,7 @@ class DecodeConfig:
         "pad: to a square with the mean colour, LLaVA-1.5's protocol; crop: CLIP's shortest edge and centre crop", "pad"
     )
     max_bytes: int = key("larger encoded images are quarantined", 64 * 2**20, low=1)
-    max_pixels: int = key("images of more pixels are quarantined, judged by their header", 178_956_970, low=1)
+    max_pixels: int = key("images of more pixels are quarantined, judged by their header", 100_000_000, low=1)
     min_side: int = key("images with a shorter side, in pixels, are quarantined", 2, low=1)
 
 

@@ -58,6 +58,9 @@ def run_with_isolation(
         for span in again.died
         for unit in split_unit(span.units[0], sizes, sink.fingerprint)
     ]
+    if images:  # their units' quarantine, written before the process died, must not count beside their own
+        committed = frozenset(sink.store.list(sink.folder))
+        delete_orphans(sink.store, committed, [image.units[0] for image in images])
     last = yield from _attempt(images, run, sink, max_isolated, alone=True)
     _stop_on_errors(last)
     if len(last.died) == len(images) > 1:
@@ -85,11 +88,10 @@ def _attempt(
                 f"more than faults.max_isolated={max_isolated} work units failed, the last by {summary['error']}"
             )
     committed = frozenset(sink.store.list(sink.folder))
-    delete_orphans(sink.store, committed)
     missing = Missing(errors=list(errors.values()))
     for span in spans:
         for unit in span.units:
-            if f"part-{unit.name}.parquet" not in committed:
+            if unit.part not in committed:
                 group = missing.failed if unit.name in errors else missing.died
                 group.append(SpanRow((unit,), span.row_groups, 0))
     return missing

@@ -41,17 +41,23 @@ def make_plan(
         UserError: if the output holds captions of files that this corpus does not have or that have changed.
     """
     committed = committed_parts(output, CAPTIONS_FOLDER)
-    delete_orphans(output, committed)
     plan = _plan_parquet if corpus.columns else _plan_images
     spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed)
-    todo = sum(unit.num_images for units, _ in spans for unit in units)
+    planned = [unit for units, _ in spans for unit in units]
+    delete_orphans(output, committed, planned)
+    todo = sum(unit.num_images for unit in planned)
     return Plan(_with_samples(spans, num_samples), committed, num_rows, num_rows - todo)
 
 
-def delete_orphans(output: Store, committed: frozenset[str]) -> None:
-    """Removes quarantine objects without a captions object: their unit was never committed and will be done again."""
+def delete_orphans(output: Store, committed: frozenset[str], planned: Sequence[Unit]) -> None:
+    """Removes quarantine objects whose unit was never committed and is not planned as it was.
+
+    Those of planned units stay: committing a unit rewrites or removes them, and another driver on the same output may
+    be about to.
+    """
+    keep = committed | {unit.part for unit in planned}
     for name in output.list("quarantine"):
-        if name.startswith("part-") and name not in committed:
+        if name.startswith("part-") and name not in keep:
             output.delete(f"quarantine/{name}")
 
 
@@ -113,11 +119,11 @@ def _plan_images(
 ) -> tuple[Spans, int]:
     files = list(corpus.files[:limit])
     units = plan_images(files, fingerprint, num_images)
-    names = {f"part-{unit.name}.parquet" for unit in units}
+    names = {unit.part for unit in units}
     if committed - names:  # other unit sizes, a folder that has grown, isolated images: ask the objects themselves
         done = _committed_images(corpus, output, fingerprint, sorted(committed))
     else:
-        done = {source for unit in units if f"part-{unit.name}.parquet" in committed for source in unit.sources}
+        done = {source for unit in units if unit.part in committed for source in unit.sources}
     by_name = {file.source: file for file in files}
     left: list[Unit] = []
     for unit in units:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,7 +76,8 @@ class Progress:
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
         self._shown = 0.0
-        self._history: list[tuple[float, int]] = []
+        self._history: deque[tuple[float, int]] = deque()  # (time, count) at the units of the last minute
+        self._first: tuple[float, int] | None = None  # at the first unit with captions
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -92,9 +93,11 @@ class Progress:
         """Counts a committed unit; says whether a progress point is due."""
         self.totals.add(unit)
         now = time.perf_counter()
-        self._history.append((now, self.count))
+        if unit["captions"] or self._history:  # a unit of broken images alone comes through before the actors are up
+            self._history.append((now, self.count))
+            self._first = self._first or self._history[0]
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
-            self._history.pop(0)
+            self._history.popleft()
         return self.show()
 
     def show(self, force: bool = False) -> bool:
@@ -124,16 +127,16 @@ class Progress:
     def usd(self) -> float | None:
         return None if self.usd_per_hour is None else self.usd_per_hour * self.elapsed / 3600
 
-    def rates(self) -> dict[str, float]:
-        """Images, or questions too, and generated tokens a second over the last minute.
+    def rates(self, *, recent: bool = False) -> dict[str, float]:
+        """Images, or questions too, and generated tokens a second: of the whole run, or of its last minute.
 
-        Counted from the first unit to come through, so they hold nothing of the start-up; a run of a single unit has no
+        Counted from the first unit with captions, so they hold nothing of the start-up; a run of a single unit has no
         such rate and takes its whole time.
         """
-        if len(self._history) < 2:
+        if self._first is None or len(self._history) < 2:
             rate = self.count / max(1e-9, self.elapsed)
         else:
-            (start, before), (end, after) = self._history[0], self._history[-1]
+            (start, before), (end, after) = self._history[0] if recent else self._first, self._history[-1]
             rate = (after - before) / max(1e-9, end - start)
         each = rate / max(1, self.count)
         return {
@@ -143,7 +146,7 @@ class Progress:
         }
 
     def line(self) -> str:
-        done, rates = self.num_done + self.count, self.rates()
+        done, rates = self.num_done + self.count, self.rates(recent=True)
         rate = rates[f"{self.counted}_per_second"]
         left = (self.num_rows - done) / rate if rate > 0 else None
         parts = [

@@ -50,7 +50,7 @@ class Sink:
     def commit(self, work: Work) -> None:
         """Writes quarantine (if any), then what commits the unit."""
         with work.timed("write"):
-            name = f"part-{work.unit.name}.parquet"
+            name = work.unit.part
             if work.rejected:
                 rows = [
                     {**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail}

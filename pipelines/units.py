@@ -42,6 +42,11 @@ class Unit:
         return f"{self.key}-{self.start:09d}-{self.stop:09d}"
 
     @property
+    def part(self) -> str:
+        """Name of the object that commits it, and of its quarantine object."""
+        return f"part-{self.name}.parquet"
+
+    @property
     def num_images(self) -> int:
         return self.stop - self.start
 

@@ -174,14 +174,16 @@ def test_unfinished_writes_and_notes_in_the_output_do_not_count(output):
     assert plan_of(corpus, output).num_done == 0
 
 
-def test_quarantine_of_a_unit_that_was_never_committed_is_removed(output):
+def test_quarantine_of_a_unit_that_was_never_committed_goes_when_its_rows_are_cut_anew(output):
     corpus = corpus_of(images(range(8)), None)
-    first, second = plan_of(corpus, output).units
+    first, second = plan_of(corpus, output, num_images=4).units
     commit(output, first)
-    output.write(f"quarantine/part-{second.name}.parquet", b"of a try that died before it could commit")
+    output.write(f"quarantine/{second.part}", b"of a try that died before it could commit")
     output.write("quarantine/notes.txt", b"mine")
-    plan_of(corpus, output)
-    assert set(output.list("quarantine")) == {f"part-{first.name}.parquet", "notes.txt"}
+    plan_of(corpus, output, num_images=4)  # the same unit again: whoever commits it rewrites or removes the object
+    assert set(output.list("quarantine")) == {first.part, second.part, "notes.txt"}
+    plan_of(corpus, output, num_images=2)  # its images go to other units: it would count them twice
+    assert set(output.list("quarantine")) == {first.part, "notes.txt"}
 
 
 @pytest.mark.parametrize(("samples", "spans"), [(0, 10), (1, 10), (3, 10), (10, 10), (24, 10), (5, 1), (7, 3)])
