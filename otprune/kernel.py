@@ -41,7 +41,9 @@ def unit_columns(features_BND: Tensor, *, centered: bool = False) -> Tensor:
         noise_BD = mean_BD.abs() * (8 * torch.finfo(tokens_BND.dtype).eps * tokens_BND.shape[1] ** 0.5)
     norm_BD = _column_norms(tokens_BND)
     scale_BD = torch.where(norm_BD > noise_BD, 1 / norm_BD, 0)
-    return tokens_BND * scale_BD[:, None]
+    if tokens_BND.device.type != "cpu":
+        return tokens_BND * scale_BD[:, None]
+    return torch.from_numpy(tokens_BND.numpy() * scale_BD.numpy()[:, None])
 
 
 def _column_norms(tokens_BND: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def token_gram(features_BND: Tensor, *, centered: bool = False) -> Tensor:
 def gram(rows_BNR: Tensor) -> Tensor:
     """The products [B, N, N] of every two rows of an image.
 
-    On a CPU the upper triangle alone, in blocks of rows, and then mirrored: 0.56 to 0.75 of the multiplications. Not in
+    On a CPU the upper triangle alone, in blocks of rows, and then mirrored: 0.56 to 0.76 of the multiplications. Not in
     bfloat16, which is twice as fast there but returns bfloat16: half of the log determinants fell below 0.9999 of the
     float64 greedy's (benchmarks/gram_precision.py).
     """
@@ -71,12 +73,14 @@ def gram(rows_BNR: Tensor) -> Tensor:
         return rows_BNR @ rows_BNR.mT
     B, N, _ = rows_BNR.shape
     gram_BNN = rows_BNR.new_empty(B, N, N)
-    size = max(128, -(-N // 8))
-    for start in range(0, N, size):
-        stop = start + size
-        block = rows_BNR[:, start:stop] @ rows_BNR[:, start:].mT
-        gram_BNN[:, start:stop, start:] = block
-        gram_BNN[:, stop:, start:stop] = block[..., size:].mT
+    # At every block several threads wait for the slowest of them, long if the machine is busy: few blocks then.
+    size = max(128 if torch.get_num_threads() == 1 else 320, -(-N // 8))
+    for rows_NR, gram_NN in zip(rows_BNR, gram_BNN, strict=True):
+        mirrored = gram_NN.numpy()  # whose copies take no threads at all
+        for start in range(0, N, size):
+            stop = start + size
+            torch.mm(rows_NR[start:stop], rows_NR[start:].T, out=gram_NN[start:stop, start:])
+            mirrored[stop:, start:stop] = mirrored[start:stop, stop:].T
     return gram_BNN
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from otprune import select_tokens
+from otprune import greedy, kernel, select_tokens
 from otprune.greedy import greedy_from_kernel
 from otprune.kernel import gram, unit_columns
 
@@ -85,29 +85,44 @@ def test_values_are_rounded_to_the_nearest_tf32():
 @pytest.mark.parametrize(("num_tokens", "rank", "k"), [(1, 1, 1), (33, 40, 33), (200, 12, 20), (256, 192, 26)])
 @pytest.mark.parametrize("ridge", [1.0, 100.0])
 def test_the_fused_greedy_picks_in_the_order_of_the_pytorch_greedy(num_tokens, rank, k, ridge):
-    kernel = gram(randn(3, num_tokens, rank))
+    kernels = gram(randn(3, num_tokens, rank))
     ridges = torch.tensor([ridge, 2 * ridge, 3 * ridge])
-    expected = greedy_from_kernel(kernel, ridges, k)
-    assert triton_greedy.greedy_from_kernel(kernel.to(DEVICE), ridges.to(DEVICE), k).tolist() == expected.tolist()
+    expected = greedy_from_kernel(kernels, ridges, k)
+    assert triton_greedy.greedy_from_kernel(kernels.to(DEVICE), ridges.to(DEVICE), k).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("kernel", [torch.zeros(1, 20, 20), torch.ones(1, 20, 20), torch.eye(20)[None]])
+@pytest.mark.parametrize("kernels", [torch.zeros(1, 20, 20), torch.ones(1, 20, 20), torch.eye(20)[None]])
 @pytest.mark.parametrize("ridge", [0.0, 1.0])
-def test_ties_go_to_the_lowest_index_and_picks_stay_distinct(kernel, ridge):
-    picks = triton_greedy.greedy_from_kernel(kernel.to(DEVICE), torch.tensor([ridge], device=DEVICE), 20)
+def test_ties_go_to_the_lowest_index_and_picks_stay_distinct(kernels, ridge):
+    picks = triton_greedy.greedy_from_kernel(kernels.to(DEVICE), torch.tensor([ridge], device=DEVICE), 20)
     assert picks[0].tolist() == list(range(20))
+
+
+def test_the_pytorch_code_hands_over_to_the_fused_kernels(monkeypatch):
+    """The whole CUDA path of otprune, taken on whatever device this runs on."""
+    for module in (kernel, greedy):
+        monkeypatch.setattr(module, "fused", lambda values: triton_greedy)
+    features = randn(2, 64, 48) + 0.3
+    grams = kernel.token_gram(features.to(DEVICE), centered=True)
+    picks = greedy_from_kernel(kernel.gram(grams), torch.full((2,), 2.0, device=DEVICE), 9).cpu()
+    monkeypatch.undo()
+    exact = oracle_gram(features, centered=True)
+    best = greedy_from_kernel(exact @ exact, torch.full((2,), 2.0, dtype=torch.float64), 9)
+    for G, ours, oracle in zip(exact, picks, best, strict=True):
+        values = [torch.logdet(torch.eye(9).double() + G[p] @ G[p].T / 2) for p in (ours, oracle)]
+        assert values[0] >= 0.9999 * values[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_tokens", "k"), [(2880, 282), (576, 576)])
 def test_long_sequences_and_large_budgets(num_tokens, k):
-    kernel = gram(randn(1, num_tokens, 64))
+    kernels = gram(randn(1, num_tokens, 64))
     ridge = torch.ones(1)
-    expected = greedy_from_kernel(kernel.double(), ridge.double(), k)[0]
-    picks = triton_greedy.greedy_from_kernel(kernel.to(DEVICE), ridge.to(DEVICE), k)[0].cpu()
+    expected = greedy_from_kernel(kernels.double(), ridge.double(), k)[0]
+    picks = triton_greedy.greedy_from_kernel(kernels.to(DEVICE), ridge.to(DEVICE), k)[0].cpu()
     assert picks.unique().numel() == k
     identity = torch.eye(k, dtype=torch.float64)
-    ours, best = (torch.logdet(identity + kernel[0, p][:, p].double()) for p in (picks, expected))
+    ours, best = (torch.logdet(identity + kernels[0, p][:, p].double()) for p in (picks, expected))
     assert ours >= 0.9999 * best
 
 
@@ -119,8 +134,8 @@ def test_on_a_gpu_the_front_door_reaches_the_objective_of_float64(method):
     keep = select_tokens(features.to(DEVICE), 56, method=method).cpu()
     exact = select_tokens(features.double(), 56, method=method)
     grams = oracle_gram(features, centered=method.endswith("centered"))
-    kernel = grams / grams.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
-    kernel = kernel if method.startswith("logdet") else 0.01 * grams @ grams
-    for K, ours, best in zip(kernel, keep, exact, strict=True):
+    kernels = grams / grams.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[:, None, None]
+    kernels = kernels if method.startswith("logdet") else 0.01 * grams @ grams
+    for K, ours, best in zip(kernels, keep, exact, strict=True):
         values = [torch.logdet(torch.eye(56).double() + K[p][:, p]) for p in (ours, best)]
         assert values[0] >= 0.9999 * values[1]
