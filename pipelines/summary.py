@@ -34,12 +34,12 @@ def print_summary(job: Job, outcome: Outcome) -> None:
     table.add_row("report", f"{job.output.path}/report.html")
     if outcome.tracked:
         table.add_row("mlflow", outcome.tracked)
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    _console().print(table)
 
 
 def print_scores(evaluation: Evaluation, outcome: Outcome, results: Results | None) -> None:
     """A table of scores on stdout, in the papers' units, and where everything is."""
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console = _console()
     if results:
         columns = ["benchmark", "metric", "score", "95 % interval", "questions", "unanswered"]
         columns += ["minus baseline", "95 % interval", "p"] if results.comparisons else []
@@ -72,3 +72,9 @@ def print_scores(evaluation: Evaluation, outcome: Outcome, results: Results | No
 
 def _interval(ends: tuple[float, float], scale: float, sign: str) -> str:
     return f"{scale * ends[0]:{sign}.2f} to {scale * ends[1]:{sign}.2f}"
+
+
+def _console() -> Console:
+    """Prints text as it is: captions and paths may hold brackets, which rich would read as markup."""
+    width = None if sys.stdout.isatty() else 200
+    return Console(width=width, highlight=False, markup=False, emoji=False)

@@ -1,0 +1,201 @@
+"""The report and the summary: what the numbers are, what the model saw, and nothing that a caption can break."""
+
+import base64
+import io
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.config import Config
+from pipelines.progress import Totals
+from pipelines.report import THUMBNAIL, pruned_area, render_report
+from pipelines.run import Outcome
+from pipelines.settings import load_config
+from pipelines.storage import Store
+from pipelines.summary import print_summary
+
+METRICS = {
+    "images_per_second": 12.5,
+    "tokens_per_second": 345.6,
+    "images_captioned": 990,
+    "images_quarantined": 10,
+    "wall_seconds": 80.0,
+}
+DOLLARS = {"usd_total": 1.5, "usd_per_image": 0.0015, "usd_per_million_images": 1515.15}
+
+
+def jpeg() -> str:
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(stream := io.BytesIO(), "JPEG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def sample(caption: str = "a red circle", kept: tuple[int, ...] = (0, 3), num_tokens: int = 4) -> dict:
+    return {
+        "source": "a.parquet",
+        "row": 7,
+        "references": ["a large red circle"],
+        "prompts": ["describe"],
+        "captions": [{"caption": caption}],
+        "jpeg": jpeg(),
+        "kept": list(kept),
+        "num_tokens": num_tokens,
+    }
+
+
+def job_of(config: Config | None = None, num_done: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(
+        config=config or load_config([]),
+        fingerprint="0123456789abcdef",
+        plan=SimpleNamespace(num_rows=1000, num_done=num_done),
+        output=Store("/runs/out"),
+    )
+
+
+def totals() -> Totals:
+    total = Totals(images_captioned=990, images_quarantined=10, captions=990, prompt_tokens=30_690)
+    total.generated_tokens, total.finished_by_length = 9900, 99
+    total.reasons.update({"empty": 3, "truncated": 7})
+    total.seconds.update({"read": 1.0, "decode": 2.0, "encode": 30.0, "generate": 60.0, "write": 0.5})
+    return total
+
+
+def page(outcome: Outcome | None = None, job: SimpleNamespace | None = None, total: Totals | None = None) -> str:
+    outcome = outcome or Outcome(metrics=METRICS | DOLLARS, samples=[sample()])
+    return render_report(job or job_of(), outcome, total or totals())  # pyright: ignore[reportArgumentType]
+
+
+def text_of(html: str) -> str:
+    html = re.sub(r"<style>.*?</style>", "", html, flags=re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+def test_the_page_shows_its_numbers():
+    text = text_of(page())
+    for number in (
+        "1,000 / 1,000 rows accounted for",
+        "990 images captioned",
+        "10 quarantined",
+        "$1,515.15 a million images",
+        "12.5 images a second",
+        "346 generated tokens a second",
+        "10.0 tokens a caption",
+        "10.0 % cut at 48",
+        "31 tokens prefilled a caption",
+        "generate 60.0 s",
+        "0123456789abcdef",
+    ):
+        assert number in text, number
+    assert text.index("truncated decode 7") < text.index("empty decode 3")  # the most frequent reason first
+    assert "retention: 0.098" in text
+
+
+def test_without_a_price_the_page_says_how_to_see_dollars():
+    config = load_config(["cost.usd_per_hour=null"])
+    text = text_of(page(Outcome(metrics=METRICS), job_of(config)))
+    assert "set cost.usd_per_hour to see dollars" in text
+
+
+def test_a_run_that_came_to_nothing_has_a_page_too():
+    outcome = Outcome(code=1, message="Ray gave up", metrics=dict.fromkeys(METRICS, 0))
+    text = text_of(page(outcome, total=Totals()))
+    assert "Ray gave up" in text
+    assert "0 / 1,000 rows" in text
+    assert "What the model saw" not in text
+    assert "Quarantine" not in text
+
+
+def test_the_page_opens_offline_and_runs_no_script():
+    html = page()
+    links = re.findall(r"(?:src|href)=\"([^\"]{0,40})", html)
+    assert links
+    assert all(link.startswith("data:image/jpeg;base64,") for link in links)
+    assert "http://" not in html
+    assert "https://" not in html
+    assert not re.search(r"<script|<link|@import|url\(", html)
+
+
+def test_nothing_in_a_corpus_or_a_caption_becomes_markup():
+    evil = "</p><script>alert(1)</script>{{ config }} & \"quotes\" 'too'"
+    shown = sample(evil) | {"source": evil, "prompts": [evil], "references": [evil]}
+    html = page(Outcome(message=evil, metrics=METRICS | DOLLARS, samples=[shown]))
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)") >= 5
+    assert "{{ config }}" in html  # as text, not as what it would stand for
+
+
+def test_samples_show_every_prompt_the_reference_and_the_share_of_tokens():
+    two = sample() | {"prompts": ["describe", "count"], "captions": [{"caption": "a dog"}, {"caption": "one"}]}
+    text = text_of(page(Outcome(metrics=METRICS | DOLLARS, samples=[two, sample() | {"references": []}])))
+    assert "describe a dog count one reference a large red circle a.parquet row 7, 2 of 4 tokens" in text
+    assert text.count("a large red circle") == 1
+
+
+def lit(path: str, side: int) -> np.ndarray:
+    """[side, side]: the patches that a path filled by the even-odd rule leaves bright, by counting at their centres."""
+    outer, *holes = re.findall(r"M[^M]*z", path)
+    assert outer == f"M0 0H{THUMBNAIL}V{THUMBNAIL}H0z"
+    bright = np.zeros((side, side), bool)
+    for hole in holes:
+        x, y, width, height, back = map(float, re.fullmatch(r"M(\S+) (\S+)h(\S+)v(\S+)h(\S+)z", hole).groups())
+        assert width == height == -back
+        column, row = (x + width / 2) / THUMBNAIL * side, (y + height / 2) / THUMBNAIL * side
+        bright[int(row), int(column)] ^= True
+    return bright
+
+
+@pytest.mark.parametrize("side", [2, 16, 24])
+def test_what_is_left_bright_are_the_patches_of_the_kept_tokens(side):
+    rng = np.random.default_rng(side)
+    kept = np.sort(rng.choice(side * side, side * side // 3, replace=False))
+    bright = lit(pruned_area({"kept": kept.tolist(), "num_tokens": side * side}), side)
+    expected = np.zeros(side * side, bool)
+    expected[kept] = True
+    assert np.array_equal(bright, expected.reshape(side, side))
+
+
+def test_without_pruning_or_without_a_square_of_patches_nothing_is_shaded():
+    assert pruned_area({"kept": [0, 1, 2, 3], "num_tokens": 4}) == ""
+    assert pruned_area({"kept": [0, 1], "num_tokens": 5}) == ""  # a class token among them
+
+
+# The summary
+
+
+def summary(capsys, outcome: Outcome, **job) -> str:
+    print_summary(job_of(**job), outcome)  # pyright: ignore[reportArgumentType]
+    return capsys.readouterr().out
+
+
+def test_the_summary_says_what_came_out_and_where(capsys):
+    outcome = Outcome(metrics=METRICS | DOLLARS, samples=[sample()], tracked="run 1 in sqlite:///x")
+    text = summary(capsys, outcome, num_done=400)
+    for part in (
+        "400 of 1,000 rows were done before this run",
+        "990 captioned and 10 quarantined",
+        "12.5 images/s, 346 tokens/s",
+        "$1.5000, $1,515.15 per million images",
+        "a red circle",
+        "/runs/out/captions/*.parquet",
+        "/runs/out/quarantine/*.parquet",
+        "/runs/out/report.html",
+        "run 1 in sqlite:///x",
+    ):
+        assert part in text, part
+
+
+def test_a_summary_of_nothing_done_is_short(capsys):
+    text = summary(capsys, Outcome(message="nothing to do: the output is complete"))
+    assert "nothing to do" in text
+    assert "images/s" not in text
+    assert "quarantine" not in text
+
+
+@pytest.mark.parametrize("caption", ["[/INST] a dog", "[bold]a dog[/bold]", "a :dog: here", "[red", "a\\[b]"])
+def test_a_caption_is_printed_as_it_is(capsys, caption):
+    outcome = Outcome(metrics=METRICS, samples=[sample(caption)], message="stopped [at] :cat:")
+    text = summary(capsys, outcome)
+    assert caption in text
+    assert "stopped [at] :cat:" in text
