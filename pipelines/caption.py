@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.exceptions
-
 from otprune.models import CheckpointError, resolve_checkpoint
 from otprune.models.checkpoint import image_statistics, read_config
 from otprune.select import METHODS
-from pipelines.cluster import actor_gpus
+from pipelines.cluster import actor_gpus, wait_for_room
 from pipelines.config import Config
 from pipelines.corpus import Corpus, find_corpus
 from pipelines.decode import mean_color
@@ -132,6 +129,8 @@ class Stages:
         Raises:
             JobFailedError: if Ray gives up.
         """
+        if one_at_a_time:
+            wait_for_room(config)
         summaries = run_flow(
             spans,
             read=self.read,

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,6 +102,22 @@ def actor_gpus(config: Config) -> tuple[float, float]:
     encode = (0.3 if has_gpus else 0.0) if config.encode.num_gpus is None else config.encode.num_gpus
     generate = (0.7 if has_gpus else 0.0) if config.generate.num_gpus is None else config.generate.num_gpus
     return encode, generate
+
+
+def wait_for_room(config: Config, seconds: float = 60.0) -> None:
+    """Waits until there is room for all actors and a task, at most so long.
+
+    An actor that is restarting when its pool is closed holds its CPUs and GPUs until it is up again and learns that
+    nobody wants it.
+    """
+    encode, generate = actor_gpus(config)
+    gpus = config.encode.actors * encode + config.generate.actors * generate
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        free = ray.available_resources()
+        if free.get("CPU", 0) >= actor_cpus(config) + 1 and free.get("GPU", 0) >= gpus:
+            return
+        time.sleep(0.2)
 
 
 def _check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool) -> None:
