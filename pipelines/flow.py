@@ -5,6 +5,7 @@ Ray sees fail is only a process that died: such a unit is tried `retries` more t
 (`max_errored_blocks`), and the driver isolates the guilty image.
 """
 
+import gc
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,4 +88,12 @@ def run_flow(
             .map(generate.actor, **generate.remote(num_units, retries, one_at_a_time))
             .map(sink, num_cpus=SINK_CPUS, max_retries=retries)
         )
-    yield from dataset.iter_rows()
+    rows = dataset.iter_rows()
+    del dataset
+    try:
+        yield from rows
+    finally:
+        # The executor ends in reference cycles. Until they are collected, an actor that Ray has just restarted keeps
+        # its CPU or GPU, and the next pass may wait for it without end.
+        del rows
+        gc.collect()
