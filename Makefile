@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption test lint verify clean
+.PHONY: caption evaluate test lint verify clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,9 @@ $(INSTALLED): pyproject.toml requirements.lock
 
 caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embedded Ray
 	$(BIN)/python jobs/caption_corpus.py
+
+evaluate: $(INSTALLED)  ## score the demo model on the demo world's nine tasks
+	$(BIN)/python jobs/evaluate.py
 
 test: $(INSTALLED)  ## every test that needs no GPU
 	$(BIN)/python -m pytest
