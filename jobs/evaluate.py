@@ -23,7 +23,7 @@ DEMO_CONFIG = REPOSITORY / "conf" / "evaluate_demo.yaml"
 def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if {"-h", "--help"} & set(argv):
-        print(help_text(__doc__, EvaluateConfig, NOT_IN_EVALUATION))
+        print(help_text(__doc__ or "", EvaluateConfig, NOT_IN_EVALUATION))
         return 0
     try:
         config = load_config(argv, EvaluateConfig, DEMO_CONFIG)

@@ -190,7 +190,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaselineConfig:
-    path: str | None = key("output of another evaluation of the same questions, to compare with", None)
+    path: str | None = key("another output for the same questions or images, to compare with", None)
     endpoint_url: str | None = key("S3 endpoint of the baseline")
 
 
@@ -204,6 +204,15 @@ class EvaluateConfig(Config):
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(max_new_tokens=1024))
     mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="benchmarks"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityConfig(Config):
+    """The caption job's configuration, and what to hold its captions against."""
+
+    sample: int = key("captions looked at; the same images of every output", 10_000, low=2)
+    resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
 
 
 NOT_IN_EVALUATION = (

@@ -1,16 +1,19 @@
 """The last thing that a job prints: what came out, what it cost, and where everything is."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.caption import Job
-from pipelines.evaluate import Evaluation, Results
-from pipelines.run import Outcome
+if TYPE_CHECKING:
+    from pipelines.caption import Job
+    from pipelines.evaluate import Evaluation, Results
+    from pipelines.quality import Quality
+    from pipelines.run import Outcome
 
 
-def print_summary(job: Job, outcome: Outcome) -> None:
+def print_summary(job: "Job", outcome: "Outcome") -> None:
     """A table on stdout."""
     metrics = outcome.metrics
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -37,7 +40,7 @@ def print_summary(job: Job, outcome: Outcome) -> None:
     _console().print(table)
 
 
-def print_scores(evaluation: Evaluation, outcome: Outcome, results: Results | None) -> None:
+def print_scores(evaluation: "Evaluation", outcome: "Outcome", results: "Results | None") -> None:
     """A table of scores on stdout, in the papers' units, and where everything is."""
     console = _console()
     if results:
@@ -68,6 +71,20 @@ def print_scores(evaluation: Evaluation, outcome: Outcome, results: Results | No
     if outcome.tracked:
         table.add_row("mlflow", outcome.tracked)
     console.print(table)
+
+
+def print_quality(quality: "Quality") -> None:
+    """A table on stdout."""
+    table = Table("of", "metric", "value", "95 % interval", box=None, pad_edge=False)
+    for name, value in quality.health.items():
+        table.add_row(f"{quality.captions:,} captions", name, f"{value:.4f}", "")
+    for of, measured in (
+        (f"{quality.agreed_on:,} captions and the baseline's", quality.agreement),
+        (f"{quality.referenced:,} captions and references", quality.references),
+    ):
+        for name, (value, low, high) in (measured or {}).items():
+            table.add_row(of, name, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
 
 def _interval(ends: tuple[float, float], scale: float, sign: str) -> str:

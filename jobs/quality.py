@@ -1,0 +1,43 @@
+"""Measure captions without questions: health, agreement with other captions, scores against references.
+
+    python jobs/quality.py                                           # the demo's captions against its references
+    python jobs/quality.py input.path=CORPUS output.path=A baseline.path=B      # A's agreement with B, say unpruned
+
+Keys as for caption_corpus.py; input.* (for references), output.*, baseline.*, sample and resamples matter.
+Prints a table and writes quality.json beside the captions. Exit codes: 0 done; 2 bad configuration or no captions.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from pipelines.config import QualityConfig
+from pipelines.quality import measure_quality
+from pipelines.settings import UserError, help_text, load_config
+from pipelines.storage import make_store
+from pipelines.summary import print_quality
+
+
+def main(argv: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if {"-h", "--help"} & set(argv):
+        print(help_text(__doc__ or "", QualityConfig))
+        return 0
+    try:
+        config = load_config(argv, QualityConfig)
+        if config.input.path == ".cache/demo_corpus" and not Path(config.input.path).exists():
+            raise UserError("the demo has no captions yet: make caption writes them")
+        quality = measure_quality(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    output.write("quality.json", json.dumps(asdict(quality), indent=1).encode())
+    print_quality(quality)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,171 @@
+"""How good the captions of a corpus without questions are: by themselves, against other captions, against references.
+
+    health       shares of empty, truncated, looping and equal captions
+    agreement    with the captions of another output (say, of the unpruned model) for the same images and prompts
+    references   CIDEr, BLEU-4 and ROUGE-L where the corpus has a column of reference captions
+
+Looks at a sample of `sample` captions, drawn by the hash of their address, so that it is the same in every output.
+"""
+
+import heapq
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.benchmarks import Record
+from pipelines.benchmarks.captions import caption_scorer
+from pipelines.benchmarks.scoring import score_records
+from pipelines.config import QualityConfig
+from pipelines.corpus import find_corpus
+from pipelines.metrics.agreement import agreement, health
+from pipelines.metrics.bootstrap import bootstrap
+from pipelines.schema import CAPTIONS_FOLDER
+from pipelines.settings import UserError
+from pipelines.storage import STORE_ERRORS, Store, make_store
+
+THREADS, CHUNK = 16, 64
+COLUMNS = ["source", "row", "prompt", "caption", "finish_reason"]
+
+Address = tuple[str, int, str]  # source, row, prompt
+Measured = dict[str, tuple[float, float, float]]  # metric -> value and the ends of its 95 % interval
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What was measured; None where there was nothing to compare with."""
+
+    captions: int
+    health: dict[str, float]
+    agreement: Measured | None
+    agreed_on: int  # captions that both outputs hold
+    references: Measured | None
+    referenced: int  # captions with references
+
+
+def measure_quality(config: QualityConfig) -> Quality:
+    """The quality of the captions at output.path.
+
+    Raises:
+        UserError: if an output holds no captions, or two have none in common.
+    """
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    rows = heapq.nsmallest(config.sample, _captions(output, "output.path"), key=_order)
+    captions = {_address(row): row["caption"] for row in rows}
+    agreed, others = None, {}
+    if config.baseline.path is not None:
+        store = make_store(config.baseline.path, endpoint_url=config.baseline.endpoint_url)
+        others = {
+            key: row["caption"] for row in _captions(store, "baseline.path") if (key := _address(row)) in captions
+        }
+        if not others:
+            raise UserError(
+                f"baseline.path must hold captions of the same images and prompts, got none in {store.path}"
+            )
+        agreed = measure_agreement({key: captions[key] for key in others}, others, config.resamples)
+    references = read_references(config, list(captions))
+    return Quality(
+        captions=len(rows),
+        health=health([row["caption"] for row in rows], [row["finish_reason"] for row in rows]),
+        agreement=agreed,
+        agreed_on=len(others),
+        references=measure_references(captions, references, config.resamples) if references else None,
+        referenced=len(references),
+    )
+
+
+def measure_agreement(captions: Mapping[Address, str], others: Mapping[Address, str], resamples: int) -> Measured:
+    """Means of `agreement` over the captions."""
+    values = agreement(captions, others)
+    table = np.array([[*(values[name][key] for name in values), 1] for key in captions])
+
+    def combine(sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: sums[..., i] / sums[..., -1] for i, name in enumerate(values)}
+
+    intervals = bootstrap(table, combine, resamples=resamples)
+    return {name: (float(value), *intervals[name]) for name, value in combine(table.sum(axis=0)).items()}
+
+
+def measure_references(
+    captions: Mapping[Address, str], references: Mapping[Address, Sequence[str]], resamples: int
+) -> Measured:
+    """CIDEr (raw scale), BLEU-4 and ROUGE-L of the captions that have references."""
+    records: list[Record] = [
+        {
+            "question_id": str(key),
+            "group_id": str(key),
+            "category": "",
+            "kind": "caption",
+            "choices": [],
+            "answers": list(texts),
+            "prediction": captions[key],
+        }
+        for key, texts in references.items()
+    ]
+    scores = score_records("captions", caption_scorer("corpus"), records, resamples=resamples)
+    return {name.removeprefix("corpus_"): (value, *scores.intervals[name]) for name, value in scores.metrics.items()}
+
+
+def read_references(config: QualityConfig, addresses: Sequence[Address]) -> dict[Address, list[str]]:
+    """The corpus's own captions of the images at `addresses`, where it has some; the corpus need not be there."""
+    if not config.input.path or config.input.reference_column == "none":
+        return {}
+    corpus = find_corpus(
+        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
+        image_column=config.input.image_column,
+        id_column=config.input.id_column,
+        reference_column=config.input.reference_column,
+        templates=[],
+    )
+    if corpus.columns is None or corpus.columns.references is None:
+        return {}
+    column, found = corpus.columns.references, {}
+    wanted: dict[str, list[Address]] = defaultdict(list)
+    for address in addresses:
+        wanted[address[0]].append(address)
+    for file in corpus.files:
+        if asked := wanted.get(file.source):
+            with corpus.store.fs.open(corpus.store.join(file.source), "rb") as stream:
+                texts = pq.read_table(stream, columns=[column])[column]
+            for address in asked:
+                text = texts[address[1]].as_py() if address[1] < len(texts) else None
+                if text:
+                    found[address] = [text] if isinstance(text, str) else [each for each in text if each]
+    return {address: texts for address, texts in found.items() if texts}
+
+
+def _captions(store: Store, name: str) -> Iterator[dict[str, Any]]:
+    """All captions of an output, some objects at a time.
+
+    Raises:
+        UserError: if there are none.
+    """
+    try:
+        parts = sorted(part for part in store.list(CAPTIONS_FOLDER) if part.endswith(".parquet"))
+    except STORE_ERRORS as error:
+        raise UserError(f"{name} {store.path} cannot be listed: {type(error).__name__}: {error}") from error
+    if not parts:
+        raise UserError(f"{name} must be the output of a caption job, found no captions in {store.path}")
+
+    def read(part: str) -> list[dict[str, Any]]:
+        with store.fs.open(store.join(CAPTIONS_FOLDER, part), "rb") as stream:
+            return pq.read_table(stream, columns=COLUMNS).to_pylist()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for i in range(0, len(parts), CHUNK):
+            for rows in pool.map(read, parts[i : i + CHUNK]):
+                yield from rows
+
+
+def _address(row: dict[str, Any]) -> Address:
+    return row["source"], row["row"], row["prompt"]
+
+
+def _order(row: dict[str, Any]) -> tuple[int, Address]:
+    address = _address(row)
+    return zlib.crc32(repr(address).encode()), address
