@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RAY = Path(sys.executable).with_name("ray")
 SECONDS = 120.0
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 
 def free_ports(number: int) -> list[int]:
