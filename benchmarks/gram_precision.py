@@ -5,8 +5,8 @@
 About five minutes on one core. For every kind of tokens, size, seed and gamma, the greedy set found from rounded
 products is compared with the float64 greedy set: the ratio of their log determinants, taken in float64, and whether any
 token changed. A precision is a pair: that of the tokens' G = V V^T and that of the kernel's G G^T. Sums are exact, so
-that only the operands are judged. The last line is JSON: of each pair the worst ratio, how many ratios fell below 0.9999
-and how many sets changed.
+that only the operands are judged. The last line is JSON: of each pair the worst ratio, how many ratios fell below
+0.9999 and how many sets changed.
 """
 
 import json

@@ -19,7 +19,7 @@ def make_checkpoint(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Path:
-    """Writes a checkpoint with CLIP patches of 14 pixels, (image_size / 14)^2 visual tokens and the demo's tokenizer."""
+    """Writes a checkpoint with patches of 14 pixels, (image_size / 14)^2 visual tokens and the demo's tokenizer."""
     if (folder / "config.json").is_file():
         return folder
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
