@@ -26,7 +26,7 @@ from pipelines.settings import UserError
 from pipelines.sink import Sink
 from pipelines.source import DecodeSettings, ReadDecode, Reader, SpanRow
 from pipelines.storage import STORE_ERRORS, Store, make_store
-from pipelines.work import clean
+from pipelines.watch import cause_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Stages:
             for row in summaries:
                 yield json.loads(row["summary"])
         except Exception as error:  # whatever its executor ran into, Ray raises as it is
-            raise JobFailedError(f"Ray gave up: {type(error).__name__}: {clean(str(error))}") from error
+            raise JobFailedError(f"Ray gave up: {type(error).__name__}: {cause_of(str(error))}") from error
 
 
 def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) -> Stages:

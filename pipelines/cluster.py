@@ -14,6 +14,7 @@ import ray.data
 
 from pipelines.config import Config
 from pipelines.settings import UserError
+from pipelines.work import clean
 
 logger = logging.getLogger(__name__)
 
@@ -143,3 +144,14 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.execution.streaming_executor_state").addFilter(_in_one_line)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """A unit whose process died is one line, not forty; and whoever keeps a record would keep, by its traceback, the
+    dead unit's actor with its CPUs and GPUs."""
+    if record.exc_info and record.exc_info[1]:
+        error = record.exc_info[1]
+        record.msg, record.args = f"{record.getMessage()} {type(error).__name__}: {clean(str(error))}", ()
+        record.exc_info = None
+    return True

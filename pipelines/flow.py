@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.sink import Sink
 from pipelines.source import Reader, SpanRow
+from pipelines.watch import PoolWatch
 
 ROW_IS_A_BLOCK = 1  # bytes: a block is closed after each row, so that no stage waits for, or loses, two units at once
 
@@ -76,6 +77,8 @@ def run_flow(
     context.target_max_block_size = ROW_IS_A_BLOCK
     context.execution_options.preserve_order = False
     context.execution_no_progress_timeout_s = no_progress_seconds
+    others = [known for known in context.custom_execution_callback_classes if known is not PoolWatch]
+    context.custom_execution_callback_classes = [*others, PoolWatch]
     ray.data.DataContext._set_current(context)
     num_units = sum(len(span.units) for span in spans)
 

@@ -1,0 +1,65 @@
+"""Ends a run that Ray would let wait without end, and says in one line what Ray says in forty.
+
+Ray starts an actor again whenever its process dies, also one that never came up; and a pool whose actors are all dead,
+because starting again raised, is waited for. Both would hold the cluster until `faults.no_progress_seconds`.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ray._private.state import actors
+from ray.actor import ActorHandle
+from ray.core.generated.gcs_pb2 import ActorTableData  # pyright: ignore[reportAttributeAccessIssue] - generated
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from pipelines.work import clean
+
+CHECK_SECONDS = 5.0
+MAX_STARTS = 3  # processes of one actor that died before it was ready
+
+
+class DeadActorsError(RuntimeError):
+    """The actors of a stage cannot work any more, and starting them again does not help."""
+
+
+class PoolWatch(ExecutionCallback):
+    """Ray Data calls it at each step of its loop; what it raises ends the execution. It looks every CHECK_SECONDS."""
+
+    def __init__(self) -> None:
+        self._checked = time.monotonic()
+
+    def on_execution_step(self, executor: Any) -> None:
+        if time.monotonic() - self._checked < CHECK_SECONDS:
+            return
+        for operator in executor._topology:
+            if pool := getattr(operator, "_actor_pool", None):
+                check_pool(operator.name, list(pool._pending_actors.values()), list(pool._running_actors))
+        self._checked = time.monotonic()
+
+
+def check_pool(name: str, pending: Sequence[ActorHandle], running: Sequence[ActorHandle]) -> None:
+    """Looks at the actors of one pool: those that have never been ready, and those that have.
+
+    Raises:
+        DeadActorsError: if one dies each time it starts, or if all are dead for good.
+    """
+    for actor in pending:
+        restarts = actors(actor._actor_id.hex()).get("NumRestarts", 0)
+        if restarts >= MAX_STARTS:
+            raise DeadActorsError(f"{name}: an actor's process died {restarts} times while it started")
+    if running and not pending and all(actor._get_local_state() == ActorTableData.DEAD for actor in running):
+        cause = actors(running[-1]._actor_id.hex())["DeathCause"]
+        raise DeadActorsError(f"{name}: no actor is left, the last died of {_death(cause)}")
+
+
+def cause_of(text: str) -> str:
+    """One line for an error text of Ray: the exception at the end of its traceback if it holds one, else its first."""
+    lines = [line for line in text.splitlines() if re.match(r"[\w.]+: \S", line)]
+    return clean(lines[-1] if lines else text)
+
+
+def _death(cause: Any) -> str:
+    raised = cause.creation_task_failure_context.formatted_exception_string
+    return cause_of(raised or cause.actor_died_error_context.error_message)
