@@ -72,7 +72,7 @@ def run_job(
     try:
         with _interruptible():
             if job.plan.spans:
-                with connected(job.config) as outcome.cluster, progress:
+                with connected(job.config) as outcome.cluster, _interruptible(), progress:
                     tracker = _start_tracker(job)
                     _caption(job, stages(job, encoder, generator), progress, tracker, outcome, summarized)
             else:  # the last run ended after its last unit and before it could report
@@ -232,7 +232,10 @@ def git_tag() -> dict[str, str]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM, which clusters send, ends the block like Ctrl-C."""
+    """SIGTERM, which clusters send, ends the block like Ctrl-C.
+
+    Entered again once Ray is up: its own handler, installed at start-up, aborts the process.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -241,4 +244,4 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: one that was not installed from Python
