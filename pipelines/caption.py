@@ -9,6 +9,7 @@ from typing import Any
 
 from otprune.models import CheckpointError, resolve_checkpoint
 from otprune.models.checkpoint import image_statistics, read_config
+from otprune.methods import check_settings
 from otprune.select import METHODS
 from pipelines.cluster import actor_gpus, wait_for_room
 from pipelines.config import Config
@@ -92,6 +93,10 @@ def check_model(config: Config) -> Path:
             raise UserError(f"{name} must be set; --help lists the keys")
     if config.prune.method not in (*METHODS, "none"):
         raise UserError(f"prune.method must be one of none, {', '.join(METHODS)}, got {config.prune.method!r}")
+    try:
+        check_settings(config.prune.method, config.prune.settings)
+    except ValueError as error:
+        raise UserError(f"prune.{error}") from error
     try:
         return resolve_checkpoint(config.model.path).resolve()
     except CheckpointError as error:

@@ -60,13 +60,18 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneConfig:
-    method: str = key("token selection: otprune, divprune, random, uniform, ...; none keeps all", "otprune")
+    method: str = key(
+        "how tokens are chosen, merged or dropped: otprune, divprune, fastv, ...; none keeps all", "otprune"
+    )
     retention: float = key("share of the visual tokens to keep", 0.098, above=0, high=1)
     gamma: float | None = key("scale inside the log-det; null is the method's own default", None, above=0)
     gamma_scale: Literal["released", "paper", "trace"] = key(
         "meaning of gamma: of the released code, of the paper, or relative to the kernel's mean diagonal", "released"
     )
     seed: int = key("seed of the random method; each image adds its own hash", 0, low=0)
+    settings: dict[str, Any] = key(
+        "further settings of the method, e.g. prune.settings.layer=2; README.md lists them", {}
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

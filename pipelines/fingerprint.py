@@ -33,7 +33,8 @@ KEYS = (
 def describe(config: Config, model: Path) -> dict[str, Any]:
     """The keys and values that the fingerprint stands for."""
     chosen = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
-    return {**chosen, "model.weights": weights_digest(model), "version": otprune.__version__}
+    described = {**chosen, "model.weights": weights_digest(model), "version": otprune.__version__}
+    return json.loads(json.dumps(described))  # as it is read back: keys of dicts are text
 
 
 def fingerprint(described: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ DECIDES = {
     "prune.gamma",
     "prune.gamma_scale",
     "prune.seed",
+    "prune.settings",
     "decode.aspect",
     "decode.max_bytes",
     "decode.max_pixels",
@@ -59,6 +60,8 @@ def another(value: object) -> object:
     """A different value of the same kind; types do not matter to a fingerprint."""
     if isinstance(value, bool):
         return not value
+    if isinstance(value, dict):
+        return {**value, "x": 1}
     return value + 1 if isinstance(value, (int, float)) else [*value, "x"] if isinstance(value, list) else f"{value}x"
 
 
