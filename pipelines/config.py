@@ -103,7 +103,7 @@ class GenerateConfig:
     max_new_tokens: int = key("longest answer in tokens", 64, low=1)
     temperature: float = key("0 decodes greedily", 0.0, low=0)
     top_p: float = key("nucleus of sampling at temperature > 0", 1.0, above=0, high=1)
-    seed: int = key("seed of sampling; each unit adds its own name", 0, low=0)
+    seed: int = key("seed of sampling; each image adds its own hash", 0, low=0)
     batch_size: int = key("prompts decoded together by the transformers engine", 32, low=1)
     actors: int = key("actors that decode", 1, low=1)
     max_actors: int | None = key("let Ray scale the pool up to so many", None, low=1)

@@ -122,14 +122,19 @@ class Generator:
         return requests
 
     def _complete(self, work: Work, batch: list[Request]) -> list[Completion]:
-        name = f"{work.unit.name}:{(batch[0].image, batch[0].prompt)}:{self.seed}"
+        images = [work.images[request.image] for request in batch]
         return self.decoder.generate(
             [request.visual for request in batch],
             [request.ids for request in batch],
             max_new_tokens=batch[0].max_new_tokens,
-            seed=int(hashlib.sha256(name.encode()).hexdigest()[:15], 16),
+            seeds=[sampling_seed(i.sha256, r.prompt, self.seed) for i, r in zip(images, batch, strict=True)],
             **self.sampling,
         )
+
+
+def sampling_seed(sha256: str, prompt: int, seed: int) -> int:
+    """Seed of one answer: it depends on the image's bytes and the prompt's number, never on the unit or the batch."""
+    return int(hashlib.sha256(f"{sha256}:{prompt}:{seed}".encode()).hexdigest()[:15], 16)
 
 
 def as_caption(completion: Completion, num_kept: int) -> dict[str, Any]:

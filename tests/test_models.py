@@ -289,14 +289,17 @@ def test_sampling_depends_on_the_seed_alone(features, decoder):
     prompts = [decoder.encode_prompt(PROMPTS[0])] * IMAGES
     visual = [tokens[:8] for tokens in features]
 
-    def sample(seed: int, temperature: float = 1.5, top_p: float = 1.0) -> list[str]:
-        torch.manual_seed(torch.seed() % 2**31)  # whatever happened before
+    def sample(seed: int, count: int = IMAGES, temperature: float = 1.5, top_p: float = 1.0) -> list[str]:
         options = {"max_new_tokens": 12, "temperature": temperature, "top_p": top_p}
-        return [c.text for c in decoder.generate(visual, prompts, seed=seed, **options)]
+        seeds = [seed + i for i in range(count)]
+        return [c.text for c in decoder.generate(visual[:count], prompts[:count], seeds=seeds, **options)]
 
     greedy = [c.text for c in decoder.generate(visual, prompts, max_new_tokens=12)]
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
+    assert sample(1)[:2] == sample(1, count=2)  # what is decoded beside it does not matter
     assert sample(1) != greedy
     assert sample(1, top_p=1e-6) == greedy  # the nucleus of one token
     assert sample(1, temperature=1e-4) == greedy
+    with pytest.raises(ValueError, match="a seed for each of 1 prompts, got 0"):
+        decoder.generate(visual[:1], prompts[:1], max_new_tokens=2, temperature=1.0)

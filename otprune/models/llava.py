@@ -12,7 +12,7 @@ Departures:
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -33,6 +32,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils import logging as transformers_logging
 
 from otprune.models.checkpoint import CheckpointError, image_statistics
+from otprune.models.decoding import decode
 from otprune.models.prompts import render_prompt
 
 VISION_PREFIX = r"^(model\.)?vision_tower\.(vision_model\.)?"
@@ -147,16 +147,18 @@ class LlavaDecoder:
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seeds: Sequence[int] = (),
     ) -> list[Completion]:
         """One completion for each pair of visual tokens and prompt: [K_i, D] for one image, [P, K_i, D] for P of them.
 
-        Prompts are left-padded to one length and decoded together: greedily at temperature 0, else by
-        nucleus sampling from a generator seeded by `seed`. Positions are contiguous over kept tokens.
+        Prompts are left-padded to one length and decoded together: greedily at temperature 0, else by nucleus sampling,
+        each with the random numbers of its own seed. Positions are contiguous over kept tokens.
 
         Raises:
-            ValueError: if a prompt and its answer would not fit the model's context.
+            ValueError: if a prompt and its answer would not fit the model's context, or seeds are needed and missing.
         """
+        if temperature > 0 and len(seeds) != len(prompts):
+            raise ValueError(f"sampling needs a seed for each of {len(prompts)} prompts, got {len(seeds)}")
         rows = [self._embed(tokens, prompt) for tokens, prompt in zip(visual, prompts, strict=True)]
         longest = max(len(row) for row in rows)
         if longest + max_new_tokens > self.max_length:
@@ -165,19 +167,17 @@ class LlavaDecoder:
             )
         embeds = pad_sequence(rows, batch_first=True, padding_side="left")
         mask = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], True, padding_side="left")
-        if temperature > 0:
-            torch.manual_seed(seed)
-        config = GenerationConfig(
+        answers = decode(
+            self.model,
+            embeds,
+            mask,
             max_new_tokens=max_new_tokens,
-            do_sample=temperature > 0,
-            temperature=temperature if temperature > 0 else None,
-            top_p=top_p if temperature > 0 else None,
-            top_k=0 if temperature > 0 else None,
-            eos_token_id=self.end_tokens or None,  # none: every answer runs to its full length
-            pad_token_id=self.end_tokens[0] if self.end_tokens else 0,
+            end_tokens=self.end_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seeds=seeds,
         )
-        new_ids = self.model.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
-        return [self._completion(len(row), ids) for row, ids in zip(rows, new_ids.tolist(), strict=True)]
+        return [self._completion(len(row), ids) for row, ids in zip(rows, answers, strict=True)]
 
     def _embed(self, tokens: Tensor, prompt: Prompt) -> Tensor:
         """The prompt's text with each image's tokens in their place, [length, D]."""
