@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import queue
+import sys
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from pipelines.work import clean
 
 logger = logging.getLogger(__name__)
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens as a table of runs, not of LLM traces
 QUEUE_SIZE = 1000
 FLUSH_SECONDS = 60.0  # longest wait at the end of a run for what is still queued
 
@@ -120,9 +122,10 @@ class MlflowTracker:
         experiment = (
             found.experiment_id
             if found
-            else self._client.create_experiment(self.experiment, artifact_location=self.artifacts)
+            else self._client.create_experiment(self.experiment, self.artifacts, tags=EXPERIMENT_TAGS)
         )
-        run = self._client.create_run(experiment, run_name=self.run_name, tags=dict(tags))
+        source = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "JOB"}
+        run = self._client.create_run(experiment, run_name=self.run_name, tags=source | dict(tags))
         self.run_id = run.info.run_id
         shown = [Param(k, str(v)[:6000]) for k, v in params.items()]
         for i in range(0, len(shown), 100):

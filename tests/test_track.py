@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 
@@ -60,6 +61,7 @@ def test_a_run_has_its_name_end_parameters_and_tags(stored):
     assert (run.info.run_name, run.info.status) == ("my run", "FINISHED")
     assert run.data.params == {key: str(value)[:6000] for key, value in PARAMS.items()}
     assert {"method": "otprune", "retention": "0.1"}.items() <= run.data.tags.items()
+    assert run.data.tags["mlflow.source.name"] == sys.argv[0]
 
 
 def test_metrics_are_kept_over_time(stored):
