@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: caption evaluate test lint verify clean
@@ -18,8 +19,8 @@ caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embe
 evaluate: $(INSTALLED)  ## score the demo model on the demo world's nine tasks
 	$(BIN)/python jobs/evaluate.py
 
-test: $(INSTALLED)  ## every test that needs no GPU
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## every test that needs no GPU; JOBS=4 on a larger machine
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(INSTALLED)  ## style and types, as in CI
 	$(BIN)/ruff check .

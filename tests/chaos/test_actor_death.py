@@ -34,7 +34,7 @@ from pipelines.settings import load_config
 from pipelines.source import ReadDecode
 from pipelines.work import Work
 
-pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from jobs.caption_corpus import main
 from jobs.verify import main as verify
 from pipelines.storage import Store
 
-pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 
 ROWS, BROKEN = 60, (5, 30, 31)
 UNITS = 32  # three row groups of 16 rows and one of 12, two rows a unit
