@@ -1,0 +1,78 @@
+"""Images a second through vision tower and projector, and what selecting tokens adds to that.
+
+    python -m benchmarks.encode [--vision-width 384 --vision-layers 12] [--width 768] [--batch 8] [--runs 5]
+    python -m benchmarks.encode --device cuda --vision-width 1024 --vision-layers 24 --width 4096 --batch 64
+
+The second line has LLaVA-1.5-7B's shapes.
+
+Random weights, 336-pixel images, 576 visual tokens. Every method alternates with the unpruned pass in one process.
+Prints medians and, as its last line, JSON: seconds an image, and of each method its share of the encode stage.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.generate import synchronize
+from benchmarks.random_model import make_checkpoint
+from otprune import num_kept, select_tokens
+from otprune.models import load_encoder
+
+METHODS = ("none", "otprune", "logdet_linear", "divprune", "random")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--vision-width", type=int, default=384)
+    parser.add_argument("--vision-layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--retention", type=float, default=0.098)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; an actor of the job has one")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
+    with tempfile.TemporaryDirectory() as folder:
+        shape = {"vision_width": options.vision_width, "vision_layers": options.vision_layers, "width": options.width}
+        make_checkpoint(Path(folder), **shape, layers=1, dtype=dtype)
+        encoder = load_encoder(Path(folder), dtype=dtype, device=options.device)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (options.batch, 336, 336, 3), dtype=torch.uint8, generator=generator)
+    k = num_kept(options.retention, encoder.num_tokens)
+
+    def encode(method: str) -> None:
+        features = encoder(pixels)
+        if method != "none":
+            keep = select_tokens(features, k, method=method)
+            features = features.gather(1, keep[..., None].expand(-1, -1, features.shape[2]))
+        features.cpu()
+
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    for run in range(options.runs + 1):  # the first warms up
+        for method in METHODS:
+            synchronize(options.device)
+            start = time.perf_counter()
+            encode(method)
+            if run:
+                seconds[method].append((time.perf_counter() - start) / options.batch)
+    medians = {method: statistics.median(times) for method, times in seconds.items()}
+    shares = {method: max(0.0, 1 - medians["none"] / median) for method, median in medians.items()}
+    for method, median in medians.items():
+        print(
+            f"{method:<14} {1 / median:8.2f} images/s, {1e3 * median:8.2f} ms an image, selection {shares[method]:.1%}"
+        )
+    result = {"seconds_per_image": medians, "selection_share": shares}
+    if options.device != "cpu":
+        result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    print(json.dumps(shape | {"device": options.device, "batch": options.batch, "kept": k} | result))
+
+
+if __name__ == "__main__":
+    main()
