@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption evaluate test lint verify clean
+.PHONY: caption evaluate accuracy test lint clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embe
 
 evaluate: $(INSTALLED)  ## score the demo model on the demo world's nine tasks
 	$(BIN)/python jobs/evaluate.py
+
+accuracy: $(INSTALLED)  ## score five selection methods at three retentions on the demo world: one table, one page
+	$(BIN)/python jobs/evaluate_grid.py
 
 test: $(INSTALLED)  ## every test that needs no GPU; JOBS=4 on a larger machine
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -1,10 +1,12 @@
-"""Measure captions without questions: health, agreement with other captions, scores against references.
+"""Measure captions without questions: health, agreement with other captions, scores against references, a canary.
 
     python jobs/quality.py                                           # the demo's captions against its references
     python jobs/quality.py input.path=CORPUS output.path=A baseline.path=B      # A's agreement with B, say unpruned
+    python jobs/quality.py --config conf/mine.yaml canary.images=64  # before a large job: does the model look at all?
 
-Keys as for caption_corpus.py; input.* (for references), output.*, baseline.*, sample and resamples matter.
-Prints a table and writes quality.json beside the captions. Exit codes: 0 done; 2 bad configuration or no captions.
+Keys as for caption_corpus.py; without a canary input.* (for references), output.*, baseline.*, sample and resamples
+matter. The canary runs the model on Ray. Prints a table, tracks it, and writes quality.json beside the captions.
+Exit codes: 0 done; 2 bad configuration or no captions; 3 captions do not depend on their images; 1 anything else.
 """
 
 import json
@@ -14,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.config import QualityConfig
-from pipelines.quality import measure_quality
+from pipelines.faults import JobFailedError
+from pipelines.quality import measure_quality, track_quality
 from pipelines.settings import UserError, help_text, load_config
 from pipelines.storage import make_store
 from pipelines.summary import print_quality
@@ -33,10 +36,14 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except JobFailedError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     output.write("quality.json", json.dumps(asdict(quality), indent=1).encode())
-    print_quality(quality)
-    return 0
+    print_quality(quality, config.canary.max_same)
+    print(f"mlflow  {track_quality(config, quality)}")
+    return 3 if quality.canary and not quality.canary.saw_the_images else 0
 
 
 if __name__ == "__main__":

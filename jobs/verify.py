@@ -2,6 +2,7 @@
 
     python jobs/verify.py                                            # the demo's output
     python jobs/verify.py input.path=s3://bucket/images output.path=s3://bucket/captions
+    python jobs/verify.py output.path=runs/evaluate_demo             # of an evaluation: every question, once
 
 Keys as for caption_corpus.py; only input.path, input.limit, output.path and how to reach them matter.
 Exit codes: 0 proven; 1 not so, with the first differences; 2 bad configuration, no such input or output.
@@ -24,12 +25,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.reasons.most_common())
-    print(f"input        {found.rows:,} rows")
-    print(f"captioned    {found.captioned:,} images, {found.captions:,} captions in {found.objects:,} objects")
-    print(f"quarantined  {found.quarantined:,} images{f' ({reasons})' if reasons else ''}")
+    print("\n".join(found.lines()))
     if not found.num_differences:
-        print("exactly once: every row is in one of the two, once")
+        print(f"exactly once: every {found.counted[:-1]} is in one of the two, once")
         return 0
     print(f"NOT exactly once: {found.num_differences:,} differences, the first {len(found.differences)} are")
     for difference in found.differences:

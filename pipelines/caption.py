@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from otprune.methods import check_settings
 from otprune.models import CheckpointError, resolve_checkpoint
 from otprune.models.checkpoint import image_statistics, read_config
-from otprune.methods import check_settings
 from otprune.select import METHODS
 from pipelines.cluster import actor_gpus, wait_for_room
 from pipelines.config import Config
@@ -58,13 +58,7 @@ def prepare(config: Config) -> Job:
         UserError: for anything that the user has to correct.
     """
     model = check_model(config)
-    corpus = find_corpus(
-        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
-        image_column=config.input.image_column,
-        id_column=config.input.id_column,
-        reference_column=config.input.reference_column,
-        templates=[config.prompt.template, *config.prompt.more],
-    )
+    corpus = find_input(config)
     described = describe(config, model)
     output = open_output(config, described)
     plan = make_plan(
@@ -76,6 +70,21 @@ def prepare(config: Config) -> Job:
         num_samples=config.run.samples,
     )
     return Job(config, model, corpus, output, described, plan)
+
+
+def find_input(config: Config) -> Corpus:
+    """The corpus at input.path, with the columns that the prompts need.
+
+    Raises:
+        UserError: as `find_corpus`.
+    """
+    return find_corpus(
+        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
+        image_column=config.input.image_column,
+        id_column=config.input.id_column,
+        reference_column=config.input.reference_column,
+        templates=[config.prompt.template, *config.prompt.more],
+    )
 
 
 def check_model(config: Config) -> Path:

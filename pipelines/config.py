@@ -212,12 +212,53 @@ class EvaluateConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GridConfig:
+    methods: list[str] = key(
+        "methods to compare, as prune.method names them; none (all tokens) is always among them",
+        [
+            "otprune",
+            "otprune_centered",
+            "logdet_linear",
+            "logdet_linear_centered",
+            "divprune",
+            "random",
+            "uniform",
+        ],
+    )
+    retentions: list[float] = key("shares of the visual tokens that each method keeps", [0.5, 0.25, 0.098, 0.05])
+    settings: dict[str, Any] = key("settings by method, as prune.settings takes them: {fastv: {layer: 2}}", {})
+    distance_images: int = key(
+        "images whose kept tokens are held against all tokens: trace objective, Gaussian W2; 0 for none", 64, low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccuracyConfig(EvaluateConfig):
+    """The evaluation's configuration, and the methods and retentions to evaluate."""
+
+    grid: GridConfig = field(default_factory=GridConfig)
+    mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="accuracy"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanaryConfig:
+    images: int = key(
+        "images captioned as they are, blank and swapped, to see that the model looks at them; 0 for none", 0, low=0
+    )
+    max_same: float = key(
+        "larger shares of captions that stay the same without their image fail the gate", 0.1, low=0, high=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QualityConfig(Config):
     """The caption job's configuration, and what to hold its captions against."""
 
     sample: int = key("captions looked at; the same images of every output", 10_000, low=2)
     resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
+    mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="quality"))
 
 
 NOT_IN_EVALUATION = (

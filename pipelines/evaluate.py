@@ -7,6 +7,7 @@ run.json                          fingerprint, configuration, totals, scores
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,8 +58,12 @@ class Results:
     comparisons: dict[str, Comparison]
 
 
-def prepare_evaluation(config: EvaluateConfig) -> Evaluation:
+def prepare_evaluation(
+    config: EvaluateConfig, asked: Asked | None = None, tags: Mapping[str, str] | None = None
+) -> Evaluation:
     """Checks model, benchmarks, files and output, in seconds, and plans what is left to ask.
+
+    `asked` spares looking for the questions again where several runs ask the same; `tags` are added to the tracked run.
 
     Raises:
         UserError: for anything that the user has to correct.
@@ -70,7 +75,7 @@ def prepare_evaluation(config: EvaluateConfig) -> Evaluation:
     model = check_model(config)
     benches = tuple(choose_benchmarks(config.benchmarks))
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
-    asked = find_questions(store, benches, config.limit)
+    asked = asked or find_questions(store, benches, config.limit)
     described = describe_evaluation(config, model, benches)
     baseline = open_baseline(config, described)
     output = open_output(config, described)
@@ -84,7 +89,7 @@ def prepare_evaluation(config: EvaluateConfig) -> Evaluation:
         plan,
         folder=PREDICTIONS_FOLDER,
         counted="questions",
-        tags={"benchmarks": ",".join(described["benchmarks"])},
+        tags={"benchmarks": ",".join(described["benchmarks"]), **(tags or {})},
     )
     return Evaluation(config, benches, asked, job, baseline)
 

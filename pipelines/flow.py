@@ -7,14 +7,13 @@ Ray sees fail is only a process that died: such a unit is tried `retries` more t
 
 import gc
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from pipelines.sink import Sink
 from pipelines.source import Reader, SpanRow
 from pipelines.watch import PoolWatch
 
@@ -57,7 +56,7 @@ def run_flow(
     read: Reader,
     encode: Stage,
     generate: Stage,
-    sink: Sink,
+    sink: Callable[[dict[str, Any]], dict[str, Any]],
     retries: int,
     max_lost: int,
     no_progress_seconds: int,

@@ -3,17 +3,19 @@
     health       shares of empty, truncated, looping and equal captions
     agreement    with the captions of another output (say, of the unpruned model) for the same images and prompts
     references   CIDEr, BLEU-4 and ROUGE-L where the corpus has a column of reference captions
+    canary       whether captions depend on their images at all; the only part that runs the model (canary.py)
 
 Looks at a sample of `sample` captions, drawn by the hash of their address, so that it is the same in every output.
 """
 
 import heapq
+import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,8 +28,12 @@ from pipelines.corpus import find_corpus
 from pipelines.metrics.agreement import agreement, health
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.schema import CAPTIONS_FOLDER
-from pipelines.settings import UserError
+from pipelines.settings import UserError, to_yaml
 from pipelines.storage import STORE_ERRORS, Store, make_store
+from pipelines.track import make_tracker
+
+if TYPE_CHECKING:
+    from pipelines.canary import CanaryResult
 
 THREADS, CHUNK = 16, 64
 COLUMNS = ["source", "row", "prompt", "caption", "finish_reason"]
@@ -46,15 +52,30 @@ class Quality:
     agreed_on: int  # captions that both outputs hold
     references: Measured | None
     referenced: int  # captions with references
+    canary: "CanaryResult | None" = None
 
 
 def measure_quality(config: QualityConfig) -> Quality:
-    """The quality of the captions at output.path.
+    """The quality of the captions at output.path, and the canary if it is asked for.
+
+    With a canary the output may be empty: it is worth its minute before a large job, too.
 
     Raises:
-        UserError: if an output holds no captions, or two have none in common.
+        UserError: if an output holds no captions, or two have none in common; as `run_canary`.
+        JobFailedError: as `run_canary`.
     """
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    if not config.canary.images:
+        return measure_captions(config, output)
+    nothing = Quality(0, {}, None, 0, None, 0)
+    measured = measure_captions(config, output) if output.list(CAPTIONS_FOLDER) else nothing
+    from pipelines.canary import run_canary  # with Ray and the model
+
+    return replace(measured, canary=run_canary(config))
+
+
+def measure_captions(config: QualityConfig, output: Store) -> Quality:
+    """All but the canary."""
     rows = heapq.nsmallest(config.sample, _captions(output, "output.path"), key=_order)
     captions = {_address(row): row["caption"] for row in rows}
     agreed, others = None, {}
@@ -109,6 +130,35 @@ def measure_references(
     ]
     scores = score_records("captions", caption_scorer("corpus"), records, resamples=resamples)
     return {name.removeprefix("corpus_"): (value, *scores.intervals[name]) for name, value in scores.metrics.items()}
+
+
+def track_quality(config: QualityConfig, quality: Quality) -> str:
+    """One MLflow run with everything measured; says where it is."""
+    name = config.mlflow.run_name or f"quality of {config.prune.method}-{config.prune.retention:g}"
+    tracker = make_tracker(
+        config.mlflow.enabled, config.mlflow.tracking_uri, config.mlflow.experiment, name, config.output.path
+    )
+    tags = {"method": config.prune.method, "retention": f"{config.prune.retention:g}", "model": config.model.path}
+    tracker.start(config.dotted(), tags, to_yaml(config))
+    metrics: dict[str, float] = {f"health/{name}": value for name, value in quality.health.items()}
+    for part, measured in measured_parts(quality):
+        for name, (value, low, high) in measured.items():
+            metrics |= {f"{part}/{name}": value, f"{part}/{name}/low": low, f"{part}/{name}/high": high}
+    if quality.canary is not None:
+        metrics["canary/saw_the_images"] = quality.canary.saw_the_images
+    tracker.log(metrics, 0)
+    tracker.artifact("quality.json", json.dumps(asdict(quality), indent=1))
+    return tracker.finish("FINISHED")
+
+
+def measured_parts(quality: Quality) -> list[tuple[str, Measured]]:
+    """Everything with intervals, by part."""
+    parts = [("agreement", quality.agreement or {}), ("references", quality.references or {})]
+    if quality.canary is not None:
+        names = ("same_as_blank", "same_as_swapped", "follows_swap")
+        shares = {name: getattr(quality.canary, name) for name in names}
+        parts.append(("canary", {name: share for name, share in shares.items() if share is not None}))
+    return parts
 
 
 def read_references(config: QualityConfig, addresses: Sequence[Address]) -> dict[Address, list[str]]:

@@ -1,6 +1,6 @@
 """MLflow, from the driver only, in a thread of its own: a server that is slow or down never holds up the job.
 
-`Tracker` has four methods, and `NullTracker` is its twin, so that no code asks whether tracking is on.
+`Tracker` has five methods, and `NullTracker` is its twin, so that no code asks whether tracking is on.
 """
 
 import contextlib
@@ -28,13 +28,15 @@ Content = str | bytes | Mapping[str, list]
 
 
 class Tracker(Protocol):
-    """Where a run's numbers go. No method raises or blocks, except `finish`, which waits a bounded time."""
+    """Where a run's numbers go. No method raises, and only `wait_for_id` and `finish` wait, a bounded time."""
 
     def start(self, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None: ...
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
     def artifact(self, name: str, content: Content) -> None: ...
+
+    def wait_for_id(self, seconds: float) -> str | None: ...
 
     def finish(self, status: str) -> str: ...
 
@@ -51,6 +53,9 @@ class NullTracker:
     def artifact(self, name: str, content: Content) -> None:
         pass
 
+    def wait_for_id(self, seconds: float) -> str | None:
+        return None
+
     def finish(self, status: str) -> str:
         return "off"
 
@@ -58,9 +63,11 @@ class NullTracker:
 class MlflowTracker:
     """Queues every call for one worker thread; what fails, or does not fit a full queue, is counted and left out."""
 
-    def __init__(self, uri: str, experiment: str, run_name: str, artifacts: str | None):
+    def __init__(self, uri: str, experiment: str, run_name: str, artifacts: str | None, resume: str | None = None):
         self.uri, self.experiment, self.run_name, self.artifacts = uri, experiment, run_name, artifacts
         self.run_id: str | None = None
+        self.resume = resume  # id of an earlier run to go on with, if it is still there
+        self._started = threading.Event()
         self.dropped = self.failed = 0
         self.failure = ""  # the first one: what follows a server that is down says less
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_SIZE)
@@ -68,7 +75,13 @@ class MlflowTracker:
         self._thread.start()
 
     def start(self, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None:
-        self._put(lambda: self._start(params, tags, config_yaml))
+        def start() -> None:
+            try:
+                self._start(params, tags, config_yaml)
+            finally:
+                self._started.set()
+
+        self._put(start)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
@@ -76,6 +89,11 @@ class MlflowTracker:
 
     def artifact(self, name: str, content: Content) -> None:
         self._put(lambda: self._artifact(name, content))
+
+    def wait_for_id(self, seconds: float) -> str | None:
+        """The run's id, for runs nested in it; None if the server has not created it in so many seconds."""
+        self._started.wait(seconds)
+        return self.run_id
 
     def finish(self, status: str) -> str:
         """Ends the run as FINISHED, FAILED or KILLED and says in one line where it is, or why it is incomplete."""
@@ -124,6 +142,8 @@ class MlflowTracker:
             if found
             else self._client.create_experiment(self.experiment, self.artifacts, tags=EXPERIMENT_TAGS)
         )
+        if self._resume(experiment):
+            return
         source = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "JOB"}
         run = self._client.create_run(experiment, run_name=self.run_name, tags=source | dict(tags))
         self.run_id = run.info.run_id
@@ -131,6 +151,22 @@ class MlflowTracker:
         for i in range(0, len(shown), 100):
             self._client.log_batch(self._id, params=shown[i : i + 100], tags=[RunTag(k, v) for k, v in tags.items()])
         self._client.log_text(self._id, config_yaml, "config.yaml")
+
+    def _resume(self, experiment: str) -> bool:
+        """Whether the earlier run is there to go on with; its parameters and tags stay as they are."""
+        from mlflow.exceptions import MlflowException
+
+        if self.resume is None:
+            return False
+        try:
+            found = self._client.get_run(self.resume).info
+        except MlflowException:
+            return False
+        if found.experiment_id != experiment or found.lifecycle_stage != "active":
+            return False
+        self._client.update_run(self.resume, status="RUNNING")
+        self.run_id = self.resume
+        return True
 
     def _log(self, metrics: dict[str, float], step: int, now: int) -> None:
         from mlflow.entities import Metric
@@ -154,13 +190,20 @@ class MlflowTracker:
         return self.run_id
 
 
-def make_tracker(enabled: bool, uri: str | None, experiment: str, run_name: str, output: str) -> Tracker:
+def make_tracker(
+    enabled: bool, uri: str | None, experiment: str, run_name: str, output: str, resume: str | None = None
+) -> Tracker:
     """A tracker for `uri`; None is a sqlite store beside the output, or in the working folder for an output on S3."""
     if not enabled:
         return NullTracker()
     if uri is not None:
-        return MlflowTracker(uri, experiment, run_name, None)
+        return MlflowTracker(uri, experiment, run_name, None, resume)
+    uri, artifacts = default_store(output)
+    return MlflowTracker(uri, experiment, run_name, artifacts, resume)
+
+
+def default_store(output: str) -> tuple[str, str]:
+    """(tracking URI, artifact location) of the sqlite store that belongs to an output; makes its folder."""
     folder = Path.cwd() if output.startswith("s3://") else Path(output).parent
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts = (folder / "mlartifacts").as_uri()
-    return MlflowTracker(f"sqlite:///{folder / 'mlflow.db'}", experiment, run_name, artifacts)
+    return f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()

@@ -1,5 +1,7 @@
 """Proving an output: every row of the input is in exactly one of captions and quarantine, exactly once.
 
+Of an evaluation: every question of its benchmarks has exactly one prediction (verify_answers.py).
+
 Asks the written Parquet objects alone, not the job's own records of them. Memory holds CHUNK objects at a time, and for
 a folder of image files one counter a file.
 """
@@ -8,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.config import Config
 from pipelines.corpus import Corpus, find_corpus, template_fields
 from pipelines.fingerprint import FILE, fingerprint, read_claim
+from pipelines.schema import CAPTIONS_FOLDER
 from pipelines.settings import UserError
 from pipelines.sink import read_totals
 from pipelines.storage import STORE_ERRORS, Store, make_store
@@ -25,6 +28,8 @@ from pipelines.work import clean
 THREADS, CHUNK = 16, 64
 MAX_SHOWN = 20  # differences kept in words; all are counted
 
+DAMAGE = (pa.ArrowException, OSError, LookupError, TypeError)  # no Parquet, no metadata, no such column
+
 Row = tuple[str, int]  # source and row
 
 
@@ -32,9 +37,11 @@ Row = tuple[str, int]  # source and row
 class Verdict:
     """Counts of what was found, and where it is not what it must be."""
 
-    rows: int = 0  # of the input, as far as input.limit asks
-    captioned: int = 0  # images with their captions
-    captions: int = 0  # one for each prompt
+    counted: Literal["rows", "questions"] = "rows"
+    rows: int = 0  # of the input, as far as input.limit asks; or questions
+    captioned: int = 0  # images with their captions or answers
+    captions: int = 0  # one for each prompt; or answers
+    unanswered: int = 0  # questions about images in quarantine
     objects: int = 0  # committed
     reasons: Counter[str] = field(default_factory=Counter)  # of the quarantined images
     num_differences: int = 0
@@ -43,6 +50,22 @@ class Verdict:
     @property
     def quarantined(self) -> int:
         return self.reasons.total()
+
+    def lines(self) -> list[str]:
+        """What was found, for people."""
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common())
+        where = f"{self.quarantined:,} images{f' ({reasons})' if reasons else ''}"
+        if self.counted == "questions":
+            return [
+                f"input        {self.rows:,} questions",
+                f"answered     {self.captions:,} questions about {self.captioned:,} images in {self.objects:,} objects",
+                f"unanswered   {self.unanswered:,} questions about {where} in quarantine",
+            ]
+        return [
+            f"input        {self.rows:,} rows",
+            f"captioned    {self.captioned:,} images, {self.captions:,} captions in {self.objects:,} objects",
+            f"quarantined  {where}",
+        ]
 
     def differ(self, text: str) -> None:
         self.num_differences += 1
@@ -62,13 +85,17 @@ class Part:
 
 
 def verify(config: Config) -> Verdict:
-    """Holds the output against the input; prompts and columns are those that the output was made with.
+    """Holds the output against the input; prompts, columns and benchmarks are those that the output was made with.
 
     Raises:
-        UserError: if there is no such input, or the output is none of a caption job.
+        UserError: if there is no such input, or the output is none of a caption job or an evaluation.
     """
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     claim = _read_claim(output)
+    if "benchmarks" in claim:
+        from pipelines.verify_answers import verify_answers  # which needs this module
+
+        return verify_answers(config, output, claim)
     templates = [claim["prompt.template"], *claim["prompt.more"]]
     corpus = find_corpus(
         make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
@@ -78,7 +105,7 @@ def verify(config: Config) -> Verdict:
         templates=templates,
     )
     verdict, mine = Verdict(), fingerprint(claim)
-    committed = _committed(output, verdict)
+    committed = committed_names(output, CAPTIONS_FOLDER, verdict)
     expected = _parquet_rows if corpus.columns else _image_rows
     with ThreadPoolExecutor(THREADS) as pool:
 
@@ -101,23 +128,25 @@ def _read_claim(output: Store) -> dict[str, Any]:
     except STORE_ERRORS as error:
         raise UserError(f"output.path {output.path} cannot be read: {type(error).__name__}: {error}") from error
     if claim is None:
-        raise UserError(f"output.path must be the output of a caption job, found no {FILE} in {output.path}")
+        raise UserError(
+            f"output.path must be the output of a caption job or an evaluation, found no {FILE} in {output.path}"
+        )
     return claim
 
 
-def _committed(output: Store, verdict: Verdict) -> list[str]:
-    """Sorted names of the committed objects; whatever else lies in the two folders is a difference."""
-    found = {folder: sorted(output.list(folder)) for folder in ("captions", "quarantine")}
+def committed_names(output: Store, folder: str, verdict: Verdict) -> list[str]:
+    """Sorted names of the committed objects; whatever else lies in `folder` or the quarantine is a difference."""
+    found = {each: sorted(output.list(each)) for each in (folder, "quarantine")}
     names = []
-    for name in found["captions"]:
+    for name in found[folder]:
         try:
             parse_part(name)
         except ValueError:
-            verdict.differ(f"captions/{name} is no object of this job")
+            verdict.differ(f"{folder}/{name} is no object of this job")
         else:
             names.append(name)
     for name in sorted({*found["quarantine"]} - {*names}):
-        verdict.differ(f"quarantine/{name} belongs to no captions object: its unit was never committed")
+        verdict.differ(f"quarantine/{name} belongs to no {folder} object: its unit was never committed")
     verdict.objects = len(names)
     return names
 
@@ -126,24 +155,24 @@ def _read_part(output: Store, name: str) -> Part | str:
     """The part, or why it is unreadable."""
     try:
         return _load_part(output, name)
-    except (pa.ArrowException, OSError, LookupError, TypeError) as error:  # no Parquet, no metadata, no such column
+    except DAMAGE as error:
         return f"{name} is damaged: {type(error).__name__}: {clean(str(error))}"
 
 
 def _load_part(output: Store, name: str) -> Part:
     prompts: dict[Row, list[str]] = defaultdict(list)
-    table = _read_table(output, f"captions/{name}", ["source", "row", "prompt"])
+    table = read_table(output, f"captions/{name}", ["source", "row", "prompt"])
     for source, row, prompt in zip(*(column.to_pylist() for column in table.columns), strict=True):
         prompts[source, row].append(prompt)
     rejected, reasons = Counter(), Counter()
     if output.exists(f"quarantine/{name}"):
-        table = _read_table(output, f"quarantine/{name}", ["source", "row", "reason"])
+        table = read_table(output, f"quarantine/{name}", ["source", "row", "reason"])
         rejected.update(zip(*(column.to_pylist() for column in table.columns[:2]), strict=True))
         reasons.update(table["reason"].to_pylist())
     return Part(name, read_totals(output, name), prompts, rejected, reasons)
 
 
-def _read_table(output: Store, name: str, columns: list[str]) -> pa.Table:
+def read_table(output: Store, name: str, columns: list[str]) -> pa.Table:
     with output.fs.open(output.join(name), "rb") as stream:
         return pq.read_table(stream, columns=columns)
 

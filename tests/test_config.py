@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from pipelines.config import Config, EvaluateConfig
+from pipelines.config import AccuracyConfig, Config, EvaluateConfig
 from pipelines.settings import DEMO_CONFIG, UserError, check_bounds, help_text, load_config, to_yaml
 
 OWN_MODEL = "model.path=some/model"  # without it the demo configuration is the base
@@ -14,6 +14,7 @@ KEYS = Config().dotted()
 SHIPPED = [  # the others are manifests for clusters, or prices
     file for file in sorted((REPOSITORY / "conf").glob("*.yaml")) if "model" in yaml.safe_load(file.read_text())
 ]
+SCHEMAS = {"evaluate": EvaluateConfig, "accuracy": AccuracyConfig}  # by the first word of the file's name
 BOUNDED = [
     (f"{section.name}.{k.name}", k.metadata)
     for section in fields(Config)
@@ -68,7 +69,7 @@ def test_the_config_file_may_follow_an_equals_sign(tmp_path):
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
 def test_every_shipped_configuration_loads_and_opens_with_its_command(file):
-    schema = EvaluateConfig if file.name.startswith("evaluate") else Config
+    schema = SCHEMAS.get(file.name.partition("_")[0], Config)
     load_config(["--config", str(file)], schema)
     head = file.read_text().partition("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.benchmarks.columns import Column, check_nulls, check_schema, image_bytes
 from pipelines.benchmarks.rows import Content, Record, Row
@@ -47,7 +46,6 @@ class Benchmark:
     max_new_tokens: int
     scorer: Scorer
     image_table: ImageTable | None = None
-    row_filter: pc.Expression | None = None  # spares reading rows that `identify` would leave out
 
     def check_schema(self, schema: pa.Schema) -> None:
         """Raises ValueError, naming benchmark, columns found and columns expected."""

@@ -1,7 +1,5 @@
 """ScienceQA (the images subset) and SEED-Bench (its image questions): the answer has to be the option's letter."""
 
-import pyarrow.compute as pc
-
 from pipelines.benchmarks.benchmark import Benchmark, Key, Source, one_key
 from pipelines.benchmarks.columns import IMAGE, IMAGES, MAYBE_TEXT, NUMBER, NUMBER_OR_TEXT, TEXT, TEXTS, image_bytes
 from pipelines.benchmarks.prompts import LETTER, LETTERS, options_text
@@ -96,5 +94,4 @@ SEEDBENCH = Benchmark(
     prompt=lambda row: f"{row['question']}\n{options_text(row['choices'])}\n{LETTER}",
     max_new_tokens=1024,
     scorer=mean_scorer("seed_image", lambda r: float(seed_correct(r["prediction"] or "", r["answers"][0]))),
-    row_filter=pc.field("data_type") == "image",
 )

@@ -1,0 +1,81 @@
+"""What an evaluated point costs: kept tokens, multiply-adds, seconds. Read from its output, which survives its run."""
+
+import json
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from transformers import AutoConfig
+
+from otprune.flops import true_flops
+from otprune.schedules import SETTINGS
+from otprune.shapes import LanguageShape, ModelShape, VisionShape
+from pipelines.caption import Job
+from pipelines.run import RECORD
+
+COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
+
+
+def measure_work(job: Job, retention: float) -> dict[str, float | None]:
+    """Means over all questions of the output at `job`.
+
+    num_visual_tokens, num_kept_tokens   of a question's images
+    tflops_per_image                     multiply-adds / 1e12 of encoding one image, choosing its tokens and answering
+                                         one mean question; None for a method whose cost is not known here
+    images_per_second                    of the point's last run, from its first finished unit on
+    ms_per_image, encode_ms, generate_ms milliseconds of work of all stages, and of the two model stages, divided by
+                                         the encoded images; each image is asked several questions
+    """
+    record = json.loads(job.output.read(RECORD))
+    totals = record["totals"]
+    images = max(1, totals["images_captioned"])
+    means = _mean_counts(job)
+    seconds = totals["seconds"]
+    return {
+        "num_visual_tokens": means["num_visual_tokens"],
+        "num_kept_tokens": means["num_kept_tokens"],
+        "tflops_per_image": _tflops(job, means, retention),
+        "images_per_second": record["last_run"].get("images_per_second"),
+        "ms_per_image": 1000 * sum(seconds.values()) / images,
+        "encode_ms": 1000 * seconds.get("encode", 0.0) / images,
+        "generate_ms": 1000 * seconds.get("generate", 0.0) / images,
+    }
+
+
+def model_shape(job: Job) -> ModelShape:
+    """Sizes of the checkpoint's two models; the tower ends at the layer that LLaVA reads."""
+    config: Any = AutoConfig.from_pretrained(job.model)
+    layers, feature = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    deepest = max(f if f >= 0 else layers + 1 + f for f in ([feature] if isinstance(feature, int) else feature))
+    vision = VisionShape.from_config(config.vision_config, layers=deepest)
+    return ModelShape(vision=vision, language=LanguageShape.from_config(config.text_config))
+
+
+def _tflops(job: Job, means: dict[str, float], retention: float) -> float | None:
+    method = job.config.prune.method
+    settings: dict[str, dict[str, Any]] = {"none": {}, "m3": {"tokens": round(means["num_kept_tokens"])}}
+    if method in SETTINGS and method not in settings:
+        return None
+    try:
+        flops = true_flops(
+            model_shape(job),
+            method,
+            num_text=round(means["num_prompt_tokens"] - means["num_kept_tokens"]),
+            num_generated=max(1, round(means["num_generated_tokens"])),
+            **settings.get(method, {"retention": retention}),
+        )
+    except ValueError:  # a method whose own cost is not known
+        return None
+    return flops.total / 1e12
+
+
+def _mean_counts(job: Job) -> dict[str, float]:
+    """Means over answered questions."""
+    sums, answered = dict.fromkeys(COUNTS, 0), 0
+    for name in job.output.list(job.folder):
+        with job.output.fs.open(job.output.join(job.folder, name), "rb") as stream:
+            table = pq.read_table(stream, columns=list(COUNTS)).drop_null()
+        answered += table.num_rows
+        for column in COUNTS:
+            sums[column] += pc.sum(table[column]).as_py() or 0
+    return {column: total / max(1, answered) for column, total in sums.items()}

@@ -1,0 +1,242 @@
+"""The accuracy grid, with stages that answer right as often as tokens are kept: its table, page, runs and resume."""
+
+import json
+import random
+import re
+import xml.etree.ElementTree as ElementTree
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import REPOSITORY, scene_row
+from mlflow.tracking import MlflowClient
+
+from demo.corpus import SCHEMA
+from demo.language import questions
+from demo.world import scene_at
+from jobs.evaluate_grid import DEMO_CONFIG, main
+from otprune import num_kept, select_tokens
+from otprune.distance import gaussian_w2, trace_objective
+from otprune.models import load_encoder
+from pipelines.accuracy_table import Point
+from pipelines.charts import line_chart, scatter, series_styles, ticks
+from pipelines.config import AccuracyConfig, GridConfig
+from pipelines.settings import load_config
+from pipelines.study_accuracy import grid_points, run_accuracy_grid
+from pipelines.work import Work
+
+TOKENS = 256
+
+
+def luck(question_id: str) -> int:
+    """Tokens that it takes to answer this question."""
+    return zlib.crc32(question_id.encode()) % TOKENS
+
+
+def counting_encoder() -> type:
+    """As many empty tokens an image as are to be kept."""
+
+    class Counting:
+        def __init__(self, *, method: str, retention: float, **_: object) -> None:
+            self.kept = 256 if method == "none" else round(256 * retention)
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            work = Work.from_row(row)
+            work.num_visual_tokens = 256
+            work.arrays = {"tokens": np.zeros((len(work.images), self.kept, 1), np.float32)}
+            return work.to_row()
+
+    return Counting
+
+
+def lucky_generator() -> type:
+    """Answers a question right if there are enough tokens."""
+
+    class Lucky:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            import zlib
+
+            work = Work.from_row(row)
+            kept = work.arrays["tokens"].shape[1]
+            counts = {"num_kept_tokens": kept, "num_prompt_tokens": kept + 6, "num_generated_tokens": 2}
+            for image in work.images:
+                image.captions = [
+                    {"finish_reason": "stop", **counts}
+                    | {"caption": q["answers"][0] if zlib.crc32(q["question_id"].encode()) % 256 < kept else "what"}
+                    for q in image.questions
+                ]
+            work.arrays = {}
+            return work.to_row()
+
+    return Lucky
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory, scene_png: Callable[[int], bytes]) -> Path:
+    """Sixteen scenes with their questions."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rows = [
+        {**scene_row(i, scene_png(i)), "questions": questions(scene_at("corpus", i), random.Random(i))}
+        for i in range(16)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "scenes-00000.parquet", row_group_size=8)
+    return folder
+
+
+def configure(scenes: Path, output: Path, *arguments: str) -> AccuracyConfig:
+    settings = [
+        f"--config={DEMO_CONFIG}", f"model.path={REPOSITORY / 'demo' / 'checkpoint'}", f"input.path={scenes}",
+        f"output.path={output}", "benchmarks=[demo_exist,demo_attr,demo_count]", "limit=null", "resamples=50",
+        "grid.methods=[otprune,random]", "grid.retentions=[0.1,0.5]", "grid.distance_images=3",
+        "faults.no_progress_seconds=120", *arguments,
+    ]  # fmt: skip
+    return load_config(settings, AccuracyConfig, DEMO_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def grid(scenes: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, pa.Table]:
+    """Output folder and table."""
+    output = tmp_path_factory.mktemp("grid") / "out"
+    return output, run_accuracy_grid(configure(scenes, output), counting_encoder(), lucky_generator())
+
+
+def test_every_point_answers_every_question(grid: tuple[Path, pa.Table], scenes: Path):
+    asked = pq.read_table(scenes, columns=["id", "questions"]).to_pylist()
+    rows = grid[1].to_pylist()
+    assert len(rows) == 5 * 3
+    for row in rows:
+        task = row["benchmark"].removeprefix("demo_")
+        ids = [
+            f"{scene['id']}#{task}-{i}"
+            for scene in asked
+            for i in range(sum(question["task"] == task for question in scene["questions"]))
+        ]
+        kept = round(TOKENS * row["retention"])
+        assert row["questions"] == len(ids)
+        assert row["score"] == pytest.approx(100 * np.mean([luck(each) < kept for each in ids]))
+        assert row["num_kept_tokens"] == kept
+
+
+def test_relative_is_the_mean_share_of_the_unpruned_scores(grid: tuple[Path, pa.Table]):
+    rows = grid[1].to_pylist()
+    full = {row["benchmark"]: row["score"] for row in rows if row["method"] == "none"}
+    for row in rows:
+        same = [r for r in rows if (r["method"], r["retention"]) == (row["method"], row["retention"])]
+        assert row["relative"] == pytest.approx(np.mean([r["score"] / full[r["benchmark"]] for r in same]))
+        assert row["relative_low"] <= row["relative"] <= row["relative_high"]
+
+
+def test_points_are_held_against_the_unpruned_and_against_random(grid: tuple[Path, pa.Table]):
+    for row in grid[1].to_pylist():
+        if row["method"] == "none":
+            assert row["vs_none_p"] is row["vs_random_p"] is None
+        else:
+            assert row["vs_none"] == pytest.approx(row["score"] - 100)
+            assert row["vs_none_p"] <= row["vs_none_q"]
+        if row["method"] == "otprune":  # which answers exactly as random does here
+            assert (row["vs_random"], row["vs_random_p"]) == (0, 1)
+
+
+def test_fewer_tokens_cost_less(grid: tuple[Path, pa.Table]):
+    cost = {(row["method"], row["retention"]): row["tflops_per_image"] for row in grid[1].to_pylist()}
+    assert cost["none", 1.0] > cost["otprune", 0.5] > cost["otprune", 0.1] > cost["random", 0.1] > 0
+
+
+def test_distances_are_those_of_the_selected_tokens(grid: tuple[Path, pa.Table], demo_model: Path, scene_pixels):
+    encoder = load_encoder(demo_model, dtype=torch.float32, device="cpu")
+    features = encoder(torch.from_numpy(scene_pixels[:3]))
+    keep = select_tokens(features, num_kept(0.1, TOKENS), method="otprune", gamma_scale="trace")
+    [row] = [r for r in grid[1].to_pylist() if (r["method"], r["retention"]) == ("otprune", 0.1)][:1]
+    # The corpus stores every fourth scene as JPEG; the fixtures are PNG throughout.
+    assert row["trace_objective"] == pytest.approx(float(trace_objective(features, keep).mean()), rel=1e-5)
+    assert row["gaussian_w2"] == pytest.approx(float(gaussian_w2(features, keep).mean()), rel=1e-5)
+    assert all(r["gaussian_w2"] is None for r in grid[1].to_pylist() if r["method"] == "none")
+
+
+def test_the_page_shows_every_point_and_needs_nothing_else(grid: tuple[Path, pa.Table]):
+    page = (grid[0] / "accuracy.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for word in ("otprune", "random", "all tokens", "10 % of the tokens", "Who beats whom"):
+        assert word in page
+    for chart in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(chart)
+
+
+def test_points_are_runs_below_one_run_of_the_grid(grid: tuple[Path, pa.Table]):
+    output = grid[0]
+    client = MlflowClient(f"sqlite:///{output.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("accuracy")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id])
+    parent = json.loads((output / "grid.json").read_text())["mlflow_run"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
+    assert sorted(run.info.run_name for run in children) == [
+        "none", "otprune-0.1", "otprune-0.5", "random-0.1", "random-0.5"
+    ]  # fmt: skip
+    [top] = [run for run in runs if run.info.run_id == parent]
+    assert top.info.status == "FINISHED"
+    assert top.data.metrics["relative/none"] == 1
+    assert {item.path for item in client.list_artifacts(parent)} >= {"accuracy.html", "accuracy.parquet"}
+
+
+def test_a_finished_grid_is_read_again_and_can_grow(grid: tuple[Path, pa.Table], scenes: Path, monkeypatch):
+    output, table = grid
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a finished point was evaluated again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.caption.run_flow", refuse)
+        again = run_accuracy_grid(configure(scenes, output), counting_encoder(), lucky_generator())
+    timing = ["images_per_second", "ms_per_image", "encode_ms", "generate_ms"]
+    assert again.drop_columns(timing).equals(table.drop_columns(timing))
+    grown = configure(scenes, output, "grid.retentions=[0.1,0.5,0.25]", "grid.distance_images=0")
+    assert run_accuracy_grid(grown, counting_encoder(), lucky_generator()).num_rows == 7 * 3
+
+
+def test_points_come_with_their_references_first():
+    points = grid_points(GridConfig(methods=["otprune", "random", "none"], retentions=[0.05, 0.5]))
+    assert [point.name for point in points] == ["none", "random-0.5", "random-0.05", "otprune-0.5", "otprune-0.05"]
+    assert points[0] == Point("none", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["grid.methods=[otprun]"], "prune.method must be one of"),
+        (["grid.methods=[]"], "grid.methods and grid.retentions must name at least one"),
+        (["grid.retentions=[0.5,1.5]"], "grid.retentions must be above 0 and at most 1, got 1.5"),
+        (["grid.settings={fastv: {layer: 2}}"], "grid.settings must be of methods in grid.methods, got 'fastv'"),
+        (["benchmarks=pop"], "benchmark must be one of"),
+    ],
+)
+def test_mistakes_end_with_code_2(arguments: list[str], says: str, scenes: Path, tmp_path: Path, capsys):
+    settings = [f"--config={DEMO_CONFIG}", f"input.path={scenes}", f"output.path={tmp_path / 'out'}", *arguments]
+    assert main(settings) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_charts_are_whole_for_flat_and_for_missing_values():
+    styles = series_styles(["a", "random"], quiet=["random"])
+    flat = line_chart("flat & full", ["5 %", "10 %"], {"a": [(1, 1, 1), None], "random": [None, (1, 1, 1)]}, styles)
+    ElementTree.fromstring(flat)
+    ElementTree.fromstring(scatter("t", "x", [("a", 1, 2), ("random", 1, 2)], styles))
+    assert styles["random"][1]
+    assert not styles["a"][1]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 97.1), (100, 100), (0, 0), (0.011, 0.013), (-5, 5)])
+def test_ticks_cover_the_values_in_few_steps(low: float, high: float):
+    first, last, step = ticks(low, high, count=4)
+    assert first <= low <= high <= last
+    assert 1 <= round((last - first) / step) <= 6
