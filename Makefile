@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption evaluate test lint verify clean
+.PHONY: caption evaluate study test lint verify clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embe
 
 evaluate: $(INSTALLED)  ## score the demo model on the demo world's nine tasks
 	$(BIN)/python jobs/evaluate.py
+
+study: $(INSTALLED)  ## the paper's experiments on a small scale; conf/study.yaml has them in full
+	$(BIN)/python jobs/study.py
 
 test: $(INSTALLED)  ## every test that needs no GPU
 	$(BIN)/python -m pytest

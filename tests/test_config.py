@@ -8,6 +8,7 @@ from conftest import REPOSITORY
 
 from pipelines.config import Config, EvaluateConfig
 from pipelines.settings import DEMO_CONFIG, UserError, check_bounds, help_text, load_config, to_yaml
+from pipelines.study.config import StudyConfig
 
 OWN_MODEL = "model.path=some/model"  # without it the demo configuration is the base
 KEYS = Config().dotted()
@@ -68,7 +69,8 @@ def test_the_config_file_may_follow_an_equals_sign(tmp_path):
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
 def test_every_shipped_configuration_loads_and_opens_with_its_command(file):
-    schema = EvaluateConfig if file.name.startswith("evaluate") else Config
+    schemas = {"evaluate": EvaluateConfig, "study": StudyConfig}
+    schema = schemas.get(file.stem.split("_")[0], Config)
     load_config(["--config", str(file)], schema)
     head = file.read_text().partition("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())

@@ -9,8 +9,8 @@ import torch
 from otprune.distance import trace_objective
 from otprune.select import select_tokens
 from pipelines.published_tables import TABLE_2
-from pipelines.study_greedy import greedy_study
-from pipelines.study_subsets import (
+from pipelines.study.greedy import greedy_study
+from pipelines.study.subsets import (
     all_subsets,
     best_by_swaps,
     expected_best,
@@ -20,7 +20,7 @@ from pipelines.study_subsets import (
     surrogate_of_subsets,
     trace_of_subsets,
 )
-from pipelines.study_synthetic import (
+from pipelines.study.synthetic import (
     TABLE_2_POOLS,
     judge_data_set,
     summarize_data_sets,

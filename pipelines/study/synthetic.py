@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from otprune.select import select_tokens
-from pipelines.study_subsets import (
+from pipelines.study.subsets import (
     best_by_swaps,
     expected_best,
     normal_tokens,

@@ -11,7 +11,7 @@ from statistics import fmean
 import torch
 
 from otprune.select import select_tokens
-from pipelines.study_subsets import all_subsets, normal_tokens, surrogate_of_subsets
+from pipelines.study.subsets import all_subsets, normal_tokens, surrogate_of_subsets
 
 
 @dataclass(frozen=True, kw_only=True)
