@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption evaluate accuracy test lint clean
+.PHONY: caption evaluate accuracy study test lint clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ evaluate: $(INSTALLED)  ## score the demo model on the demo world's nine tasks
 
 accuracy: $(INSTALLED)  ## score five selection methods at three retentions on the demo world: one table, one page
 	$(BIN)/python jobs/evaluate_grid.py
+
+study: $(INSTALLED)  ## the paper's experiments on a small scale; conf/study.yaml has them in full
+	$(BIN)/python jobs/study.py
 
 test: $(INSTALLED)  ## every test that needs no GPU; JOBS=4 on a larger machine
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -70,9 +70,9 @@ def run_job(
     progress = Progress(job.plan.num_rows, job.plan.num_done, price, every, started, job.counted)
     summarized: set[str] = set()
     try:
-        with _interruptible():
+        with interruptible():
             if job.plan.spans:
-                with connected(job.config) as outcome.cluster, _interruptible(), progress:
+                with connected(job.config) as outcome.cluster, interruptible(), progress:
                     tracker = _start_tracker(job)
                     _caption(job, stages(job, encoder, generator), progress, tracker, outcome, summarized)
             else:  # the last run ended after its last unit and before it could report
@@ -231,7 +231,7 @@ def git_tag() -> dict[str, str]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGTERM, which clusters send, ends the block like Ctrl-C.
 
     Entered again once Ray is up: its own handler, installed at start-up, aborts the process.

@@ -1,6 +1,7 @@
 """The last thing that a job prints: what came out, what it cost, and where everything is."""
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from pipelines.evaluate import Evaluation, Results
     from pipelines.quality import Quality
     from pipelines.run import Outcome
+    from pipelines.study.pieces import Conclusion
+    from pipelines.study.run import Study
 
 
 def print_summary(job: "Job", outcome: "Outcome") -> None:
@@ -107,3 +110,24 @@ def _console() -> Console:
     """Prints text as it is: captions and paths may hold brackets, which rich would read as markup."""
     width = None if sys.stdout.isatty() else 200
     return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def print_study(study: "Study", outcome: "Outcome", conclusions: "Mapping[str, Conclusion]") -> None:
+    """What each experiment found, on stdout, and where everything is."""
+    console = _console()
+    for name, conclusion in conclusions.items():
+        console.print(f"{name}")
+        for finding in conclusion.findings:
+            console.print(f"  - {finding}")
+    table = Table(show_header=False, box=None, pad_edge=False)
+    if outcome.message:
+        table.add_row("status", outcome.message)
+    table.add_row("pieces", f"{len(study.pieces):,}, of which {len(study.missing):,} were missing")
+    if "wall_seconds" in outcome.metrics:
+        table.add_row("time", f"{outcome.metrics['wall_seconds']:.0f} s")
+    if conclusions:
+        table.add_row("page", f"{study.output.path}/study.html")
+        table.add_row("tables", f"{study.output.path}/results/*.parquet")
+    if outcome.tracked:
+        table.add_row("mlflow", outcome.tracked)
+    console.print(table)

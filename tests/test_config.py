@@ -8,13 +8,14 @@ from conftest import REPOSITORY
 
 from pipelines.config import AccuracyConfig, Config, EvaluateConfig
 from pipelines.settings import DEMO_CONFIG, UserError, check_bounds, help_text, load_config, to_yaml
+from pipelines.study.config import StudyConfig
 
 OWN_MODEL = "model.path=some/model"  # without it the demo configuration is the base
 KEYS = Config().dotted()
 SHIPPED = [  # the others are manifests for clusters, or prices
     file for file in sorted((REPOSITORY / "conf").glob("*.yaml")) if "model" in yaml.safe_load(file.read_text())
 ]
-SCHEMAS = {"evaluate": EvaluateConfig, "accuracy": AccuracyConfig}  # by the first word of the file's name
+SCHEMAS = {"evaluate": EvaluateConfig, "accuracy": AccuracyConfig, "study": StudyConfig}  # by the first word of the file's name
 BOUNDED = [
     (f"{section.name}.{k.name}", k.metadata)
     for section in fields(Config)
@@ -69,7 +70,7 @@ def test_the_config_file_may_follow_an_equals_sign(tmp_path):
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
 def test_every_shipped_configuration_loads_and_opens_with_its_command(file):
-    schema = SCHEMAS.get(file.name.partition("_")[0], Config)
+    schema = SCHEMAS.get(file.stem.partition("_")[0], Config)
     load_config(["--config", str(file)], schema)
     head = file.read_text().partition("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())

@@ -1,7 +1,7 @@
 """The synthetic study: its parts against definitions, its findings as orderings (no seed of the paper's is known)."""
 
 import math
-from itertools import combinations
+from itertools import chain, combinations
 
 import pytest
 import torch
@@ -9,16 +9,23 @@ import torch
 from otprune.distance import trace_objective
 from otprune.select import select_tokens
 from pipelines.published_tables import TABLE_2
-from pipelines.study_subsets import (
+from pipelines.study.greedy import greedy_study
+from pipelines.study.subsets import (
     all_subsets,
     best_by_swaps,
     expected_best,
     normal_tokens,
     random_subsets,
+    subsets_by_rank,
     surrogate_of_subsets,
     trace_of_subsets,
 )
-from pipelines.study_synthetic import TABLE_2_POOLS, greedy_study, synthetic_study
+from pipelines.study.synthetic import (
+    TABLE_2_POOLS,
+    judge_data_set,
+    summarize_data_sets,
+    synthetic_study,
+)
 
 
 @pytest.mark.parametrize("centered", [False, True])
@@ -145,3 +152,18 @@ def test_the_protocol_covers_every_row_of_table_2():
 def test_user_mistakes_are_value_errors(sizes, options, message):
     with pytest.raises(ValueError, match=message):
         synthetic_study(*sizes, **options)
+
+
+def test_subsets_by_rank_are_all_subsets_once_in_blocks_too():
+    ranked = subsets_by_rank(4, 0, math.comb(9, 4))
+    assert sorted(map(tuple, ranked.tolist())) == list(combinations(range(9), 4))
+    assert torch.equal(torch.cat([subsets_by_rank(4, 0, 50), subsets_by_rank(4, 50, 126)]), ranked)
+
+
+def test_blocks_of_an_exhaustive_pool_add_up_to_the_whole_of_it():
+    def judged(block):
+        return judge_data_set(14, 6, 4, seed=3, num_subsets=None, block=block)
+
+    whole = [judge_data_set(14, 6, 4, seed, num_subsets=None) for seed in (3, 4)]
+    parts = [judged((0, 400)), judged((400, math.comb(14, 4))), whole[1]]
+    assert summarize_data_sets(list(chain(*parts))) == summarize_data_sets(list(chain(*whole)))

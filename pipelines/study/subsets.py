@@ -26,6 +26,25 @@ def all_subsets(num_tokens: int, keep: int) -> Tensor:
     return torch.tensor(list(flat)).view(-1, keep)
 
 
+def subsets_by_rank(keep: int, start: int, stop: int) -> Tensor:
+    """The subsets of ranks [start, stop), int64 [stop - start, k], each ascending; N tokens have comb(N, k) of them.
+
+    The combinatorial number system (colexicographic order): the rank of c_1 < ... < c_k is the sum of comb(c_i, i), so
+    c_k is the largest c with comb(c, k) <= rank, and so on with what is left. No list of all subsets is ever formed.
+    """
+    rank = torch.arange(start, stop)
+    elements = []
+    for size in range(keep, 0, -1):
+        below = [math.comb(size - 1, size)]
+        while below[-1] < stop:
+            below.append(math.comb(size - 1 + len(below), size))
+        table = torch.tensor(below)
+        step = torch.searchsorted(table, rank, right=True) - 1
+        rank = rank - table[step]
+        elements.append(step + size - 1)
+    return torch.stack(elements[::-1], dim=1)
+
+
 def random_subsets(num_tokens: int, keep: int, count: int, seed: int) -> Tensor:
     """`count` independent uniform subsets, int64 [count, k], each ascending."""
     generator = torch.Generator().manual_seed(seed)

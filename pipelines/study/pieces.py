@@ -1,0 +1,133 @@
+"""Pieces: the grain in which a study is computed, committed and resumed.
+
+A piece is one call of a pure function, say one seed of one line of a table. Its result is one object,
+`pieces/<experiment>/<name>-<digest>.parquet`, whose digest stands for everything that decides what is in it: function,
+arguments, weights, version. So a rerun computes what is missing, more seeds only the new ones, and another setting
+never meets an old result. What a piece is told besides (where the model lies) does not change its name.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+import otprune
+from pipelines.storage import Store
+from pipelines.work import clean
+
+FOLDER = "pieces"
+IN_FLIGHT = 2  # tasks submitted for each CPU: enough that none waits for the driver
+
+Row = dict[str, Any]
+Compute = Callable[..., list[Row]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One call: `compute(**arguments, **where)`. `arguments` are JSON and decide the result, `where` does not."""
+
+    experiment: str
+    name: str
+    compute: Compute
+    arguments: Mapping[str, Any]
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """Of the object, inside the output folder."""
+        decides = {"call": self.compute.__qualname__, "version": otprune.__version__, **self.arguments}
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{FOLDER}/{self.experiment}/{self.name}-{digest}.parquet"
+
+
+@dataclass(frozen=True)
+class Model:
+    """The demo checkpoint: its folder, and the digest of its weights."""
+
+    folder: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What an experiment comes to."""
+
+    tables: Mapping[str, list[Row]]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    findings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a piece ended: its seconds, or why it failed."""
+
+    piece: Piece
+    seconds: float
+    error: str = ""
+
+
+def missing(pieces: Sequence[Piece], output: Store) -> list[Piece]:
+    """The pieces that `output` does not hold; one LIST for each experiment."""
+    there = {
+        f"{FOLDER}/{name}/{leaf}"
+        for name in {piece.experiment for piece in pieces}
+        for leaf in output.list(f"{FOLDER}/{name}")
+    }
+    return [piece for piece in pieces if piece.path not in there]
+
+
+def commit(piece: Piece, output: Store) -> None:
+    """Computes the piece and writes its object, as a whole or not at all."""
+    rows = piece.compute(**piece.arguments, **piece.where)
+    pq.write_table(pa.Table.from_pylist(rows), stream := io.BytesIO(), compression="zstd")
+    output.write(piece.path, stream.getvalue())
+
+
+def load(pieces: Sequence[Piece], output: Store) -> list[Row]:
+    """All rows of the pieces, in their order."""
+    with ThreadPoolExecutor(16) as pool:
+        tables = pool.map(lambda piece: pq.read_table(io.BytesIO(output.read(piece.path))), pieces)
+        return [row for table in tables for row in table.to_pylist()]
+
+
+def compute_on_ray(pieces: Sequence[Piece], output: Store, retries: int = 2) -> Iterator[Finished]:
+    """Commits every piece in a Ray task of one CPU; yields each as it ends. One that fails does not stop the others.
+
+    A task whose process died is tried again `retries` times; an exception of the piece's own is final.
+    """
+    task = ray.remote(num_cpus=1, max_retries=retries)(_run)
+    waiting, running = list(pieces)[::-1], {}
+    try:
+        while waiting or running:
+            limit = IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            while waiting and len(running) < limit:
+                piece = waiting.pop()
+                running[task.remote(piece, output)] = piece
+            done, _ = ray.wait(list(running), timeout=1.0)
+            for reference in done:
+                piece = running.pop(reference)
+                try:
+                    seconds, error = ray.get(reference)
+                except ray.exceptions.RayError as lost:  # its process died again and again
+                    seconds, error = 0.0, f"{type(lost).__name__}: {clean(str(lost), 300)}"
+                yield Finished(piece, seconds, error)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _run(piece: Piece, output: Store) -> tuple[float, str]:
+    started = time.perf_counter()
+    try:
+        commit(piece, output)
+    except Exception as error:
+        return time.perf_counter() - started, f"{type(error).__name__}: {clean(str(error), 300)}"
+    return time.perf_counter() - started, ""

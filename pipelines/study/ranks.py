@@ -1,0 +1,37 @@
+"""The printed ranks and the printed p-value, recomputed from the printed scores."""
+
+from dataclasses import asdict
+
+from pipelines.published import published_ranks, wilcoxon_variants
+from pipelines.published_tables import TABLE_1, WILCOXON_P
+from pipelines.study.pieces import Row
+
+
+def recomputed_ranks() -> list[Row]:
+    """One row for each printed rank: model, method, kind (average | one-shot), printed, recomputed, agrees."""
+    rows = []
+    for model, block in TABLE_1.items():
+        for method, ours in published_ranks(model).items():
+            printed = (block[method].average_rank, block[method].one_shot_rank)
+            for kind, theirs, value in zip(("average", "one-shot"), printed, ours, strict=True):
+                if theirs is not None and value is not None:
+                    agrees = abs(value - theirs) <= 0.005 + 1e-9  # two decimals are printed
+                    rows.append(
+                        {
+                            "model": model,
+                            "method": method,
+                            "kind": kind,
+                            "printed": theirs,
+                            "recomputed": value,
+                            "agrees": agrees,
+                        }
+                    )
+    return rows
+
+
+def recomputed_p_values() -> list[Row]:
+    """One row for each reading of the signed-rank test, and whether it rounds to the printed p."""
+    return [
+        {**asdict(variant), "printed": WILCOXON_P, "agrees": round(variant.p_value, 3) == WILCOXON_P}
+        for variant in wilcoxon_variants()
+    ]

@@ -1,0 +1,197 @@
+"""The study as a job: checks, computes what is missing on Ray, concludes, reports.
+
+pieces/<experiment>/<name>-<digest>.parquet   what was computed, the unit of commit and of resume
+results/<table>.parquet                       what follows from the pieces
+study.html, study.json                        the page; findings, metrics, configuration
+"""
+
+import io
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.cluster import connected
+from pipelines.fingerprint import read_claim
+from pipelines.run import DONE, FAILED, INTERRUPTED, Outcome, git_tag, interruptible
+from pipelines.settings import UserError, to_yaml
+from pipelines.storage import STORE_ERRORS, Store, make_store
+from pipelines.study.checks import check_demo_model, check_values, choose_experiments
+from pipelines.study.config import NOT_IN_STUDY, StudyConfig
+from pipelines.study.experiments import EXPERIMENTS
+from pipelines.study.page import render_study
+from pipelines.study.pieces import Conclusion, Model, Piece, compute_on_ray, load, missing
+from pipelines.track import MlflowTracker, make_tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study, before any cluster is touched."""
+
+    config: StudyConfig
+    names: tuple[str, ...]
+    pieces: tuple[Piece, ...]
+    missing: tuple[Piece, ...]
+    output: Store
+
+
+def prepare_study(config: StudyConfig) -> Study:
+    """Checks configuration, model and output, in seconds, and plans what is left to compute.
+
+    Raises:
+        UserError: for anything that the user has to correct.
+    """
+    default = StudyConfig().dotted()
+    for name in NOT_IN_STUDY:
+        if config.dotted()[name] != default[name]:
+            raise UserError(f"{name} has no meaning here: --help lists the study's keys")
+    names = choose_experiments(config.experiments)
+    check_values(config, names)
+    model = check_demo_model(config) if any(EXPERIMENTS[name].needs_model for name in names) else Model("", "")
+    output = open_study(config)
+    pieces = [piece for name in names for piece in EXPERIMENTS[name].plan(config, model)]
+    return Study(config, names, tuple(pieces), tuple(missing(pieces, output)), output)
+
+
+def run_study(study: Study) -> tuple[Outcome, dict[str, Conclusion]]:
+    """Computes what is missing, then concludes every experiment whose pieces are all there, and writes the results.
+
+    Never raises for what the study itself can run into: a piece that fails leaves its experiment out, with exit code 1.
+    """
+    outcome, started = Outcome(), time.perf_counter()
+    failed: dict[str, str] = {}
+    try:
+        with interruptible():
+            if study.missing:
+                with connected(study.config) as outcome.cluster, interruptible():
+                    failed = _compute(study, started)
+            conclusions = _conclude(study, failed)
+    except KeyboardInterrupt:
+        outcome.code, outcome.message = INTERRUPTED, "interrupted; the same command resumes"
+        return outcome, {}
+    outcome.metrics = {
+        "pieces": float(len(study.pieces)),
+        "pieces_computed": float(len(study.missing) - len(failed)),
+        "wall_seconds": time.perf_counter() - started,
+    }
+    if failed:
+        first, why = next(iter(failed.items()))
+        outcome.code = FAILED
+        outcome.message = f"{len(failed)} pieces failed, the first {first}: {why}; the same command tries them again"
+    _write(study, outcome, conclusions)
+    return outcome, conclusions
+
+
+def open_study(config: StudyConfig) -> Store:
+    """The store to write to.
+
+    Raises:
+        UserError: if it is not set, cannot be written, or is the output of a caption job.
+    """
+    if not config.output.path:
+        raise UserError("output.path must be set; --help lists the keys")
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    try:
+        if read_claim(output) is not None:
+            raise UserError(
+                f"output.path must be a study's or empty, got {output.path}, which holds another job's output"
+            )
+        output.write(".probe", b"")
+        output.delete(".probe")
+    except STORE_ERRORS as error:
+        raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
+    return output
+
+
+def _compute(study: Study, started: float) -> dict[str, str]:
+    """Computes the missing pieces; path -> error of those that failed."""
+    failed: dict[str, str] = {}
+    total = Counter(piece.experiment for piece in study.pieces)
+    done = total - Counter(piece.experiment for piece in study.missing)
+    logger.info("%d of %d pieces to compute", len(study.missing), len(study.pieces))
+    said = time.perf_counter()
+    for finished in compute_on_ray(study.missing, study.output):
+        piece = finished.piece
+        if finished.error:
+            failed[f"{piece.experiment}/{piece.name}"] = finished.error
+            logger.warning("%s/%s failed: %s", piece.experiment, piece.name, finished.error)
+            continue
+        done[piece.experiment] += 1
+        if time.perf_counter() - said >= study.config.run.progress_seconds:
+            said = time.perf_counter()
+            parts = ", ".join(f"{name} {done[name]}/{count}" for name, count in total.items())
+            logger.info("%d/%d pieces (%s), %.0f s", done.total(), total.total(), parts, said - started)
+    return failed
+
+
+def _conclude(study: Study, failed: Mapping[str, str]) -> dict[str, Conclusion]:
+    incomplete = {name.split("/")[0] for name in failed}
+    conclusions = {}
+    for name in study.names:
+        if name not in incomplete:
+            pieces = [piece for piece in study.pieces if piece.experiment == name]
+            conclusions[name] = EXPERIMENTS[name].conclude(load(pieces, study.output), study.config)
+    return conclusions
+
+
+def _write(study: Study, outcome: Outcome, conclusions: Mapping[str, Conclusion]) -> None:
+    page = render_study(study.config, conclusions, outcome)
+    for conclusion in conclusions.values():
+        for name, rows in conclusion.tables.items():
+            study.output.write(f"results/{name}.parquet", _parquet(rows))
+    outcome.tracked = track_study(study, conclusions, outcome, page)
+    record = {
+        "finished": outcome.code == DONE,
+        "experiments": {name: {"findings": list(c.findings), "metrics": c.metrics} for name, c in conclusions.items()},
+        "last_run": outcome.metrics,
+        "cluster": outcome.cluster,
+        "config": {k: v for k, v in study.config.dotted().items() if k not in NOT_IN_STUDY},
+    }
+    study.output.write("study.html", page.encode())
+    study.output.write("study.json", json.dumps(record, indent=1).encode())
+
+
+def track_study(study: Study, conclusions: Mapping[str, Conclusion], outcome: Outcome, page: str) -> str:
+    """One MLflow run for the study and, inside it, one for each experiment; says where they are.
+
+    A study that had nothing to compute leaves no run.
+    """
+    if not study.missing:
+        return ""
+    mlflow = study.config.mlflow
+    params = {k: v for k, v in study.config.dotted().items() if k not in NOT_IN_STUDY}
+    status = "FINISHED" if outcome.code == DONE else "FAILED"
+    tags = git_tag() | {"model": study.config.model.path, "cluster": study.config.ray.address or "local"}
+
+    def tracker(name: str):
+        return make_tracker(mlflow.enabled, mlflow.tracking_uri, mlflow.experiment, name, study.output.path)
+
+    parent = tracker(mlflow.run_name or "study")
+    parent.start(params, tags, to_yaml(study.config))
+    parent.log(outcome.metrics, 0)
+    parent.artifact("study.html", page)
+    said = parent.finish(status)
+    of_parent = parent.run_id if isinstance(parent, MlflowTracker) else None
+    for name, conclusion in conclusions.items():
+        child = tracker(name)
+        own = {k: v for k, v in params.items() if k.startswith(f"{name}.")} | {"resamples": study.config.resamples}
+        child.start(own, tags | ({"mlflow.parentRunId": of_parent} if of_parent else {}), to_yaml(study.config))
+        child.log(conclusion.metrics, 0)
+        child.artifact("findings.txt", "\n".join(conclusion.findings))
+        for table, rows in conclusion.tables.items():
+            child.artifact(f"{table}.parquet", _parquet(rows))
+        child.finish("FINISHED")
+    return said
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    pq.write_table(pa.Table.from_pylist(rows), stream := io.BytesIO(), compression="zstd")
+    return stream.getvalue()
