@@ -14,6 +14,7 @@ from otprune.select import METHODS
 from pipelines.cluster import actor_gpus, wait_for_room
 from pipelines.config import Config
 from pipelines.corpus import Corpus, find_corpus
+from pipelines.cost import make_tariff
 from pipelines.decode import mean_color
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError
@@ -57,6 +58,7 @@ def prepare(config: Config) -> Job:
     Raises:
         UserError: for anything that the user has to correct.
     """
+    make_tariff(config.cost)
     model = check_model(config)
     corpus = find_corpus(
         make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),

@@ -129,12 +129,19 @@ class FaultsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostConfig:
-    usd_per_hour: float | None = key("price of the whole cluster; null reports no dollars", None, low=0)
+    usd_per_hour: float | None = key("price of the whole cluster; null prices its nodes by cost.prices", None, low=0)
+    prices: list[str] = key(
+        "price files, YAML or SkyPilot catalogs (CSV); the first that knows an instance wins", ["conf/prices.yaml"]
+    )
+    region: str | None = key("region of nodes without a ray.io/availability-region label, where prices differ")
+    spot: bool = key("nodes without a ray.io/market-type label are spot instances", False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetConfig:
-    max_usd: float | None = key("stop cleanly, resumable, when the run has cost so much (exit code 4)", None, above=0)
+    max_usd: float | None = key(
+        "stop cleanly, resumable, when all runs of this output have cost so much (exit code 4)", None, above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +165,7 @@ class RayConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     progress_seconds: float = key("seconds between progress lines and metric points", 5.0, above=0)
+    heartbeat_seconds: float = key("seconds between writes of heartbeat.json beside the output", 5.0, above=0)
     samples: int = key("captioned images shown in the report and in MLflow", 24, low=0, high=512)
 
 

@@ -1,34 +1,33 @@
 """Running a prepared job to its end: progress, tracking, budget, totals, and what is left beside the captions."""
 
-import copy
 import json
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig
-
-from otprune.flops import prefill_flops
-from otprune.shapes import LanguageShape
 from pipelines.caption import Job, Stages, make_stages
 from pipelines.cluster import connected
+from pipelines.cost import Meter, make_tariff
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError, run_with_isolation
 from pipelines.generate import Generator
+from pipelines.heartbeat import Heartbeat
+from pipelines.ledger import new_run, read_spent
+from pipelines.measures import Account, output_totals, run_metrics
 from pipelines.progress import Progress, Totals
 from pipelines.report import render_report
-from pipelines.settings import to_yaml
-from pipelines.sink import read_totals
+from pipelines.settings import UserError, to_yaml
 from pipelines.track import NullTracker, Tracker, make_tracker
 
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
+PRICE_ADVICE = "set cost.usd_per_hour for the whole cluster, or price them by cost.prices and node labels"
 DONE, FAILED, CAPPED, INTERRUPTED = 0, 1, 4, 130  # exit codes
 
 
@@ -63,27 +62,33 @@ def run_job(
     """
     if not job.plan.spans and job.output.exists(RECORD):
         return Outcome(message="nothing to do: the output is complete")
-    started, outcome = time.perf_counter(), Outcome()
+    started, outcome, name = time.perf_counter(), Outcome(), new_run()
     tracker: Tracker = NullTracker()
-    price = job.config.cost.usd_per_hour
+    meter = Meter(make_tariff(job.config.cost), started)
+    account = Account(meter, read_spent(job.output))
     every = job.config.run.progress_seconds
-    progress = Progress(job.plan.num_rows, job.plan.num_done, price, every, started, job.counted)
+    progress = Progress(job.plan.num_rows, job.plan.num_done, meter, every, started, job.counted)
+    beat = Heartbeat(job, name, progress, account)
     summarized: set[str] = set()
     try:
         with _interruptible():
-            if job.plan.spans:
-                with connected(job.config) as outcome.cluster, _interruptible(), progress:
-                    tracker = _start_tracker(job)
-                    _caption(job, stages(job, encoder, generator), progress, tracker, outcome, summarized)
-            else:  # the last run ended after its last unit and before it could report
+            if not job.plan.spans:  # the last run ended after its last unit and before it could report
                 tracker = _start_tracker(job)
+            elif not _capped(job, account, outcome):
+                with connected(job.config) as outcome.cluster, _interruptible(), progress, beat:
+                    account.weigh(job.config)
+                    _check_budget(job, meter)
+                    tracker = _start_tracker(job)
+                    _caption(job, stages(job, encoder, generator), progress, tracker, outcome, summarized, account)
     except KeyboardInterrupt:
         outcome.code, outcome.message = INTERRUPTED, "interrupted; the same command resumes"
     except JobFailedError as error:
         outcome.code, outcome.message = FAILED, f"{error}; everything committed is kept"
-    outcome.metrics = run_metrics(job, progress)
+    meter.stop()
+    outcome.metrics = run_metrics(job, progress, account)
     outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
-    _finish(job, outcome, progress, tracker, summarized, conclude or report_captions)
+    _finish(job, outcome, progress, tracker, summarized, conclude or report_captions, account)
+    beat.finish(outcome.code, outcome.message)
     return outcome
 
 
@@ -94,6 +99,7 @@ def _caption(
     tracker: Tracker,
     outcome: Outcome,
     summarized: set[str],
+    account: Account,
 ) -> None:
     summaries = run_with_isolation(
         job.plan.spans,
@@ -107,66 +113,62 @@ def _caption(
         summarized.add(f"part-{summary['unit']}.parquet")
         outcome.samples += summary.pop("samples")
         if progress.update(summary):
-            tracker.log(run_metrics(job, progress), round(progress.elapsed))
-        cap = job.config.budget.max_usd
-        if cap is not None and progress.usd is not None and progress.usd >= cap:
-            outcome.code = CAPPED
-            outcome.message = f"stopped at budget.max_usd={cap:g}: ${progress.usd:.4f} spent; the same command resumes"
+            tracker.log(run_metrics(job, progress, account), round(progress.elapsed))
+        if _capped(job, account, outcome):
             break
 
 
-def run_metrics(job: Job, progress: Progress) -> dict[str, float]:
-    """The metrics of this run so far, under their MLflow names. Rates include nothing of the start-up.
+def _capped(job: Job, account: Account, outcome: Outcome) -> bool:
+    """Whether the runs of this output have cost what they may; the outcome then says so."""
+    cap, usd = job.config.budget.max_usd, account.usd_of_output
+    if cap is None:
+        return False
+    if unpriced := account.meter.unpriced:  # one that joined later
+        outcome.code, outcome.message = CAPPED, f"stopped: budget.max_usd cannot be kept, as {_listed(unpriced)}"
+        return True
+    if (usd or account.earlier.usd) < cap:
+        return False
+    of = f", ${account.earlier.usd:.4f} of it by {account.earlier.runs} earlier runs" if account.earlier.usd else ""
+    outcome.code = CAPPED
+    outcome.message = (
+        f"stopped at budget.max_usd={cap:g}: ${usd or account.earlier.usd:.4f} spent on this output{of}; "
+        "the same command with a higher cap resumes"
+    )
+    return True
 
-    `gpu_busy/<stage>` is the share of the run in which the stage's actors were at work, CPU actors too;
-    `prefill_tflops_per_image` counts multiply-adds of the language model, as papers on pruning do.
+
+def _check_budget(job: Job, meter: Meter) -> None:
+    """Says which nodes have no price.
+
+    Raises:
+        UserError: if there is a cap and one of them has none.
     """
-    totals, usd = progress.totals, progress.usd
-    actors = {"encode": job.config.encode.actors, "generate": job.config.generate.actors}
-    metrics: dict[str, float] = {
-        **progress.rates(),
-        "images_captioned": totals.images_captioned,
-        "images_quarantined": totals.images_quarantined,
-        "mean_caption_tokens": totals.generated_tokens / max(1, totals.captions),
-        "mean_prompt_tokens": totals.prompt_tokens / max(1, totals.captions),
-        "prefill_tflops_per_image": prefill_tflops(job, totals),
-        "finished_by_length": totals.finished_by_length / max(1, totals.captions),
-        "wall_seconds": progress.elapsed,
-        **{f"seconds/{stage}": seconds for stage, seconds in totals.seconds.items()},
-        **{f"gpu_busy/{stage}": totals.seconds[stage] / (n * progress.elapsed) for stage, n in actors.items()},
-        **{f"quarantined/{reason}": count for reason, count in totals.reasons.items()},
-    }
-    if usd is not None:
-        per_image = usd / max(1, totals.images_captioned)
-        metrics |= {"usd_total": usd, "usd_per_image": per_image, "usd_per_million_images": per_image * 1e6}
-    return metrics
+    if not meter.unpriced:
+        return
+    if job.config.budget.max_usd is not None:
+        raise UserError(f"budget.max_usd needs the price of every node: {_listed(meter.unpriced)}; {PRICE_ADVICE}")
+    logger.warning("not in the dollars: %s; %s", _listed(meter.unpriced), PRICE_ADVICE)
 
 
-def prefill_tflops(job: Job, totals: Totals) -> float:
-    """Multiply-adds / 1e12 of the language model on one image: on its prompts, or on one question of a benchmark."""
-    shape = LanguageShape.from_config(AutoConfig.from_pretrained(job.model).text_config)
-    mean_prompt = totals.prompt_tokens / max(1, totals.captions)
-    return (1 + len(job.config.prompt.more)) * prefill_flops(shape, round(mean_prompt)) / 1e12
-
-
-def output_totals(job: Job, progress: Progress, summarized: set[str]) -> Totals:
-    """Sums over everything the output holds: this run's own, and the metadata of objects committed before."""
-    before = [name for name in job.output.list(job.folder) if name not in summarized]
-    totals = copy.deepcopy(progress.totals)
-    with ThreadPoolExecutor(16) as pool:
-        for unit in pool.map(lambda name: read_totals(job.output, name, job.folder), before):
-            totals.add(unit)
-    return totals
+def _listed(unpriced: Counter[str]) -> str:
+    return "; ".join(f"{count} node{'s' * (count > 1)}: {problem}" for problem, count in unpriced.items())
 
 
 def _finish(
-    job: Job, outcome: Outcome, progress: Progress, tracker: Tracker, summarized: set[str], conclude: Conclude
+    job: Job,
+    outcome: Outcome,
+    progress: Progress,
+    tracker: Tracker,
+    summarized: set[str],
+    conclude: Conclude,
+    account: Account,
 ) -> None:
     totals = output_totals(job, progress, summarized)
     record = {
         "fingerprint": job.fingerprint,
         "finished": outcome.code == DONE,
         "totals": totals.to_dict(),
+        "spent": account.spent().to_dict(),
         "last_run": outcome.metrics,
         "cluster": outcome.cluster,
         "config": job.config.dotted(),
