@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.config import CostConfig
-from pipelines.prices import NodePrice, Price, load_prices, price_node
+from pipelines.config import Config, CostConfig
+from pipelines.prices import NodePrice, Price, find_instance, load_prices, price_node
+from pipelines.settings import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,28 @@ def make_tariff(config: CostConfig) -> Tariff:
         UserError: if a price file is missing or wrong.
     """
     return Tariff(tuple(load_prices(config.prices)), config.usd_per_hour, config.region, config.spot)
+
+
+def check_instances(config: Config) -> list[tuple[NodePrice, float | None]]:
+    """Price and relative speed (None: not given) of every entry `NAME` or `NAME:SPEED` of estimate.instances.
+
+    Raises:
+        UserError: if a price file is missing or wrong, an instance has not one price, or a speed is no number above 0.
+    """
+    tariff, found = make_tariff(config.cost), []
+    for entry in config.estimate.instances:
+        name, _, speed = entry.partition(":")
+        price = find_instance(tariff.prices, name, region=tariff.region, spot=tariff.spot)
+        if price.usd_per_hour is None:
+            raise UserError(f"estimate.instances must be priced by cost.prices: {price.problem}")
+        try:
+            factor = float(speed) if speed else None
+        except ValueError:
+            factor = 0.0
+        if factor is not None and not 0 < factor < float("inf"):
+            raise UserError(f"estimate.instances must be NAME or NAME:SPEED with a speed above 0, got {entry!r}")
+        found.append((price, factor))
+    return found
 
 
 @dataclass(slots=True)

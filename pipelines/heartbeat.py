@@ -50,7 +50,6 @@ class Heartbeat:
         self._written = False
 
     def __enter__(self) -> "Heartbeat":
-        self._look()
         self._thread.start()
         return self
 
@@ -95,9 +94,10 @@ class Heartbeat:
             self._write("running", "")
             if self._stop.wait(self.every):
                 return
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Takes note of the cluster's nodes."""
         try:
             for held in self.account.meter.poll(ray.nodes()):
                 if held.price.usd_per_hour is not None and self.account.meter.tariff.usd_per_hour is None:

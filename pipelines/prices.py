@@ -179,4 +179,5 @@ def _price(path: str, **row: Any) -> Price:
         row[name] = number
     if row["usd_per_hour"] is None and row["spot_usd_per_hour"] is None:
         raise UserError(f"{path}: {instance} must have usd_per_hour or spot_usd_per_hour")
-    return Price(**{name: str(v) if name in ("gpu", "region", "date", "source") else v for name, v in row.items()})
+    texts: dict[str, Any] = {name: str(row[name]) for name in ("gpu", "region", "date", "source") if name in row}
+    return Price(**row | texts)

@@ -4,31 +4,31 @@ import json
 import logging
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.budget import check_prices, over_budget
 from pipelines.caption import Job, Stages, make_stages
 from pipelines.cluster import connected
 from pipelines.cost import Meter, make_tariff
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError, run_with_isolation
+from pipelines.gate import UNPRUNED, Gate, pass_gate
 from pipelines.generate import Generator
 from pipelines.heartbeat import Heartbeat
 from pipelines.ledger import new_run, read_spent
 from pipelines.measures import Account, output_totals, run_metrics
 from pipelines.progress import Progress, Totals
 from pipelines.report import render_report
-from pipelines.settings import UserError, to_yaml
-from pipelines.track import NullTracker, Tracker, make_tracker
+from pipelines.track import NullTracker, Tracker
+from pipelines.tracking import start_tracker
 
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
-PRICE_ADVICE = "set cost.usd_per_hour for the whole cluster, or price them by cost.prices and node labels"
-DONE, FAILED, CAPPED, INTERRUPTED = 0, 1, 4, 130  # exit codes
+DONE, FAILED, GATED, CAPPED, INTERRUPTED = 0, 1, 3, 4, 130  # exit codes
 
 
 @dataclass(slots=True)
@@ -41,6 +41,7 @@ class Outcome:
     samples: list[dict[str, Any]] = field(default_factory=list)
     tracked: str = ""
     cluster: str = ""
+    gate: Gate | None = None  # with the captions that were compared
 
 
 Conclude = Callable[[Job, Outcome, Totals, Tracker], dict[str, Any]]
@@ -73,19 +74,25 @@ def run_job(
     try:
         with _interruptible():
             if not job.plan.spans:  # the last run ended after its last unit and before it could report
-                tracker = _start_tracker(job)
-            elif not _capped(job, account, outcome):
-                with connected(job.config) as outcome.cluster, _interruptible(), progress, beat:
+                tracker = start_tracker(job)
+            elif spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account):
+                outcome.code, outcome.message = CAPPED, spent
+            else:
+                with connected(job.config) as outcome.cluster, _interruptible():
                     account.weigh(job.config)
-                    _check_budget(job, meter)
-                    tracker = _start_tracker(job)
-                    _caption(job, stages(job, encoder, generator), progress, tracker, outcome, summarized, account)
+                    beat.look()
+                    check_prices(meter, job.config.budget.max_usd)
+                    tracker = start_tracker(job)
+                    with progress, beat:
+                        if _gate_passed(job, encoder, generator, tracker, outcome):
+                            made = stages(job, encoder, generator)
+                            _caption(job, made, progress, tracker, outcome, summarized, account)
     except KeyboardInterrupt:
         outcome.code, outcome.message = INTERRUPTED, "interrupted; the same command resumes"
     except JobFailedError as error:
         outcome.code, outcome.message = FAILED, f"{error}; everything committed is kept"
     meter.stop()
-    outcome.metrics = run_metrics(job, progress, account)
+    outcome.metrics = run_metrics(job, progress, account) | (outcome.gate.metrics() if outcome.gate else {})
     outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
     _finish(job, outcome, progress, tracker, summarized, conclude or report_captions, account)
     beat.finish(outcome.code, outcome.message)
@@ -114,44 +121,21 @@ def _caption(
         outcome.samples += summary.pop("samples")
         if progress.update(summary):
             tracker.log(run_metrics(job, progress, account), round(progress.elapsed))
-        if _capped(job, account, outcome):
+        if spent := over_budget(job.config.budget.max_usd, account.usd_of_output, account):
+            outcome.code, outcome.message = CAPPED, spent
             break
 
 
-def _capped(job: Job, account: Account, outcome: Outcome) -> bool:
-    """Whether the runs of this output have cost what they may; the outcome then says so."""
-    cap, usd = job.config.budget.max_usd, account.usd_of_output
-    if cap is None:
-        return False
-    if unpriced := account.meter.unpriced:  # one that joined later
-        outcome.code, outcome.message = CAPPED, f"stopped: budget.max_usd cannot be kept, as {_listed(unpriced)}"
+def _gate_passed(job: Job, encoder: type, generator: type, tracker: Tracker, outcome: Outcome) -> bool:
+    """Whether the run may begin; the outcome has the gate's numbers, and says so if not."""
+    if job.config.gate.min_quality is None or job.config.prune.method == UNPRUNED:
         return True
-    if (usd or account.earlier.usd) < cap:
-        return False
-    of = f", ${account.earlier.usd:.4f} of it by {account.earlier.runs} earlier runs" if account.earlier.usd else ""
-    outcome.code = CAPPED
-    outcome.message = (
-        f"stopped at budget.max_usd={cap:g}: ${usd or account.earlier.usd:.4f} spent on this output{of}; "
-        "the same command with a higher cap resumes"
-    )
-    return True
-
-
-def _check_budget(job: Job, meter: Meter) -> None:
-    """Says which nodes have no price.
-
-    Raises:
-        UserError: if there is a cap and one of them has none.
-    """
-    if not meter.unpriced:
-        return
-    if job.config.budget.max_usd is not None:
-        raise UserError(f"budget.max_usd needs the price of every node: {_listed(meter.unpriced)}; {PRICE_ADVICE}")
-    logger.warning("not in the dollars: %s; %s", _listed(meter.unpriced), PRICE_ADVICE)
-
-
-def _listed(unpriced: Counter[str]) -> str:
-    return "; ".join(f"{count} node{'s' * (count > 1)}: {problem}" for problem, count in unpriced.items())
+    gate = outcome.gate = pass_gate(job, encoder, generator)
+    logger.info("gate: %s", gate)
+    tracker.log(gate.metrics(), 0)
+    if not gate.passed:
+        outcome.code, outcome.message = GATED, f"gate failed: {gate}"
+    return gate.passed
 
 
 def _finish(
@@ -199,37 +183,6 @@ def _sample_table(samples: list[dict[str, Any]]) -> dict[str, list]:
     return {
         name: [row[i] for row in rows] for i, name in enumerate(("source", "row", "prompt", "caption", "references"))
     }
-
-
-def _start_tracker(job: Job) -> Tracker:
-    config = job.config
-    name = config.mlflow.run_name or f"{config.prune.method}-{config.prune.retention:g}-{job.fingerprint[:8]}"
-    tracker = make_tracker(
-        config.mlflow.enabled, config.mlflow.tracking_uri, config.mlflow.experiment, name, job.output.path
-    )
-    tags = {
-        "method": config.prune.method,
-        "retention": f"{config.prune.retention:g}",
-        "engine": config.engine.name,
-        "model": config.model.path,
-        "cluster": config.ray.address or "local",
-        "fingerprint": job.fingerprint,
-    }
-    tracker.start(config.dotted(), tags | job.tags | git_tag(), to_yaml(config))
-    return tracker
-
-
-def git_tag() -> dict[str, str]:
-    """{"git_commit": ...} where the package runs from a repository."""
-    import subprocess
-
-    from pipelines.settings import REPOSITORY
-
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"git_commit": done.stdout.strip()} if done.returncode == 0 else {}
 
 
 @contextmanager

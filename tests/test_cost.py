@@ -1,4 +1,4 @@
-"""Dollars: node-hours of nodes that come and go, where they went, and the metrics that the sweep and the report read."""
+"""Dollars: node-hours of nodes that come and go, where they went, and what is kept of the runs of an output."""
 
 import pytest
 
