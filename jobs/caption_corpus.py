@@ -3,8 +3,10 @@
     python jobs/caption_corpus.py                                   # the demo
     python jobs/caption_corpus.py --config conf/llava15_7b.yaml input.path=s3://bucket/images output.path=s3://bucket/out
     ray job submit --working-dir . -- python jobs/caption_corpus.py --config ... dotted.key=value ...
+    python jobs/caption_corpus.py ... run.estimate=true             # a sample only: what it would cost and take
 
-Exit codes: 0 done; 2 bad configuration or input; 4 stopped by the spend cap; 130 interrupted; 1 anything else.
+Exit codes: 0 done; 2 bad configuration or input; 3 the gate failed; 4 stopped by the spend cap; 130 interrupted;
+1 anything else.
 """
 
 import logging
@@ -12,9 +14,10 @@ import sys
 from pathlib import Path
 
 from pipelines.caption import prepare
+from pipelines.estimate import run_estimate
 from pipelines.run import run_job
 from pipelines.settings import UserError, help_text, load_config
-from pipelines.summary import print_summary
+from pipelines.summary import print_estimate, print_summary
 
 
 def main(argv: list[str]) -> int:
@@ -29,6 +32,9 @@ def main(argv: list[str]) -> int:
 
             build_corpus(Path(config.input.path))
         job = prepare(config)
+        if config.run.estimate:
+            print_estimate(job, *run_estimate(job))
+            return 0
         outcome = run_job(job)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ from otprune.select import METHODS
 from pipelines.cluster import actor_gpus, wait_for_room
 from pipelines.config import Config
 from pipelines.corpus import Corpus, find_corpus
+from pipelines.cost import check_instances
 from pipelines.decode import mean_color
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError
@@ -52,15 +53,16 @@ class Job:
 
 
 def prepare(config: Config) -> Job:
-    """Checks model, corpus and output, in seconds, and plans what is left to do.
+    """Checks model, corpus and output, in seconds, and plans what is left to do. An estimate only reads the output.
 
     Raises:
         UserError: for anything that the user has to correct.
     """
+    check_instances(config)
     model = check_model(config)
     corpus = find_input(config)
     described = describe(config, model)
-    output = open_output(config, described)
+    output = open_output(config, described, write=not config.run.estimate)
     plan = make_plan(
         corpus,
         output,
@@ -68,6 +70,7 @@ def prepare(config: Config) -> Job:
         num_images=config.unit.images,
         limit=config.input.limit,
         num_samples=config.run.samples,
+        tidy=not config.run.estimate,
     )
     return Job(config, model, corpus, output, described, plan)
 
@@ -112,17 +115,18 @@ def check_model(config: Config) -> Path:
         raise UserError(str(error)) from error
 
 
-def open_output(config: Config, described: dict[str, Any]) -> Store:
-    """The store to write to, marked as this configuration's.
+def open_output(config: Config, described: dict[str, Any], *, write: bool = True) -> Store:
+    """The store to write to, marked as this configuration's unless it is not to be written.
 
     Raises:
         UserError: if it is another configuration's, or cannot be written.
     """
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     try:
-        output = claim_output(output, described, config.output.on_mismatch)
-        output.write(".probe", b"")
-        output.delete(".probe")
+        output = claim_output(output, described, config.output.on_mismatch, mark=write)
+        if write:
+            output.write(".probe", b"")
+            output.delete(".probe")
     except STORE_ERRORS as error:
         raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
     return output

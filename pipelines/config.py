@@ -129,12 +129,40 @@ class FaultsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostConfig:
-    usd_per_hour: float | None = key("price of the whole cluster; null reports no dollars", None, low=0)
+    usd_per_hour: float | None = key("price of the whole cluster; null prices its nodes by cost.prices", None, low=0)
+    prices: list[str] = key(
+        "price files, YAML or SkyPilot catalogs (CSV); the first that knows an instance wins", ["conf/prices.yaml"]
+    )
+    region: str | None = key("region of nodes without a ray.io/availability-region label, where prices differ")
+    spot: bool = key("nodes without a ray.io/market-type label are spot instances", False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetConfig:
-    max_usd: float | None = key("stop cleanly, resumable, when the run has cost so much (exit code 4)", None, above=0)
+    max_usd: float | None = key(
+        "stop cleanly, resumable, when all runs of this output have cost so much (exit code 4)", None, above=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EstimateConfig:
+    images: int = key("images that run.estimate captions, drawn over the whole corpus", 1024, low=1)
+    instances: list[str] = key(
+        "instances of cost.prices to estimate for: NAME, or NAME:SPEED with its images/s relative to this cluster's", []
+    )
+    seed: int = key("seed of the sample", 0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    min_quality: float | None = key(
+        "quality relative to unpruned, on a sample, that the lower end of its 95 % interval must reach before the run "
+        "begins (exit code 3 if not); null asks nothing",
+        None,
+        above=0,
+    )
+    images: int = key("images of the sample, captioned with and without pruning", 256, low=16)
+    seed: int = key("seed of the sample", 0, low=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +185,9 @@ class RayConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
+    estimate: bool = key("caption a sample, write nothing, and say what the run would cost and take", False)
     progress_seconds: float = key("seconds between progress lines and metric points", 5.0, above=0)
+    heartbeat_seconds: float = key("seconds between writes of heartbeat.json beside the output", 5.0, above=0)
     samples: int = key("captioned images shown in the report and in MLflow", 24, low=0, high=512)
 
 
@@ -176,6 +206,8 @@ class Config:
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     cost: CostConfig = field(default_factory=CostConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -270,5 +302,12 @@ NOT_IN_EVALUATION = (
     "input.fetch_timeout",
     "prompt.template",
     "prompt.more",
+    "run.estimate",
+    "estimate.images",
+    "estimate.instances",
+    "estimate.seed",
+    "gate.min_quality",
+    "gate.images",
+    "gate.seed",
 )
 """Keys of the caption job that benchmarks decide for themselves."""

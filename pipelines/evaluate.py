@@ -17,12 +17,14 @@ from pipelines.benchmarks import Benchmark, Comparison, Scores, get_benchmarks
 from pipelines.caption import Job, Stages, check_model, decode_settings, model_stages, open_output
 from pipelines.config import NOT_IN_EVALUATION, Config, EvaluateConfig
 from pipelines.corpus import Corpus
+from pipelines.cost import make_tariff
 from pipelines.encode import Encoder
 from pipelines.fingerprint import describe, fingerprint, read_claim
 from pipelines.generate import Generator
+from pipelines.measures import prefill_tflops
 from pipelines.progress import Totals
 from pipelines.questions import ReadQuestions, prediction_rows
-from pipelines.run import DONE, Outcome, prefill_tflops, run_job
+from pipelines.run import DONE, Outcome, run_job
 from pipelines.schema import PREDICTIONS, PREDICTIONS_FOLDER
 from pipelines.scores import (
     as_json,
@@ -72,6 +74,7 @@ def prepare_evaluation(
     for name in NOT_IN_EVALUATION:
         if config.dotted()[name] != default[name]:
             raise UserError(f"{name} has no meaning here: each benchmark has its own prompts and columns")
+    make_tariff(config.cost)
     model = check_model(config)
     benches = tuple(choose_benchmarks(config.benchmarks))
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)

@@ -42,8 +42,10 @@ def fingerprint(described: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def claim_output(store: Store, described: dict[str, Any], on_mismatch: str) -> Store:
+def claim_output(store: Store, described: dict[str, Any], on_mismatch: str, *, mark: bool = True) -> Store:
     """The store to write to: `store`, marked with the fingerprint, or its sibling if it holds another's output.
+
+    Without `mark` nothing is written.
 
     Raises:
         UserError: if the output belongs to another configuration (naming the keys that differ) and
@@ -54,7 +56,7 @@ def claim_output(store: Store, described: dict[str, Any], on_mismatch: str) -> S
     if stored is not None and fingerprint(stored) != mine and _holds(store):
         if on_mismatch == "new":
             sibling = Store(f"{store.path}-{mine[:8]}", store.endpoint_url, store.anonymous)
-            return claim_output(sibling, described, "refuse")
+            return claim_output(sibling, described, "refuse", mark=mark)
         raise UserError(
             f"{store.path} belongs to another configuration, which differs in {_differences(stored, described)}; "
             "choose another output.path, or output.on_mismatch=new for a sibling folder"
@@ -64,7 +66,8 @@ def claim_output(store: Store, described: dict[str, Any], on_mismatch: str) -> S
             raise UserError(
                 f"{store.path} holds {folder} but no {FILE} that says how they were made; choose another output.path"
             )
-        store.write(FILE, json.dumps(described, indent=1, sort_keys=True).encode())
+        if mark:
+            store.write(FILE, json.dumps(described, indent=1, sort_keys=True).encode())
     return store
 
 

@@ -31,11 +31,19 @@ class Plan:
 
 
 def make_plan(
-    corpus: Corpus, output: Store, fingerprint: str, *, num_images: int, limit: int | None, num_samples: int
+    corpus: Corpus,
+    output: Store,
+    fingerprint: str,
+    *,
+    num_images: int,
+    limit: int | None,
+    num_samples: int,
+    tidy: bool = True,
 ) -> Plan:
     """Spans of units of at most `num_images` for the rows that have no output yet, the first `limit` rows at most.
 
-    `num_samples` images, spread over the plan, are marked for the report.
+    `num_samples` images, spread over the plan, are marked for the report. With `tidy`, quarantine objects that belong
+    to no unit are removed; without, the output is only read.
 
     Raises:
         UserError: if the output holds captions of files that this corpus does not have or that have changed.
@@ -44,9 +52,16 @@ def make_plan(
     plan = _plan_parquet if corpus.columns else _plan_images
     spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed)
     planned = [unit for units, _ in spans for unit in units]
-    delete_orphans(output, committed, planned)
+    if tidy:
+        delete_orphans(output, committed, planned)
     todo = sum(unit.num_images for unit in planned)
     return Plan(_with_samples(spans, num_samples), committed, num_rows, num_rows - todo)
+
+
+def plan_everything(corpus: Corpus, fingerprint: str, *, num_images: int, limit: int | None) -> "Spans":
+    """Units of all rows, whatever any output holds."""
+    plan = _plan_parquet if corpus.columns else _plan_images
+    return plan(corpus, corpus.store, fingerprint, num_images, limit, frozenset())[0]
 
 
 def delete_orphans(output: Store, committed: frozenset[str], planned: Sequence[Unit]) -> None:

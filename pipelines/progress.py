@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pipelines.cost import Meter
+
 RATE_WINDOW = 60.0  # seconds over which the shown rate is taken
+AFTER_START = ("encode", "generate", "write")  # what happens to a unit once the actors are up
 
 Counted = Literal["images", "questions"]
 
@@ -64,12 +67,12 @@ class Progress:
         self,
         num_rows: int,
         num_done: int,
-        usd_per_hour: float | None,
+        meter: Meter,
         every: float,
         started: float,
         counted: Counted = "images",
     ):
-        self.num_rows, self.num_done, self.usd_per_hour, self.every = num_rows, num_done, usd_per_hour, every
+        self.num_rows, self.num_done, self.meter, self.every = num_rows, num_done, meter, every
         self.counted: Counted = counted
         self.totals = Totals()
         self.started = started
@@ -78,6 +81,7 @@ class Progress:
         self._shown = 0.0
         self._history: deque[tuple[float, int]] = deque()  # (time, count) at the units of the last minute
         self._first: tuple[float, int] | None = None  # at the first unit with captions
+        self._startup: float | None = None
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -96,6 +100,9 @@ class Progress:
         if unit["captions"] or self._history:  # a unit of broken images alone comes through before the actors are up
             self._history.append((now, self.count))
             self._first = self._first or self._history[0]
+            if self._startup is None:
+                worked = sum(unit["seconds"].get(stage, 0.0) for stage in AFTER_START)
+                self._startup = max(0.0, now - self.started - worked)
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
             self._history.popleft()
         return self.show()
@@ -124,8 +131,26 @@ class Progress:
         return time.perf_counter() - self.started
 
     @property
+    def startup_seconds(self) -> float:
+        """Seconds until the actors began their first unit with captions; all so far where there is none yet."""
+        return self.elapsed if self._startup is None else self._startup
+
+    @property
     def usd(self) -> float | None:
-        return None if self.usd_per_hour is None else self.usd_per_hour * self.elapsed / 3600
+        """Dollars of this run so far; None without a price."""
+        return self.meter.usd
+
+    @property
+    def seconds_left(self) -> float | None:
+        """To the end of the plan at the rate of the last minute; None before there is one."""
+        rate = self.rates(recent=True)[f"{self.counted}_per_second"]
+        return (self.num_rows - self.num_done - self.count) / rate if rate > 0 and self._first else None
+
+    @property
+    def usd_left(self) -> float | None:
+        """What that costs with the nodes of now; None without a price."""
+        left, price = self.seconds_left, self.meter.usd_per_hour
+        return None if left is None or price is None else price * left / 3600
 
     def rates(self, *, recent: bool = False) -> dict[str, float]:
         """Images, or questions too, and generated tokens a second: of the whole run, or of its last minute.
@@ -147,8 +172,7 @@ class Progress:
 
     def line(self) -> str:
         done, rates = self.num_done + self.count, self.rates(recent=True)
-        rate = rates[f"{self.counted}_per_second"]
-        left = (self.num_rows - done) / rate if rate > 0 else None
+        rate, left, usd_left = rates[f"{self.counted}_per_second"], self.seconds_left, self.usd_left
         parts = [
             f"{done:,}/{self.num_rows:,} {self.counted}",
             f"{rate:.1f} {self.counted}/s",
@@ -157,7 +181,7 @@ class Progress:
             f"ETA {'-' if left is None else _duration(left)}",
         ]
         if self.usd is not None:
-            parts.append(f"${self.usd:.4f} so far")
+            parts.append(f"${self.usd:.4f} so far" + ("" if usd_left is None else f", ${usd_left:.4f} to finish"))
         return " | ".join(parts)
 
 

@@ -1,35 +1,34 @@
 """Running a prepared job to its end: progress, tracking, budget, totals, and what is left beside the captions."""
 
-import copy
 import json
 import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig
-
-from otprune.flops import prefill_flops
-from otprune.shapes import LanguageShape
+from pipelines.budget import check_prices, over_budget
 from pipelines.caption import Job, Stages, make_stages
 from pipelines.cluster import connected
+from pipelines.cost import Meter, make_tariff
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError, run_with_isolation
+from pipelines.gate import UNPRUNED, Gate, pass_gate
 from pipelines.generate import Generator
+from pipelines.heartbeat import Heartbeat
+from pipelines.ledger import new_run, read_spent
+from pipelines.measures import Account, output_totals, run_metrics
 from pipelines.progress import Progress, Totals
 from pipelines.report import render_report
-from pipelines.settings import to_yaml
-from pipelines.sink import read_totals
-from pipelines.track import NullTracker, Tracker, make_tracker
+from pipelines.track import NullTracker, Tracker
+from pipelines.tracking import start_tracker
 
 logger = logging.getLogger(__name__)
 
 RECORD = "run.json"
-DONE, FAILED, CAPPED, INTERRUPTED = 0, 1, 4, 130  # exit codes
+DONE, FAILED, GATED, CAPPED, INTERRUPTED = 0, 1, 3, 4, 130  # exit codes
 
 
 @dataclass(slots=True)
@@ -42,6 +41,7 @@ class Outcome:
     samples: list[dict[str, Any]] = field(default_factory=list)
     tracked: str = ""
     cluster: str = ""
+    gate: Gate | None = None  # with the captions that were compared
 
 
 Conclude = Callable[[Job, Outcome, Totals, Tracker], dict[str, Any]]
@@ -63,27 +63,39 @@ def run_job(
     """
     if not job.plan.spans and job.output.exists(RECORD):
         return Outcome(message="nothing to do: the output is complete")
-    started, outcome = time.perf_counter(), Outcome()
+    started, outcome, name = time.perf_counter(), Outcome(), new_run()
     tracker: Tracker = NullTracker()
-    price = job.config.cost.usd_per_hour
+    meter = Meter(make_tariff(job.config.cost), started)
+    account = Account(meter, read_spent(job.output))
     every = job.config.run.progress_seconds
-    progress = Progress(job.plan.num_rows, job.plan.num_done, price, every, started, job.counted)
+    progress = Progress(job.plan.num_rows, job.plan.num_done, meter, every, started, job.counted)
+    beat = Heartbeat(job, name, progress, account)
     summarized: set[str] = set()
     try:
         with interruptible():
-            if job.plan.spans:
-                with connected(job.config) as outcome.cluster, interruptible(), progress:
-                    tracker = _start_tracker(job)
-                    _caption(job, stages(job, encoder, generator), progress, tracker, outcome, summarized)
-            else:  # the last run ended after its last unit and before it could report
-                tracker = _start_tracker(job)
+            if not job.plan.spans:  # the last run ended after its last unit and before it could report
+                tracker = start_tracker(job)
+            elif spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account):
+                outcome.code, outcome.message = CAPPED, spent
+            else:
+                with connected(job.config) as outcome.cluster, interruptible():
+                    account.weigh(job.config)
+                    beat.look()
+                    check_prices(meter, job.config.budget.max_usd)
+                    tracker = start_tracker(job)
+                    with progress, beat:
+                        if _gate_passed(job, encoder, generator, tracker, outcome):
+                            made = stages(job, encoder, generator)
+                            _caption(job, made, progress, tracker, outcome, summarized, account)
     except KeyboardInterrupt:
         outcome.code, outcome.message = INTERRUPTED, "interrupted; the same command resumes"
     except JobFailedError as error:
         outcome.code, outcome.message = FAILED, f"{error}; everything committed is kept"
-    outcome.metrics = run_metrics(job, progress)
+    meter.stop()
+    outcome.metrics = run_metrics(job, progress, account) | (outcome.gate.metrics() if outcome.gate else {})
     outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
-    _finish(job, outcome, progress, tracker, summarized, conclude or report_captions)
+    _finish(job, outcome, progress, tracker, summarized, conclude or report_captions, account)
+    beat.finish(outcome.code, outcome.message)
     return outcome
 
 
@@ -94,6 +106,7 @@ def _caption(
     tracker: Tracker,
     outcome: Outcome,
     summarized: set[str],
+    account: Account,
 ) -> None:
     summaries = run_with_isolation(
         job.plan.spans,
@@ -107,66 +120,39 @@ def _caption(
         summarized.add(f"part-{summary['unit']}.parquet")
         outcome.samples += summary.pop("samples")
         if progress.update(summary):
-            tracker.log(run_metrics(job, progress), round(progress.elapsed))
-        cap = job.config.budget.max_usd
-        if cap is not None and progress.usd is not None and progress.usd >= cap:
-            outcome.code = CAPPED
-            outcome.message = f"stopped at budget.max_usd={cap:g}: ${progress.usd:.4f} spent; the same command resumes"
+            tracker.log(run_metrics(job, progress, account), round(progress.elapsed))
+        if spent := over_budget(job.config.budget.max_usd, account.usd_of_output, account):
+            outcome.code, outcome.message = CAPPED, spent
             break
 
 
-def run_metrics(job: Job, progress: Progress) -> dict[str, float]:
-    """The metrics of this run so far, under their MLflow names. Rates include nothing of the start-up.
-
-    `gpu_busy/<stage>` is the share of the run in which the stage's actors were at work, CPU actors too;
-    `prefill_tflops_per_image` counts multiply-adds of the language model, as papers on pruning do.
-    """
-    totals, usd = progress.totals, progress.usd
-    actors = {"encode": job.config.encode.actors, "generate": job.config.generate.actors}
-    metrics: dict[str, float] = {
-        **progress.rates(),
-        "images_captioned": totals.images_captioned,
-        "images_quarantined": totals.images_quarantined,
-        "mean_caption_tokens": totals.generated_tokens / max(1, totals.captions),
-        "mean_prompt_tokens": totals.prompt_tokens / max(1, totals.captions),
-        "prefill_tflops_per_image": prefill_tflops(job, totals),
-        "finished_by_length": totals.finished_by_length / max(1, totals.captions),
-        "wall_seconds": progress.elapsed,
-        **{f"seconds/{stage}": seconds for stage, seconds in totals.seconds.items()},
-        **{f"gpu_busy/{stage}": totals.seconds[stage] / (n * progress.elapsed) for stage, n in actors.items()},
-        **{f"quarantined/{reason}": count for reason, count in totals.reasons.items()},
-    }
-    if usd is not None:
-        per_image = usd / max(1, totals.images_captioned)
-        metrics |= {"usd_total": usd, "usd_per_image": per_image, "usd_per_million_images": per_image * 1e6}
-    return metrics
-
-
-def prefill_tflops(job: Job, totals: Totals) -> float:
-    """Multiply-adds / 1e12 of the language model on one image: on its prompts, or on one question of a benchmark."""
-    shape = LanguageShape.from_config(AutoConfig.from_pretrained(job.model).text_config)
-    mean_prompt = totals.prompt_tokens / max(1, totals.captions)
-    return (1 + len(job.config.prompt.more)) * prefill_flops(shape, round(mean_prompt)) / 1e12
-
-
-def output_totals(job: Job, progress: Progress, summarized: set[str]) -> Totals:
-    """Sums over everything the output holds: this run's own, and the metadata of objects committed before."""
-    before = [name for name in job.output.list(job.folder) if name not in summarized]
-    totals = copy.deepcopy(progress.totals)
-    with ThreadPoolExecutor(16) as pool:
-        for unit in pool.map(lambda name: read_totals(job.output, name, job.folder), before):
-            totals.add(unit)
-    return totals
+def _gate_passed(job: Job, encoder: type, generator: type, tracker: Tracker, outcome: Outcome) -> bool:
+    """Whether the run may begin; the outcome has the gate's numbers, and says so if not."""
+    if job.config.gate.min_quality is None or job.config.prune.method == UNPRUNED:
+        return True
+    gate = outcome.gate = pass_gate(job, encoder, generator)
+    logger.info("gate: %s", gate)
+    tracker.log(gate.metrics(), 0)
+    if not gate.passed:
+        outcome.code, outcome.message = GATED, f"gate failed: {gate}"
+    return gate.passed
 
 
 def _finish(
-    job: Job, outcome: Outcome, progress: Progress, tracker: Tracker, summarized: set[str], conclude: Conclude
+    job: Job,
+    outcome: Outcome,
+    progress: Progress,
+    tracker: Tracker,
+    summarized: set[str],
+    conclude: Conclude,
+    account: Account,
 ) -> None:
     totals = output_totals(job, progress, summarized)
     record = {
         "fingerprint": job.fingerprint,
         "finished": outcome.code == DONE,
         "totals": totals.to_dict(),
+        "spent": account.spent().to_dict(),
         "last_run": outcome.metrics,
         "cluster": outcome.cluster,
         "config": job.config.dotted(),
@@ -197,37 +183,6 @@ def _sample_table(samples: list[dict[str, Any]]) -> dict[str, list]:
     return {
         name: [row[i] for row in rows] for i, name in enumerate(("source", "row", "prompt", "caption", "references"))
     }
-
-
-def _start_tracker(job: Job) -> Tracker:
-    config = job.config
-    name = config.mlflow.run_name or f"{config.prune.method}-{config.prune.retention:g}-{job.fingerprint[:8]}"
-    tracker = make_tracker(
-        config.mlflow.enabled, config.mlflow.tracking_uri, config.mlflow.experiment, name, job.output.path
-    )
-    tags = {
-        "method": config.prune.method,
-        "retention": f"{config.prune.retention:g}",
-        "engine": config.engine.name,
-        "model": config.model.path,
-        "cluster": config.ray.address or "local",
-        "fingerprint": job.fingerprint,
-    }
-    tracker.start(config.dotted(), tags | job.tags | git_tag(), to_yaml(config))
-    return tracker
-
-
-def git_tag() -> dict[str, str]:
-    """{"git_commit": ...} where the package runs from a repository."""
-    import subprocess
-
-    from pipelines.settings import REPOSITORY
-
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"git_commit": done.stdout.strip()} if done.returncode == 0 else {}
 
 
 @contextmanager

@@ -50,22 +50,28 @@ class Sink:
     def commit(self, work: Work) -> None:
         """Writes quarantine (if any), then what commits the unit."""
         with work.timed("write"):
-            name = work.unit.part
-            if work.rejected:
-                rows = [
-                    {**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail}
-                    for r in work.rejected
-                ]
-                self.store.write(f"quarantine/{name}", _parquet(rows, QUARANTINE, {}))
-            else:  # an earlier try may have rejected images, say for a time-out, and died before it could commit
-                self.store.delete(f"quarantine/{name}")
-            metadata = {
-                **totals(work),
-                "unit": work.unit.name,
-                "fingerprint": self.fingerprint,
-                "sources": work.unit.sources,
-            }
-            self.store.write(f"{self.folder}/{name}", _parquet(self.rows(work, **self.names), self.schema, metadata))
+            objects = self.objects(work)
+            if not work.rejected:  # an earlier try may have rejected images, say for a time-out, and died before this
+                self.store.delete(f"quarantine/{work.unit.part}")
+            for name, content in objects.items():
+                self.store.write(name, content)
+
+    def objects(self, work: Work) -> dict[str, bytes]:
+        """Name -> content of what the unit came to; the object that commits it comes last."""
+        objects, name = {}, work.unit.part
+        if work.rejected:
+            rows = [
+                {**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail} for r in work.rejected
+            ]
+            objects[f"quarantine/{name}"] = encode_table(rows, QUARANTINE, {})
+        metadata = {
+            **totals(work),
+            "unit": work.unit.name,
+            "fingerprint": self.fingerprint,
+            "sources": work.unit.sources,
+        }
+        rows = self.rows(work, **self.names)
+        return objects | {f"{self.folder}/{name}": encode_table(rows, self.schema, metadata)}
 
 
 def caption_rows(work: Work, *, model: str, method: str) -> list[dict[str, Any]]:
@@ -126,7 +132,8 @@ def _where(image: Any) -> dict[str, Any]:
     return {"id": image.id, "source": image.source, "row": image.row, "sha256": image.sha256}
 
 
-def _parquet(rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, Any]) -> bytes:
+def encode_table(rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, Any]) -> bytes:
+    """The rows as a Parquet file."""
     table = pa.Table.from_pylist(rows, schema.with_metadata({METADATA_KEY: json.dumps(metadata)}))
     pq.write_table(table, stream := io.BytesIO(), compression="zstd")
     return stream.getvalue()

@@ -28,12 +28,13 @@ from pipelines.config import AccuracyConfig, EvaluateConfig, GridConfig
 from pipelines.encode import Encoder
 from pipelines.evaluate import choose_benchmarks, prepare_evaluation, run_evaluation
 from pipelines.generate import Generator
-from pipelines.run import FAILED, INTERRUPTED, git_tag
+from pipelines.run import FAILED, INTERRUPTED
 from pipelines.settings import UserError, to_yaml
 from pipelines.storage import Store, make_store
 from pipelines.study_distance import measure_distances, without_distance
 from pipelines.study_work import measure_work
 from pipelines.track import Tracker, default_store, make_tracker
+from pipelines.tracking import git_tag
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from pipelines.quality import measured_parts
 
 if TYPE_CHECKING:
     from pipelines.caption import Job
+    from pipelines.estimate import Estimate, On
     from pipelines.evaluate import Evaluation, Results
     from pipelines.quality import Quality
     from pipelines.run import Outcome
@@ -33,7 +34,19 @@ def print_summary(job: "Job", outcome: "Outcome") -> None:
         table.add_row("speed", f"{rates} once started; {metrics['wall_seconds']:.0f} s in all")
     if "usd_total" in metrics:
         per_million = metrics["usd_per_million_images"]
-        table.add_row("cost", f"${metrics['usd_total']:.4f}, ${per_million:,.2f} per million images, start-up included")
+        steady = metrics.get("usd_per_million_images_steady")
+        without = f", ${steady:,.2f} without it" if steady else ""
+        table.add_row(
+            "cost", f"${metrics['usd_total']:.4f}, ${per_million:,.2f} per million images, start-up included{without}"
+        )
+        if "idle_share" in metrics:
+            idle = metrics["idle_share"]
+            dollars = f"${idle * metrics['usd_total']:.4f}"
+            table.add_row("idle", f"{idle:.0%} of what was paid for had no work ({dollars}), start-up included")
+        if metrics.get("usd_of_output", 0) > metrics["usd_total"]:
+            table.add_row("in all", f"${metrics['usd_of_output']:.4f} for this output, earlier runs included")
+    if outcome.gate:
+        table.add_row("gate", f"{outcome.gate}")
     for sample in outcome.samples[:3]:
         table.add_row("caption", f"{sample['captions'][0]['caption']}")
     table.add_row("captions", f"{job.output.path}/captions/*.parquet")
@@ -43,6 +56,52 @@ def print_summary(job: "Job", outcome: "Outcome") -> None:
     if outcome.tracked:
         table.add_row("mlflow", outcome.tracked)
     _console().print(table)
+
+
+def print_estimate(job: "Job", estimate: "Estimate", tracked: str) -> None:
+    """Two tables on stdout: what there is to do, and what it takes on each kind of machine."""
+    console, images, size = _console(), estimate.images, estimate.output_bytes
+    table = Table(show_header=False, box=None, pad_edge=False)
+    sample = f"{estimate.sample_images:,} images in {estimate.sample_units} units, drawn over the whole corpus"
+    lost = f"; {estimate.sample_lost} more units did not come through" if estimate.sample_lost else ""
+    cost = "" if estimate.sample_usd is None else f"; it cost ${estimate.sample_usd:.4f}"
+    table.add_row("sample", f"{sample}{lost}{cost}")
+    table.add_row("to do", f"{estimate.rows:,} of {job.plan.num_rows:,} rows")
+    table.add_row(
+        "images", f"{images.value:,.0f} captioned ({images.low:,.0f} to {images.high:,.0f}), others quarantined"
+    )
+    table.add_row("output", f"{size.value / 2**20:,.2f} MiB ({size.low / 2**20:,.2f} to {size.high / 2**20:,.2f})")
+    table.add_row("speed", f"{1 / estimate.seconds_per_image:,.1f} images/s once started, on {estimate.cluster}")
+    table.add_row("start-up", f"{_time(estimate.fixed_seconds)} of the time below, whatever the number of images")
+    table.add_row("mlflow", tracked)
+    console.print(table)
+    table = Table("on", "$/hour", "speed", "time", "90 % interval", "dollars", "90 % interval", "start-up", box=None)
+    for on in (estimate.here, *estimate.instances):
+        price = "?" if on.usd_per_hour is None else f"{on.usd_per_hour:g}"
+        row = [on.name, price, "not measured" if on.speed is None else f"{on.speed:g} x", _time(on.seconds.value)]
+        row.append(f"{_time(on.seconds.low)} to {_time(on.seconds.high)}")
+        if on.usd is not None and on.usd_per_hour is not None:
+            startup = estimate.fixed_seconds * on.usd_per_hour / 3600
+            row += [f"${on.usd.value:,.4f}", f"${on.usd.low:,.4f} to ${on.usd.high:,.4f}", f"${startup:,.4f}"]
+        table.add_row(*row)
+    console.print(table)
+    if estimate.here.usd_per_hour is None:
+        console.print("This cluster has no price: set cost.usd_per_hour, or price its nodes by cost.prices and labels.")
+    for on in (on for on in estimate.instances if on.speed is None):
+        unknown = "shown as if it were as fast as this cluster, which nobody has measured"
+        console.print(f"{on.name}: {unknown}{_even(estimate, on)}.")
+
+
+def _even(estimate: "Estimate", on: "On") -> str:
+    here = estimate.here.usd_per_hour
+    if not here or on.usd_per_hour is None:
+        return ""
+    return f"; it is cheaper from {on.usd_per_hour / here / estimate.seconds_per_image:,.1f} images/s on"
+
+
+def _time(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
 def print_scores(evaluation: "Evaluation", outcome: "Outcome", results: "Results | None") -> None:

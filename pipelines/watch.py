@@ -2,10 +2,13 @@
 
 Ray starts an actor again whenever its process dies, also one that never came up; and a pool whose actors are all dead,
 because starting again raised, is waited for. Both would hold the cluster until `faults.no_progress_seconds`.
+
+On the way it counts the seconds for which actors are held, and those in which they have something to do.
 """
 
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +22,10 @@ from pipelines.work import clean
 CHECK_SECONDS = 5.0
 MAX_STARTS = 3  # processes of one actor that died before it was ready
 
+POOLS = ("encode", "generate")  # the actor stages, in the order of the flow
+held_seconds: Counter[str] = Counter()  # actor-seconds of each stage in all runs of this process, start-up included
+active_seconds: Counter[str] = Counter()  # those of actors that had a unit
+
 
 class DeadActorsError(RuntimeError):
     """The actors of a stage cannot work any more, and starting them again does not help."""
@@ -28,15 +35,21 @@ class PoolWatch(ExecutionCallback):
     """Ray Data calls it at each step of its loop; what it raises ends the execution. It looks every CHECK_SECONDS."""
 
     def __init__(self) -> None:
-        self._checked = time.monotonic()
+        self._checked = self._counted = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        if time.monotonic() - self._checked < CHECK_SECONDS:
-            return
-        for operator in executor._topology:
-            if pool := getattr(operator, "_actor_pool", None):
+        now = time.monotonic()
+        due = now - self._checked >= CHECK_SECONDS
+        operators = [operator for operator in executor._topology if getattr(operator, "_actor_pool", None)]
+        for stage, operator in zip(POOLS, operators, strict=False):
+            pool = operator._actor_pool
+            if due:
                 check_pool(operator.name, list(pool._pending_actors.values()), list(pool._running_actors))
-        self._checked = time.monotonic()
+            actors_held = pool.num_running_actors() + pool.num_pending_actors()
+            held_seconds[stage] += actors_held * (now - self._counted)
+            active_seconds[stage] += pool.num_active_actors() * (now - self._counted)
+        self._counted = now
+        self._checked = now if due else self._checked
 
 
 def check_pool(name: str, pending: Sequence[ActorHandle], running: Sequence[ActorHandle]) -> None:

@@ -15,7 +15,11 @@ KEYS = Config().dotted()
 SHIPPED = [  # the others are manifests for clusters, or prices
     file for file in sorted((REPOSITORY / "conf").glob("*.yaml")) if "model" in yaml.safe_load(file.read_text())
 ]
-SCHEMAS = {"evaluate": EvaluateConfig, "accuracy": AccuracyConfig, "study": StudyConfig}  # by the first word of the file's name
+SCHEMAS = {
+    "evaluate": EvaluateConfig,
+    "accuracy": AccuracyConfig,
+    "study": StudyConfig,
+}  # by the first word of the file's name
 BOUNDED = [
     (f"{section.name}.{k.name}", k.metadata)
     for section in fields(Config)

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import progress
+from pipelines.cost import Meter, Tariff
 from pipelines.progress import Progress, Totals
 
 
@@ -39,7 +40,8 @@ def unit(captioned: int, quarantined: int = 0, tokens: int = 10, **more) -> dict
 
 
 def started(clock: Clock, num_rows: int = 1000, num_done: int = 0, usd_per_hour: float | None = None, **options):
-    return Progress(num_rows, num_done, usd_per_hour, options.pop("every", 5.0), clock.now, **options)
+    meter = Meter(Tariff(usd_per_hour=usd_per_hour), clock.now, clock.perf_counter)
+    return Progress(num_rows, num_done, meter, options.pop("every", 5.0), clock.now, **options)
 
 
 def lines_of(shown: Progress) -> io.StringIO:
@@ -117,7 +119,8 @@ def test_the_line_says_everything(clock):
     clock.now += 10
     shown.update(unit(970, 30))
     assert shown.line() == (
-        "4,000/12,000 images | 100.0 images/s | 985 tokens/s | 30 quarantined | ETA 0:01:20 | $1.0000 so far"
+        "4,000/12,000 images | 100.0 images/s | 985 tokens/s | 30 quarantined | ETA 0:01:20 | "
+        "$1.0000 so far, $0.8000 to finish"
     )
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.cluster import connected
 from pipelines.fingerprint import read_claim
-from pipelines.run import DONE, FAILED, INTERRUPTED, Outcome, git_tag, interruptible
+from pipelines.run import DONE, FAILED, INTERRUPTED, Outcome, interruptible
 from pipelines.settings import UserError, to_yaml
 from pipelines.storage import STORE_ERRORS, Store, make_store
 from pipelines.study.checks import check_demo_model, check_values, choose_experiments
@@ -28,6 +28,7 @@ from pipelines.study.experiments import EXPERIMENTS
 from pipelines.study.page import render_study
 from pipelines.study.pieces import Conclusion, Model, Piece, compute_on_ray, load, missing
 from pipelines.track import MlflowTracker, make_tracker
+from pipelines.tracking import git_tag
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,253 @@
+"""What a run would take and cost, from a random sample that is captioned and thrown away.
+
+    seconds(n) = fixed + n * seconds_per_image
+
+`seconds_per_image` is the sample's, from its first unit to its last (or what reading and decoding need, if that is
+more: a short sample finds images decoded while the models load); `fixed` is what is left of the sample's own time:
+start-up, first and last unit on their way, shutting down.
+
+The 90 % intervals are percentiles of DRAWS draws, each the product of
+- which units were drawn: a bootstrap over the sample's units (ratio of sums; the bottleneck stage's seconds, captioned
+  images, bytes), which also holds what differs between images;
+- how the machine's speed drifts: log-normal, with the spread between BLOCKS stretches of the sample, at least DRIFT;
+- for `fixed`, measured once: log-normal, FIXED_SPREAD.
+
+What it does not know: other speeds than the connected cluster's, time to get nodes, and failures.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from pipelines.caption import Job
+from pipelines.cluster import TASK_CPUS, actor_cpus, connected
+from pipelines.cost import Meter, check_instances, make_tariff
+from pipelines.encode import Encoder
+from pipelines.faults import JobFailedError
+from pipelines.generate import Generator
+from pipelines.metrics.bootstrap import percentile_interval
+from pipelines.sample import draw_units, run_sample
+from pipelines.settings import UserError
+from pipelines.tracking import start_tracker
+
+LEVEL, DRAWS = 0.90, 2000
+BLOCKS = 4  # stretches of the sample whose speeds are compared
+DRIFT = 0.05  # least standard deviation of the logarithm of the speed
+FIXED_SPREAD = 0.15  # standard deviation of the logarithm of the fixed part
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A sample that was captioned: a row for each unit in order of arrival."""
+
+    arrivals: np.ndarray  # seconds after the start
+    rows: np.ndarray  # images of the unit, rejected ones too
+    captioned: np.ndarray
+    output_bytes: np.ndarray
+    object_bytes: float  # of an object without rows
+    seconds: dict[str, np.ndarray]  # of each stage
+    parallel: dict[str, float]  # actors or tasks of each stage that work at a time
+    elapsed: float  # of the whole sample run
+    lost: int = 0  # units that did not come through
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """An expected value and its 90 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class On:
+    """The run on one kind of machine: `usd_per_hour` of all of it; dollars None without a price."""
+
+    name: str
+    usd_per_hour: float | None
+    seconds: Amount
+    usd: Amount | None
+    speed: float | None = 1.0  # images/s relative to the connected cluster; None: not known, shown as if it were 1
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the run would take; `fixed_seconds` of it whatever the number of images."""
+
+    rows: int  # to do
+    images: Amount
+    output_bytes: Amount
+    fixed_seconds: float
+    seconds_per_image: float
+    here: On
+    instances: list[On] = field(default_factory=list)
+    sample_images: int = 0
+    sample_units: int = 0
+    sample_lost: int = 0
+    sample_usd: float | None = None
+    cluster: str = ""
+
+    def metrics(self) -> dict[str, float]:
+        """Under their MLflow names, `estimate/...`."""
+        amounts = {"images": self.images, "output_bytes": self.output_bytes, "seconds": self.here.seconds}
+        amounts |= {"usd": self.here.usd} if self.here.usd else {}
+        metrics = {}
+        for name, amount in amounts.items():
+            metrics |= {f"estimate/{name}": amount.value}
+            metrics |= {f"estimate/{name}_low": amount.low, f"estimate/{name}_high": amount.high}
+        metrics["estimate/fixed_seconds"] = self.fixed_seconds
+        metrics["estimate/images_per_second"] = 1 / self.seconds_per_image
+        return metrics | ({} if self.sample_usd is None else {"estimate/sample_usd": self.sample_usd})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_estimate(job: Job, encoder: type = Encoder, generator: type = Generator) -> tuple[Estimate, str]:
+    """Captions a sample on the connected cluster, or an embedded one, and scales it to what is left to do.
+
+    Returns the estimate, and where it is tracked.
+
+    Raises:
+        UserError: if nothing is left to do, the cluster is out of reach, or no sampled unit came through.
+    """
+    config = job.config
+    rows = job.plan.num_rows - job.plan.num_done
+    if not rows:
+        raise UserError(f"nothing to estimate: {job.output.path} is complete")
+    spans = draw_units(job, config.estimate.images, config.estimate.seed)
+    started = time.perf_counter()
+    meter = Meter(make_tariff(config.cost), started)
+    arrivals, summaries = [], []
+    with connected(config) as cluster:
+        meter.poll(ray.nodes())
+        parallel = _parallel(job)
+        try:
+            for summary in run_sample(job, spans, encoder, generator):
+                arrivals.append(time.perf_counter() - started)
+                summaries.append(summary)
+        except JobFailedError as error:
+            raise UserError(f"the sample could not be captioned: {error}") from error
+        usd_per_hour = None if meter.unpriced else meter.usd_per_hour
+    meter.stop()
+    if not any(summary["images_captioned"] for summary in summaries):
+        raise UserError(f"the sample could not be captioned: no image of its {len(spans)} units came through")
+    measured = _measured(arrivals, summaries, parallel, meter.elapsed, len(spans) - len(summaries))
+    instances = [(price.name, price.usd_per_hour, speed) for price, speed in check_instances(config)]
+    units = len(job.plan.units)
+    estimate = scale(measured, rows, units, usd_per_hour, instances, seed=config.estimate.seed)
+    problems = "; ".join(meter.unpriced)
+    estimate = replace(estimate, sample_usd=meter.usd, cluster=f"{cluster}{f'; {problems}' if problems else ''}")
+    tracker = start_tracker(job, {"estimate": "true"})
+    tracker.log(estimate.metrics(), 0)
+    tracker.artifact("estimate.json", json.dumps(estimate.to_dict(), indent=1))
+    return estimate, tracker.finish("FINISHED")
+
+
+def scale(
+    sample: Measured,
+    rows: int,
+    units: int,
+    usd_per_hour: float | None,
+    instances: list[tuple[str, float | None, float | None]],
+    *,
+    seed: int,
+) -> Estimate:
+    """The estimate for `rows` images in `units` objects, from the sample; `instances` as (name, $/hour, speed)."""
+    rng = np.random.default_rng(seed)
+    per_image = seconds_per_image(sample)
+    fixed = max(0.0, sample.elapsed - per_image * sample.rows.sum())
+    weights = rng.multinomial(len(sample.rows), np.full(len(sample.rows), 1 / len(sample.rows)), size=DRAWS)
+    weights = np.vstack([np.ones(len(sample.rows)), weights])  # the first is the sample itself
+
+    def ratio(values: np.ndarray) -> np.ndarray:
+        return (weights @ values) / np.maximum(weights @ sample.rows, 1e-9)
+
+    work = ratio(sample.seconds[bottleneck(sample)])
+    drift = np.exp(rng.normal(0, max(DRIFT, spread(sample)), DRAWS + 1))
+    moves = np.exp(rng.normal(0, FIXED_SPREAD, DRAWS + 1))
+    drift[0] = moves[0] = 1.0
+    working = rows * per_image * work / max(work[0], 1e-12) * drift
+    images = rows * ratio(sample.captioned)
+    contents = rows * ratio(np.maximum(0, sample.output_bytes - sample.object_bytes)) + units * sample.object_bytes
+
+    def on(name: str, price: float | None, speed: float | None) -> On:
+        seconds = fixed * moves + working / (speed or 1.0)
+        usd = None if price is None else _amount(seconds * price / 3600)
+        return On(name, price, _amount(seconds), usd, speed)
+
+    return Estimate(
+        rows=rows,
+        images=_amount(images),
+        output_bytes=_amount(contents),
+        fixed_seconds=fixed,
+        seconds_per_image=per_image,
+        here=on("this cluster", usd_per_hour, 1.0),
+        instances=[on(*instance) for instance in instances],
+        sample_images=int(sample.rows.sum()),
+        sample_units=len(sample.rows),
+        sample_lost=sample.lost,
+    )
+
+
+def seconds_per_image(sample: Measured) -> float:
+    """From the first arrival to the last; of a sample of one unit, what its slowest stage took."""
+    busiest = sample.seconds[bottleneck(sample)].sum() / sample.parallel[bottleneck(sample)] / sample.rows.sum()
+    tasks = sum(sample.seconds[stage].sum() / sample.parallel[stage] for stage in ("read", "decode"))
+    after = sample.rows[1:].sum()
+    between = (sample.arrivals[-1] - sample.arrivals[0]) / after if after else busiest
+    return float(max(between, tasks / sample.rows.sum()))
+
+
+def bottleneck(sample: Measured) -> str:
+    """The stage that needs most time with the actors or tasks it has."""
+    return max(sample.seconds, key=lambda stage: sample.seconds[stage].sum() / sample.parallel[stage])
+
+
+def spread(sample: Measured) -> float:
+    """Standard deviation of the logarithm of the time an image takes, between stretches of the sample."""
+    count = min(BLOCKS, (len(sample.rows) - 1) // 2)
+    if count < 2:
+        return 0.0
+    edges = np.linspace(0, len(sample.rows) - 1, count + 1).astype(int)
+    images = np.add.reduceat(sample.rows[1:], edges[:-1])
+    times = np.diff(sample.arrivals[edges])
+    return float(np.std(np.log(np.maximum(times, 1e-6) / images), ddof=1))
+
+
+def _amount(draws: np.ndarray) -> Amount:
+    return Amount(float(draws[0]), *percentile_interval(draws[1:], LEVEL))
+
+
+def _parallel(job: Job) -> dict[str, float]:
+    """How many actors or tasks of each stage the connected cluster lets work at a time."""
+    config, cpus = job.config, ray.cluster_resources().get("CPU", 1.0)
+    tasks = max(1.0, min(cpus - actor_cpus(config), cpus if config.ray.address else TASK_CPUS))
+    actors = {"encode": float(config.encode.actors), "generate": float(config.generate.actors)}
+    return {"read": tasks, "decode": tasks, "write": tasks} | actors
+
+
+def _measured(
+    arrivals: list[float], summaries: list[dict[str, Any]], parallel: dict[str, float], elapsed: float, lost: int
+) -> Measured:
+    def column(of: Any) -> np.ndarray:
+        return np.array([of(summary) for summary in summaries], float)
+
+    return Measured(
+        arrivals=np.array(arrivals),
+        rows=column(lambda s: s["images_captioned"] + s["images_quarantined"]),
+        captioned=column(lambda s: s["images_captioned"]),
+        output_bytes=column(lambda s: s["output_bytes"]),
+        object_bytes=float(np.mean(column(lambda s: s["object_bytes"]))),
+        seconds={stage: column(lambda s, stage=stage: s["seconds"].get(stage, 0.0)) for stage in parallel},
+        parallel=parallel,
+        elapsed=elapsed,
+        lost=lost,
+    )

@@ -1,0 +1,127 @@
+"""The numbers of a run, under their MLflow names: rates, counts, seconds, and dollars with where they went."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from transformers import AutoConfig
+
+from otprune.flops import prefill_flops
+from otprune.shapes import LanguageShape
+from pipelines import watch
+from pipelines.caption import Job
+from pipelines.cluster import actor_gpus
+from pipelines.config import Config
+from pipelines.cost import Meter, attribute, price_run, usd_per_million_images
+from pipelines.flow import SINK_CPUS
+from pipelines.ledger import Spent
+from pipelines.progress import Progress, Totals
+from pipelines.sink import read_totals
+
+
+@dataclass(slots=True)
+class Account:
+    """Everything that the dollars of a run are reckoned with."""
+
+    meter: Meter
+    earlier: Spent  # by earlier runs of this output
+    resource: str = "CPU"  # that divides the dollars
+    weights: dict[str, float] = field(default_factory=dict)  # units of it that one actor or task of a stage holds
+    held_before: dict[str, float] = field(default_factory=lambda: dict(watch.held_seconds))
+    active_before: dict[str, float] = field(default_factory=lambda: dict(watch.active_seconds))
+
+    def weigh(self, config: Config) -> None:
+        """Chooses the resource and the weights, as the connected cluster has it."""
+        gpus = dict(zip(watch.POOLS, actor_gpus(config), strict=True))
+        if any(gpus.values()):
+            self.resource, self.weights = "GPU", gpus
+        else:
+            pools = {"encode": config.encode.num_cpus, "generate": config.generate.num_cpus}
+            self.resource, self.weights = "CPU", {"read": 1.0, "decode": 1.0, **pools, "write": SINK_CPUS}
+
+    @property
+    def usd_of_output(self) -> float | None:
+        """Dollars of this run and of the earlier ones; None if this one has no price."""
+        usd = self.meter.usd
+        return None if usd is None else usd + self.earlier.usd
+
+    def spent(self) -> Spent:
+        """Of all runs of the output, this one included."""
+        spent = copy.deepcopy(self.earlier)
+        spent.add(self.meter.usd, self.meter.elapsed, self.meter.node_seconds)
+        return spent
+
+
+def run_metrics(job: Job, progress: Progress, account: Account) -> dict[str, float]:
+    """The metrics of this run so far. Rates include nothing of the start-up, dollars all of it.
+
+    `gpu_busy/<stage>` is the share of the time its actors were held in which they worked, CPU actors too;
+    `idle_share` that of the capacity paid for (GPUs, else CPUs) that no stage used;
+    `usd_per_million_images_steady` what a million images cost at this rate, without start-up;
+    `prefill_tflops_per_image` counts multiply-adds of the language model, as papers on pruning do.
+    """
+    totals = progress.totals
+    metrics: dict[str, float] = {
+        **progress.rates(),
+        "images_captioned": totals.images_captioned,
+        "images_quarantined": totals.images_quarantined,
+        "mean_caption_tokens": totals.generated_tokens / max(1, totals.captions),
+        "mean_prompt_tokens": totals.prompt_tokens / max(1, totals.captions),
+        "prefill_tflops_per_image": prefill_tflops(job, totals),
+        "finished_by_length": totals.finished_by_length / max(1, totals.captions),
+        "wall_seconds": progress.elapsed,
+        "startup_seconds": progress.startup_seconds,
+        **{f"seconds/{stage}": seconds for stage, seconds in totals.seconds.items()},
+        **{f"gpu_busy/{stage}": share for stage, share in _busy(job, progress, account).items()},
+        **{f"quarantined/{reason}": count for reason, count in totals.reasons.items()},
+    }
+    return metrics | _dollars(progress, account)
+
+
+def _busy(job: Job, progress: Progress, account: Account) -> dict[str, float]:
+    """Share of each pool's actor-seconds spent on units; of those that overlap in an actor, no more than its time."""
+    actors = {"encode": job.config.encode.actors, "generate": job.config.generate.actors}
+    shares = {}
+    for stage, count in actors.items():
+        held = watch.held_seconds[stage] - account.held_before.get(stage, 0.0) or count * progress.elapsed
+        active = watch.active_seconds[stage] - account.active_before.get(stage, 0.0) or held
+        shares[stage] = min(progress.totals.seconds[stage], active, held) / max(held, 1e-9)
+    return shares
+
+
+def _dollars(progress: Progress, account: Account) -> dict[str, float]:
+    meter, totals = account.meter, progress.totals
+    capacity = meter.capacity(account.resource)
+    shares = attribute(totals.seconds, account.weights, capacity, progress.startup_seconds, progress.elapsed)
+    metrics: dict[str, float] = {"node_hours": sum(meter.node_seconds.values()) / 3600}
+    if capacity:
+        metrics["idle_share"] = shares.idle
+    if unpriced := meter.unpriced.total():
+        metrics["nodes_unpriced"] = unpriced
+    usd, per_hour = meter.usd, meter.usd_per_hour
+    if usd is None:
+        return metrics
+    metrics |= price_run(usd, totals.images_captioned, totals.generated_tokens) | shares.dollars(usd)
+    rate = progress.rates()["images_per_second"]
+    if per_hour is not None and rate > 0:
+        metrics["usd_per_million_images_steady"] = usd_per_million_images(per_hour, rate)
+    if progress.usd_left is not None:
+        metrics["usd_to_finish"] = progress.usd_left
+    return metrics | {"usd_of_output": usd + account.earlier.usd}
+
+
+def prefill_tflops(job: Job, totals: Totals) -> float:
+    """Multiply-adds / 1e12 of the language model on one image: on its prompts, or on one question of a benchmark."""
+    shape = LanguageShape.from_config(AutoConfig.from_pretrained(job.model).text_config)
+    mean_prompt = totals.prompt_tokens / max(1, totals.captions)
+    return (1 + len(job.config.prompt.more)) * prefill_flops(shape, round(mean_prompt)) / 1e12
+
+
+def output_totals(job: Job, progress: Progress, summarized: set[str]) -> Totals:
+    """Sums over everything the output holds: this run's own, and the metadata of objects committed before."""
+    before = [name for name in job.output.list(job.folder) if name not in summarized]
+    totals = copy.deepcopy(progress.totals)
+    with ThreadPoolExecutor(16) as pool:
+        for unit in pool.map(lambda name: read_totals(job.output, name, job.folder), before):
+            totals.add(unit)
+    return totals
