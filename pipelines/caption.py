@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from otprune.methods import check_settings, get_method
 from otprune.models import CheckpointError, resolve_checkpoint
 from otprune.models.checkpoint import image_statistics, read_config
-from otprune.methods import check_settings
-from otprune.select import METHODS
+from pipelines.budget import resolve_pruning
 from pipelines.cluster import actor_gpus, wait_for_room
 from pipelines.config import Config
 from pipelines.corpus import Corpus, find_corpus
@@ -45,6 +45,7 @@ class Job:
     folder: str = CAPTIONS_FOLDER  # of the objects that commit units
     counted: Counted = "images"  # what the plan's rows are to progress
     tags: dict[str, str] = field(default_factory=dict)  # of the tracked run, beside those of every job
+    pruning: dict[str, Any] = field(default_factory=dict)  # the method's settings, complete
 
     @property
     def fingerprint(self) -> str:
@@ -65,7 +66,8 @@ def prepare(config: Config) -> Job:
         reference_column=config.input.reference_column,
         templates=[config.prompt.template, *config.prompt.more],
     )
-    described = describe(config, model)
+    pruning = check_pruning(config, model)
+    described = describe(config, model, pruning if inside_model(config) else None)
     output = open_output(config, described)
     plan = make_plan(
         corpus,
@@ -75,14 +77,14 @@ def prepare(config: Config) -> Job:
         limit=config.input.limit,
         num_samples=config.run.samples,
     )
-    return Job(config, model, corpus, output, described, plan)
+    return Job(config, model, corpus, output, described, plan, pruning=pruning)
 
 
 def check_model(config: Config) -> Path:
     """The checkpoint's folder.
 
     Raises:
-        UserError: if a path is not set, the method is not known, or there is no such checkpoint.
+        UserError: if a path is not set, the method or one of its settings is not known, or there is no checkpoint.
     """
     for name, value in (
         ("model.path", config.model.path),
@@ -91,9 +93,8 @@ def check_model(config: Config) -> Path:
     ):
         if not value:
             raise UserError(f"{name} must be set; --help lists the keys")
-    if config.prune.method not in (*METHODS, "none"):
-        raise UserError(f"prune.method must be one of none, {', '.join(METHODS)}, got {config.prune.method!r}")
     try:
+        get_method(config.prune.method)
         check_settings(config.prune.method, config.prune.settings)
     except ValueError as error:
         raise UserError(f"prune.{error}") from error
@@ -101,6 +102,25 @@ def check_model(config: Config) -> Path:
         return resolve_checkpoint(config.model.path).resolve()
     except CheckpointError as error:
         raise UserError(str(error)) from error
+
+
+def inside_model(config: Config) -> bool:
+    """Whether the method prunes inside the language model."""
+    return get_method(config.prune.method).kind == "in_llm"
+
+
+def check_pruning(config: Config, model: Path) -> dict[str, Any]:
+    """The method's settings, complete, for this checkpoint.
+
+    Raises:
+        UserError: if they do not fit it, or the method cannot decode as configured.
+    """
+    try:
+        return resolve_pruning(config, model)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"prune.{error}") from error
 
 
 def open_output(config: Config, described: dict[str, Any]) -> Store:
@@ -196,6 +216,7 @@ def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage
             "retention": config.prune.retention,
             "gamma": config.prune.gamma,
             "gamma_scale": config.prune.gamma_scale,
+            "settings": job.pruning,
             "seed": config.prune.seed,
             "batch_size": config.encode.batch_size,
         },
@@ -215,6 +236,8 @@ def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage
             "top_p": config.generate.top_p,
             "seed": config.generate.seed,
             "batch_size": config.generate.batch_size,
+            "method": config.prune.method,
+            "settings": job.pruning,
         },
         min_actors=config.generate.actors,
         max_actors=config.generate.max_actors or config.generate.actors,

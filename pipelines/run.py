@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from otprune.flops import prefill_flops
 from otprune.shapes import LanguageShape
+from pipelines.budget import layer_rows, num_patches
 from pipelines.caption import Job, Stages, make_stages
 from pipelines.cluster import connected
 from pipelines.encode import Encoder
@@ -145,8 +146,10 @@ def run_metrics(job: Job, progress: Progress) -> dict[str, float]:
 def prefill_tflops(job: Job, totals: Totals) -> float:
     """Multiply-adds / 1e12 of the language model on one image: on its prompts, or on one question of a benchmark."""
     shape = LanguageShape.from_config(AutoConfig.from_pretrained(job.model).text_config)
-    mean_prompt = totals.prompt_tokens / max(1, totals.captions)
-    return (1 + len(job.config.prompt.more)) * prefill_flops(shape, round(mean_prompt)) / 1e12
+    mean_prompt, num_visual = round(totals.prompt_tokens / max(1, totals.captions)), num_patches(job.model)
+    rows = layer_rows(job.config.prune.method, job.pruning, num_visual, shape.layers)
+    text = mean_prompt if rows is None else max(mean_prompt - num_visual, 0)
+    return (1 + len(job.config.prompt.more)) * prefill_flops(shape, text, visual=rows) / 1e12
 
 
 def output_totals(job: Job, progress: Progress, summarized: set[str]) -> Totals:
