@@ -237,6 +237,14 @@ def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(dem
     assert [image.captions for image in work.images] == [image.captions for image in plain.images]
 
 
+def test_a_method_inside_the_model_samples_as_without(demo_model, generator, all_tokens):
+    sampled = {"temperature": 0.8, "top_p": 0.9}
+    inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 4}, **SETTINGS | sampled)
+    work = generated(inside, work_of(all_tokens))
+    assert texts(work) == texts(generated(generator(**sampled), work_of(all_tokens)))
+    assert texts(work) != texts(generated(generator(), work_of(all_tokens)))
+
+
 def test_a_method_inside_the_model_counts_the_tokens_of_its_layers_on_average(demo_model, all_tokens):
     inside = Generator(model_path=str(demo_model), method="fastv", settings={"layer": 1, "kept": 16}, **SETTINGS)
     (caption,) = generated(inside, work_of(all_tokens[:1])).images[0].captions
