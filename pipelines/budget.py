@@ -17,6 +17,8 @@ from otprune.flops import match_flops, prefill_flops
 from otprune.layerwise import POLICIES, Policy
 from otprune.layerwise.executor import MODEL_TYPES
 from otprune.methods import check_settings, get_method
+from otprune.models import weights_digest
+from otprune.models.checkpoint import ANYRES, read_config
 from otprune.models.prompts import encode_prompt
 from otprune.reducers import m3_grids
 from otprune.schedules import Schedule, visual_rows
@@ -45,10 +47,12 @@ def resolve_pruning(config: Config, model: Path) -> dict[str, Any]:
     language = AutoConfig.from_pretrained(model).text_config
     if language.model_type not in MODEL_TYPES:
         raise ValueError(f"method {method} runs language models {', '.join(MODEL_TYPES)}, got {language.model_type}")
+    if has_tiles(model) and method != "vtw":
+        raise ValueError(f"method {method} takes images of one size: of LLaVA-1.6 it cannot be told what to keep")
     if config.engine.name != "transformers":
         raise ValueError(f"method {method} prunes inside the model: engine.name must be transformers")
     if method == "fitprune":
-        settings["recipe"] = read_recipe(settings["recipe"])
+        settings["recipe"] = read_recipe(settings["recipe"], model)
     shape, num_visual = LanguageShape.from_config(language), num_patches(model)
     matched = match_budget(method, settings, config.prune.retention, shape, num_text(config, model), num_visual)
     make_policy(method, matched).events(shape.layers)
@@ -98,8 +102,8 @@ def layer_rows(method: str, settings: dict[str, Any], num_visual: int, num_layer
     return visual_rows(method, num_visual, num_layers, **settings)
 
 
-def read_recipe(recipe: Any) -> dict[int, int]:
-    """The recipe itself, from wherever `settings.recipe` has it.
+def read_recipe(recipe: Any, model: Path) -> dict[int, int]:
+    """The recipe itself, from wherever `settings.recipe` has it; warns if it was fitted to another model.
 
     Raises:
         ValueError: if there is none, or the file is no calibration's.
@@ -107,10 +111,14 @@ def read_recipe(recipe: Any) -> dict[int, int]:
     if recipe is None:
         raise ValueError("settings.recipe must be set: jobs/calibrate.py fits one to your images and prune.retention")
     if isinstance(recipe, str):
+        file = recipe
         try:
-            recipe = json.loads(Path(recipe).read_text())["recipe"]
+            stored = json.loads(Path(file).read_text())
+            recipe, fitted_to = stored["recipe"], stored["model"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"settings.recipe must be a file of jobs/calibrate.py: {error!r}") from error
+        if fitted_to != weights_digest(model):
+            logger.warning("%s was fitted to another model than %s", file, model)
     return check_settings("fitprune", {"recipe": recipe})["recipe"]
 
 
@@ -118,6 +126,11 @@ def num_patches(model: Path) -> int:
     """Patches of one square image."""
     vision = AutoConfig.from_pretrained(model).vision_config
     return (vision.image_size // vision.patch_size) ** 2
+
+
+def has_tiles(model: Path) -> bool:
+    """Whether the checkpoint is a LLaVA-1.6, whose images have different numbers of tokens."""
+    return read_config(model)["model_type"] == ANYRES
 
 
 def num_text(config: Config, model: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from otprune.methods import check_settings, get_method
 from otprune.models import CheckpointError, resolve_checkpoint
-from otprune.models.checkpoint import image_statistics, read_config
+from otprune.models.checkpoint import ANYRES, RESOLUTIONS, image_statistics, read_config
 from pipelines.budget import resolve_pruning
 from pipelines.cluster import actor_gpus, wait_for_room
 from pipelines.config import Config
@@ -59,13 +59,7 @@ def prepare(config: Config) -> Job:
         UserError: for anything that the user has to correct.
     """
     model = check_model(config)
-    corpus = find_corpus(
-        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
-        image_column=config.input.image_column,
-        id_column=config.input.id_column,
-        reference_column=config.input.reference_column,
-        templates=[config.prompt.template, *config.prompt.more],
-    )
+    corpus = open_corpus(config)
     pruning = check_pruning(config, model)
     described = describe(config, model, pruning if inside_model(config) else None)
     output = open_output(config, described)
@@ -80,8 +74,19 @@ def prepare(config: Config) -> Job:
     return Job(config, model, corpus, output, described, plan, pruning=pruning)
 
 
-def check_model(config: Config) -> Path:
-    """The checkpoint's folder.
+def open_corpus(config: Config) -> Corpus:
+    """The images of `input.*`, as far as footers and lists tell."""
+    return find_corpus(
+        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
+        image_column=config.input.image_column,
+        id_column=config.input.id_column,
+        reference_column=config.input.reference_column,
+        templates=[config.prompt.template, *config.prompt.more],
+    )
+
+
+def check_model(config: Config, *, writes: bool = True) -> Path:
+    """The checkpoint's folder; `output.path` must be set if the job `writes` there.
 
     Raises:
         UserError: if a path is not set, the method or one of its settings is not known, or there is no checkpoint.
@@ -91,7 +96,7 @@ def check_model(config: Config) -> Path:
         ("input.path", config.input.path),
         ("output.path", config.output.path),
     ):
-        if not value:
+        if not value and (writes or name != "output.path"):
             raise UserError(f"{name} must be set; --help lists the keys")
     try:
         get_method(config.prune.method)
@@ -177,7 +182,14 @@ class Stages:
 def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) -> Stages:
     """The stages for the connected cluster; `encoder` and `generator` are the actor classes."""
     config = job.config
-    read = ReadDecode(
+    sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
+    return Stages(make_reader(job), *model_stages(job, encoder, generator), sink)
+
+
+def make_reader(job: Job) -> ReadDecode:
+    """The first stage."""
+    config = job.config
+    return ReadDecode(
         store=job.corpus.store,
         columns=job.corpus.columns,
         templates=[config.prompt.template, *config.prompt.more],
@@ -185,15 +197,16 @@ def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) 
         fetch_threads=config.input.fetch_threads,
         fetch_timeout=config.input.fetch_timeout,
     )
-    sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
-    return Stages(read, *model_stages(job, encoder, generator), sink)
 
 
 def decode_settings(job: Job) -> DecodeSettings:
     config = job.config.decode
     mean, _ = image_statistics(job.model)
+    checkpoint = read_config(job.model)
+    resolutions = checkpoint.get("image_grid_pinpoints", RESOLUTIONS) if checkpoint["model_type"] == ANYRES else ()
     return DecodeSettings(
-        size=read_config(job.model)["vision_config"].get("image_size", 336),
+        size=checkpoint["vision_config"].get("image_size", 336),
+        resolutions=tuple((height, width) for height, width in resolutions),
         aspect=config.aspect,
         background=mean_color(mean),
         max_bytes=config.max_bytes,
@@ -217,6 +230,7 @@ def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage
             "gamma": config.prune.gamma,
             "gamma_scale": config.prune.gamma_scale,
             "settings": job.pruning,
+            "per_tile": config.prune.per_tile,
             "seed": config.prune.seed,
             "batch_size": config.encode.batch_size,
         },

@@ -41,6 +41,7 @@ class Encoder:
         settings: dict[str, Any],
         seed: int,
         batch_size: int,
+        per_tile: bool = False,
     ):
         self.pruner = Pruner(
             model=Path(model_path),
@@ -51,6 +52,7 @@ class Encoder:
             gamma=gamma,
             gamma_scale=gamma_scale,
             settings=settings,
+            per_tile=per_tile,
         )
         self.encoder = self.pruner.encoder
         self.seed, self.batch_size = seed, batch_size
@@ -69,7 +71,7 @@ class Encoder:
         return work.to_row()
 
     def _encode(self, work: Work) -> None:
-        pixels = as_tensor(work.arrays.pop("pixels"))
+        pixels, sizes = as_tensor(work.arrays.pop("pixels")), work.arrays.pop("sizes", None)
         owners = [i for i, rows in enumerate(work.rows()) for _ in rows]
         seeds = [
             image_seed(image.sha256, self.seed + picture)
@@ -81,7 +83,8 @@ class Encoder:
 
         def run(indices: list[int]) -> None:
             chosen = torch.tensor([seeds[i] for i in indices])
-            kept = self.pruner(pixels[indices], chosen, [prompts[i] for i in indices])
+            shapes = None if sizes is None else sizes[indices]
+            kept = self.pruner(pixels[indices], chosen, [prompts[i] for i in indices], shapes)
             parts.update(zip(indices, kept, strict=True))
 
         failed = run_batched(list(range(len(pixels))), self.batch_size, run)
@@ -89,6 +92,8 @@ class Encoder:
         for index, error in guilty.items():
             work.reject(index, "encode", f"{type(error).__name__}: {error}")
         work.num_visual_tokens = self.encoder.num_tokens
+        for i, (image, rows) in enumerate(zip(work.images, work.rows(), strict=True)):
+            image.num_visual_tokens = 0 if i in guilty else sum(parts[row][0].num_visual for row in rows)
         self._add_samples(work, pixels, parts)
         pictures = [[parts[row] for row in rows] for i, rows in enumerate(work.rows()) if i not in guilty]
         work.drop(guilty.keys())
@@ -104,14 +109,13 @@ class Encoder:
     def _add_samples(self, work: Work, pixels: Tensor, parts: dict[int, list[Kept]]) -> None:
         for image, (i, *_) in zip(work.images, work.rows(), strict=True):
             if image.sample is not None and i in parts:
-                thumbnail = PILImage.fromarray(pixels[i].numpy()).resize((THUMBNAIL, THUMBNAIL))
+                shown = pixels[i] if pixels[i].dim() == 3 else pixels[i][0]  # the overview of tiles
+                thumbnail = PILImage.fromarray(shown.numpy()).resize((THUMBNAIL, THUMBNAIL))
                 thumbnail.save(stream := io.BytesIO(), "JPEG", quality=80)
                 jpeg = base64.b64encode(stream.getvalue()).decode()
-                image.sample = {
-                    "jpeg": jpeg,
-                    "kept": parts[i][0].source.tolist(),
-                    "num_tokens": self.encoder.num_tokens,
-                }
+                num_tokens, source = self.encoder.num_tokens, parts[i][0].source
+                kept = source[source < num_tokens].tolist()
+                image.sample = {"jpeg": jpeg, "kept": kept, "num_tokens": num_tokens}
 
 
 def image_seed(sha256: str, seed: int) -> int:

@@ -4,15 +4,17 @@ A method takes a batch of pictures through the vision tower and returns one `Kep
 each where the method looks at the prompt. What it needs beside projected tokens is computed only for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from otprune import num_kept, select_tokens
+from otprune.anyres import pack_tiles
 from otprune.methods import check_settings, get_method
 from otprune.models import LlavaEncoder, load_encoder, resolve_checkpoint
 from otprune.models.relevance import ClipRelevance, WordRelevance
@@ -37,6 +39,7 @@ class Pruner:
         gamma: float | None,
         gamma_scale: str,
         settings: dict[str, Any],
+        per_tile: bool = False,
     ):
         self.method, self.kind = method, get_method(method).kind
         self.requires = get_method(method).requires
@@ -44,8 +47,10 @@ class Pruner:
         self.encoder: LlavaEncoder = load_encoder(
             model, dtype=dtype, device=device, attention="class_attention" in self.requires
         )
+        self.per_tile = per_tile or bool(self.requires)
         num_tokens = self.encoder.num_tokens
         self.k = num_tokens if self.kind in ("none", "in_llm") else num_kept(retention, num_tokens)
+        self.retention = retention
         self.selection = {"method": method, "gamma": gamma, "gamma_scale": gamma_scale}
         self.relevance: Relevance | None = None
         if "relevance" in self.requires:
@@ -56,8 +61,48 @@ class Pruner:
         """Whether what is kept depends on the prompt."""
         return "relevance" in self.requires
 
-    def __call__(self, pixels: Tensor, seeds: Tensor, prompts: list[list[str]]) -> list[list[Kept]]:
-        """Pixels uint8 [B, H, H, 3], a seed int64 [B] and the prompts of each picture -> what is kept of each."""
+    def __call__(
+        self, pixels: Tensor, seeds: Tensor, prompts: list[list[str]], sizes: np.ndarray | None = None
+    ) -> list[list[Kept]]:
+        """Pixels uint8 [B, H, H, 3], a seed int64 [B] and the prompts of each picture -> what is kept of each.
+
+        LLaVA-1.6 has crops [B, T, H, H, 3] and `sizes` [B, 4] instead (`anyres.stack_pictures`).
+        """
+        if sizes is None:
+            return self._squares(pixels, seeds, prompts)
+        counts = [1 + int(rows * columns) for _, _, rows, columns in sizes]
+        crops = torch.cat([shown[:count] for shown, count in zip(pixels, counts, strict=True)])
+        if not self.per_tile or self.kind in ("none", "in_llm") or self.method == "m3":
+            features = self.encoder(crops).split(counts)
+            return [[self._packed(*each)] for each in zip(features, sizes.tolist(), seeds, strict=True)]
+        owners = [owner for owner, count in enumerate(counts) for _ in range(count)]
+        left = iter(self._squares(crops, seeds[owners], [prompts[owner] for owner in owners]))
+        return [
+            [
+                join_crops(crops, self.encoder.num_tokens)
+                for crops in zip(*(next(left) for _ in range(count)), strict=True)
+            ]
+            for count in counts
+        ]
+
+    def _packed(self, crops: Tensor, size: list[int], seed: Tensor) -> Kept:
+        """Joint selection, as released: among all tokens of an image, newline tokens and overview too."""
+        height, width, rows, columns = size
+        assert self.encoder.newline is not None, "tiles are LLaVA-1.6's"
+        layout: dict[str, Any] = {"grid": (rows, columns), "image_size": (height, width)}
+        num_visual = len(pack_tiles(crops[..., :1], newline_D=self.encoder.newline[:1], **layout))
+        if self.method == "m3":
+            crops = torch.stack([kept.tokens for kept in self._pool(crops)])
+        tokens = pack_tiles(crops, newline_D=self.encoder.newline, **layout)
+        if self.method == "m3":
+            return Kept(tokens, torch.full((len(tokens),), -1), num_visual)
+        if self.kind in ("none", "in_llm"):
+            return Kept(tokens, torch.arange(len(tokens)), num_visual)
+        k = num_kept(self.retention, num_visual)
+        (index,) = select_tokens(tokens[None], k, seed=seed[None].to(tokens.device), **self.selection)
+        return Kept(tokens[index], index, num_visual)
+
+    def _squares(self, pixels: Tensor, seeds: Tensor, prompts: list[list[str]]) -> list[list[Kept]]:
         if self.method == "prumerge" or self.method == "prumerge_plus":
             return [[kept] for kept in self._merge(pixels)]
         if self.relevance is not None:
@@ -101,6 +146,15 @@ class Pruner:
         k = None if plus or self.settings["adaptive"] else max(self.k, 2)
         merged = prumerge(self.encoder.patches(hidden), keys, attention, k=k, plus=plus)
         return [Kept(self.encoder.project(one.features), one.source) for one in merged]
+
+
+def join_crops(crops: Sequence[Kept], num_tokens: int) -> Kept:
+    """What is kept of one picture, crop after crop, each of `num_tokens`."""
+    sources = [
+        torch.where(kept.source < 0, kept.source, kept.source + number * num_tokens)
+        for number, kept in enumerate(crops)
+    ]
+    return Kept(torch.cat([kept.tokens for kept in crops]), torch.cat(sources), len(crops) * num_tokens)
 
 
 def make_relevance(settings: dict[str, Any], model: Path, dtype: torch.dtype, device: str) -> Relevance:

@@ -24,11 +24,13 @@ class Kept:
     """What is left of one picture: `tokens` [K, D], and `source` int64 [K].
 
     The source of a token is the index of the one it was, or, for a merged one, of the one it grew from: the centre of a
-    pooled cell, the token that others were merged into; -1 where there is none.
+    pooled cell, the token that others were merged into; -1 where there is none. LLaVA-1.6's tokens count as they stand
+    in the packed sequence, or, chosen tile by tile, crop after crop; `num_visual` is how many there were.
     """
 
     tokens: Tensor
     source: Tensor
+    num_visual: int = 0
 
 
 def pack(rows: Sequence[Kept]) -> dict[str, np.ndarray]:

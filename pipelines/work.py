@@ -20,7 +20,8 @@ from pipelines.units import Unit
 class Image:
     """One image of a unit that is still fit to be captioned. `captions` has one entry per prompt once decoded.
 
-    The last three are of benchmarks: a question may be about several pictures, which then are one `Image`.
+    `num_pictures` and the two after it are of benchmarks: a question may be about several pictures, which then are one
+    `Image`.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Image:
     num_pictures: int = 1  # rows of every array; each prompt is about all of them
     max_new_tokens: list[int] = field(default_factory=list)  # of each prompt; empty: as configured
     questions: list[dict[str, Any]] = field(default_factory=list)  # what each prompt asks, for scoring
+    num_visual_tokens: int = 0  # of its pictures, where they differ from image to image; 0: as the unit says
 
 
 @dataclass(slots=True)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("llava",)
+ANYRES = "llava_next"
+FAMILIES = ("llava", ANYRES)
+RESOLUTIONS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))  # (height, width) of LLaVA-1.6's tiles
 WHOLE_FILE_BYTES = 64 * 2**20  # weight files up to this size are hashed whole
 BLOCK_BYTES = 4096  # of larger ones three blocks of each tensor
 INDEX = "model.safetensors.index.json"

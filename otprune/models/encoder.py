@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from otprune.models.checkpoint import image_statistics
+from otprune.models.checkpoint import ANYRES, CheckpointError, image_statistics
 from otprune.models.loading import fill, load_part, read_tensors
 
 VISION_PREFIX = r"^(model\.)?vision_tower\.(vision_model\.)?"
+NEWLINE = r"^(model\.)?image_newline$"
 PROJECTOR_PREFIX = r"^(model\.)?multi_modal_projector\."
 
 
@@ -35,7 +36,13 @@ def load_encoder(folder: Path, *, dtype: torch.dtype, device: str, attention: bo
     projector = LlavaMultiModalProjector(config).to(dtype)
     fill(projector, read_tensors(folder, PROJECTOR_PREFIX), folder)
     mean, std = image_statistics(folder)
-    return LlavaEncoder(config, tower.to(device), projector.to(device).eval(), mean, std, attention=attention)
+    encoder = LlavaEncoder(config, tower.to(device), projector.to(device).eval(), mean, std, attention=attention)
+    if config.model_type == ANYRES:
+        found = read_tensors(folder, NEWLINE)
+        if not found:
+            raise CheckpointError(f"model.path must hold LLaVA-1.6's image_newline, found none in {folder}")
+        encoder.newline = next(iter(found.values())).to(device, dtype)
+    return encoder
 
 
 class LlavaEncoder(nn.Module):
@@ -43,6 +50,8 @@ class LlavaEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    newline: Tensor | None = None
+    """LLaVA-1.6's token [D] at the end of each row of tiles; its pixels are the crops of `pipelines.anyres`."""
 
     def __init__(
         self,
