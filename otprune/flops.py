@@ -23,6 +23,7 @@ from math import isqrt
 from statistics import fmean
 from typing import Any
 
+from otprune.layerwise.pyramiddrop import pyramid_stages
 from otprune.part_flops import decode_flops, prefill_flops, projector_flops, selector_flops, vision_flops
 from otprune.schedules import Schedule, visual_rows
 from otprune.shapes import MODELS, LanguageShape, ModelShape
@@ -129,10 +130,12 @@ def true_flops(
     num_visual = crops * model.vision.num_patches if num_visual is None else num_visual
     shape = model.language
     rows = visual_rows(method, num_visual, shape.layers, **settings)
+    merges = method in ("prumerge", "prumerge_plus")  # before the projector, which sees what is left
+    width = model.vision.hidden if merges else shape.hidden
     return TrueFlops(
         vision=vision_flops(model.vision, crops=crops),
-        projector=projector_flops(model, crops=crops),
-        policy=_policy_flops(method, shape, num_text, num_visual, rows, settings, select_on_cpu),
+        projector=projector_flops(model, crops=crops, num_tokens=rows[0][0] if merges else None),
+        policy=_policy_flops(method, width, shape, num_text, num_visual, rows, settings, select_on_cpu),
         prefill=prefill_flops(shape, num_text, visual=rows),
         decode=decode_flops(shape, num_text, num_generated, visual=rows),
     )
@@ -146,6 +149,7 @@ def match_flops(
     num_visual: int,
     num_layers: int,
     layer: int | None = None,
+    layers: Sequence[int] = (),
     recipes: Sequence[dict[int, int]] = (),
 ) -> dict[str, Any]:
     """The settings of `method`'s smallest budget whose `flops(**settings)` is not below `target`.
@@ -154,7 +158,8 @@ def match_flops(
     `lambda **s: paper_table("llava-1.5-7b", "vtw", **s)[2]` or `lambda **s: true_flops(model, "vtw", ..., **s).total`.
 
     vtw searches layer 0 .. num_layers; fastv, at its given `layer`, kept 1 .. num_visual; m3 the square grids that
-    divide the full one; fitprune takes the cheapest of `recipes` that is dear enough.
+    divide the full one; pyramiddrop, with stages at its given `layers`, the share that each stage keeps of the one
+    before; fitprune takes the cheapest of `recipes` that is dear enough.
 
     Raises:
         ValueError: if even the largest budget is below the target, or the method has no budget to search.
@@ -167,10 +172,16 @@ def match_flops(
         case "m3":
             side = isqrt(num_visual)
             budgets = [{"tokens": grid**2} for grid in range(1, side + 1) if side % grid == 0]
+        case "pyramiddrop" if layers:
+            shares = (kept / num_visual for kept in range(1, num_visual + 1))
+            budgets = [{"stages": pyramid_stages(num_visual, layers, share)} for share in shares]
         case "fitprune" if recipes:
             budgets = sorted(({"recipe": recipe} for recipe in recipes), key=lambda settings: flops(**settings))
         case _:
-            raise ValueError(f"method must be vtw, fastv (with layer), m3 or fitprune (with recipes), got {method!r}")
+            raise ValueError(
+                "method must be vtw, fastv (with layer), m3, pyramiddrop (with layers) or fitprune (with recipes), "
+                f"got {method!r}"
+            )
     first = bisect_left(budgets, target, key=lambda settings: flops(**settings))
     if first == len(budgets):
         raise ValueError(f"target must be at most {flops(**budgets[-1])}, {method}'s largest budget, got {target}")
@@ -179,6 +190,7 @@ def match_flops(
 
 def _policy_flops(
     method: str,
+    width: int,
     shape: LanguageShape,
     num_text: int,
     num_visual: int,
@@ -197,4 +209,4 @@ def _policy_flops(
         case "fitprune":  # the full score matrix again, which fused attention does not give
             return sum((num_text + rows[layer][0]) ** 2 * attention_width for layer in settings["recipe"])
         case _:
-            return selector_flops(method, num_visual, shape.hidden, rows[0][0], on_cpu=select_on_cpu)
+            return selector_flops(method, num_visual, width, rows[0][0], on_cpu=select_on_cpu)

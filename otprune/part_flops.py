@@ -56,10 +56,11 @@ def vision_flops(shape: VisionShape, *, crops: int = 1) -> int:
     return crops * (shape.num_patches * 3 * shape.patch_size**2 * d + shape.layers * layer)
 
 
-def projector_flops(model: ModelShape, *, crops: int = 1) -> int:
-    """LLaVA's two-layer MLP on the patches of `crops` square images."""
+def projector_flops(model: ModelShape, *, crops: int = 1, num_tokens: int | None = None) -> int:
+    """LLaVA's two-layer MLP on the patches of `crops` square images, or on `num_tokens` that are left of them."""
     width = model.language.hidden
-    return crops * model.vision.num_patches * (model.vision.hidden + width) * width
+    num_tokens = crops * model.vision.num_patches if num_tokens is None else num_tokens
+    return num_tokens * (model.vision.hidden + width) * width
 
 
 def selector_flops(method: str, num_tokens: int, width: int, keep: int, *, on_cpu: bool = False) -> int:
@@ -70,10 +71,14 @@ def selector_flops(method: str, num_tokens: int, width: int, keep: int, *, on_cp
                       accelerator (kernel formed)     CPU (k rows of it, and its diagonal)
         otprune       N^2 D + N^3                     N^2 D + N^2 (k + 1)
         logdet_linear N^2 D                           N D (k + 1)
+        cdpruner      N^2 D + N D                     N D (k + 2)
         divprune      N^2 D                           N^2 D
         m3            N D                             N D
+        prumerge      (N + 2) D^2 + N D (k + 1), and 32 k D of sums: D is the tower's width there, the first term the
+                      keys and the query of the layer whose attention it reads
 
-    That a CPU forms only half of a symmetric Gram matrix is not credited.
+    CDPruner's N D compares tokens with a prompt; CLIP's text tower, which runs once for each different prompt, and its
+    projection of the patches are not counted. That a CPU forms only half of a symmetric Gram matrix is not credited.
 
     Raises:
         ValueError: on a method whose cost is not known here.
@@ -86,6 +91,11 @@ def selector_flops(method: str, num_tokens: int, width: int, keep: int, *, on_cp
             return gram + num_tokens**2 * (keep + 1 if on_cpu else num_tokens) + cholesky
         case "logdet_linear" | "logdet_linear_centered":
             return (num_tokens * width * (keep + 1) if on_cpu else gram) + cholesky
+        case "cdpruner":
+            return (num_tokens * width * (keep + 1) if on_cpu else gram) + cholesky + num_tokens * width
+        case "prumerge" | "prumerge_plus":
+            looks = (num_tokens + 2) * width**2 + num_tokens * width
+            return looks + keep * num_tokens * width + 32 * keep * width
         case "divprune":
             return gram
         case "m3":

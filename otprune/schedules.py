@@ -15,6 +15,7 @@ Schedule = list[tuple[int, int]]
 SETTINGS = {
     "none": (),
     "m3": ("tokens",),
+    "prumerge_plus": ("tokens",),
     "vtw": ("layer",),
     "fastv": ("layer", "kept"),
     "fitprune": ("recipe",),
@@ -28,12 +29,12 @@ def visual_rows(method: str, num_visual: int, num_layers: int, **settings: Any) 
 
     Settings by method (sources: the methods' papers and released recipes):
         none: nothing. Every token everywhere.
-        m3: tokens = what the pooled grid has.
+        m3: tokens = what the pooled grid has. prumerge_plus: tokens = what it leaves of the image, or on average.
         vtw: layer = K; layers 0 .. K-1 see all tokens, the others none.
         fastv: layer = K, kept; layers 0 .. K-1 see all tokens, the others `kept`.
         fitprune: recipe = {layer: number deleted}; the deleted leave after that layer's attention, before its FFN.
         pyramiddrop: stages = {layer: tokens kept from this layer on}.
-        any other: a selector; retention in (0, 1], `num_kept` of it from layer 0 on.
+        any other: a selector, or prumerge; retention in (0, 1], `num_kept` of it from layer 0 on.
 
     Raises:
         ValueError: on missing or unknown settings, or values out of range.
@@ -46,7 +47,7 @@ def visual_rows(method: str, num_visual: int, num_layers: int, **settings: Any) 
     match method:
         case "none":
             return _stages(num_visual, num_layers, {})
-        case "m3":
+        case "m3" | "prumerge_plus":
             return _stages(num_visual, num_layers, {0: settings["tokens"]})
         case "vtw":
             return _stages(num_visual, num_layers, {settings["layer"]: 0})

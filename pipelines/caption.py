@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from otprune.methods import check_settings
+from otprune.methods import check_settings, get_method
 from otprune.models import CheckpointError, resolve_checkpoint
-from otprune.models.checkpoint import image_statistics, read_config
-from otprune.select import METHODS
+from otprune.models.checkpoint import ANYRES, RESOLUTIONS, image_statistics, read_config
 from pipelines.cluster import actor_gpus, wait_for_room
 from pipelines.config import Config
 from pipelines.corpus import Corpus, find_corpus
 from pipelines.cost import check_instances
 from pipelines.decode import mean_color
 from pipelines.encode import Encoder
+from pipelines.equal_flops import resolve_pruning
 from pipelines.faults import JobFailedError
 from pipelines.fingerprint import claim_output, describe, fingerprint
 from pipelines.flow import Stage, run_flow
@@ -46,6 +46,7 @@ class Job:
     folder: str = CAPTIONS_FOLDER  # of the objects that commit units
     counted: Counted = "images"  # what the plan's rows are to progress
     tags: dict[str, str] = field(default_factory=dict)  # of the tracked run, beside those of every job
+    pruning: dict[str, Any] = field(default_factory=dict)  # the method's settings, complete
 
     @property
     def fingerprint(self) -> str:
@@ -61,7 +62,8 @@ def prepare(config: Config) -> Job:
     check_instances(config)
     model = check_model(config)
     corpus = find_input(config)
-    described = describe(config, model)
+    pruning = check_pruning(config, model)
+    described = describe(config, model, pruning if inside_model(config) else None)
     output = open_output(config, described, write=not config.run.estimate)
     plan = make_plan(
         corpus,
@@ -72,7 +74,7 @@ def prepare(config: Config) -> Job:
         num_samples=config.run.samples,
         tidy=not config.run.estimate,
     )
-    return Job(config, model, corpus, output, described, plan)
+    return Job(config, model, corpus, output, described, plan, pruning=pruning)
 
 
 def find_input(config: Config) -> Corpus:
@@ -90,22 +92,21 @@ def find_input(config: Config) -> Corpus:
     )
 
 
-def check_model(config: Config) -> Path:
-    """The checkpoint's folder.
+def check_model(config: Config, *, writes: bool = True) -> Path:
+    """The checkpoint's folder; `output.path` must be set if the job `writes` there.
 
     Raises:
-        UserError: if a path is not set, the method is not known, or there is no such checkpoint.
+        UserError: if a path is not set, the method or one of its settings is not known, or there is no checkpoint.
     """
     for name, value in (
         ("model.path", config.model.path),
         ("input.path", config.input.path),
         ("output.path", config.output.path),
     ):
-        if not value:
+        if not value and (writes or name != "output.path"):
             raise UserError(f"{name} must be set; --help lists the keys")
-    if config.prune.method not in (*METHODS, "none"):
-        raise UserError(f"prune.method must be one of none, {', '.join(METHODS)}, got {config.prune.method!r}")
     try:
+        get_method(config.prune.method)
         check_settings(config.prune.method, config.prune.settings)
     except ValueError as error:
         raise UserError(f"prune.{error}") from error
@@ -113,6 +114,25 @@ def check_model(config: Config) -> Path:
         return resolve_checkpoint(config.model.path).resolve()
     except CheckpointError as error:
         raise UserError(str(error)) from error
+
+
+def inside_model(config: Config) -> bool:
+    """Whether the method prunes inside the language model."""
+    return get_method(config.prune.method).kind == "in_llm"
+
+
+def check_pruning(config: Config, model: Path) -> dict[str, Any]:
+    """The method's settings, complete, for this checkpoint.
+
+    Raises:
+        UserError: if they do not fit it, or the method cannot decode as configured.
+    """
+    try:
+        return resolve_pruning(config, model)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"prune.{error}") from error
 
 
 def open_output(config: Config, described: dict[str, Any], *, write: bool = True) -> Store:
@@ -170,7 +190,14 @@ class Stages:
 def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) -> Stages:
     """The stages for the connected cluster; `encoder` and `generator` are the actor classes."""
     config = job.config
-    read = ReadDecode(
+    sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
+    return Stages(make_reader(job), *model_stages(job, encoder, generator), sink)
+
+
+def make_reader(job: Job) -> ReadDecode:
+    """The first stage."""
+    config = job.config
+    return ReadDecode(
         store=job.corpus.store,
         columns=job.corpus.columns,
         templates=[config.prompt.template, *config.prompt.more],
@@ -178,15 +205,16 @@ def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) 
         fetch_threads=config.input.fetch_threads,
         fetch_timeout=config.input.fetch_timeout,
     )
-    sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
-    return Stages(read, *model_stages(job, encoder, generator), sink)
 
 
 def decode_settings(job: Job) -> DecodeSettings:
     config = job.config.decode
     mean, _ = image_statistics(job.model)
+    checkpoint = read_config(job.model)
+    resolutions = checkpoint.get("image_grid_pinpoints", RESOLUTIONS) if checkpoint["model_type"] == ANYRES else ()
     return DecodeSettings(
-        size=read_config(job.model)["vision_config"].get("image_size", 336),
+        size=checkpoint["vision_config"].get("image_size", 336),
+        resolutions=tuple((height, width) for height, width in resolutions),
         aspect=config.aspect,
         background=mean_color(mean),
         max_bytes=config.max_bytes,
@@ -209,6 +237,8 @@ def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage
             "retention": config.prune.retention,
             "gamma": config.prune.gamma,
             "gamma_scale": config.prune.gamma_scale,
+            "settings": job.pruning,
+            "per_tile": config.prune.per_tile,
             "seed": config.prune.seed,
             "batch_size": config.encode.batch_size,
         },
@@ -228,6 +258,8 @@ def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage
             "top_p": config.generate.top_p,
             "seed": config.generate.seed,
             "batch_size": config.generate.batch_size,
+            "method": config.prune.method,
+            "settings": job.pruning,
         },
         min_actors=config.generate.actors,
         max_actors=config.generate.max_actors or config.generate.actors,

@@ -42,7 +42,7 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    path: str = key("LLaVA-1.5 checkpoint in Hugging Face format: a folder or a hub repository", "")
+    path: str = key("LLaVA-1.5 or 1.6 checkpoint in Hugging Face format: a folder or a hub repository", "")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto: bfloat16 on a GPU, float32 on a CPU", "auto")
 
 
@@ -69,6 +69,7 @@ class PruneConfig:
         "meaning of gamma: of the released code, of the paper, or relative to the kernel's mean diagonal", "released"
     )
     seed: int = key("seed of the random method; each image adds its own hash", 0, low=0)
+    per_tile: bool = key("LLaVA-1.6: choose in each tile by itself, not among the whole image's tokens", False)
     settings: dict[str, Any] = key(
         "further settings of the method, e.g. prune.settings.layer=2; README.md lists them", {}
     )
@@ -77,7 +78,8 @@ class PruneConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig:
     aspect: Literal["pad", "crop"] = key(
-        "pad: to a square with the mean colour, LLaVA-1.5's protocol; crop: CLIP's shortest edge and centre crop", "pad"
+        "pad: to a square with the mean colour, LLaVA-1.5's; crop: CLIP's centre crop; LLaVA-1.6 cuts tiles instead",
+        "pad",
     )
     max_bytes: int = key("larger encoded images are quarantined", 64 * 2**20, low=1)
     max_pixels: int = key("images of more pixels are quarantined, judged by their header", 100_000_000, low=1)
@@ -291,6 +293,23 @@ class QualityConfig(Config):
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     canary: CanaryConfig = field(default_factory=CanaryConfig)
     mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="quality"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationConfig:
+    path: str = key("JSON file to write", "runs/calibration.json")
+    samples: int = key("images to look at, the first of the corpus", 64, low=1)
+    threshold: float = key("largest KL divergence, in nats, at which VTW may withdraw the image", 0.003, low=0)
+    first_layer: int | None = key(
+        "first layer that VTW tries; null is the release's 5 of 32 layers, in proportion", None, low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrateConfig(Config):
+    """The caption job's configuration, and how to calibrate."""
+
+    calibrate: CalibrationConfig = field(default_factory=CalibrationConfig)
 
 
 NOT_IN_EVALUATION = (

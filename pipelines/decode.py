@@ -34,6 +34,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 from PIL.ExifTags import Base as ExifTag
 from PIL.ImageFile import ImageFile
 
+from pipelines.anyres import Tiles, cut_tiles
 from pipelines.formats import OPENERS, format_of, has_end, libtiff_silenced, num_jpeg_scans
 from pipelines.resize import Raster, resize_crop, resize_pad, upright
 from pipelines.rgb import to_rgb
@@ -92,9 +93,12 @@ def decode_image(
     max_pixels: int,
     min_side: int,
     background: tuple[int, int, int],
+    resolutions: Sequence[Sequence[int]] = (),
     draft: bool = True,
-) -> np.ndarray:
+) -> np.ndarray | Tiles:
     """The image as uint8 [size, size, 3], upright, before rescaling and normalisation.
+
+    With `resolutions` (height, width), which LLaVA-1.6 has, it is the image's tiles instead; `aspect` does not matter.
 
     `aspect="pad"` is LLaVA-1.5's protocol: pad to a square with `background` (`mean_color` of the checkpoint), then
     resize. `aspect="crop"` is CLIP's: shortest edge, then centre. Takes about 4 bytes per pixel of memory for the
@@ -126,12 +130,14 @@ def decode_image(
         width, height = image.size
         _check_size(width, height, size, max_pixels, min_side)
         scale = 1
-        if draft and isinstance(image, JpegImagePlugin.JpegImageFile):
+        if draft and not resolutions and isinstance(image, JpegImagePlugin.JpegImageFile):
             scale = _draft(image, size, max(width, height) if aspect == "pad" else min(width, height))
         _load(image, kind, data)
         if scale == 1:
             width, height = image.size  # loading turns a TIFF upright
         raster = upright(Raster(to_rgb(image, background), width, height, scale), _orientation(image))
+    if resolutions:
+        return cut_tiles(raster, resolutions, size)
     return resize_pad(raster, size, background) if aspect == "pad" else resize_crop(raster, size)
 
 

@@ -1,13 +1,13 @@
 """Second stage, a GPU actor: pixels -> the visual tokens worth decoding.
 
-Adds `tokens` [n, k, D] and `kept` int16 [n, k]; drops `pixels`. Holds the vision tower and the projector, nothing of
-the language model. Selection happens here, before the stage border: 56 of 576 tokens cross it, not 576.
+Adds `tokens` and `kept` (`tokens.py`); drops `pixels`. Holds the vision tower and the projector, nothing of the
+language model. Selection and merging happen here, before the stage border: 56 of 576 tokens cross it, not 576. Methods
+that prune inside the language model get every token.
 """
 
 import base64
 import io
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from otprune import num_kept, select_tokens
-from otprune.models import load_encoder
+from pipelines.prune import Pruner
+from pipelines.tokens import Kept, as_tensor, pack, to_numpy
 from pipelines.work import Work, clean
 
 THUMBNAIL = 224  # pixels a side
@@ -38,14 +38,24 @@ class Encoder:
         retention: float,
         gamma: float | None,
         gamma_scale: str,
+        settings: dict[str, Any],
         seed: int,
         batch_size: int,
+        per_tile: bool = False,
     ):
-        self.encoder = load_encoder(Path(model_path), dtype=torch_dtype(dtype, device), device=device)
-        self.method, self.seed, self.batch_size = method, seed, batch_size
-        self.selection = {"method": method, "gamma": gamma, "gamma_scale": gamma_scale}
-        num_tokens = self.encoder.num_tokens
-        self.k = num_tokens if method == "none" else num_kept(retention, num_tokens)
+        self.pruner = Pruner(
+            model=Path(model_path),
+            dtype=torch_dtype(dtype, device),
+            device=device,
+            method=method,
+            retention=retention,
+            gamma=gamma,
+            gamma_scale=gamma_scale,
+            settings=settings,
+            per_tile=per_tile,
+        )
+        self.encoder = self.pruner.encoder
+        self.seed, self.batch_size = seed, batch_size
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         work = Work.from_row(row)
@@ -61,51 +71,51 @@ class Encoder:
         return work.to_row()
 
     def _encode(self, work: Work) -> None:
-        pixels = as_tensor(work.arrays.pop("pixels"))
+        pixels, sizes = as_tensor(work.arrays.pop("pixels")), work.arrays.pop("sizes", None)
         owners = [i for i, rows in enumerate(work.rows()) for _ in rows]
         seeds = [
             image_seed(image.sha256, self.seed + picture)
             for image in work.images
             for picture in range(image.num_pictures)
         ]
-        parts: dict[int, tuple[Tensor, Tensor]] = {}
+        prompts = [image.prompts for image in work.images for _ in range(image.num_pictures)]
+        parts: dict[int, list[Kept]] = {}
 
         def run(indices: list[int]) -> None:
-            tokens, keep = self.select(self.encoder(pixels[indices]), torch.tensor([seeds[i] for i in indices]))
-            parts.update({i: (tokens[j], keep[j]) for j, i in enumerate(indices)})
+            chosen = torch.tensor([seeds[i] for i in indices])
+            shapes = None if sizes is None else sizes[indices]
+            kept = self.pruner(pixels[indices], chosen, [prompts[i] for i in indices], shapes)
+            parts.update(zip(indices, kept, strict=True))
 
         failed = run_batched(list(range(len(pixels))), self.batch_size, run)
         guilty = {owners[row]: error for row, error in failed.items()}
         for index, error in guilty.items():
             work.reject(index, "encode", f"{type(error).__name__}: {error}")
         work.num_visual_tokens = self.encoder.num_tokens
-        empty = (
-            torch.empty(self.k, self.encoder.width, dtype=self.encoder.dtype),
-            torch.empty(self.k, dtype=torch.int64),
-        )
-        rows = [parts.get(i, empty) for i in range(len(pixels))]
-        shape = (0, self.k, self.encoder.width)
-        tokens = torch.stack([row[0].cpu() for row in rows]) if rows else torch.empty(shape, dtype=self.encoder.dtype)
-        kept = torch.stack([row[1].cpu() for row in rows]) if rows else torch.empty((0, self.k), dtype=torch.int64)
-        self._add_samples(work, pixels, kept)
-        work.arrays = {"tokens": to_numpy(tokens), "kept": kept.to(torch.int16).numpy()}
-        work.drop(set(guilty))
+        for i, (image, rows) in enumerate(zip(work.images, work.rows(), strict=True)):
+            image.num_visual_tokens = 0 if i in guilty else sum(parts[row][0].num_visual for row in rows)
+        self._add_samples(work, pixels, parts)
+        pictures = [[parts[row] for row in rows] for i, rows in enumerate(work.rows()) if i not in guilty]
+        work.drop(guilty.keys())
+        work.rows_per_prompt = self.pruner.per_prompt
+        work.arrays = self._arrays([row for shown in pictures for prompt in zip(*shown, strict=True) for row in prompt])
 
-    def select(self, features: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, N, D] -> kept tokens [B, k, D] and their ascending indices [B, k]."""
-        B, N, D = features.shape
-        if self.method == "none":
-            return features, torch.arange(N).expand(B, N)
-        keep = select_tokens(features, self.k, seed=seeds.to(features.device), **self.selection)
-        return features.gather(1, keep[..., None].expand(-1, -1, D)), keep
+    def _arrays(self, rows: list[Kept]) -> dict[str, np.ndarray]:
+        if rows:
+            return pack(rows)
+        tokens = torch.empty(0, self.pruner.k, self.encoder.width, dtype=self.encoder.dtype)
+        return {"tokens": to_numpy(tokens), "kept": np.empty((0, self.pruner.k), np.int16)}
 
-    def _add_samples(self, work: Work, pixels: Tensor, kept: Tensor) -> None:
+    def _add_samples(self, work: Work, pixels: Tensor, parts: dict[int, list[Kept]]) -> None:
         for image, (i, *_) in zip(work.images, work.rows(), strict=True):
-            if image.sample is not None:
-                thumbnail = PILImage.fromarray(pixels[i].numpy()).resize((THUMBNAIL, THUMBNAIL))
+            if image.sample is not None and i in parts:
+                shown = pixels[i] if pixels[i].dim() == 3 else pixels[i][0]  # the overview of tiles
+                thumbnail = PILImage.fromarray(shown.numpy()).resize((THUMBNAIL, THUMBNAIL))
                 thumbnail.save(stream := io.BytesIO(), "JPEG", quality=80)
                 jpeg = base64.b64encode(stream.getvalue()).decode()
-                image.sample = {"jpeg": jpeg, "kept": kept[i].tolist(), "num_tokens": self.encoder.num_tokens}
+                num_tokens, source = self.encoder.num_tokens, parts[i][0].source
+                kept = source[source < num_tokens].tolist()
+                image.sample = {"jpeg": jpeg, "kept": kept, "num_tokens": num_tokens}
 
 
 def image_seed(sha256: str, seed: int) -> int:
@@ -156,20 +166,3 @@ def torch_dtype(name: str, device: str) -> torch.dtype:
     if name == "auto":
         name = "float32" if device == "cpu" else "bfloat16"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """The array without a copy. Those of the object store are read-only, which is fine: no stage writes to them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def to_numpy(tokens: Tensor) -> np.ndarray:
-    """bfloat16, which NumPy lacks, goes as its bits in int16; `from_numpy` turns it back."""
-    return (tokens.view(torch.int16) if tokens.dtype == torch.bfloat16 else tokens).numpy()
-
-
-def from_numpy(tokens: np.ndarray) -> Tensor:
-    tensor = as_tensor(tokens)
-    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor

@@ -14,7 +14,16 @@ from typing import Any, cast
 
 from pipelines.asking import Asked, find_questions, plan_questions
 from pipelines.benchmarks import Benchmark, Comparison, Scores, get_benchmarks
-from pipelines.caption import Job, Stages, check_model, decode_settings, model_stages, open_output
+from pipelines.caption import (
+    Job,
+    Stages,
+    check_model,
+    check_pruning,
+    decode_settings,
+    inside_model,
+    model_stages,
+    open_output,
+)
 from pipelines.config import NOT_IN_EVALUATION, Config, EvaluateConfig
 from pipelines.corpus import Corpus
 from pipelines.cost import make_tariff
@@ -79,7 +88,8 @@ def prepare_evaluation(
     benches = tuple(choose_benchmarks(config.benchmarks))
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
     asked = asked or find_questions(store, benches, config.limit)
-    described = describe_evaluation(config, model, benches)
+    pruning = check_pruning(config, model)
+    described = describe_evaluation(config, model, benches, pruning if inside_model(config) else None)
     baseline = open_baseline(config, described)
     output = open_output(config, described)
     plan = plan_questions(asked, output, fingerprint(described), config.unit.images)
@@ -90,6 +100,7 @@ def prepare_evaluation(
         output,
         described,
         plan,
+        pruning=pruning,
         folder=PREDICTIONS_FOLDER,
         counted="questions",
         tags={"benchmarks": ",".join(described["benchmarks"]), **(tags or {})},
@@ -129,9 +140,11 @@ def choose_benchmarks(names: Any) -> list[Benchmark]:
         raise UserError(str(error)) from error
 
 
-def describe_evaluation(config: EvaluateConfig, model: Path, benches: tuple[Benchmark, ...]) -> dict[str, Any]:
+def describe_evaluation(
+    config: EvaluateConfig, model: Path, benches: tuple[Benchmark, ...], pruning: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The keys and values that the fingerprint stands for: the caption job's, and what is asked."""
-    chosen = {name: value for name, value in describe(config, model).items() if name not in NOT_IN_EVALUATION}
+    chosen = {name: value for name, value in describe(config, model, pruning).items() if name not in NOT_IN_EVALUATION}
     return {**chosen, "benchmarks": sorted(bench.name for bench in benches), "limit": config.limit}
 
 

@@ -30,10 +30,12 @@ KEYS = (
 )
 
 
-def describe(config: Config, model: Path) -> dict[str, Any]:
-    """The keys and values that the fingerprint stands for."""
+def describe(config: Config, model: Path, pruning: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The keys and values that the fingerprint stands for; `pruning` are resolved settings, if any."""
     chosen = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
     described = {**chosen, "model.weights": weights_digest(model), "version": otprune.__version__}
+    if pruning:
+        described["prune.resolved"] = pruning
     return json.loads(json.dumps(described))  # as it is read back: keys of dicts are text
 
 

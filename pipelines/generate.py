@@ -8,13 +8,16 @@ import hashlib
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
-from otprune.models import Completion, load_decoder
-from otprune.models.llava import Prompt
-from pipelines.encode import exit_if_cuda_is_broken, from_numpy, run_batched, torch_dtype
+from otprune.methods import get_method
+from otprune.models import Completion, Prompt, load_decoder
+from pipelines.encode import exit_if_cuda_is_broken, run_batched, torch_dtype
+from pipelines.equal_flops import layer_rows, make_policy
+from pipelines.tokens import unpack
 from pipelines.work import Image, Work, clean
 
 
@@ -25,12 +28,16 @@ class Request:
     image: int
     prompt: int
     ids: Prompt
-    visual: Tensor  # [P, K, D]
+    visual: list[Tensor]  # [K, D] of each picture
     max_new_tokens: int
 
     @property
     def length(self) -> int:
-        return sum(map(len, self.ids)) + self.visual.shape[0] * self.visual.shape[1]
+        return sum(map(len, self.ids)) + self.num_visual
+
+    @property
+    def num_visual(self) -> int:
+        return sum(map(len, self.visual))
 
 
 class Generator:
@@ -48,11 +55,16 @@ class Generator:
         top_p: float,
         seed: int,
         batch_size: int,
+        method: str = "none",
+        settings: dict[str, Any] | None = None,
     ):
+        """`method` and its resolved `settings` matter where it prunes inside the model."""
         self.decoder = load_decoder(Path(model_path), dtype=torch_dtype(dtype, device), device=device)
         self.conversation, self.batch_size, self.seed = conversation, batch_size, seed
         self.max_new_tokens = max_new_tokens
         self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+        self.method, self.settings = method, settings or {}
+        self.policy = make_policy(method, self.settings) if get_method(method).kind == "in_llm" else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         work = Work.from_row(row)
@@ -67,12 +79,12 @@ class Generator:
         return work.to_row()
 
     def _generate(self, work: Work) -> None:
-        visual = from_numpy(work.arrays["tokens"])
+        visual = unpack(work)
         requests: list[Request] = []
         bad: set[int] = set()
-        for i, (image, rows) in enumerate(zip(work.images, work.rows(), strict=True)):
+        for i, image in enumerate(work.images):
             try:
-                requests += self._requests(i, image, visual[rows.start : rows.stop])
+                requests += self._requests(i, image, visual[i])
             except ValueError as error:
                 work.reject(i, "prompt", str(error))
                 bad.add(i)
@@ -82,7 +94,7 @@ class Generator:
         def run(indices: list[int]) -> None:
             batch = [requests[i] for i in indices]
             for request, completion in zip(batch, self._complete(work, batch), strict=True):
-                num_kept = request.visual.shape[0] * request.visual.shape[1]
+                num_kept = self._num_kept(request.num_visual)
                 done[request.image, request.prompt] = as_caption(completion, num_kept)
 
         failed: dict[int, Exception] = {}
@@ -97,20 +109,28 @@ class Generator:
         work.arrays = {}
         work.drop(bad)
 
-    def _requests(self, index: int, image: Image, visual: Tensor) -> list[Request]:
-        """One for each prompt of the image.
+    def _num_kept(self, num_visual: int) -> int:
+        """Visual tokens that were decoded: of methods inside the model, the mean over its layers."""
+        layers = self.decoder.model.config.num_hidden_layers
+        rows = layer_rows(self.method, self.settings, num_visual, layers)
+        return num_visual if rows is None else round(fmean(attended for attended, _ in rows))
+
+    def _requests(self, index: int, image: Image, visual: list[list[Tensor]]) -> list[Request]:
+        """One for each prompt of the image, whose tokens are `visual`.
 
         A benchmark's limit of new tokens only guards against answers without end: where a prompt leaves less room, the
         question is asked with what there is.
 
         Raises:
-            ValueError: if a prompt leaves no room for its answer.
+            ValueError: if a prompt leaves no room for its answer, or holds several images that the method cannot take.
         """
+        if self.policy is not None and image.num_pictures != 1:
+            raise ValueError(f"{self.method} takes prompts with one image, got {image.num_pictures}")
         requests = []
         for j, text in enumerate(image.prompts):
-            ids = self.decoder.encode_prompt(text, self.conversation, len(visual))
+            ids = self.decoder.encode_prompt(text, self.conversation, image.num_pictures)
             wanted = image.max_new_tokens[j] if image.max_new_tokens else self.max_new_tokens
-            request = Request(index, j, ids, visual, wanted)
+            request = Request(index, j, ids, visual[j], wanted)
             needed = 1 if image.max_new_tokens else wanted
             room = self.decoder.max_length - request.length
             if room < needed:
@@ -128,6 +148,7 @@ class Generator:
             [request.ids for request in batch],
             max_new_tokens=batch[0].max_new_tokens,
             seeds=[sampling_seed(i.sha256, r.prompt, self.seed) for i, r in zip(images, batch, strict=True)],
+            policy=self.policy,
             **self.sampling,
         )
 

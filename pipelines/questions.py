@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.anyres import Tiles, stack_pictures
 from pipelines.benchmarks import RECORDS, Benchmark, Row, get_benchmark
 from pipelines.decode import Reject, decode_image
 from pipelines.source import DecodeSettings, SpanRow, fill_units, row_batches
@@ -76,7 +77,7 @@ class ReadQuestions:
         if len(taken) != work.unit.num_images:
             raise ValueError(f"expected {work.unit.num_images} rows in {work.unit.name}, got {len(taken)}")
         seen: dict[str, Image | Rejected] = {}
-        pixels: list[np.ndarray] = []
+        pixels: list[np.ndarray | Tiles] = []
         with work.timed("decode"):
             for number, batch in taken:
                 for bench, question in self._questions(source, number, batch):
@@ -90,10 +91,9 @@ class ReadQuestions:
                         image.max_new_tokens.append(min(bench.max_new_tokens, self.max_new_tokens))
         work.images = [image for image in seen.values() if isinstance(image, Image)]
         work.rejected = [image for image in seen.values() if isinstance(image, Rejected)]
-        size = self.decode.size
-        work.arrays["pixels"] = np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)
+        work.arrays = stack_pictures(pixels, self.decode.size)
 
-    def _decode(self, question: Row, source: str, number: int, pixels: list[np.ndarray]) -> Image | Rejected:
+    def _decode(self, question: Row, source: str, number: int, pixels: list[np.ndarray | Tiles]) -> Image | Rejected:
         """The question's image (or several as one), its pixels appended to `pixels`."""
         sha256 = hashlib.sha256(b"".join(question["images"])).hexdigest()
         where = {"id": question["image_id"], "source": source, "row": number, "sha256": sha256}
@@ -145,7 +145,7 @@ def prediction_rows(work: Work, *, model: str, method: str) -> list[dict[str, An
     names = {"model": model, "method": method}
     answered = [
         {**question, **done, **names, "prediction": done["caption"], "sha256": image.sha256}
-        | {"num_visual_tokens": work.num_visual_tokens * image.num_pictures}
+        | {"num_visual_tokens": image.num_visual_tokens or work.num_visual_tokens * image.num_pictures}
         for image in work.images
         for question, done in zip(image.questions, image.captions, strict=True)
     ]

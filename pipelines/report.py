@@ -43,12 +43,17 @@ def _sample(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def pruned_area(sample: dict[str, Any]) -> str:
-    """SVG path over the thumbnail, to be filled by the even-odd rule: everything but the kept tokens' patches."""
+    """SVG path over the thumbnail, to be filled by the even-odd rule: everything but the kept tokens' patches.
+
+    Merged tokens show the patch that they grew from; those of no one place show none.
+    """
     side = math.isqrt(sample["num_tokens"])
     if side * side != sample["num_tokens"] or len(sample["kept"]) == sample["num_tokens"]:
         return ""
     cell = THUMBNAIL / side
     holes = (
-        f"M{token % side * cell:g} {token // side * cell:g}h{cell:g}v{cell:g}h{-cell:g}z" for token in sample["kept"]
+        f"M{token % side * cell:g} {token // side * cell:g}h{cell:g}v{cell:g}h{-cell:g}z"
+        for token in sample["kept"]
+        if token >= 0
     )
     return f"M0 0H{THUMBNAIL}V{THUMBNAIL}H0z" + "".join(holes)

@@ -17,8 +17,8 @@ CAPTIONS = pa.schema(
         ("model", pa.string()),
         ("method", pa.string()),
         ("num_visual_tokens", pa.int32()),
-        ("num_kept_tokens", pa.int32()),
-        ("num_prompt_tokens", pa.int32()),  # prefill length: text and kept visual tokens
+        ("num_kept_tokens", pa.int32()),  # that were decoded; of methods inside the model the mean over its layers
+        ("num_prompt_tokens", pa.int32()),  # text and visual tokens that enter the first layer
         ("num_generated_tokens", pa.int32()),  # end token included
         ("finish_reason", pa.string()),  # stop | length
         ("sha256", pa.string()),  # of the encoded image

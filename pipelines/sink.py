@@ -76,9 +76,10 @@ class Sink:
 
 def caption_rows(work: Work, *, model: str, method: str) -> list[dict[str, Any]]:
     """One row for each caption, in the columns of `CAPTIONS`."""
-    rest = {"model": model, "method": method, "num_visual_tokens": work.num_visual_tokens}
+    names = {"model": model, "method": method}
     return [
-        {**_where(image), **done, "prompt": prompt, **rest}
+        {**_where(image), **done, **names, "prompt": prompt}
+        | {"num_visual_tokens": image.num_visual_tokens or work.num_visual_tokens}
         for image in work.images
         for prompt, done in zip(image.prompts, image.captions, strict=True)
     ]

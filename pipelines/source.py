@@ -1,7 +1,7 @@
 """First stage, a CPU task: a span of units -> one row per unit with decoded pixels.
 
-Adds `meta` and `pixels` (uint8 [n, H, H, 3], images fit to be captioned). An image that cannot be read is rejected
-here; a file that cannot be read fails its unit.
+Adds `meta` and `pixels` (uint8 [n, H, H, 3], images fit to be captioned; LLaVA-1.6's crops: `stack_pictures`). An
+image that cannot be read is rejected here; a file that cannot be read fails its unit.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.anyres import Tiles, stack_pictures
 from pipelines.corpus import Columns
 from pipelines.decode import Reject, decode_image
 from pipelines.fetch import fetch
@@ -30,7 +31,7 @@ BLOCK_BYTES = 8 * 2**20  # of one ranged GET
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """Arguments of `decode_image`; `size` and `background` come from the checkpoint."""
+    """Arguments of `decode_image`; `size`, `background` and `resolutions` come from the checkpoint."""
 
     size: int
     aspect: str
@@ -38,6 +39,7 @@ class DecodeSettings:
     max_bytes: int
     max_pixels: int
     min_side: int
+    resolutions: tuple[tuple[int, int], ...] = ()  # of LLaVA-1.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class ReadDecode:
             self._fetch_missing(rows)
         if len(rows) != work.unit.num_images:
             raise ValueError(f"expected {work.unit.num_images} rows in {work.unit.name}, got {len(rows)}")
-        pixels = []
+        pixels: list[np.ndarray | Tiles] = []
         with work.timed("decode"):
             for record in rows:
                 data = record["data"]
@@ -125,8 +127,7 @@ class ReadDecode:
                 if len(work.images) <= num_samples:
                     work.images[-1].sample = {}
                     work.images[-1].references = record["references"]
-        size = self.decode.size
-        work.arrays["pixels"] = np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)
+        work.arrays = stack_pictures(pixels, self.decode.size)
 
     def _fetch_missing(self, rows: list[dict[str, Any]]) -> None:
         """Replaces URIs by the bytes they name, several at a time."""

@@ -6,7 +6,7 @@ Metadata goes as one JSON string, so that Arrow never has to guess types; pixels
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,7 +20,8 @@ from pipelines.units import Unit
 class Image:
     """One image of a unit that is still fit to be captioned. `captions` has one entry per prompt once decoded.
 
-    The last three are of benchmarks: a question may be about several pictures, which then are one `Image`.
+    `num_pictures` and the two after it are of benchmarks: a question may be about several pictures, which then are one
+    `Image`.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Image:
     num_pictures: int = 1  # rows of every array; each prompt is about all of them
     max_new_tokens: list[int] = field(default_factory=list)  # of each prompt; empty: as configured
     questions: list[dict[str, Any]] = field(default_factory=list)  # what each prompt asks, for scoring
+    num_visual_tokens: int = 0  # of its pictures, where they differ from image to image; 0: as the unit says
 
 
 @dataclass(slots=True)
@@ -53,7 +55,8 @@ class Rejected:
 class Work:
     """A unit on its way; an `error` means that it failed as a whole.
 
-    `arrays` hold one row for each picture of `images`, in order.
+    `arrays` hold one row for each picture of `images`, in order; with `rows_per_prompt` one for each picture of each
+    prompt of each image.
     """
 
     unit: Unit
@@ -62,6 +65,7 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)  # of each stage
     error: str | None = None
     num_visual_tokens: int = 0
+    rows_per_prompt: bool = False
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
@@ -84,7 +88,7 @@ class Work:
             Rejected(image.id, image.source, image.row, image.sha256, reason, clean(detail), image.questions)
         )
 
-    def drop(self, indices: set[int]) -> None:
+    def drop(self, indices: Collection[int]) -> None:
         """Takes the images at `indices` out, with their rows of every array."""
         kept = [row for i, rows in enumerate(self.rows()) if i not in indices for row in rows]
         self.images = [image for i, image in enumerate(self.images) if i not in indices]
@@ -92,8 +96,9 @@ class Work:
 
     def rows(self) -> list[range]:
         """Each image's rows of the arrays."""
-        ends = list(itertools.accumulate(image.num_pictures for image in self.images))
-        return [range(end - image.num_pictures, end) for end, image in zip(ends, self.images, strict=True)]
+        prompts = [len(image.prompts) if self.rows_per_prompt else 1 for image in self.images]
+        counts = [image.num_pictures * number for image, number in zip(self.images, prompts, strict=True)]
+        return [range(end - count, end) for end, count in zip(itertools.accumulate(counts), counts, strict=True)]
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

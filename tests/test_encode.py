@@ -12,16 +12,8 @@ from PIL import Image as PILImage
 from otprune import num_kept, select_tokens
 from otprune.select import METHODS
 from pipelines import encode
-from pipelines.encode import (
-    SYSTEMATIC,
-    Encoder,
-    exit_if_cuda_is_broken,
-    from_numpy,
-    image_seed,
-    run_batched,
-    to_numpy,
-    torch_dtype,
-)
+from pipelines.encode import SYSTEMATIC, Encoder, exit_if_cuda_is_broken, image_seed, run_batched, torch_dtype
+from pipelines.tokens import from_numpy, to_numpy
 from pipelines.units import Unit
 from pipelines.work import Image, Work
 
@@ -32,6 +24,7 @@ SETTINGS = {
     "retention": 0.1,
     "gamma": None,
     "gamma_scale": "trace",
+    "settings": {},
     "seed": 0,
     "batch_size": 32,
 }
@@ -55,10 +48,11 @@ def with_settings(encoder, monkeypatch):
     def change(*, method="otprune", retention=0.1, seed=0, batch_size=32, **selection) -> Encoder:
         count = encoder.encoder.num_tokens if method == "none" else num_kept(retention, encoder.encoder.num_tokens)
         chosen = {"method": method, "gamma": None, "gamma_scale": "trace"} | selection
-        for name, value in {
-            "method": method, "k": count, "seed": seed, "batch_size": batch_size, "selection": chosen,
-        }.items():  # fmt: skip
-            monkeypatch.setattr(encoder, name, value)
+        pruner, kind = encoder.pruner, "none" if method == "none" else "selector"
+        for name, value in {"method": method, "kind": kind, "k": count, "selection": chosen}.items():
+            monkeypatch.setattr(pruner, name, value)
+        monkeypatch.setattr(encoder, "seed", seed)
+        monkeypatch.setattr(encoder, "batch_size", batch_size)
         return encoder
 
     return change

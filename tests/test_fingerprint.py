@@ -26,6 +26,7 @@ DECIDES = {
     "prune.gamma",
     "prune.gamma_scale",
     "prune.seed",
+    "prune.per_tile",
     "prune.settings",
     "decode.aspect",
     "decode.max_bytes",

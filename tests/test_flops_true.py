@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from transformers.models.llava.configuration_llava import LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from otprune import methods
 from otprune.flops import (
     decode_flops,
     prefill_flops,
@@ -21,7 +22,9 @@ from otprune.flops import (
     true_flops,
     vision_flops,
 )
+from otprune.reducers import prumerge
 from otprune.select import METHODS
+from otprune.selectors.cdpruner import cdpruner
 from otprune.selectors.divprune import divprune
 from otprune.selectors.logdet_linear import logdet_linear
 from otprune.selectors.otprune import otprune
@@ -146,7 +149,7 @@ def test_selectors_on_an_accelerator_cost_what_they_multiply(select, centered):
     assert 2 * selector_flops(name, num_tokens, width, keep) == total + 2 * unseen
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "cdpruner", "m3", "prumerge", "prumerge_plus"])
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_every_selector_has_a_cost(method, on_cpu):
     cost = selector_flops(method, 576, 4096, 56, on_cpu=on_cpu)
@@ -161,7 +164,31 @@ def test_on_a_cpu_neither_log_det_method_forms_its_kernel():
         assert linear[0] - linear[1] == 576 * width * (576 - 57)
 
 
+def test_cdpruner_and_prumerge_cost_what_they_multiply():
+    """Relevance is an input of the one, attention and keys of the other; both are added as `selector_flops` says."""
+    num_tokens, width, keep = 40, 24, 7
+    features, scores = torch.empty(1, num_tokens, width, device="meta"), torch.empty(1, num_tokens, device="meta")
+    picked = counted(lambda: cdpruner(features, keep, scores))
+    assert selector_flops("cdpruner", num_tokens, width, keep) - num_tokens * width == picked + num_tokens
+    features, keys = torch.randn(1, num_tokens, width), torch.randn(1, num_tokens, width)
+    merged = counted(lambda: prumerge(features, keys, torch.rand(1, num_tokens), k=keep + 1))
+    attention = (num_tokens + 2) * width**2 + num_tokens * width
+    rest = selector_flops("prumerge", num_tokens, width, keep) - attention - 32 * keep * width
+    assert rest == merged
+
+
 # The true book as a whole.
+
+
+def test_every_registered_method_has_a_true_cost():
+    settings = {
+        **{"none": {}, "m3": {"tokens": 64}, "prumerge_plus": {"tokens": 144}, "vtw": {"layer": 4}},
+        **{"fastv": {"layer": 2, "kept": 20}, "fitprune": {"recipe": {0: 500}}, "pyramiddrop": {"stages": {8: 1}}},
+    }
+    for name in methods.METHODS:
+        flops = true_flops(MODELS["llava-1.5-7b"], name, num_text=57, **settings.get(name, {"retention": 0.098}))
+        assert flops.total < 10e12
+        assert (flops.projector < projector_flops(MODELS["llava-1.5-7b"])) == name.startswith("prumerge")
 
 
 def test_true_flops_add_up_from_their_parts():

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from otprune.models import load_encoder
-from pipelines.encode import SYSTEMATIC, to_numpy
+from pipelines.encode import SYSTEMATIC
 from pipelines.generate import Generator
+from pipelines.tokens import to_numpy
 from pipelines.units import Unit
 from pipelines.work import Image, Work
 
@@ -208,3 +209,54 @@ def test_a_limit_of_new_tokens_may_stand_with_the_prompt_and_yields_to_the_conte
     assert [c["num_generated_tokens"] for c in work.images[0].captions] == [3, 5]
     (cut,) = work.images[1].captions
     assert cut["num_prompt_tokens"] + 100 > 1024 >= cut["num_prompt_tokens"] + cut["num_generated_tokens"]
+
+
+# Methods inside the model
+
+
+@pytest.fixture(scope="module")
+def all_tokens(demo_model, scene_pixels) -> torch.Tensor:
+    return load_encoder(demo_model, dtype=torch.float32, device="cpu")(torch.from_numpy(scene_pixels)).clone()
+
+
+INSIDE = {
+    "fastv": {"layer": 2, "kept": 256},
+    "vtw": {"layer": 4},
+    "fitprune": {"recipe": {1: 0}},
+    "pyramiddrop": {"stages": {1: 256}},
+}
+
+
+@pytest.mark.parametrize("method", INSIDE)
+def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(demo_model, generator, all_tokens, method):
+    prompts = [[CAPTION, QUESTIONS[0]], [QUESTIONS[1]]] * 3
+    inside = Generator(model_path=str(demo_model), method=method, settings=INSIDE[method], **SETTINGS)
+    work = generated(inside, work_of(all_tokens, prompts))
+    assert (work.error, work.rejected) == (None, [])
+    plain = generated(generator(), work_of(all_tokens, prompts))
+    assert [image.captions for image in work.images] == [image.captions for image in plain.images]
+
+
+def test_a_method_inside_the_model_samples_as_without(demo_model, generator, all_tokens):
+    sampled = {"temperature": 0.8, "top_p": 0.9}
+    inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 4}, **SETTINGS | sampled)
+    work = generated(inside, work_of(all_tokens))
+    assert texts(work) == texts(generated(generator(**sampled), work_of(all_tokens)))
+    assert texts(work) != texts(generated(generator(), work_of(all_tokens)))
+
+
+def test_a_method_inside_the_model_counts_the_tokens_of_its_layers_on_average(demo_model, all_tokens):
+    inside = Generator(model_path=str(demo_model), method="fastv", settings={"layer": 1, "kept": 16}, **SETTINGS)
+    (caption,) = generated(inside, work_of(all_tokens[:1])).images[0].captions
+    assert caption["num_kept_tokens"] == (256 + 3 * 16) / 4
+    assert caption["num_prompt_tokens"] > 256
+
+
+def test_a_method_inside_the_model_takes_one_image_a_prompt(demo_model, all_tokens):
+    inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 2}, **SETTINGS)
+    work = work_of(all_tokens[:3])
+    work.images = [Image("a", "f", 0, "0" * 64, [CAPTION], num_pictures=2), work.images[2]]
+    done = generated(inside, work)
+    assert [(rejected.id, rejected.reason) for rejected in done.rejected] == [("a", "prompt")]
+    assert "vtw takes prompts with one image, got 2" in done.rejected[0].detail
+    assert len(done.images) == 1

@@ -314,3 +314,22 @@ def test_an_img2dataset_file_is_captioned_with_its_failed_downloads_quarantined(
     assert {(row["row"], row["reason"]) for row in rejected} == {(row, "missing") for row in failed}
     assert {row["id"] for row in rejected} == {f"{row:09d}" for row in failed}
     assert [row["row"] for row in read_rows(tmp_path / "out")] == [0, 2, 3, 6, 7]
+
+
+def test_methods_of_every_kind_run_through_the_job(tmp_path: Path, corpus: Path):
+    """Inside the model with every token kept: as unpruned; by the prompt: each prompt's own tokens; merged: -1 kept."""
+    arguments = (*QUICK, f"input.path={corpus / 'b.parquet'}", "prompt.more=['is there a circle ?']")
+    settings = {
+        "none": (),
+        "fastv": ("prune.settings.layer=1", "prune.settings.kept=256"),
+        "cdpruner": ("prune.settings.relevance=words",),
+        "prumerge": ("prune.settings.adaptive=true", "run.samples=2"),
+    }
+    for method, own in settings.items():
+        assert run(*arguments, f"output.path={tmp_path / method}", f"prune.method={method}", *own).code == 0
+        assert len(read_rows(tmp_path / method)) == 12
+    assert captions_of(tmp_path / "fastv") == captions_of(tmp_path / "none")
+    assert {row["num_kept_tokens"] for row in read_rows(tmp_path / "cdpruner")} == {25}
+    assert len({row["num_kept_tokens"] for row in read_rows(tmp_path / "prumerge")}) > 1
+    claim = json.loads((tmp_path / "fastv" / "fingerprint.json").read_text())
+    assert claim["prune.resolved"] == {"layer": 1, "kept": 256}

@@ -16,7 +16,7 @@ Departures:
 Shape suffixes: B prompts, L rows of the longest prompt, D model width, V vocabulary.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,14 +51,16 @@ def generate_layerwise(
     *,
     max_new_tokens: int,
     end_tokens: Collection[int] = (),
+    choose: Callable[[Tensor, int], Tensor] | None = None,
 ) -> list[list[int]]:
-    """Greedy answers to prompts whose image tokens `policy` thins out while they are read.
+    """Answers to prompts whose image tokens `policy` thins out while they are read.
 
     Args:
         model: a causal language model of transformers, one of MODEL_TYPES, in eval mode under "sdpa" attention.
         embeds: input rows [L_i, D] of each prompt, text and image in their order, in the model's dtype.
         image_spans: (first, behind last) row of each prompt's image.
         end_tokens: ids that end an answer; none lets every answer run to its full length.
+        choose: (logits [B, V], step from 0 on) -> the next token ids int64 [B]; None takes the likeliest.
 
     Returns:
         New token ids of each prompt, up to and with its end token.
@@ -69,14 +71,15 @@ def generate_layerwise(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     state = prefill(model, embeds, image_spans, policy, room=max_new_tokens - 1)
-    token_B = state.logits.argmax(dim=-1)
+    choose = choose or (lambda logits, _: logits.argmax(dim=-1))
+    token_B = choose(state.logits, 0)
     ends = torch.tensor(sorted(end_tokens), dtype=torch.int64, device=token_B.device)
     position_B1 = torch.tensor(state.num_prompt_tokens, device=token_B.device)[:, None]
     new, finished_B = [token_B], torch.isin(token_B, ends)
     for step in range(max_new_tokens - 1):
         if bool(finished_B.all()):
             break
-        token_B = _decode_step(model, state, token_B, position_B1 + step).argmax(dim=-1)
+        token_B = choose(_decode_step(model, state, token_B, position_B1 + step), step + 1)
         finished_B = finished_B | torch.isin(token_B, ends)
         new.append(token_B)
     return [_until_end(ids, end_tokens) for ids in torch.stack(new, dim=1).tolist()]

@@ -5,13 +5,16 @@ an encoder (vision tower and projector) and a decoder (language model and tokeni
 """
 
 from otprune.models.checkpoint import CheckpointError, resolve_checkpoint, weights_digest
-from otprune.models.llava import Completion, LlavaDecoder, LlavaEncoder, load_decoder, load_encoder
+from otprune.models.encoder import LlavaEncoder, load_encoder
+from otprune.models.llava import Completion, LlavaDecoder, load_decoder
+from otprune.models.prompts import Prompt
 
 __all__ = [
     "CheckpointError",
     "Completion",
     "LlavaDecoder",
     "LlavaEncoder",
+    "Prompt",
     "load_decoder",
     "load_encoder",
     "resolve_checkpoint",

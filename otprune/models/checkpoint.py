@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("llava",)
+ANYRES = "llava_next"
+FAMILIES = ("llava", ANYRES)
+RESOLUTIONS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))  # (height, width) of LLaVA-1.6's tiles
 WHOLE_FILE_BYTES = 64 * 2**20  # weight files up to this size are hashed whole
 BLOCK_BYTES = 4096  # of larger ones three blocks of each tensor
 INDEX = "model.safetensors.index.json"
@@ -16,23 +19,23 @@ class CheckpointError(ValueError):
     """The path holds no checkpoint that this package can run."""
 
 
-def resolve_checkpoint(path: str) -> Path:
+def resolve_checkpoint(path: str, *, families: Sequence[str] = FAMILIES, key: str = "model.path") -> Path:
     """Local folder of a checkpoint: `path` itself, or the hub repository `owner/name` in the local hub cache.
 
-    A repository that is not cached yet is downloaded by huggingface_hub.
+    A repository that is not cached yet is downloaded by huggingface_hub. `key` is what errors call the path.
 
     Raises:
-        CheckpointError: if there is no such folder or repository, or it is no whole LLaVA checkpoint in
+        CheckpointError: if there is no such folder or repository, or it is no whole checkpoint of one of `families` in
             Hugging Face format with safetensors weights.
     """
     folder = Path(path)
     if not folder.is_dir():
-        folder = _from_hub(path)
+        folder = _from_hub(path, key)
     config = read_config(folder)
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if family not in families:
         raise CheckpointError(
-            f"model.path must be a checkpoint of the families {', '.join(FAMILIES)}, "
+            f"{key} must be a checkpoint of the families {', '.join(families)}, "
             f"got model_type {family!r} in {folder / 'config.json'}"
         )
     _check_weights(folder)
@@ -119,9 +122,9 @@ def _check_weights(folder: Path) -> None:
         read_header(file)
 
 
-def _from_hub(path: str) -> Path:
+def _from_hub(path: str, key: str) -> Path:
     if path.count("/") != 1 or path.startswith((".", "/")):
-        raise CheckpointError(f"model.path must be a folder or a hub repository `owner/name`, got {path!r}")
+        raise CheckpointError(f"{key} must be a folder or a hub repository `owner/name`, got {path!r}")
     from huggingface_hub import snapshot_download  # imports take a second; a local path never needs it
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.model"]
@@ -130,7 +133,7 @@ def _from_hub(path: str) -> Path:
     except (OSError, ValueError) as error:  # huggingface_hub's errors derive from these
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"model.path {path!r} is neither a folder here ({os.getcwd()}) nor a hub repository in reach: {reason}"
+            f"{key} {path!r} is neither a folder here ({os.getcwd()}) nor a hub repository in reach: {reason}"
         ) from error
 
 

@@ -12,6 +12,32 @@ VICUNA_SYSTEM = (
 )
 
 
+Prompt = tuple[list[int], ...]
+"""Token ids of the text before, between and after the images: one list more than there are images."""
+
+
+def encode_prompt(
+    text: str,
+    conversation: str,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    image_token: int,
+    num_images: int = 1,
+) -> Prompt:
+    """Token ids before, between and after the images, for the user text `text` in a conversation format.
+
+    Raises:
+        ValueError: if the result does not hold exactly `num_images` image placeholders.
+    """
+    ids = tokenizer(render_prompt(text, conversation, folder, tokenizer, num_images)).input_ids
+    found = [i for i, token in enumerate(ids) if token == image_token]
+    if len(found) != num_images:
+        wanted = "one image" if num_images == 1 else f"{num_images} images"
+        raise ValueError(f"a prompt must hold exactly {wanted}, got {len(found)} in {text!r}")
+    starts, ends = [0, *(i + 1 for i in found)], [*found, len(ids)]
+    return tuple(ids[start:end] for start, end in zip(starts, ends, strict=True))
+
+
 def render_prompt(
     text: str, conversation: str, folder: Path, tokenizer: PreTrainedTokenizerBase, num_images: int = 1
 ) -> str:

@@ -1,0 +1,152 @@
+"""LLaVA's first half: images to visual tokens, and what some methods ask of the vision tower beside them.
+
+Shapes: B images, H pixels a side, P positions of the tower (class token and patches), N visual tokens, W tower width
+(of all feature layers side by side), D language width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from otprune.models.checkpoint import ANYRES, CheckpointError, image_statistics
+from otprune.models.loading import fill, load_part, read_tensors
+
+VISION_PREFIX = r"^(model\.)?vision_tower\.(vision_model\.)?"
+NEWLINE = r"^(model\.)?image_newline$"
+PROJECTOR_PREFIX = r"^(model\.)?multi_modal_projector\."
+
+
+def load_encoder(folder: Path, *, dtype: torch.dtype, device: str, attention: bool = False) -> "LlavaEncoder":
+    """Vision tower and projector of the checkpoint in `folder`; the language model is never read.
+
+    Args:
+        attention: keep what `class_attention` needs, a layer that is otherwise cut off.
+
+    Raises:
+        CheckpointError: if weights are missing.
+        ValueError: with `attention`, if the tower has no class token or no layer behind its features.
+    """
+    config: Any = AutoConfig.from_pretrained(folder)
+    inner = "vision_model." if _has_inner_vision_model(config.vision_config) else ""
+    tower = load_part(AutoModel, folder, config.vision_config, {VISION_PREFIX: inner}, dtype)
+    projector = LlavaMultiModalProjector(config).to(dtype)
+    fill(projector, read_tensors(folder, PROJECTOR_PREFIX), folder)
+    mean, std = image_statistics(folder)
+    encoder = LlavaEncoder(config, tower.to(device), projector.to(device).eval(), mean, std, attention=attention)
+    if config.model_type == ANYRES:
+        found = read_tensors(folder, NEWLINE)
+        if not found:
+            raise CheckpointError(f"model.path must hold LLaVA-1.6's image_newline, found none in {folder}")
+        encoder.newline = next(iter(found.values())).to(device, dtype)
+    return encoder
+
+
+class LlavaEncoder(nn.Module):
+    """uint8 pixels [B, H, H, 3] to projected visual tokens [B, N, D]."""
+
+    mean: Tensor
+    std: Tensor
+    newline: Tensor | None = None
+    """LLaVA-1.6's token [D] at the end of each row of tiles; its pixels are the crops of `pipelines.anyres`."""
+
+    def __init__(
+        self,
+        config: Any,
+        tower: PreTrainedModel,
+        projector: nn.Module,
+        mean: list,
+        std: list,
+        *,
+        attention: bool = False,
+    ):
+        super().__init__()
+        self.tower, self.projector = tower, projector
+        self.layer = config.vision_feature_layer
+        self.drop_class_token = config.vision_feature_select_strategy == "default"
+        self.reader = _layer_behind(_transformer(tower), self.layer, self.drop_class_token) if attention else None
+        if isinstance(self.layer, int):
+            _cut_after(_transformer(tower), self.layer)
+        self.image_size: int = config.vision_config.image_size
+        num_positions = _transformer(tower).embeddings.position_embedding.weight.shape[0]  # CLIP's hold a class token
+        self.num_tokens: int = num_positions - 1 if self.drop_class_token else num_positions
+        self.width: int = config.text_config.hidden_size
+        device, dtype = tower.device, tower.dtype
+        self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, device=device).view(1, 3, 1, 1), persistent=False)
+        self.dtype = dtype
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, H, H, 3] on any device -> [B, N, D] in the encoder's dtype on its device."""
+        return self.project(self.patches(self.see(pixels)))
+
+    @torch.inference_mode()
+    def see(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, H, H, 3] -> hidden states [B, P, W] that the projector reads; the class token, if any, first."""
+        pixels = pixels.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
+        pixels = (pixels.float() / 255 - self.mean) / self.std  # as CLIP's image processor: rescale, then normalise
+        if isinstance(self.layer, int):
+            return self.tower(pixels.to(self.dtype)).last_hidden_state
+        hidden = self.tower(pixels.to(self.dtype), output_hidden_states=True).hidden_states
+        return torch.cat([hidden[layer] for layer in self.layer], dim=-1)
+
+    def patches(self, hidden: Tensor) -> Tensor:
+        """[B, P, W] -> [B, N, W]: without the class token, where the model drops it."""
+        return hidden[:, 1:] if self.drop_class_token else hidden
+
+    @torch.inference_mode()
+    def project(self, patches: Tensor) -> Tensor:
+        """[..., W] -> visual tokens [..., D]."""
+        return self.projector(patches)
+
+    @torch.inference_mode()
+    def class_attention(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [B, P, W] -> (attention [B, N], keys [B, N, W]) in the layer that reads them.
+
+        a = softmax(q_class k^T / sqrt(W)) over all positions, queries and keys as one head of full width, float32; the
+        class token's own entry is left out.
+        """
+        assert self.reader is not None, "the encoder was loaded without attention"
+        normed = self.reader.layer_norm1(hidden)
+        query = self.reader.self_attn.q_proj(normed[:, :1]).float()
+        keys = self.reader.self_attn.k_proj(normed)
+        attention = (query @ keys.float().mT / keys.shape[-1] ** 0.5).softmax(dim=-1)
+        return attention[:, 0, 1:], keys[:, 1:]
+
+
+def _layer_behind(transformer: Any, layer: Any, has_class_token: bool) -> nn.Module:
+    """The layer whose input is hidden state `layer`, as much of it as `class_attention` runs."""
+    layers = transformer.encoder.layers
+    if not isinstance(layer, int) or not has_class_token or layer % (len(layers) + 1) == len(layers):
+        raise ValueError(
+            "methods that read the class token's attention need a vision tower with a class token and a layer behind "
+            f"its features, got feature layer {layer} of {len(layers)}"
+        )
+    behind = layers[layer % (len(layers) + 1)]
+    behind.mlp, behind.layer_norm2 = nn.Identity(), nn.Identity()
+    return behind
+
+
+def _has_inner_vision_model(vision_config: Any) -> bool:
+    """Whether this transformers version nests the tower's weights under `.vision_model`; they differ in this."""
+    with torch.device("meta"):
+        names = AutoModel.from_config(vision_config).state_dict()
+    return any(name.startswith("vision_model.") for name in names)
+
+
+def _transformer(tower: Any) -> Any:
+    return getattr(tower, "vision_model", tower)
+
+
+def _cut_after(transformer: Any, layer: int) -> None:
+    """Makes hidden state `layer` (0 is the embedding) the output; LLaVA reads state -2, never the last layer.
+
+    The closing normalisation goes as well: SigLIP's output has it, hidden states do not; CLIP only pools with it.
+    """
+    layers = transformer.encoder.layers
+    del layers[layer % (len(layers) + 1) :]
+    transformer.post_layernorm = nn.Identity()

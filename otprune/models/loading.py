@@ -1,0 +1,52 @@
+"""Building one part of a checkpoint's model, and reading only its weights."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from otprune.models.checkpoint import CheckpointError
+
+
+def load_part(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype: torch.dtype) -> Any:
+    """`cls` with the part of the checkpoint that `names` (regular expression -> new prefix) maps onto it."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # the other half of the checkpoint is reported as unexpected
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = cls.from_pretrained(
+            folder, config=config, dtype=dtype, key_mapping=names, output_loading_info=True
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    check_missing(info["missing_keys"], model, folder)
+    return model.eval()
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Puts `tensors` into `module`; raises CheckpointError if one is missing."""
+    check_missing(set(module.state_dict()) - set(tensors), module, folder)
+    module.load_state_dict(tensors)
+
+
+def check_missing(names: Iterable[str], module: nn.Module, folder: Path) -> None:
+    """Raises CheckpointError if there are `names`."""
+    if missing := sorted(names):
+        raise CheckpointError(f"{folder} lacks {len(missing)} weights of {type(module).__name__}, e.g. {missing[0]}")
+
+
+def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name the regular expression `prefix` begins, by the rest of their name."""
+    from safetensors import safe_open
+
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 (not a dict)
+                if match := re.match(prefix, name):
+                    tensors[name[match.end() :]] = stored.get_tensor(name)
+    return tensors

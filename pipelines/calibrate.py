@@ -1,0 +1,131 @@
+"""Settings that methods inside the language model take from data: FitPrune's recipe and VTW's layer.
+
+Both look at how the unpruned model reads a sample of the user's own images under the user's own prompt, and write what
+they found as JSON: {"method", "model", "samples", "recipe"} or {..., "layer", "divergences"}.
+
+FitPrune's alpha is not its own percentage but the smallest budget not below that of a selector at `prune.retention`,
+as `budget.py` counts it.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otprune.flops import match_flops, prefill_flops
+from otprune.layerwise import vtw_divergences
+from otprune.layerwise.fitprune_fit import TOLERANCE, measure, recipe_at
+from otprune.models import load_decoder, load_encoder, weights_digest
+from otprune.models.llava import image_span
+from otprune.schedules import visual_rows
+from otprune.shapes import LanguageShape
+from pipelines.caption import Job, check_model, find_input, make_reader
+from pipelines.config import CalibrateConfig
+from pipelines.encode import torch_dtype
+from pipelines.plan import make_plan
+from pipelines.settings import UserError
+from pipelines.storage import Store
+from pipelines.tokens import as_tensor
+from pipelines.work import Work
+
+logger = logging.getLogger(__name__)
+
+BATCH = 8  # images of one pass through the vision tower
+RELEASED_FIRST_LAYER, RELEASED_LAYERS = 5, 32  # VTW's search begins there
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The unpruned model and prompts for it: input rows [length, D] and the span of each prompt's image."""
+
+    model: Any
+    embeds: list[Tensor]
+    spans: list[tuple[int, int]]
+
+
+def calibrate(config: CalibrateConfig) -> dict[str, Any]:
+    """What `calibrate.path` is to hold.
+
+    Raises:
+        UserError: if the method takes nothing from data, or there is no model or no readable image.
+    """
+    method = config.prune.method
+    if method not in ("fitprune", "vtw"):
+        raise UserError(f"prune.method must be fitprune or vtw, the methods that calibrate, got {method}")
+    model = check_model(config, writes=False)
+    sample = read_sample(config, model)
+    found = {"method": method, "model": weights_digest(model), "samples": len(sample.embeds)}
+    if method == "fitprune":
+        return found | {"recipe": fit_to_retention(sample, config.prune.retention)}
+    num_layers, first = len(sample.model.model.layers), config.calibrate.first_layer
+    first = round(num_layers * RELEASED_FIRST_LAYER / RELEASED_LAYERS) if first is None else first
+    divergences = dict(vtw_divergences(sample.model, sample.embeds, sample.spans, first_layer=first))
+    below = (layer for layer, value in divergences.items() if value <= config.calibrate.threshold)
+    return found | {"layer": next(below, num_layers), "divergences": divergences}
+
+
+def read_sample(config: CalibrateConfig, model: Path) -> Sample:
+    """The readable ones of the corpus's first `calibrate.samples` images, under the job's first prompt."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch_dtype(config.model.dtype, device)
+    pictures = list(_pictures(config, model))
+    if not pictures:
+        raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
+    encoder = load_encoder(model, dtype=dtype, device=device)
+    decoder = load_decoder(model, dtype=dtype, device=device)
+    embeds, spans = [], []
+    for start in range(0, len(pictures), BATCH):
+        pixels, texts = zip(*pictures[start : start + BATCH], strict=True)
+        for tokens, text in zip(encoder(as_tensor(np.stack(pixels))), texts, strict=True):
+            prompt = decoder.encode_prompt(text, config.prompt.conversation)
+            embeds.append(decoder.embed(tokens, prompt))
+            spans.append(image_span(prompt, len(embeds[-1])))
+    logger.info("calibrating on %d images", len(embeds))
+    return Sample(decoder.model, embeds, spans)
+
+
+def fit_to_retention(sample: Sample, retention: float) -> dict[int, int]:
+    """FitPrune's recipe of the smallest alpha whose prefill costs no less than a selector's at `retention`."""
+    shape = LanguageShape.from_config(sample.model.config)
+    num_visual, text = _sizes(sample)
+    masses = measure(sample.model, sample.embeds, sample.spans)
+    alphas = np.arange(0, 1 + TOLERANCE / 2, TOLERANCE).tolist()
+
+    def flops(**settings: Any) -> int:
+        return prefill_flops(shape, text, visual=visual_rows("fitprune", num_visual, shape.layers, **settings))
+
+    target = prefill_flops(shape, text, visual=visual_rows("otprune", num_visual, shape.layers, retention=retention))
+    recipes = [recipe_at(*masses, alpha) for alpha in alphas]
+    return match_flops("fitprune", flops, target, num_visual=num_visual, num_layers=shape.layers, recipes=recipes)[
+        "recipe"
+    ]
+
+
+def _sizes(sample: Sample) -> tuple[int, int]:
+    """Visual tokens and text tokens of the first prompt."""
+    (start, end), length = sample.spans[0], len(sample.embeds[0])
+    return end - start, length - (end - start)
+
+
+def _pictures(config: CalibrateConfig, model: Path) -> Iterator[tuple[np.ndarray, str]]:
+    """Decoded pictures with their first prompts, in the corpus's order."""
+    corpus = find_input(config)
+    with TemporaryDirectory() as nothing_done:
+        output = Store(nothing_done)
+        plan = make_plan(
+            corpus, output, "", num_images=config.unit.images, limit=config.calibrate.samples, num_samples=0
+        )
+    reader = make_reader(Job(config, model, corpus, output, {}, plan))
+    for span in plan.spans:
+        for row in reader(span.to_row()):
+            work = Work.from_row(row)
+            if work.error is not None:
+                raise UserError(f"input.path must be readable: {work.error}")
+            for image, rows in zip(work.images, work.rows(), strict=True):
+                yield work.arrays["pixels"][rows.start], image.prompts[0]

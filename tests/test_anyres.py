@@ -1,0 +1,251 @@
+"""LLaVA-1.6: crops, packing and captions against transformers' own model; selection over 2,880 tokens on a CPU."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from otprune import num_kept, select_tokens
+from otprune.anyres import pack_tiles
+from otprune.models import LlavaEncoder, load_decoder
+from otprune.shapes import MODELS
+from pipelines.anyres import best_resolution, cut_tiles, stack_pictures
+from pipelines.encode import Encoder
+from pipelines.generate import Generator
+from pipelines.resize import Raster
+from pipelines.tokens import unpack
+from pipelines.units import Unit
+from pipelines.work import Image, Work
+
+SIDE = 28  # pixels of a crop: 2 x 2 patches
+RESOLUTIONS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+SHAPES = [(40, 40), (30, 77), (91, 20), (57, 44), (28, 28), (13, 200)]  # height, width
+SETTINGS = {"dtype": "float32", "device": "cpu", "gamma": None, "gamma_scale": "trace", "seed": 0, "batch_size": 4}
+DECODING = {"conversation": "plain", "max_new_tokens": 5, "temperature": 0.0, "top_p": 1.0}
+PROMPT = "describe the image ."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, demo_model):
+    """A small random LLaVA-1.6 checkpoint with the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("next")
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(image_size=SIDE, patch_size=14, **vision),
+        text_config=LlamaConfig(vocab_size=128, pad_token_id=0, bos_token_id=1, eos_token_id=2, **text),
+        image_grid_pinpoints=RESOLUTIONS,
+        image_token_index=4,
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    model = LlavaNextForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return LlavaNextForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    generator = np.random.default_rng(0)
+    return [PILImage.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in SHAPES]
+
+
+@pytest.fixture(scope="module")
+def processed(pictures):
+    """transformers' own crops, normalised, and image sizes."""
+    processor = LlavaNextImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=RESOLUTIONS
+    )
+    return processor(pictures, return_tensors="pt")
+
+
+def cut(picture: PILImage.Image):
+    return cut_tiles(Raster(picture, picture.width, picture.height), RESOLUTIONS, SIDE)
+
+
+def encoded(folder, pictures, method: str, retention: float = 0.3, **settings) -> Work:
+    encoder = Encoder(
+        model_path=str(folder), method=method, retention=retention, **SETTINGS | {"settings": {}} | settings
+    )
+    images = [Image(str(i), "a", i, hashlib.sha256(p.tobytes()).hexdigest(), [PROMPT]) for i, p in enumerate(pictures)]
+    arrays = stack_pictures([cut(picture) for picture in pictures], SIDE)
+    work = Work(Unit("0123456789ab", 0, len(pictures), ("a",)), images=images, arrays=arrays)
+    work = Work.from_row(encoder(work.to_row()))
+    assert work.error is None
+    return work
+
+
+def test_crops_are_those_of_transformers(pictures, processed):
+    mean, std = (torch.tensor(LlavaNextImageProcessor().to_dict()[name]) for name in ("image_mean", "image_std"))
+    for picture, expected in zip(pictures, processed["pixel_values"], strict=True):
+        tiles = cut(picture)
+        assert len(tiles.pixels) == 1 + tiles.rows * tiles.columns
+        got = (torch.from_numpy(tiles.pixels) / 255 - mean) / std
+        difference = (got.permute(0, 3, 1, 2) - expected[: len(got)]).abs()
+        assert (difference * 255 * std.max()).max() < 3.5  # its torchvision backend rounds otherwise than Pillow
+
+
+def test_the_best_resolution_shows_most_and_wastes_least():
+    for (height, width), expected in zip(
+        SHAPES, [(56, 56), (28, 84), (84, 28), (56, 56), (28, 56), (28, 84)], strict=True
+    ):
+        assert best_resolution(height, width, RESOLUTIONS) == expected
+
+
+def test_packed_tokens_are_those_of_transformers(folder, whole, pictures):
+    work = encoded(folder, pictures, "none")
+    arrays = stack_pictures([cut(picture) for picture in pictures], SIDE)
+    encoder = Encoder(model_path=str(folder), method="none", retention=1.0, settings={}, **SETTINGS).encoder
+    pixels = (torch.from_numpy(arrays["pixels"]).permute(0, 1, 4, 2, 3) / 255 - encoder.mean) / encoder.std
+    with torch.inference_mode():
+        expected = whole.model.get_image_features(pixels, torch.from_numpy(arrays["sizes"][:, :2])).pooler_output
+    for image, prompts, tokens in zip(work.images, unpack(work), expected, strict=True):
+        assert image.num_visual_tokens == len(tokens)
+        torch.testing.assert_close(prompts[0][0], tokens, atol=1e-4, rtol=1e-4)
+    assert len({len(tokens) for tokens in expected}) > 3
+
+
+def test_unpruned_logits_and_answers_are_those_of_transformers(folder, whole, pictures):
+    work = encoded(folder, pictures, "none")
+    decoder = load_decoder(folder, dtype=torch.float32, device="cpu")
+    before, after = decoder.encode_prompt(PROMPT, "plain")
+    generator = Generator(model_path=str(folder), dtype="float32", device="cpu", seed=0, batch_size=4, **DECODING)
+    captions = Work.from_row(generator(work.to_row())).images
+    for (tokens,), image in zip((prompts[0] for prompts in unpack(work)), captions, strict=True):
+        ids = torch.tensor([[*before, *[4] * len(tokens), *after]])
+        row = decoder.embed(tokens, (before, after))
+        with torch.inference_mode():
+            embeds = whole.get_input_embeddings()(ids)
+            embeds[:, len(before) : len(before) + len(tokens)] = tokens
+            expected = whole.model.language_model(inputs_embeds=embeds).last_hidden_state
+            torch.testing.assert_close(
+                decoder.model(inputs_embeds=row[None]).logits, whole.lm_head(expected), atol=1e-4, rtol=1e-4
+            )
+            answer = whole.lm_head(expected)[0, -1].argmax()
+        assert decoder.tokenizer.decode([answer]) in ("", *image.captions[0]["caption"].split())
+        assert image.captions[0]["num_kept_tokens"] == len(tokens)
+
+
+def test_joint_selection_is_among_all_tokens_of_the_image(folder, pictures):
+    everything = [prompts[0][0] for prompts in unpack(encoded(folder, pictures, "none"))]
+    work = encoded(folder, pictures, "otprune")
+    for tokens, kept, prompts in zip(everything, work.arrays["kept"], unpack(work), strict=True):
+        (expected,) = select_tokens(tokens[None], num_kept(0.3, len(tokens)), gamma_scale="trace")
+        assert kept[kept != -2].tolist() == expected.tolist()
+        torch.testing.assert_close(prompts[0][0], tokens[expected], atol=1e-5, rtol=1e-5)
+
+
+def test_selection_by_tile_is_that_of_each_crop_alone(folder, pictures):
+    work = encoded(folder, pictures, "divprune", retention=0.5, per_tile=True)
+    encoder = Encoder(model_path=str(folder), method="none", retention=1.0, settings={}, **SETTINGS).encoder
+    for picture, image, kept, prompts in zip(pictures, work.images, work.arrays["kept"], unpack(work), strict=True):
+        features = encoder(torch.from_numpy(cut(picture).pixels))
+        index = select_tokens(features, 2, method="divprune") + torch.arange(len(features))[:, None] * 4
+        assert kept[kept != -2].tolist() == index.flatten().tolist()
+        torch.testing.assert_close(prompts[0][0], features.flatten(0, 1)[index.flatten()], atol=1e-5, rtol=1e-5)
+        assert image.num_visual_tokens == 4 * len(features)
+
+
+def test_pooling_is_of_each_crop_before_packing(folder, pictures):
+    work = encoded(folder, pictures, "m3", settings={"grid": 1})
+    encoder = Encoder(model_path=str(folder), method="none", retention=1.0, settings={}, **SETTINGS).encoder
+    for picture, prompts in zip(pictures, unpack(work), strict=True):
+        tiles = cut(picture)
+        pooled = encoder(torch.from_numpy(tiles.pixels)).mean(dim=1, keepdim=True)
+        layout = {"grid": (tiles.rows, tiles.columns), "image_size": (tiles.height, tiles.width)}
+        expected = pack_tiles(pooled, newline_D=encoder.newline, **layout)
+        torch.testing.assert_close(prompts[0][0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["prumerge", "cdpruner"])
+def test_methods_that_look_at_patches_work_tile_by_tile(folder, pictures, method):
+    settings = {"relevance": "words"} if method == "cdpruner" else {}
+    work = encoded(folder, pictures, method, retention=0.5, settings=settings)
+    for picture, prompts in zip(pictures, unpack(work), strict=True):
+        assert len(prompts[0][0]) == 2 * len(cut(picture).pixels)
+
+
+# Large images
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation returns, in numbers."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("method", ["otprune", "otprune_centered", "logdet_linear", "divprune"])
+def test_large_images_cost_no_cube_of_their_tokens_on_a_cpu(method):
+    """N = 1440, whose N x N kernel is beyond the cache: never N^3 multiplications, never more than N^2 numbers."""
+    N, D, k = 1440, 32, 140
+    tokens = torch.randn(1, N, D)
+    with Largest() as largest, FlopCounterMode(display=False) as counter:
+        select_tokens(tokens, k, method=method)
+    assert largest.numel <= N * N
+    assert counter.get_total_flops() / 2 < N**3 / 2
+    if method == "logdet_linear":
+        assert largest.numel < N * N / 4
+
+
+# Sizes of the released models, without their weights
+
+
+@pytest.mark.parametrize(("name", "hidden", "layers"), [("llava-1.5-13b", 5120, 40), ("llava-1.6-7b", 4096, 32)])
+def test_the_released_sizes_fit_together_on_the_meta_device(name, hidden, layers):
+    shape = MODELS[name].language
+    assert (shape.hidden, shape.layers) == (hidden, layers)
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+            image_size=336, patch_size=14, projection_dim=768,
+        ),
+        text_config=LlamaConfig(
+            hidden_size=hidden, intermediate_size=shape.intermediate, num_hidden_layers=layers,
+            num_attention_heads=shape.heads, vocab_size=32064, max_position_embeddings=4096,
+        ),
+        image_token_index=32000,
+    )  # fmt: skip
+    with torch.device("meta"):
+        tower, projector = AutoModel.from_config(config.vision_config), LlavaMultiModalProjector(config)
+        language = AutoModelForCausalLM.from_config(config.text_config)
+        encoder = LlavaEncoder(config, tower, projector, [0.5] * 3, [0.5] * 3)
+        features = encoder(torch.empty(5, 336, 336, 3, dtype=torch.uint8))
+        assert features.shape == (5, 576, hidden)
+        packed = pack_tiles(features, grid=(2, 2), image_size=(500, 1000), newline_D=torch.empty(hidden))
+        visual = features[0] if "1.5" in name else packed
+        assert len(packed) == 576 + 24 * 49
+        logits = language(inputs_embeds=torch.cat([visual, torch.empty(57, hidden)])[None]).logits
+        assert logits.shape == (1, len(visual) + 57, 32064)
+    parameters = sum(parameter.numel() for parameter in language.parameters())
+    assert round(parameters / 1e9, 1) == (13.0 if "13b" in name else 6.7)

@@ -1,0 +1,102 @@
+"""Budgets of methods inside the model, settings checked before anything runs, and calibration on the user's images."""
+
+import json
+
+import pytest
+from helpers import DEMO
+
+from jobs.calibrate import main as calibrate
+from otprune.flops import prefill_flops
+from otprune.layerwise.fitprune import LLAVA_15_7B_RECIPES
+from otprune.schedules import visual_rows
+from otprune.shapes import MODELS
+from pipelines.caption import check_pruning
+from pipelines.equal_flops import match_budget, num_text, resolve_pruning
+from pipelines.settings import UserError, load_config
+
+SHAPE = MODELS["llava-1.5-7b"].language
+NOTHING = {"fastv": {"layer": None, "kept": None}, "vtw": {"layer": None}, "pyramiddrop": {"stages": None}}
+
+
+def cost(method: str, **settings) -> int:
+    return prefill_flops(SHAPE, 57, visual=visual_rows(method, 576, SHAPE.layers, **settings))
+
+
+def matched(method: str, retention: float = 0.098, **given) -> dict:
+    return match_budget(method, NOTHING[method] | given, retention, SHAPE, 57, 576)
+
+
+def test_a_budget_is_the_smallest_that_costs_no_less_than_the_selector():
+    target = cost("otprune", retention=0.098)
+    fastv = matched("fastv")
+    assert fastv["layer"] == 2
+    assert cost("fastv", layer=2, kept=fastv["kept"] - 1) < target <= cost("fastv", **fastv)
+    vtw = matched("vtw")
+    assert cost("vtw", layer=vtw["layer"] - 1) < target <= cost("vtw", **vtw)
+    stages = matched("pyramiddrop", retention=0.5)["stages"]
+    assert cost("pyramiddrop", stages=stages) >= cost("otprune", retention=0.5)
+    assert list(stages) == [8, 16, 24]
+    fewer = {layer: kept * (stages[8] - 4) // stages[8] for layer, kept in stages.items()}
+    assert cost("pyramiddrop", stages=fewer) < cost("otprune", retention=0.5)
+
+
+def test_given_settings_stay_and_the_rest_is_matched():
+    assert matched("fastv", kept=100) == {"layer": 2, "kept": 100}
+    assert matched("fastv", layer=1)["kept"] > matched("fastv", layer=2)["kept"] > matched("fastv", layer=3)["kept"]
+    assert matched("vtw", layer=16) == {"layer": 16}
+
+
+def test_where_two_full_layers_cost_more_than_the_budget_fastv_sees_one():
+    assert matched("fastv", retention=0.02) == {"layer": 1, "kept": 1}
+
+
+def resolved(demo_model, *arguments: str) -> dict:
+    return resolve_pruning(load_config([*DEMO, *arguments]), demo_model)
+
+
+def test_a_method_before_the_model_needs_no_more_than_its_settings(demo_model):
+    assert resolved(demo_model) == {}
+    assert resolved(demo_model, "prune.method=m3") == {"grid": None}
+    assert num_text(load_config(DEMO), demo_model) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prune.method=fitprune",), "prune.settings.recipe must be set: jobs/calibrate.py"),
+        (("prune.method=fitprune", "prune.settings.recipe=none.json"), "prune.settings.recipe must be a file of jobs/"),
+        (("prune.method=fitprune", "prune.settings.recipe={4: 1}"), r"prune.recipe must .*layers \[0, 4\)"),
+        (("prune.method=fastv", "prune.settings.kept=300"), r"tokens kept from layer 2 on must be in \[0, 256\]"),
+        (("prune.method=vtw", "prune.settings.layer=5"), r"prune.layer must be in \[0, 4\]"),
+        (("prune.method=m3", "prune.settings.grid=5"), r"prune.settings.grid must be one of \[1, 2, 4, 8, 16\]"),
+        (("prune.method=cdpruner",), "prune.settings.clip must name the CLIP checkpoint"),
+        (("prune.method=cdpruner", "prune.settings.clip=/none"), "prune.settings.clip must be a folder or a hub"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_anything_runs(demo_model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        check_pruning(load_config([*DEMO, *arguments]), demo_model)
+
+
+def test_a_recipe_fitted_to_the_corpus_is_one_that_the_job_takes(demo_model, scene_parquet, tmp_path, capsys):
+    arguments = [*DEMO, f"input.path={scene_parquet(tmp_path / 'in' / 'a.parquet', 8)}", "output.path="]
+    found = tmp_path / "found.json"
+    more = [*arguments, f"calibrate.path={found}", "calibrate.samples=6", "prune.retention=0.5"]
+    assert calibrate([*more, "prune.method=fitprune"]) == 0
+    stored = json.loads(found.read_text())
+    assert (stored["method"], stored["samples"]) == ("fitprune", 6)
+    settings = resolved(demo_model, "prune.method=fitprune", f"prune.settings.recipe={found}")
+    assert settings == {"recipe": {int(layer): number for layer, number in stored["recipe"].items()}}
+    assert 0 < sum(settings["recipe"].values()) <= 256
+    assert calibrate([*more, "prune.method=vtw"]) == 0
+    stored = json.loads(found.read_text())
+    assert list(stored["divergences"]) == ["1", "2", "3"]
+    assert stored["layer"] in (1, 2, 3, 4)
+    assert stored["divergences"]["1"] > stored["divergences"]["3"]
+    assert calibrate([*more, "prune.method=fastv"]) == 2
+    assert "prune.method must be fitprune or vtw" in capsys.readouterr().err
+
+
+def test_a_released_recipe_can_be_given_as_it_is():
+    recipe = dict(LLAVA_15_7B_RECIPES[90])
+    assert match_budget("fitprune", {"recipe": recipe}, 0.098, SHAPE, 57, 576) == {"recipe": recipe}

@@ -1,0 +1,202 @@
+"""What each method leaves of an image in the encode stage, against the definition applied to the whole model."""
+
+import hashlib
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForConditionalGeneration
+
+from otprune import select_tokens
+from otprune.models import CheckpointError
+from otprune.models.relevance import ClipRelevance
+from otprune.reducers import prumerge
+from otprune.selectors.cdpruner import cdpruner
+from pipelines.encode import Encoder
+from pipelines.tokens import Kept, pack, unpack
+from pipelines.units import Unit
+from pipelines.work import Image, Work
+
+SETTINGS = {
+    "dtype": "float32",
+    "device": "cpu",
+    "retention": 0.1,
+    "gamma": None,
+    "gamma_scale": "trace",
+    "seed": 0,
+    "batch_size": 4,
+}
+PROMPTS = ["describe the image .", "is there a circle ?"]
+
+
+@pytest.fixture(scope="module")
+def encoder(demo_model):
+    made = {}
+
+    def make(method: str, **settings) -> Encoder:
+        key = (method, *settings.items())
+        if key not in made:
+            made[key] = Encoder(model_path=str(demo_model), method=method, settings=settings, **SETTINGS)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(demo_model):
+    return LlavaForConditionalGeneration.from_pretrained(demo_model, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def seen(whole, encoder, scene_pixels):
+    """Hidden state -2 [6, 257, 128], and the last layer's queries and keys, as the whole model computes them."""
+    caught = {}
+    attention = whole.model.vision_tower.encoder.layers[-1].self_attn
+    hooks = [
+        getattr(attention, name).register_forward_hook(lambda _, __, output, name=name: caught.update({name: output}))
+        for name in ("q_proj", "k_proj")
+    ]
+    mean, std = encoder("none").encoder.mean, encoder("none").encoder.std
+    pixels = (torch.from_numpy(scene_pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.inference_mode():
+        hidden = whole.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
+    for hook in hooks:
+        hook.remove()
+    return hidden, caught["q_proj"], caught["k_proj"]
+
+
+def encoded(encoder: Encoder, pixels: np.ndarray, prompts: list[str] = PROMPTS) -> Work:
+    images = [
+        Image(str(i), "a", i, hashlib.sha256(picture.tobytes()).hexdigest(), prompts)
+        for i, picture in enumerate(pixels)
+    ]
+    work = Work(Unit("0123456789ab", 0, len(pixels), ("a",)), images=images, arrays={"pixels": pixels})
+    work = Work.from_row(encoder(work.to_row()))
+    assert work.error is None
+    return work
+
+
+def test_every_token_is_kept_for_methods_inside_the_model(encoder, scene_pixels):
+    plain = encoded(encoder("none"), scene_pixels)
+    assert np.array_equal(encoded(encoder("fastv"), scene_pixels).arrays["tokens"], plain.arrays["tokens"])
+
+
+def test_pooled_tokens_are_the_means_of_their_cells_and_name_their_centre(encoder, scene_pixels):
+    everything = torch.from_numpy(encoded(encoder("none"), scene_pixels).arrays["tokens"]).unflatten(1, (16, 16))
+    work = encoded(encoder("m3", grid=4), scene_pixels)
+    for cell, kept in enumerate(work.arrays["kept"][0]):
+        row, column = 4 * (cell // 4), 4 * (cell % 4)
+        mean = everything[:, row : row + 4, column : column + 4].mean(dim=(1, 2))
+        torch.testing.assert_close(torch.from_numpy(work.arrays["tokens"])[:, cell], mean)
+        assert kept == (row + 2) * 16 + column + 2
+
+
+def test_the_pooled_grid_is_the_smallest_with_retentions_tokens(encoder, scene_pixels):
+    assert encoded(encoder("m3"), scene_pixels[:1]).arrays["tokens"].shape[1] == 64  # 26 of 256: 16 are too few
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "rule"),
+    [
+        ("prumerge", {}, {"k": 26}),
+        ("prumerge", {"adaptive": True}, {}),
+        ("prumerge_plus", {}, {"plus": True}),
+    ],
+)
+def test_prumerge_merges_what_the_projector_reads_by_the_last_layers_attention(
+    encoder, whole, seen, scene_pixels, method, settings, rule
+):
+    hidden, queries, keys = seen
+    attention = (queries[:, :1] @ keys.mT / 128**0.5).softmax(dim=-1)[:, 0, 1:]
+    expected = prumerge(hidden[:, 1:], keys[:, 1:], attention, **rule)
+    work = encoded(encoder(method, **settings), scene_pixels)
+    for prompts, kept, merged in zip(unpack(work), work.arrays["kept"], expected, strict=True):
+        assert kept[kept != -2].tolist() == merged.source.tolist()
+        with torch.inference_mode():
+            tokens = whole.model.multi_modal_projector(merged.features)
+        torch.testing.assert_close(prompts[0][0], tokens, atol=1e-4, rtol=1e-4)
+
+
+def test_the_layer_that_attention_needs_is_loaded_for_its_methods_alone(encoder):
+    assert encoder("none").encoder.reader is None
+    names = {name.split(".")[1] for name in encoder("prumerge").encoder.state_dict() if name.startswith("reader")}
+    assert names == {"self_attn", "layer_norm1"}
+
+
+def test_cdpruner_keeps_tokens_for_each_prompt_by_its_words(encoder, whole, demo_model, scene_pixels):
+    features = encoder("none").encoder(torch.from_numpy(scene_pixels))
+    tokenizer = AutoTokenizer.from_pretrained(demo_model)
+    work = encoded(encoder("cdpruner", relevance="words", theta=0.5), scene_pixels)
+    kept = work.arrays["kept"].reshape(6, 2, 26)
+    for number, prompt in enumerate(PROMPTS):
+        words = whole.get_input_embeddings()(tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids)
+        relevance = torch.cosine_similarity(features[:, :, None], words[:, None], dim=-1).mean(dim=-1)
+        expected = select_tokens(features, 26, method=partial(cdpruner, relevance=relevance, theta=0.5))
+        assert np.array_equal(kept[:, number], expected)
+    assert not np.array_equal(kept[:, 0], kept[:, 1])
+    for image, prompts in enumerate(unpack(work)):
+        for number, (tokens,) in enumerate(prompts):
+            assert torch.equal(tokens, features[image, kept[image, number].astype(int)])
+
+
+@pytest.fixture(scope="module")
+def clip_folder(demo_model, tmp_path_factory):
+    """A small random CLIP as wide as the demo's tower, with the demo's tokenizer and room for 4 tokens of text."""
+    folder = tmp_path_factory.mktemp("clip")
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"vocab_size": 128, "max_position_embeddings": 6, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
+    torch.nn.init.normal_(model.vision_model.post_layernorm.weight)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo_model).save_pretrained(folder)
+    return folder, model
+
+
+def test_clip_relevance_is_the_negative_cosine_averaged_over_chunks(clip_folder, demo_model):
+    folder, model = clip_folder
+    relevance = ClipRelevance(folder, dtype=torch.float32, device="cpu")
+    patches, prompts = torch.randn(2, 9, 128), ["is there a circle ?", "describe the image ."]
+    tokenizer = AutoTokenizer.from_pretrained(demo_model)
+    with torch.inference_mode():
+        images = model.visual_projection(model.vision_model.post_layernorm(patches))
+        for i, prompt in enumerate(prompts):
+            ids = tokenizer(prompt, add_special_tokens=False).input_ids
+            chunks = [torch.tensor([[1, *ids[start : start + 4], 2]]) for start in range(0, len(ids), 4)]
+            assert len(chunks) == (2 if i == 0 else 1)
+            texts = [model.text_projection(model.text_model(chunk).pooler_output) for chunk in chunks]
+            expected = torch.stack([-torch.cosine_similarity(images[i], text, dim=-1) for text in texts]).mean(dim=0)
+            torch.testing.assert_close(relevance(patches, patches, prompts)[i], expected, atol=1e-5, rtol=0)
+
+
+def test_cdpruner_with_a_clip_of_its_own_runs(encoder, clip_folder, scene_pixels):
+    work = encoded(encoder("cdpruner", clip=str(clip_folder[0])), scene_pixels[:2])
+    assert work.arrays["tokens"].shape == (4, 26, 192)
+
+
+def test_cdpruner_without_a_clip_says_what_to_do(demo_model):
+    with pytest.raises(ValueError, match=r"settings.clip must name the CLIP .* settings.relevance=words"):
+        Encoder(model_path=str(demo_model), method="cdpruner", settings={}, **SETTINGS)
+    with pytest.raises(CheckpointError, match=r"prune.settings.clip must be a checkpoint of the families clip"):
+        Encoder(model_path=str(demo_model), method="cdpruner", settings={"clip": str(demo_model)}, **SETTINGS)
+
+
+@pytest.mark.parametrize("method", ["m3", "prumerge", "prumerge_plus", "cdpruner"])
+def test_the_batch_does_not_change_what_is_left(encoder, scene_pixels, method, monkeypatch):
+    made = encoder(method, **({"relevance": "words"} if method == "cdpruner" else {}))
+    together = encoded(made, scene_pixels)
+    monkeypatch.setattr(made, "batch_size", 1)
+    alone = encoded(made, scene_pixels)
+    assert np.array_equal(alone.arrays["kept"], together.arrays["kept"])
+    np.testing.assert_allclose(alone.arrays["tokens"], together.arrays["tokens"], atol=1e-4)
+
+
+def test_rows_of_different_length_come_back_as_they_were():
+    rows = [Kept(torch.randn(count, 3), torch.arange(count) - 1) for count in (2, 4, 1, 3)]
+    images = [Image(str(i), "a", i, "0" * 64, ["x", "y"], num_pictures=2) for i in range(2)]
+    work = Work(Unit("0123456789ab", 0, 2, ("a",)), images=images, arrays=pack(rows))
+    for image, pair in zip(unpack(work), (rows[:2], rows[2:]), strict=True):
+        for pictures in image:
+            assert all(torch.equal(got, row.tokens) for got, row in zip(pictures, pair, strict=True))
