@@ -54,8 +54,11 @@ def resolve_pruning(config: Config, model: Path) -> dict[str, Any]:
     if method == "fitprune":
         settings["recipe"] = read_recipe(settings["recipe"], model)
     shape, num_visual = LanguageShape.from_config(language), num_patches(model)
-    matched = match_budget(method, settings, config.prune.retention, shape, num_text(config, model), num_visual)
-    make_policy(method, matched).events(shape.layers)
+    try:
+        matched = match_budget(method, settings, config.prune.retention, shape, num_text(config, model), num_visual)
+        make_policy(method, matched).events(shape.layers)
+    except ValueError as error:
+        raise ValueError(f"settings of {method} must fit the model: {error}") from error
     return matched
 
 

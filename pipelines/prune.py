@@ -76,14 +76,11 @@ class Pruner:
             features = self.encoder(crops).split(counts)
             return [[self._packed(*each)] for each in zip(features, sizes.tolist(), seeds, strict=True)]
         owners = [owner for owner, count in enumerate(counts) for _ in range(count)]
-        left = iter(self._squares(crops, seeds[owners], [prompts[owner] for owner in owners]))
-        return [
-            [
-                join_crops(crops, self.encoder.num_tokens)
-                for crops in zip(*(next(left) for _ in range(count)), strict=True)
-            ]
-            for count in counts
-        ]
+        places = torch.cat([torch.arange(count) for count in counts])  # no two crops draw the same random tokens
+        left = iter(self._squares(crops, seeds[owners] + places, [prompts[owner] for owner in owners]))
+        images = [[next(left) for _ in range(count)] for count in counts]
+        num_tokens = self.encoder.num_tokens
+        return [[join_crops(prompt, num_tokens) for prompt in zip(*image, strict=True)] for image in images]
 
     def _packed(self, crops: Tensor, size: list[int], seed: Tensor) -> Kept:
         """Joint selection, as released: among all tokens of an image, newline tokens and overview too."""
@@ -103,7 +100,7 @@ class Pruner:
         return Kept(tokens[index], index, num_visual)
 
     def _squares(self, pixels: Tensor, seeds: Tensor, prompts: list[list[str]]) -> list[list[Kept]]:
-        if self.method == "prumerge" or self.method == "prumerge_plus":
+        if "class_attention" in self.requires:
             return [[kept] for kept in self._merge(pixels)]
         if self.relevance is not None:
             return self._by_prompt(pixels, prompts, self.relevance)

@@ -16,7 +16,7 @@ from transformers import (
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
-    LlavaNextImageProcessor,
+    LlavaNextImageProcessorPil,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -77,7 +77,7 @@ def pictures():
 @pytest.fixture(scope="module")
 def processed(pictures):
     """transformers' own crops, normalised, and image sizes."""
-    processor = LlavaNextImageProcessor(
+    processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=RESOLUTIONS
     )
     return processor(pictures, return_tensors="pt")
@@ -100,13 +100,12 @@ def encoded(folder, pictures, method: str, retention: float = 0.3, **settings) -
 
 
 def test_crops_are_those_of_transformers(pictures, processed):
-    mean, std = (torch.tensor(LlavaNextImageProcessor().to_dict()[name]) for name in ("image_mean", "image_std"))
+    mean, std = (torch.tensor(LlavaNextImageProcessorPil().to_dict()[name]) for name in ("image_mean", "image_std"))
     for picture, expected in zip(pictures, processed["pixel_values"], strict=True):
         tiles = cut(picture)
         assert len(tiles.pixels) == 1 + tiles.rows * tiles.columns
         got = (torch.from_numpy(tiles.pixels) / 255 - mean) / std
-        difference = (got.permute(0, 3, 1, 2) - expected[: len(got)]).abs()
-        assert (difference * 255 * std.max()).max() < 3.5  # its torchvision backend rounds otherwise than Pillow
+        torch.testing.assert_close(got.permute(0, 3, 1, 2), expected[: len(got)].float(), atol=1e-4, rtol=0)
 
 
 def test_the_best_resolution_shows_most_and_wastes_least():
@@ -146,7 +145,7 @@ def test_unpruned_logits_and_answers_are_those_of_transformers(folder, whole, pi
                 decoder.model(inputs_embeds=row[None]).logits, whole.lm_head(expected), atol=1e-4, rtol=1e-4
             )
             answer = whole.lm_head(expected)[0, -1].argmax()
-        assert decoder.tokenizer.decode([answer]) in ("", *image.captions[0]["caption"].split())
+        assert image.captions[0]["caption"].startswith(decoder.tokenizer.decode([answer], skip_special_tokens=True))
         assert image.captions[0]["num_kept_tokens"] == len(tokens)
 
 
