@@ -54,7 +54,7 @@ DOES_NOT = {
     "generate.num_gpus",
     "generate.num_cpus",
 }
-DOES_NOT_SECTIONS = {"output", "encode", "faults", "cost", "budget", "mlflow", "ray", "run", "gate"}
+DOES_NOT_SECTIONS = {"output", "encode", "faults", "cost", "budget", "mlflow", "ray", "run", "gate", "estimate"}
 
 
 def another(value: object) -> object:

@@ -238,7 +238,7 @@ def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(dem
 
 
 def test_a_method_inside_the_model_samples_as_without(demo_model, generator, all_tokens):
-    sampled = {"temperature": 0.8, "top_p": 0.9}
+    sampled = {"temperature": 3.0, "top_p": 0.95}
     inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 4}, **SETTINGS | sampled)
     work = generated(inside, work_of(all_tokens))
     assert texts(work) == texts(generated(generator(**sampled), work_of(all_tokens)))
