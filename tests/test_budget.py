@@ -65,9 +65,12 @@ def test_a_method_before_the_model_needs_no_more_than_its_settings(demo_model):
     [
         (("prune.method=fitprune",), "prune.settings.recipe must be set: jobs/calibrate.py"),
         (("prune.method=fitprune", "prune.settings.recipe=none.json"), "prune.settings.recipe must be a file of jobs/"),
-        (("prune.method=fitprune", "prune.settings.recipe={4: 1}"), r"prune.settings of fitprune must fit .*layers \[0, 4\)"),
+        (("prune.method=fitprune", "prune.settings.recipe={4: 1}"), r"settings of fitprune must fit .*layers \[0, 4\)"),
         (("prune.method=fastv", "prune.settings.kept=300"), r"tokens kept from layer 2 on must be in \[0, 256\]"),
-        (("prune.method=vtw", "prune.settings.layer=5"), r"prune.settings of vtw must fit the model: layer must be in \[0, 4\]"),
+        (
+            ("prune.method=vtw", "prune.settings.layer=5"),
+            r"settings of vtw must fit .*: layer must be in \[0, 4\]",
+        ),
         (("prune.method=m3", "prune.settings.grid=5"), r"prune.settings.grid must be one of \[1, 2, 4, 8, 16\]"),
         (("prune.method=cdpruner",), "prune.settings.clip must name the CLIP checkpoint"),
         (("prune.method=cdpruner", "prune.settings.clip=/none"), "prune.settings.clip must be a folder or a hub"),
