@@ -53,9 +53,9 @@ def resolve_pruning(config: Config, model: Path) -> dict[str, Any]:
         raise ValueError(f"method {method} prunes inside the model: engine.name must be transformers")
     if method == "fitprune":
         settings["recipe"] = read_recipe(settings["recipe"], model)
-    shape, num_visual = LanguageShape.from_config(language), num_patches(model)
+    shape, text = LanguageShape.from_config(language), num_text(config, model)
     try:
-        matched = match_budget(method, settings, config.prune.retention, shape, num_text(config, model), num_visual)
+        matched = match_budget(method, settings, config.prune.retention, shape, text, num_patches(model))
         make_policy(method, matched).events(shape.layers)
     except ValueError as error:
         raise ValueError(f"settings of {method} must fit the model: {error}") from error

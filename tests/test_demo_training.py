@@ -16,6 +16,7 @@ from torch import nn
 
 from demo.train import QUICK, train
 from demo.train_language import load_batch
+from demo.train_m3 import main as train_m3
 from demo.training import Stage, run_stage
 from demo.vision_data import WINDOWS_PER_SCENE, whole_batch, window_batch
 from demo.world import GRID, scene_at
@@ -112,3 +113,11 @@ def test_thinned_training_images_lose_background_before_any_item():
     kept = load_batch(bits.view(torch.int16).numpy(), occupied, np.arange(4), 64, rng)
     assert kept.shape == (4, 64, 128)
     np.testing.assert_array_equal(kept[..., 0].sum(1).numpy(), occupied.sum(1))
+
+
+def test_the_m3_variant_learns_on_pooled_grids_and_leaves_the_tower_alone(tmp_path, demo_model):
+    assert train_m3(["--out", str(tmp_path), "--steps", "2", "--scenes", "2", "--cached", "4"]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (demo_model, tmp_path / "checkpoint"))
+    assert before.keys() == after.keys()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"language_model", "multi_modal_projector"}

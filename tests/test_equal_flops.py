@@ -10,8 +10,8 @@ from otprune.flops import prefill_flops
 from otprune.layerwise.fitprune import LLAVA_15_7B_RECIPES
 from otprune.schedules import visual_rows
 from otprune.shapes import MODELS
-from pipelines.caption import check_pruning
 from pipelines.equal_flops import match_budget, num_text, resolve_pruning
+from pipelines.caption import check_pruning
 from pipelines.settings import UserError, load_config
 
 SHAPE = MODELS["llava-1.5-7b"].language
@@ -65,14 +65,11 @@ def test_a_method_before_the_model_needs_no_more_than_its_settings(demo_model):
     [
         (("prune.method=fitprune",), "prune.settings.recipe must be set: jobs/calibrate.py"),
         (("prune.method=fitprune", "prune.settings.recipe=none.json"), "prune.settings.recipe must be a file of jobs/"),
-        (
-            ("prune.method=fitprune", "prune.settings.recipe={4: 1}"),
-            r"prune.settings of fitprune must fit .*layers \[0, 4\)",
-        ),
+        (("prune.method=fitprune", "prune.settings.recipe={4: 1}"), r"settings of fitprune must fit .*layers \[0, 4\)"),
         (("prune.method=fastv", "prune.settings.kept=300"), r"tokens kept from layer 2 on must be in \[0, 256\]"),
         (
             ("prune.method=vtw", "prune.settings.layer=5"),
-            r"prune.settings of vtw must fit the model: layer must be in \[0, 4\]",
+            r"settings of vtw must fit .*: layer must be in \[0, 4\]",
         ),
         (("prune.method=m3", "prune.settings.grid=5"), r"prune.settings.grid must be one of \[1, 2, 4, 8, 16\]"),
         (("prune.method=cdpruner",), "prune.settings.clip must name the CLIP checkpoint"),

@@ -154,7 +154,7 @@ def break_on(generator: Generator, monkeypatch, guilty: torch.Tensor, error: Exc
     decode = generator.decoder.generate
 
     def generate(visual, *args, **options):
-        if any(torch.equal(torch.cat(list(pictures)).reshape(guilty.shape), guilty) for pictures in visual):
+        if any(torch.equal(picture, guilty) for (picture,) in visual):
             raise error
         return decode(visual, *args, **options)
 
@@ -238,7 +238,7 @@ def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(dem
 
 
 def test_a_method_inside_the_model_samples_as_without(demo_model, generator, all_tokens):
-    sampled = {"temperature": 3.0, "top_p": 0.95}
+    sampled = {"temperature": 2.0, "top_p": 0.9}
     inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 4}, **SETTINGS | sampled)
     work = generated(inside, work_of(all_tokens))
     assert texts(work) == texts(generated(generator(**sampled), work_of(all_tokens)))

@@ -130,7 +130,8 @@ def test_cdpruner_keeps_tokens_for_each_prompt_by_its_words(encoder, whole, demo
     work = encoded(encoder("cdpruner", relevance="words", theta=0.5), scene_pixels)
     kept = work.arrays["kept"].reshape(6, 2, 26)
     for number, prompt in enumerate(PROMPTS):
-        words = whole.get_input_embeddings()(tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids)
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+        words = whole.get_input_embeddings()(ids).detach()
         relevance = torch.cosine_similarity(features[:, :, None], words[:, None], dim=-1).mean(dim=-1)
         expected = select_tokens(features, 26, method=partial(cdpruner, relevance=relevance, theta=0.5))
         assert np.array_equal(kept[:, number], expected)
