@@ -10,8 +10,8 @@ from otprune.flops import prefill_flops
 from otprune.layerwise.fitprune import LLAVA_15_7B_RECIPES
 from otprune.schedules import visual_rows
 from otprune.shapes import MODELS
-from pipelines.equal_flops import match_budget, num_text, resolve_pruning
 from pipelines.caption import check_pruning
+from pipelines.equal_flops import match_budget, num_text, resolve_pruning
 from pipelines.settings import UserError, load_config
 
 SHAPE = MODELS["llava-1.5-7b"].language
