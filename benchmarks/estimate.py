@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.estimate [--settings otprune none random] [dotted.key=value ...]
 
-Prints a row for each setting as it is done: estimated seconds, dollars and bytes with their 90 % intervals, and what the
-run on the whole corpus then took. The corpus is the demo's.
+Prints a row for each setting as it is done: estimated seconds, dollars and bytes with their 90 % intervals, and what
+the run on the whole corpus then took. The corpus is the demo's.
 """
 
 import argparse
@@ -61,11 +61,8 @@ def compare(name: str, more: list[str]) -> str:
     )
     for amount, real, shown in pairs:
         interval = f"{shown.format(amount['low'])} to {shown.format(amount['high'])}"
-        inside = amount["low"] <= real <= amount["high"]
-        cells += [
-            f"{shown.format(amount['value'])} ({interval})",
-            f"{shown.format(real)}{'' if inside else ' OUTSIDE'}",
-        ]
+        outside = "" if amount["low"] <= real <= amount["high"] else " OUTSIDE"
+        cells += [f"{shown.format(amount['value'])} ({interval})", f"{shown.format(real)}{outside}"]
     cells += [f"{foretold['fixed_seconds']:.1f}", f"{truth['startup_seconds']:.1f}"]
     return " | ".join(cells)
 

@@ -53,7 +53,7 @@ class Measured:
     rows: np.ndarray  # images of the unit, rejected ones too
     captioned: np.ndarray
     output_bytes: np.ndarray
-    object_bytes: float  # of an object without rows
+    object_bytes: float  # of an object, whatever its rows
     seconds: dict[str, np.ndarray]  # of each stage
     parallel: dict[str, float]  # actors or tasks of each stage that work at a time
     elapsed: float  # of the whole sample run
