@@ -59,15 +59,15 @@ def test_the_report_gets_the_worst_disagreements_first():
     assert [each.agreement for each in judge(pairs, 0.5).compared] == [0.1, 0.1, 0.5, 0.5, 0.5]
 
 
-def telling(pruned: str) -> type:
-    """A generator that says the image's own name, or for the sampled images of a pruned encoder, `pruned`."""
+def telling(pruned: str | None) -> type:
+    """A generator that says the image's own name; of the gate's images, where pruned, says `pruned` if it is given."""
 
     class Telling(fake_generator()):
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             work = Work.from_row(super().__call__(row))
             for image in work.images:
                 image.references = image.references and [f"scene {image.sha256[:9]} in full view"]
-                full = image.sample is None or image.sample["kept"] == [0, 1]
+                full = pruned is None or image.sample is None or image.sample["kept"] == [0, 1]
                 image.captions[0]["caption"] = f"scene {image.sha256[:9]} in full view" if full else pruned
             return work.to_row()
 
@@ -96,7 +96,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, scene_parquet: Callable[...
     return scene_parquet(tmp_path_factory.mktemp("corpus") / "scenes.parquet", 24, row_group_size=8)
 
 
-def run(corpus: Path, output: Path, *arguments: str, pruned: str = "") -> Outcome:
+def run(corpus: Path, output: Path, *arguments: str, pruned: str | None = None) -> Outcome:
     small = ["unit.images=4", "encode.batch_size=2", "generate.batch_size=2", "gate.images=16"]
     job = prepare(load_config([*QUICK, *small, f"input.path={corpus}", f"output.path={output}", *arguments]))
     return run_job(job, sampling(), telling(pruned))
@@ -122,9 +122,13 @@ def test_a_failed_gate_stops_with_code_3_and_the_numbers_before_anything_is_capt
 
 
 def test_a_gate_that_holds_lets_the_run_begin(ray_session, corpus: Path, tmp_path: Path):
-    outcome = run(corpus, tmp_path, "gate.min_quality=0.9", pruned="")
-    assert outcome.code == 3, "nothing said is no caption"
-    outcome = run(corpus, tmp_path / "none", "gate.min_quality=0.9", "prune.method=none")
+    outcome = run(corpus, tmp_path / "pruned", "gate.min_quality=0.99")
+    assert outcome.code == 0
+    assert outcome.gate is not None
+    assert outcome.gate.interval == (pytest.approx(1), pytest.approx(1))
+    assert outcome.metrics["gate/quality"] == pytest.approx(1)
+    assert len(addresses(tmp_path / "pruned")) == 24
+    outcome = run(corpus, tmp_path / "none", "gate.min_quality=0.99", "prune.method=none")
     assert (outcome.code, outcome.gate) == (0, None), "unpruned there is nothing to compare"
 
 
