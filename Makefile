@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption evaluate test lint verify clean
+.PHONY: caption estimate evaluate test lint verify clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -14,6 +14,9 @@ $(INSTALLED): pyproject.toml requirements.lock
 
 caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embedded Ray
 	$(BIN)/python jobs/caption_corpus.py
+
+estimate: $(INSTALLED)  ## what captioning the demo corpus would take and cost, by a sample
+	$(BIN)/python jobs/caption_corpus.py run.estimate=true estimate.instances=[g6.xlarge,g5.xlarge:2]
 
 evaluate: $(INSTALLED)  ## score the demo model on the demo world's nine tasks
 	$(BIN)/python jobs/evaluate.py

@@ -53,6 +53,14 @@ def test_without_references_it_is_the_agreement_with_the_unpruned_captions():
     assert gate.passed
 
 
+def test_images_without_references_do_not_count_where_most_have_some():
+    pairs = compared(TEXTS[:3]) | {("b", 0, 0): compared(["no photograph"], references=False)["a", 0, 0]}
+    gate = judge(pairs, 0.99)
+    assert (gate.metric, gate.images, gate.quality) == ("cider", 3, pytest.approx(1))
+    pairs |= {("b", i, 0): pairs["b", 0, 0] for i in range(1, 4)}
+    assert judge(pairs, 0.99).metric == "rouge_l"
+
+
 def test_the_report_gets_the_worst_disagreements_first():
     pairs = compared(TEXTS)
     pairs |= compared(["poor", *TEXTS[1:2]], agreement=0.1)
