@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from otprune.methods import check_settings
 from otprune.models import CheckpointError, resolve_checkpoint
 from otprune.models.checkpoint import image_statistics, read_config
-from otprune.methods import check_settings
 from otprune.select import METHODS
 from pipelines.cluster import actor_gpus, wait_for_room
 from pipelines.config import Config
