@@ -82,8 +82,8 @@ def test_the_13b_model_has_576_tokens_of_width_5120_and_keeps_56():
 def test_the_13b_prefill_is_counted_as_the_model_multiplies(kept):
     model, num_text = built("llava-1.5-13b"), 40
     embeddings = torch.empty(1, num_text + kept, 5120, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.model.language_model(inputs_embeds=embeddings, use_cache=False)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.model.language_model(inputs_embeds=embeddings)
         model.lm_head(torch.empty(1, 1, 5120, device="meta"))
     shape = MODELS["llava-1.5-13b"].language
     assert counter.get_total_flops() == 2 * prefill_flops(shape, num_text + kept)

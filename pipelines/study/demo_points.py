@@ -16,7 +16,6 @@ from torch import Tensor
 
 from otprune import num_kept, select_tokens
 from otprune.distance import exact_w2, gaussian_w2, sliced_w2, trace_objective
-from otprune.models import load_encoder
 from otprune.selectors.cdpruner import cdpruner
 from pipelines.study.pieces import Row
 
@@ -43,8 +42,14 @@ POINTS: dict[str, Point] = {
 """Everything that keeps a subset of the projected tokens and looks at nothing else. Methods inside the language model
 keep different tokens for every question, and reducers keep none as they were: they have no such distance."""
 
+BLIND = ("random", "uniform", "first", "last")
+"""Those that never look at the tokens."""
+
 FIGURE_2 = ("first", "last", "uniform", "random", "DivPrune")
 """The five strategies of the paper's own correlation study."""
+
+FIGURE_4 = ("OTPrune released", "OTPrune trace", "DivPrune", "cosine DPP", "random")
+"""The four methods whose distances the paper compares, OTPrune with gamma on two scales."""
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "w2": gaussian_w2,
@@ -111,7 +116,9 @@ def choose(features: Tensor, retention: float, point: Point, seeds: Tensor) -> T
 @lru_cache(maxsize=1)
 def _load(model: str) -> tuple[Any, Any, Any]:
     """(encoder, whole model, tokenizer), once a process."""
-    import transformers
+    import transformers  # here, so that workers on other pieces start without it
+
+    from otprune.models import load_encoder
 
     transformers.utils.logging.disable_progress_bar()
     encoder = load_encoder(Path(model), dtype=torch.float32, device="cpu")

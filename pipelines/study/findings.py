@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from pipelines.study.correlation import MAXIMISED
+from pipelines.study.demo_points import FIGURE_2, FIGURE_4
 from pipelines.study.pieces import Row
 
 GUARANTEE = 1 - 1 / math.e
@@ -89,31 +91,48 @@ def of_gamma(widths: Sequence[Row], accuracy: Sequence[Row], reference: int) -> 
 
 
 def of_distance(table: Sequence[Row], correlations: Sequence[Row], whole: Sequence[Row]) -> list[str]:
+    rho = {(r["methods"], r["distance"], r["reading"]): r for r in correlations if r["task"] == "qa"}
+    distances = list(dict.fromkeys(distance for _, distance, _ in rho))
+    over_all = [rho["all", distance, "mean"] for distance in distances]
     said = [
-        f"Unpruned the demo model answers {row['qa']:.3f} of the questions ({row['scenes']} scenes)." for row in whole
+        f"Unpruned, the demo model answers {row['qa']:.3f} of the questions ({row['scenes']} scenes)." for row in whole
     ]
-    mine = [row for row in correlations if row["methods"] == "all" and row["task"] == "qa"]
-    for row in (row for row in mine if row["reading"] == "mean"):
-        if math.isnan(row["rho"]):
-            said.append(
-                f"{NAMES[row['distance']]}: at some retention all selectors answer equally well: nothing to rank."
-            )
-            continue
-        verdict = (
-            "supports the claim"
-            if row["low"] > 0
-            else "contradicts it: closer selections answer worse"
-            if row["high"] < 0
-            else "decides nothing"
+    for kind, text in VERDICTS.items():
+        each = "; ".join(
+            f"{NAMES[row['distance']]} {row['rho']:+.2f} ({row['methods_low']:+.2f} to {row['methods_high']:+.2f})"
+            for row in over_all
+            if verdict(row) == kind
         )
-        pooled = next(r for r in mine if r["reading"] == "pooled" and r["distance"] == row["distance"])
+        if each:
+            said.append(f"{text}, by rho among all selectors at one retention: {each}.")
+    if ("figure 2", distances[0], "mean") in rho:
+        five = [rho["figure 2", distance, "mean"]["rho"] for distance in distances]
         said.append(
-            f"{NAMES[row['distance']]}: rho {row['rho']:+.2f} within a retention (mean; {row['low']:+.2f} to "
-            f"{row['high']:+.2f} over scenes, {row['methods_low']:+.2f} to {row['methods_high']:+.2f} over methods "
-            f"too), which {verdict}; {pooled['rho']:+.2f} pooled over retentions."
+            f"Over the paper's own five strategies rho is {min(five):+.2f} to {max(five):+.2f} by every definition: "
+            f"{'its Fig. 2 is reproduced' if min(five) > 0.5 else 'its Fig. 2 is not reproduced'}. "
+            f"{_worst_two(table)} OTPrune itself is not among the five."
         )
-    said += _smallest(table, [row["distance"] for row in mine if row["reading"] == "mean"])
-    return said
+    if ("looking", distances[0], "mean") in rho:
+        looking = [rho["looking", distance, "mean"]["rho"] for distance in distances]
+        said.append(
+            f"Over the selectors that look at the tokens, those one would choose among, it is {min(looking):+.2f} to "
+            f"{max(looking):+.2f}."
+        )
+    return said + _closest(table, [distance for distance in distances if distance not in MAXIMISED])
+
+
+VERDICTS = {
+    "supported": "The premise is supported",
+    "contradicted": "The premise is contradicted: closer selections answer worse",
+    "undecided": "The premise is neither supported nor contradicted, as the interval over scenes and methods holds 0",
+}
+
+
+def verdict(row: Row) -> str:
+    """By the interval over scenes and methods: the premise is about methods, not about these few."""
+    if row["methods_low"] > 0:
+        return "supported"
+    return "contradicted" if row["methods_high"] < 0 else "undecided"
 
 
 NAMES = {
@@ -159,20 +178,36 @@ def _within(row: Row, value: str, printed: str) -> bool:
     return abs(row[value] - row[printed]) <= max(row[f"{value}_sd"], 0.005)
 
 
-def _smallest(table: Sequence[Row], distances: Sequence[str]) -> list[str]:
-    """Of each distance, at how many retentions a variant of OTPrune is the closest of all (the paper's Fig. 4)."""
-    retentions = sorted({row["retention"] for row in table})
+def closest(table: Sequence[Row], distance: str, names: Sequence[str] | None = None) -> dict[float, str]:
+    """At each retention, the selector (of `names`) with the smallest mean distance; of an objective, the largest."""
+    best = max if distance in MAXIMISED else min
+    return {
+        retention: best(
+            (r for r in table if r["retention"] == retention and (names is None or r["point"] in names)),
+            key=lambda row: row[distance],
+        )["point"]
+        for retention in sorted({row["retention"] for row in table})
+    }
+
+
+def _closest(table: Sequence[Row], distances: Sequence[str]) -> list[str]:
+    """Where OTPrune is the closest: of all, and of the paper's four (its Fig. 4)."""
     said = []
-    for distance in distances:
-        if distance == "trace":
-            continue
-        closest = [
-            min((row for row in table if row["retention"] == retention), key=lambda row: row[distance])["point"]
-            for retention in retentions
-        ]
-        ours = sum(name.startswith("OTPrune") for name in closest)
-        said.append(
-            f"{NAMES[distance]}: OTPrune is the closest at {ours} of {len(retentions)} retentions; the closest are "
-            f"{', '.join(f'{name} ({100 * r:g} %)' for name, r in zip(closest, retentions, strict=True))}."
+    for names, whom in ((None, "of all selectors"), (FIGURE_4, "of OTPrune, DivPrune, DPP and random (its Fig. 4)")):
+        found = {distance: closest(table, distance, names) for distance in distances}
+        counts = ", ".join(
+            f"{NAMES[distance]} {sum(name.startswith('OTPrune') for name in at.values())} of {len(at)}"
+            for distance, at in found.items()
         )
+        said.append(f"Retentions at which OTPrune is the closest {whom}: {counts}.")
     return said
+
+
+def _worst_two(table: Sequence[Row]) -> str:
+    """Says so if first and last, which lose most of the picture, answer worst of the five at every retention."""
+    five = [row for row in table if row["point"] in FIGURE_2]
+    for retention in {row["retention"] for row in five}:
+        ranked = sorted((r for r in five if r["retention"] == retention), key=lambda row: row["qa"])
+        if {row["point"] for row in ranked[:2]} != {"first", "last"}:
+            return ""
+    return "Two of the five, first and last, drop most of the picture: far and bad by any measure."

@@ -10,7 +10,7 @@ from pipelines.metrics.bootstrap import percentile_interval, resampled_sums
 from pipelines.study import findings
 from pipelines.study.config import StudyConfig
 from pipelines.study.correlation import accuracies, arrange, correlate
-from pipelines.study.demo_points import DISTANCES, FIGURE_2, POINTS, TASKS, Point, measure_scenes
+from pipelines.study.demo_points import BLIND, DISTANCES, FIGURE_2, POINTS, TASKS, Point, measure_scenes
 from pipelines.study.gamma import compare_widths
 from pipelines.study.pieces import Conclusion, Model, Piece, Row
 
@@ -81,7 +81,11 @@ def conclude_distance(rows: list[Row], config: StudyConfig) -> Conclusion:
     names, points = distance_names(config), distance_points(config)
     pruned = [row for row in rows if row["point"] != UNPRUNED["label"]]
     columns = [*names, *(f"{kind}_{task}" for task in (*TASKS, "caption") for kind in ("right", "asked"))]
-    subsets = {"all": points, "figure 2": [name for name in FIGURE_2 if name in points]}
+    subsets = {
+        "all": points,
+        "figure 2": [name for name in FIGURE_2 if name in points],
+        "looking": [name for name in points if name not in BLIND],
+    }
     correlations = [
         {"methods": subset, **row}
         for subset, chosen in subsets.items()

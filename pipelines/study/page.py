@@ -11,7 +11,7 @@ from markupsafe import Markup
 from pipelines.settings import to_yaml
 from pipelines.study.config import StudyConfig
 from pipelines.study.demo_points import TASKS
-from pipelines.study.findings import GUARANTEE, NAMES, how
+from pipelines.study.findings import GUARANTEE, NAMES, closest, how
 from pipelines.study.pieces import Row
 from pipelines.study.plots import COLORS, Interval, Series, chart, interval_chart, legend
 
@@ -38,6 +38,7 @@ def render_study(config: StudyConfig, conclusions: "Mapping[str, Conclusion]", o
         methods=METHODS,
         tasks=("qa", *TASKS, "caption"),
         how=how,
+        closest=closest,
         guarantee=GUARANTEE,
     )
 
@@ -57,8 +58,8 @@ def table2_figures(tables: Mapping[str, list[Row]]) -> dict[str, Markup]:
     rows = [row for row in tables["table2"] if row["centered"]]
     figures = {}
     for kind, printed, label in (
-        ("win", "printed_win", "random subsets beaten, % (dot and bar: mean and SD over data sets; diamond: printed)"),
-        ("q_ratio", "printed_ratio", "objective relative to the best subset, % (the same marks)"),
+        ("win", "printed_win", "subsets beaten, %"),
+        ("q_ratio", "printed_ratio", "q relative to the best subset, %"),
     ):
         intervals = [
             Interval(
@@ -88,7 +89,7 @@ def greedy_figures(tables: Mapping[str, list[Row]]) -> dict[str, Markup]:
         )
         for row in lines
     ]
-    label = "greedy / best of all subsets (dot: mean; bar: worst to 1; line: 1 - 1/e, what is guaranteed)"
+    label = "log det of the greedy set / of the best of all subsets"
     return {"ratios": interval_chart(intervals, x_label=label, x_range=(0.6, 1.005), zero=GUARANTEE)}
 
 
@@ -105,7 +106,7 @@ def gamma_figures(tables: Mapping[str, list[Row]]) -> dict[str, Markup]:
 
     def plot(column: str, y_label: str) -> Markup:
         series = [Series(scale, over_widths(column, scale), colors[scale]) for scale in scales]
-        return chart(series, x_label="feature width D", y_label=y_label, x_ticks=ticks, log_x=True)
+        return chart(series, x_label="feature width D", y_label=y_label, x_ticks=ticks, log_x=True, width=380)
 
     points = [
         Series(scale, sorted((r["gamma"], r["qa"]) for r in accuracy if r["scale"] == scale), colors[scale])
@@ -115,7 +116,7 @@ def gamma_figures(tables: Mapping[str, list[Row]]) -> dict[str, Markup]:
     return {
         "overlap": plot("overlap", "same tokens as the reference, %"),
         "largest": plot("largest", "kept that are the largest, %"),
-        "accuracy": chart(points, x_label="gamma", y_label="questions right", x_ticks=gammas, log_x=True),
+        "accuracy": chart(points, x_label="gamma", y_label="questions right", x_ticks=gammas, log_x=True, width=380),
         "legend": legend(points),
     }
 
@@ -148,7 +149,7 @@ def distance_figures(tables: Mapping[str, list[Row]]) -> dict[str, Any]:
         for row in overall
         if row["reading"] in ("mean", "pooled") and not math.isnan(row["rho"])
     ]
-    label = "Spearman's rho of closeness and questions right (bar: 95 % over scenes and methods)"
+    label = "Spearman's rho of closeness and questions right"
     return {
         "scatter": {distance: [plot(distance, retention) for retention in retentions] for distance in distances},
         "legend": legend([Series(name, (), colors[name]) for name in names]),

@@ -88,7 +88,7 @@ def chart(
 
 
 def interval_chart(
-    rows: Sequence[Interval], *, x_label: str, x_range: tuple[float, float], zero: float | None = None, width: int = 620
+    rows: Sequence[Interval], *, x_label: str, x_range: tuple[float, float], zero: float | None = None, width: int = 580
 ) -> Markup:
     """One line a row: a dot with its interval, and a hollow diamond for the printed value."""
     left, step = 235, 21

@@ -2,7 +2,7 @@
 
 pieces/<experiment>/<name>-<digest>.parquet   what was computed, the unit of commit and of resume
 results/<table>.parquet                       what follows from the pieces
-study.html, study.json                        the page; findings, metrics, configuration
+study.html, study.json                        the page; findings, metrics, configuration (written last)
 """
 
 import io
@@ -31,6 +31,8 @@ from pipelines.track import MlflowTracker, make_tracker
 from pipelines.tracking import git_tag
 
 logger = logging.getLogger(__name__)
+
+RECORD = "study.json"
 
 
 @dataclass(frozen=True)
@@ -157,15 +159,15 @@ def _write(study: Study, outcome: Outcome, conclusions: Mapping[str, Conclusion]
         "config": {k: v for k, v in study.config.dotted().items() if k not in NOT_IN_STUDY},
     }
     study.output.write("study.html", page.encode())
-    study.output.write("study.json", json.dumps(record, indent=1).encode())
+    study.output.write(RECORD, json.dumps(record, indent=1).encode())
 
 
 def track_study(study: Study, conclusions: Mapping[str, Conclusion], outcome: Outcome, page: str) -> str:
     """One MLflow run for the study and, inside it, one for each experiment; says where they are.
 
-    A study that had nothing to compute leaves no run.
+    A complete study that is only reported again leaves no further run.
     """
-    if not study.missing:
+    if not study.missing and study.output.exists(RECORD):
         return ""
     mlflow = study.config.mlflow
     params = {k: v for k, v in study.config.dotted().items() if k not in NOT_IN_STUDY}
