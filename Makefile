@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption estimate evaluate accuracy study test lint clean
+.PHONY: caption estimate evaluate accuracy study test test-vllm lint clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ study: $(INSTALLED)  ## the paper's experiments on a small scale; conf/study.yam
 
 test: $(INSTALLED)  ## every test that needs no GPU; JOBS=4 on a larger machine
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-vllm:  ## the vLLM engine on the CPU build of vLLM, in an environment of its own
+	PYTHON=$(PYTHON) tests/vllm/install .venv-vllm
+	.venv-vllm/bin/python -m pytest tests/vllm -W default
 
 lint: $(INSTALLED)  ## style and types, as in CI
 	$(BIN)/ruff check .

@@ -1,8 +1,11 @@
 """A LLaVA checkpoint of any shape with random weights, for measuring speed and memory, which values do not change."""
 
+import json
+import re
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "demo" / "checkpoint"
@@ -18,8 +21,13 @@ def make_checkpoint(
     layers: int = 2,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    endless: bool = False,
 ) -> Path:
-    """Writes a checkpoint with patches of 14 pixels, (image_size / 14)^2 visual tokens and the demo's tokenizer."""
+    """Writes a checkpoint with patches of 14 pixels, (image_size / 14)^2 visual tokens and the demo's tokenizer.
+
+    Tensors are named as released checkpoints name them, since vLLM knows no other names. With `endless` the token that
+    ends an answer is one that the model cannot say: every answer has its full length.
+    """
     if (folder / "config.json").is_file():
         return folder
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
@@ -50,7 +58,22 @@ def make_checkpoint(
         vision_config=vision, text_config=text, image_token_index=image_token, image_seq_length=num_tokens
     )
     torch.manual_seed(seed)
-    LlavaForConditionalGeneration(config).to(dtype).save_pretrained(folder)
+    model = LlavaForConditionalGeneration(config).to(dtype)
+    if endless:
+        model.generation_config.eos_token_id = text.vocab_size
+    model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((TOKENIZER / name).read_bytes())
+    processor = json.loads((TOKENIZER / "processor_config.json").read_text())
+    processor["image_processor"] |= {
+        "size": {"shortest_edge": image_size},
+        "crop_size": {"height": image_size, "width": image_size},
+    }
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    path = folder / "model.safetensors"
+    renamed = {
+        re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(renamed, path, {"format": "pt"})
     return folder

@@ -27,7 +27,6 @@ from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError
 from pipelines.fingerprint import describe
 from pipelines.flow import run_flow
-from pipelines.generate import Generator
 from pipelines.metrics.agreement import canary
 from pipelines.metrics.ptb import tokenize
 from pipelines.plan import Plan
@@ -58,7 +57,7 @@ class CanaryResult:
     saw_the_images: bool  # neither share of equal captions is above `canary.max_same`
 
 
-def run_canary(config: QualityConfig, encoder: type = Encoder, generator: type = Generator) -> CanaryResult:
+def run_canary(config: QualityConfig, encoder: type = Encoder, generator: type | None = None) -> CanaryResult:
     """Captions `canary.images` of the corpus three times and compares.
 
     Raises:

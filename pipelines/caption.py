@@ -16,11 +16,13 @@ from pipelines.corpus import Corpus, find_corpus
 from pipelines.cost import check_instances
 from pipelines.decode import mean_color
 from pipelines.encode import Encoder
+from pipelines.engines import check_engine, engine_arguments, engine_bundles, takes_images, units_in_flight
 from pipelines.equal_flops import resolve_pruning
 from pipelines.faults import JobFailedError
 from pipelines.fingerprint import claim_output, describe, fingerprint
 from pipelines.flow import Stage, run_flow
 from pipelines.generate import Generator
+from pipelines.generate_vllm import VllmGenerator
 from pipelines.plan import Plan, make_plan
 from pipelines.progress import Counted
 from pipelines.schema import CAPTIONS_FOLDER
@@ -110,6 +112,7 @@ def check_model(config: Config, *, writes: bool = True) -> Path:
         check_settings(config.prune.method, config.prune.settings)
     except ValueError as error:
         raise UserError(f"prune.{error}") from error
+    check_engine(config)
     try:
         return resolve_checkpoint(config.model.path).resolve()
     except CheckpointError as error:
@@ -157,7 +160,7 @@ class Stages:
     """The stages of a job, with everything that they need, ready for `run_flow`."""
 
     read: Reader
-    encode: Stage
+    encode: Stage | None
     generate: Stage
     sink: Sink
 
@@ -178,6 +181,7 @@ class Stages:
             retries=config.faults.retries,
             max_lost=config.faults.max_isolated,
             no_progress_seconds=config.faults.no_progress_seconds,
+            max_restarts=config.engine.max_restarts if config.engine.name == "vllm" else None,
             one_at_a_time=one_at_a_time,
         )
         try:
@@ -187,8 +191,9 @@ class Stages:
             raise JobFailedError(f"Ray gave up: {type(error).__name__}: {cause_of(str(error))}") from error
 
 
-def make_stages(job: Job, encoder: type = Encoder, generator: type = Generator) -> Stages:
-    """The stages for the connected cluster; `encoder` and `generator` are the actor classes."""
+def make_stages(job: Job, encoder: type = Encoder, generator: type | None = None) -> Stages:
+    """The stages for the connected cluster; `encoder` and `generator` are the actor classes, the latter by default the
+    configured engine's."""
     config = job.config
     sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
     return Stages(make_reader(job), *model_stages(job, encoder, generator), sink)
@@ -223,16 +228,20 @@ def decode_settings(job: Job) -> DecodeSettings:
     )
 
 
-def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage]:
-    """The two actor stages, which are those of every kind of job."""
+def model_stages(job: Job, encoder: type, generator: type | None) -> tuple[Stage | None, Stage]:
+    """The two actor stages, which are those of every kind of job; an engine that takes images needs no encode stage."""
+    return None if takes_images(job.config) else encode_stage(job, encoder), generate_stage(job, generator)
+
+
+def encode_stage(job: Job, encoder: type) -> Stage:
     config = job.config
-    encode_gpus, generate_gpus = actor_gpus(config)
-    shared = {"model_path": str(job.model), "dtype": config.model.dtype}
-    encode = Stage(
+    num_gpus, _ = actor_gpus(config)
+    return Stage(
         actor=encoder,
-        arguments=shared
-        | {
-            "device": "cuda" if encode_gpus else "cpu",
+        arguments={
+            "model_path": str(job.model),
+            "dtype": config.model.dtype,
+            "device": "cuda" if num_gpus else "cpu",
             "method": config.prune.method,
             "retention": config.prune.retention,
             "gamma": config.prune.gamma,
@@ -245,25 +254,45 @@ def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage
         min_actors=config.encode.actors,
         max_actors=config.encode.max_actors or config.encode.actors,
         num_cpus=config.encode.num_cpus,
-        num_gpus=encode_gpus,
+        num_gpus=num_gpus,
     )
-    generate = Stage(
-        actor=generator,
-        arguments=shared
-        | {
-            "device": "cuda" if generate_gpus else "cpu",
-            "conversation": config.prompt.conversation,
-            "max_new_tokens": config.generate.max_new_tokens,
-            "temperature": config.generate.temperature,
-            "top_p": config.generate.top_p,
-            "seed": config.generate.seed,
+
+
+def generate_stage(job: Job, generator: type | None) -> Stage:
+    config = job.config
+    _, num_gpus = actor_gpus(config)
+    arguments = {
+        "model_path": str(job.model),
+        "conversation": config.prompt.conversation,
+        "max_new_tokens": config.generate.max_new_tokens,
+        "temperature": config.generate.temperature,
+        "top_p": config.generate.top_p,
+        "seed": config.generate.seed,
+    }
+    if config.engine.name == "vllm":
+        default: type = VllmGenerator
+        arguments |= {
+            "engine": engine_arguments(config, num_gpus),
+            "sampling": dict(config.engine.sampling),
+            "images": takes_images(config),
+            "timeout_seconds": config.engine.timeout_seconds,
+        }
+    else:
+        default = Generator
+        arguments |= {
+            "dtype": config.model.dtype,
+            "device": "cuda" if num_gpus else "cpu",
             "batch_size": config.generate.batch_size,
             "method": config.prune.method,
             "settings": job.pruning,
-        },
+        }
+    return Stage(
+        actor=generator or default,
+        arguments=arguments,
         min_actors=config.generate.actors,
         max_actors=config.generate.max_actors or config.generate.actors,
         num_cpus=config.generate.num_cpus,
-        num_gpus=generate_gpus,
+        num_gpus=num_gpus,
+        units_at_once=units_in_flight(config),
+        bundles=engine_bundles(config),
     )
-    return encode, generate

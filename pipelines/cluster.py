@@ -13,6 +13,7 @@ import ray
 import ray.data
 
 from pipelines.config import Config
+from pipelines.engines import num_workers, takes_images
 from pipelines.settings import UserError
 from pipelines.work import clean
 
@@ -93,16 +94,18 @@ def _check_answers(address: str) -> None:
 
 def actor_cpus(config: Config) -> int:
     """CPUs that the actors of both pools hold at their smallest."""
-    pools = (config.encode, config.generate)
-    return math.ceil(sum(pool.actors * pool.num_cpus for pool in pools))
+    encode = 0 if takes_images(config) else config.encode.actors * config.encode.num_cpus
+    return math.ceil(encode + config.generate.actors * config.generate.num_cpus)
 
 
 def actor_gpus(config: Config) -> tuple[float, float]:
-    """GPUs of one encode and one generate actor: as configured, else a share of one where the cluster has any."""
+    """GPUs of one encode and one generate actor: as configured, else a share of one where the cluster has any; an
+    engine of several workers takes as many, and one that encodes the images itself leaves no encode actor."""
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     encode = (0.3 if has_gpus else 0.0) if config.encode.num_gpus is None else config.encode.num_gpus
-    generate = (0.7 if has_gpus else 0.0) if config.generate.num_gpus is None else config.generate.num_gpus
-    return encode, generate
+    share = 0.7 if num_workers(config) == 1 and not takes_images(config) else float(num_workers(config))
+    generate = (share if has_gpus else 0.0) if config.generate.num_gpus is None else config.generate.num_gpus
+    return (0.0 if takes_images(config) else encode), generate
 
 
 def wait_for_room(config: Config, seconds: float = 60.0) -> None:

@@ -115,7 +115,24 @@ class GenerateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    name: Literal["transformers"] = key("what decodes the pruned prompts", "transformers")
+    name: Literal["transformers", "vllm"] = key(
+        "what decodes the pruned prompts; vllm is installed by the extra .[vllm]", "transformers"
+    )
+    kwargs: dict[str, Any] = key("vllm: arguments of its engine, e.g. engine.kwargs.tensor_parallel_size=2", {})
+    sampling: dict[str, Any] = key(
+        "vllm: further sampling parameters, e.g. engine.sampling.structured_outputs.regex='[a-z ]+'", {}
+    )
+    units_in_flight: int | None = key(
+        "vllm: work units an actor has at hand at once; null: enough to keep max_num_seqs busy", None, low=1
+    )
+    timeout_seconds: float = key(
+        "vllm: an engine that finishes no request for so long is taken for dead", 600.0, above=0
+    )
+    max_restarts: int = key(
+        "vllm: more engines than this that die one after the other, with no unit finished in between, fail the job",
+        6,
+        low=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

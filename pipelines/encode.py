@@ -110,12 +110,16 @@ class Encoder:
         for image, (i, *_) in zip(work.images, work.rows(), strict=True):
             if image.sample is not None and i in parts:
                 shown = pixels[i] if pixels[i].dim() == 3 else pixels[i][0]  # the overview of tiles
-                thumbnail = PILImage.fromarray(shown.numpy()).resize((THUMBNAIL, THUMBNAIL))
-                thumbnail.save(stream := io.BytesIO(), "JPEG", quality=80)
-                jpeg = base64.b64encode(stream.getvalue()).decode()
                 num_tokens, source = self.encoder.num_tokens, parts[i][0].source
                 kept = source[source < num_tokens].tolist()
-                image.sample = {"jpeg": jpeg, "kept": kept, "num_tokens": num_tokens}
+                image.sample = {"jpeg": thumbnail(shown), "kept": kept, "num_tokens": num_tokens}
+
+
+def thumbnail(pixels: Tensor) -> str:
+    """uint8 [H, H, 3] as a small JPEG in base64."""
+    small = PILImage.fromarray(pixels.numpy()).resize((THUMBNAIL, THUMBNAIL))
+    small.save(stream := io.BytesIO(), "JPEG", quality=80)
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def image_seed(sha256: str, seed: int) -> int:

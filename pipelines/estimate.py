@@ -29,7 +29,6 @@ from pipelines.cluster import actor_cpus, connected
 from pipelines.cost import Meter, check_instances, make_tariff
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError
-from pipelines.generate import Generator
 from pipelines.metrics.bootstrap import percentile_interval
 from pipelines.sample import draw_units, run_sample
 from pipelines.settings import UserError
@@ -113,7 +112,7 @@ class Estimate:
         return asdict(self)
 
 
-def run_estimate(job: Job, encoder: type = Encoder, generator: type = Generator) -> tuple[Estimate, str]:
+def run_estimate(job: Job, encoder: type = Encoder, generator: type | None = None) -> tuple[Estimate, str]:
     """Captions a sample on the connected cluster, or an embedded one, and scales it to what is left to do.
 
     Returns the estimate, and where it is tracked.

@@ -29,7 +29,6 @@ from pipelines.corpus import Corpus
 from pipelines.cost import make_tariff
 from pipelines.encode import Encoder
 from pipelines.fingerprint import describe, fingerprint, read_claim
-from pipelines.generate import Generator
 from pipelines.measures import prefill_tflops
 from pipelines.progress import Totals
 from pipelines.questions import ReadQuestions, prediction_rows
@@ -109,7 +108,7 @@ def prepare_evaluation(
 
 
 def run_evaluation(
-    evaluation: Evaluation, encoder: type = Encoder, generator: type = Generator
+    evaluation: Evaluation, encoder: type = Encoder, generator: type | None = None
 ) -> tuple[Outcome, Results | None]:
     """Asks what is left to ask, and scores the whole output once it is complete."""
     results: list[Results] = []
@@ -121,7 +120,7 @@ def run_evaluation(
         outcome.metrics |= score_metrics(results[0].scores) | {"prefill_tflops_per_image": prefill_tflops(job, totals)}
         return report_scores(evaluation, results[0], outcome, totals, tracker)
 
-    def stages(job: Job, encoder: type, generator: type) -> Stages:
+    def stages(job: Job, encoder: type, generator: type | None) -> Stages:
         return make_question_stages(evaluation.asked, job, encoder, generator)
 
     outcome = run_job(evaluation.job, encoder, generator, stages=stages, conclude=conclude)
@@ -172,7 +171,7 @@ def open_baseline(config: EvaluateConfig, described: dict[str, Any]) -> Store | 
     return store
 
 
-def make_question_stages(asked: Asked, job: Job, encoder: type, generator: type) -> Stages:
+def make_question_stages(asked: Asked, job: Job, encoder: type, generator: type | None) -> Stages:
     """The caption job's stages, but for what is read and what is written."""
     read = ReadQuestions(
         store=asked.store,

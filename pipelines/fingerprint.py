@@ -12,12 +12,13 @@ from typing import Any
 import otprune
 from otprune.models import weights_digest
 from pipelines.config import Config
+from pipelines.engines import identity
 from pipelines.schema import CAPTIONS_FOLDER, PREDICTIONS_FOLDER
 from pipelines.settings import UserError
 from pipelines.storage import Store
 
 FILE = "fingerprint.json"
-SECTIONS = ("prompt", "prune", "decode", "engine")
+SECTIONS = ("prompt", "prune", "decode")
 KEYS = (
     "model.path",
     "model.dtype",
@@ -33,7 +34,7 @@ KEYS = (
 def describe(config: Config, model: Path, pruning: dict[str, Any] | None = None) -> dict[str, Any]:
     """The keys and values that the fingerprint stands for; `pruning` are resolved settings, if any."""
     chosen = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
-    described = {**chosen, "model.weights": weights_digest(model), "version": otprune.__version__}
+    described = {**chosen, **identity(config), "model.weights": weights_digest(model), "version": otprune.__version__}
     if pruning:
         described["prune.resolved"] = pruning
     return json.loads(json.dumps(described))  # as it is read back: keys of dicts are text

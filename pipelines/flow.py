@@ -9,17 +9,40 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipelines.source import Reader, SpanRow
-from pipelines.watch import PoolWatch
+from pipelines.watch import MAX_RESTARTS, PoolWatch
 
 ROW_IS_A_BLOCK = 1  # bytes: a block is closed after each row, so that no stage waits for, or loses, two units at once
 
 SINK_CPUS = 0.25  # it mostly waits for the store
+
+
+class PlacementGroups:
+    """The placement groups of a pass, one for each actor that needs several GPUs, perhaps of several nodes."""
+
+    def __init__(self) -> None:
+        self._groups: list[PlacementGroup] = []
+
+    def place(self, bundles: Sequence[dict[str, float]]) -> dict[str, Any]:
+        """Remote arguments that put one more actor, and all actors that it starts, into a group of its own."""
+        group = placement_group(list(bundles), strategy="PACK")
+        self._groups.append(group)
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        return {"scheduling_strategy": strategy}
+
+    def remove(self) -> None:
+        """Frees what they hold; Ray itself would, when the driver ends, but the next pass needs it."""
+        for group in self._groups:
+            remove_placement_group(group)
+        self._groups.clear()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,21 +55,27 @@ class Stage:
     max_actors: int
     num_cpus: float
     num_gpus: float
+    units_at_once: int = 1  # of one actor; above 1 its `__call__` is a coroutine
+    bundles: Sequence[dict[str, float]] = ()  # of the placement group that an actor and the actors it starts live in
 
-    def remote(self, num_units: int, retries: int, one_at_a_time: bool) -> dict[str, Any]:
+    def remote(self, num_units: int, retries: int, one_at_a_time: bool, groups: PlacementGroups) -> dict[str, Any]:
         """Keyword arguments of `Dataset.map`: never more actors than units, and one unit waits in each actor while
-        another is worked on."""
+        others are worked on."""
+        at_once = 1 if one_at_a_time else self.units_at_once
         pool = ActorPoolStrategy(
             min_size=min(self.min_actors, num_units),
             max_size=min(self.max_actors, num_units),
-            max_tasks_in_flight_per_actor=1 if one_at_a_time else 2,
+            max_tasks_in_flight_per_actor=1 if one_at_a_time else at_once + 1,
+            max_concurrent_calls_per_actor=at_once,
         )
+        placed = {"ray_remote_args_fn": partial(groups.place, self.bundles)} if self.bundles else {}
         return {
             "fn_constructor_kwargs": self.arguments,
             "compute": pool,
             "num_cpus": self.num_cpus,
-            "num_gpus": self.num_gpus,
+            "num_gpus": 0 if self.bundles else self.num_gpus,  # the bundles hold them
             "max_task_retries": retries,
+            **placed,
         }
 
 
@@ -54,22 +83,23 @@ def run_flow(
     spans: Sequence[SpanRow],
     *,
     read: Reader,
-    encode: Stage,
+    encode: Stage | None,
     generate: Stage,
     sink: Callable[[dict[str, Any]], dict[str, Any]],
     retries: int,
     max_lost: int,
     no_progress_seconds: int,
+    max_restarts: int | None = None,
     one_at_a_time: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Runs the spans and yields one `summary` row for each unit as it is committed or fails.
 
     A unit whose process died `retries` + 1 times yields nothing. With `one_at_a_time` no other unit waits in an actor
-    that might die.
+    that might die. Without `encode` the generator takes the pixels.
 
     Raises:
-        Ray's errors, if an actor cannot start, more than `max_lost` units died, or nothing moved for
-            `no_progress_seconds`.
+        Ray's errors, if an actor cannot start, more than `max_lost` units died, nothing moved for
+            `no_progress_seconds`, or more than `max_restarts` actors died without a finished unit in between.
     """
     context = ray.data.DataContext.get_current().copy()
     context.max_errored_blocks = max_lost
@@ -78,18 +108,18 @@ def run_flow(
     context.execution_no_progress_timeout_s = no_progress_seconds
     others = [known for known in context.custom_execution_callback_classes if known is not PoolWatch]
     context.custom_execution_callback_classes = [*others, PoolWatch]
+    context.set_config(MAX_RESTARTS, max_restarts)
     ray.data.DataContext._set_current(context)
+    groups = PlacementGroups()
     num_units = sum(len(span.units) for span in spans)
 
     with warnings.catch_warnings():  # the retry options have no named parameters yet; hence the pinned Ray
         warnings.simplefilter("ignore", DeprecationWarning)
-        dataset = (
-            ray.data.from_items([span.to_row() for span in spans], override_num_blocks=len(spans))
-            .flat_map(read, num_cpus=1, max_retries=retries)
-            .map(encode.actor, **encode.remote(num_units, retries, one_at_a_time))
-            .map(generate.actor, **generate.remote(num_units, retries, one_at_a_time))
-            .map(sink, num_cpus=SINK_CPUS, max_retries=retries)
-        )
+        dataset = ray.data.from_items([span.to_row() for span in spans], override_num_blocks=len(spans))
+        dataset = dataset.flat_map(read, num_cpus=1, max_retries=retries)
+        for stage in (encode, generate) if encode else (generate,):
+            dataset = dataset.map(stage.actor, **stage.remote(num_units, retries, one_at_a_time, groups))
+        dataset = dataset.map(sink, num_cpus=SINK_CPUS, max_retries=retries)
     rows = dataset.iter_rows()
     del dataset
     try:
@@ -99,3 +129,4 @@ def run_flow(
         # its CPU or GPU, and the next pass may wait for it without end.
         del rows
         gc.collect()
+        groups.remove()

@@ -81,7 +81,7 @@ class Gate:
         )
 
 
-def pass_gate(job: Job, encoder: type, generator: type) -> Gate:
+def pass_gate(job: Job, encoder: type, generator: type | None) -> Gate:
     """Captions the sample twice on the connected cluster, unless gate.json of this configuration has the numbers.
 
     Raises:

@@ -16,7 +16,6 @@ from pipelines.cost import Meter, make_tariff
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError, run_with_isolation
 from pipelines.gate import UNPRUNED, Gate, pass_gate
-from pipelines.generate import Generator
 from pipelines.heartbeat import Heartbeat
 from pipelines.ledger import new_run, read_spent
 from pipelines.measures import Account, output_totals, run_metrics
@@ -51,9 +50,9 @@ Conclude = Callable[[Job, Outcome, Totals, Tracker], dict[str, Any]]
 def run_job(
     job: Job,
     encoder: type = Encoder,
-    generator: type = Generator,
+    generator: type | None = None,
     *,
-    stages: Callable[[Job, type, type], Stages] = make_stages,
+    stages: Callable[[Job, type, type | None], Stages] = make_stages,
     conclude: Conclude | None = None,
 ) -> Outcome:
     """Captions what is left of the plan and reports; never raises for what the job itself can run into.
@@ -126,7 +125,7 @@ def _caption(
             break
 
 
-def _gate_passed(job: Job, encoder: type, generator: type, tracker: Tracker, outcome: Outcome) -> bool:
+def _gate_passed(job: Job, encoder: type, generator: type | None, tracker: Tracker, outcome: Outcome) -> bool:
     """Whether the run may begin; the outcome has the gate's numbers, and says so if not."""
     if job.config.gate.min_quality is None or job.config.prune.method == UNPRUNED:
         return True

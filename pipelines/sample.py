@@ -60,7 +60,7 @@ def draw_units(job: Job, num_images: int, seed: int, *, shown: bool = False) -> 
 
 
 def run_sample(
-    job: Job, spans: list[SpanRow], encoder: type, generator: type, *, method: str | None = None
+    job: Job, spans: list[SpanRow], encoder: type, generator: type | None, *, method: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Summaries of the units as they come through, on the connected cluster; `method` in place of prune.method.
 

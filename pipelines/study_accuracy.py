@@ -27,7 +27,6 @@ from pipelines.cluster import connected
 from pipelines.config import AccuracyConfig, EvaluateConfig, GridConfig
 from pipelines.encode import Encoder
 from pipelines.evaluate import choose_benchmarks, prepare_evaluation, run_evaluation
-from pipelines.generate import Generator
 from pipelines.run import FAILED, INTERRUPTED
 from pipelines.settings import UserError, to_yaml
 from pipelines.storage import Store, make_store
@@ -50,7 +49,7 @@ class GridStoppedError(Exception):
         self.code = code
 
 
-def run_accuracy_grid(config: AccuracyConfig, encoder: type = Encoder, generator: type = Generator) -> pa.Table:
+def run_accuracy_grid(config: AccuracyConfig, encoder: type = Encoder, generator: type | None = None) -> pa.Table:
     """Evaluates every point that is not finished; writes and returns the table of all of them.
 
     Raises:

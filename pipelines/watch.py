@@ -21,6 +21,7 @@ from pipelines.work import clean
 
 CHECK_SECONDS = 5.0
 MAX_STARTS = 3  # processes of one actor that died before it was ready
+MAX_RESTARTS = "max_restarts"  # key of the data context's own configuration: None, or a limit for each pool
 
 POOLS = ("encode", "generate")  # the actor stages, in the order of the flow
 held_seconds: Counter[str] = Counter()  # actor-seconds of each stage in all runs of this process, start-up included
@@ -36,20 +37,37 @@ class PoolWatch(ExecutionCallback):
 
     def __init__(self) -> None:
         self._checked = self._counted = time.monotonic()
+        self._since: dict[str, tuple[int, int]] = {}  # pool -> finished units, and deaths when the last one finished
 
     def on_execution_step(self, executor: Any) -> None:
         now = time.monotonic()
         due = now - self._checked >= CHECK_SECONDS
         operators = [operator for operator in executor._topology if getattr(operator, "_actor_pool", None)]
-        for stage, operator in zip(POOLS, operators, strict=False):
+        for stage, operator in zip(POOLS[-len(operators) :], operators, strict=True):  # vLLM may encode by itself
             pool = operator._actor_pool
             if due:
                 check_pool(operator.name, list(pool._pending_actors.values()), list(pool._running_actors))
+                limit = executor._data_context.get_config(MAX_RESTARTS, None)
+                if limit is not None:
+                    self._check_deaths(operator, list(pool._running_actors), limit)
             actors_held = pool.num_running_actors() + pool.num_pending_actors()
             held_seconds[stage] += actors_held * (now - self._counted)
             active_seconds[stage] += pool.num_active_actors() * (now - self._counted)
         self._counted = now
         self._checked = now if due else self._checked
+
+    def _check_deaths(self, operator: Any, running: Sequence[ActorHandle], limit: int) -> None:
+        """Raises DeadActorsError if more than `limit` processes of the pool died since a unit last came through."""
+        deaths = sum(actors(actor._actor_id.hex()).get("NumRestarts", 0) for actor in running)
+        finished = operator.metrics.num_task_outputs_generated
+        before, dead_then = self._since.get(operator.name, (-1, 0))
+        if finished != before:
+            self._since[operator.name] = (finished, deaths)
+        elif deaths - dead_then > limit:
+            raise DeadActorsError(
+                f"{operator.name}: {deaths - dead_then} processes died one after the other, with no unit finished in "
+                "between; the workers' logs say of what"
+            )
 
 
 def check_pool(name: str, pending: Sequence[ActorHandle], running: Sequence[ActorHandle]) -> None:

@@ -6,8 +6,8 @@ an encoder (vision tower and projector) and a decoder (language model and tokeni
 
 from otprune.models.checkpoint import CheckpointError, resolve_checkpoint, weights_digest
 from otprune.models.encoder import LlavaEncoder, load_encoder
-from otprune.models.llava import Completion, LlavaDecoder, load_decoder
-from otprune.models.prompts import Prompt
+from otprune.models.llava import LlavaDecoder, load_decoder
+from otprune.models.prompts import Completion, Prompt, Prompter, load_prompter
 
 __all__ = [
     "CheckpointError",
@@ -15,8 +15,10 @@ __all__ = [
     "LlavaDecoder",
     "LlavaEncoder",
     "Prompt",
+    "Prompter",
     "load_decoder",
     "load_encoder",
+    "load_prompter",
     "resolve_checkpoint",
     "weights_digest",
 ]

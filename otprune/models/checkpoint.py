@@ -60,6 +60,15 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def num_visual_tokens(folder: Path) -> int:
+    """Visual tokens of one image, by the configuration alone."""
+    config = read_config(folder)
+    vision = config["vision_config"]
+    num_patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    has_class_token = vision.get("model_type") == "clip_vision_model"
+    return num_patches + (has_class_token and config.get("vision_feature_select_strategy", "default") == "full")
+
+
 def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 

@@ -12,9 +12,8 @@ Departures:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,23 +26,12 @@ from transformers import (
 )
 
 from otprune.layerwise import Policy, generate_layerwise
-from otprune.models.checkpoint import CheckpointError
 from otprune.models.decoding import decode, draw, uniform_draws
 from otprune.models.loading import load_part
-from otprune.models.prompts import Prompt, encode_prompt
+from otprune.models.prompts import Completion, Prompt, Prompter
 
 HEAD_PREFIX = r"^(model\.)?language_model\.(?=lm_head\.)"
 LANGUAGE_PREFIX = r"^(model\.)?language_model\.(model\.)?"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Completion:
-    """One generated text. `num_generated_tokens` counts the end token; `finish_reason` is stop or length."""
-
-    text: str
-    num_prompt_tokens: int
-    num_generated_tokens: int
-    finish_reason: str
 
 
 def load_decoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaDecoder":
@@ -58,23 +46,13 @@ def load_decoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaDeco
     return LlavaDecoder(config, model.to(device), AutoTokenizer.from_pretrained(folder), folder)
 
 
-class LlavaDecoder:
+class LlavaDecoder(Prompter):
     """Visual tokens and a prompt to text, with the language model alone."""
 
     # `model` is a PreTrainedModel that generates, for which transformers has no type
     def __init__(self, config: Any, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path):
-        self.model, self.tokenizer, self.folder = model.eval(), tokenizer, folder
-        self.image_token = config.image_token_index
-        self.max_length: int = config.text_config.max_position_embeddings
-        self.end_tokens = _end_tokens(model, tokenizer, folder)
-
-    def encode_prompt(self, text: str, conversation: str = "auto", num_images: int = 1) -> Prompt:
-        """Token ids before, between and after the images, for the user text `text` in the model's conversation format.
-
-        Raises:
-            ValueError: if the result does not hold exactly `num_images` image placeholders.
-        """
-        return encode_prompt(text, conversation, self.folder, self.tokenizer, self.image_token, num_images)
+        super().__init__(config, tokenizer, folder, model.generation_config.eos_token_id)
+        self.model = model.eval()
 
     @torch.inference_mode()
     def generate(
@@ -108,7 +86,7 @@ class LlavaDecoder:
             )
         if policy is not None:
             answers = self._generate_inside(rows, prompts, policy, max_new_tokens, temperature, top_p, seeds)
-            return [self._completion(len(row), ids) for row, ids in zip(rows, answers, strict=True)]
+            return [self.completion(len(row), ids) for row, ids in zip(rows, answers, strict=True)]
         embeds = pad_sequence(rows, batch_first=True, padding_side="left")
         mask = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], True, padding_side="left")
         answers = decode(
@@ -121,7 +99,7 @@ class LlavaDecoder:
             top_p=top_p,
             seeds=seeds,
         )
-        return [self._completion(len(row), ids) for row, ids in zip(rows, answers, strict=True)]
+        return [self.completion(len(row), ids) for row, ids in zip(rows, answers, strict=True)]
 
     def _generate_inside(
         self,
@@ -160,27 +138,8 @@ class LlavaDecoder:
         pairs = ((image.to(text), after) for image, after in zip(images, pieces[1:], strict=True))
         return torch.cat([pieces[0], *(part for pair in pairs for part in pair)])
 
-    def _completion(self, num_prompt_tokens: int, ids: list[int]) -> Completion:
-        end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)
-        kept = ids if end is None else ids[:end]
-        return Completion(
-            text=cast(str, self.tokenizer.decode(kept, skip_special_tokens=True)).strip(),
-            num_prompt_tokens=num_prompt_tokens,
-            num_generated_tokens=len(ids) if end is None else end + 1,
-            finish_reason="length" if end is None else "stop",
-        )
-
 
 def image_span(prompt: Prompt, length: int) -> tuple[int, int]:
     """First and behind last row of the image in a prompt of one image that is `length` rows long."""
     before, after = prompt
     return len(before), length - len(after)
-
-
-def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[int]:
-    """Ids that end an answer: the generation configuration's, else the tokenizer's."""
-    ids: Any = model.generation_config.eos_token_id
-    ids = cast(Any, tokenizer.eos_token_id) if ids is None else ids
-    if ids is None:
-        raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {folder}")
-    return [ids] if isinstance(ids, int) else list(ids)

@@ -1,9 +1,13 @@
-"""Conversation formats: the user's text after its images, as the model was trained to see it."""
+"""What a checkpoint says about text: conversation formats, prompts to ids around their images, ids to answers."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from otprune.models.checkpoint import CheckpointError
 
 CONVERSATIONS = ("auto", "vicuna_v1", "plain")
 VICUNA_SYSTEM = (
@@ -11,9 +15,64 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
-
 Prompt = tuple[list[int], ...]
 """Token ids of the text before, between and after the images: one list more than there are images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One generated text. `num_generated_tokens` counts the end token; `finish_reason` is stop or length."""
+
+    text: str
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    finish_reason: str
+
+
+def load_prompter(folder: Path) -> "Prompter":
+    """Tokenizer and end tokens of the checkpoint in `folder`; weights are never read.
+
+    Raises:
+        CheckpointError: if no end token is named.
+    """
+    config: Any = AutoConfig.from_pretrained(folder)
+    try:
+        end: Any = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:  # no generation_config.json
+        end = getattr(config.text_config, "eos_token_id", None)
+    return Prompter(config, AutoTokenizer.from_pretrained(folder), folder, end)
+
+
+class Prompter:
+    """A checkpoint's texts: prompts to ids, generated ids to answers."""
+
+    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, end: int | list[int] | None):
+        self.tokenizer, self.folder = tokenizer, folder
+        self.image_token: int = config.image_token_index
+        self.max_length: int = config.text_config.max_position_embeddings
+        ends: Any = tokenizer.eos_token_id if end is None else end
+        if ends is None:
+            raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {folder}")
+        self.end_tokens: list[int] = [ends] if isinstance(ends, int) else list(ends)
+
+    def encode_prompt(self, text: str, conversation: str = "auto", num_images: int = 1) -> Prompt:
+        """Token ids before, between and after the images, for the user text `text` in the model's conversation format.
+
+        Raises:
+            ValueError: if the result does not hold exactly `num_images` image placeholders.
+        """
+        return encode_prompt(text, conversation, self.folder, self.tokenizer, self.image_token, num_images)
+
+    def completion(self, num_prompt_tokens: int, ids: list[int]) -> Completion:
+        """The answer in generated ids, which end at the first end token or were cut."""
+        end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)
+        kept = ids if end is None else ids[:end]
+        return Completion(
+            text=cast(str, self.tokenizer.decode(kept, skip_special_tokens=True)).strip(),
+            num_prompt_tokens=num_prompt_tokens,
+            num_generated_tokens=len(ids) if end is None else end + 1,
+            finish_reason="length" if end is None else "stop",
+        )
 
 
 def encode_prompt(

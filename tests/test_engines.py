@@ -1,0 +1,179 @@
+"""What a job checks of its engine before anything starts, what of it decides captions, and what it asks Ray for."""
+
+from pathlib import Path
+
+import pytest
+import ray
+from helpers import DEMO
+
+from otprune.methods import METHODS
+from pipelines import engines
+from pipelines.caption import prepare
+from pipelines.cluster import actor_cpus, actor_gpus
+from pipelines.config import Config
+from pipelines.engines import check_engine, engine_arguments, engine_bundles, identity, known_names, units_in_flight
+from pipelines.fingerprint import describe, fingerprint
+from pipelines.flow import PlacementGroups, Stage
+from pipelines.settings import UserError, load_config
+
+VLLM = "engine.name=vllm"
+FIELDS = ("max_num_seqs", "max_model_len", "quantization", "model", "tensor_parallel_size")
+
+
+def configured(*arguments: str) -> Config:
+    return load_config([*DEMO, *arguments])
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch) -> Path:
+    """A package that declares a few of vLLM's names as vLLM does."""
+    (tmp_path / "engine").mkdir()
+    fields = "\n".join(f"    {name}: int = 1" for name in FIELDS)
+    (tmp_path / "engine" / "arg_utils.py").write_text(
+        f"class EngineArgs:\n{fields}\nclass AsyncEngineArgs(EngineArgs):\n    enable_log_requests: bool = False\n"
+    )
+    (tmp_path / "sampling_params.py").write_text("class SamplingParams:\n    top_k: int = 0\n    stop: str = ''\n")
+    monkeypatch.setattr(engines, "_installed", lambda: tmp_path)
+    return tmp_path
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(UserError) as error:
+        check_engine(configured(*arguments))
+    return str(error.value)
+
+
+def test_names_are_read_from_the_source_without_importing_it(installed):
+    arguments, sampling = known_names(installed)
+    assert arguments == {*FIELDS, "enable_log_requests"}
+    assert sampling == {"top_k", "stop"}
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kind == "in_llm"])
+def test_methods_inside_the_language_model_are_refused_with_the_reason(installed, method):
+    told = refused(VLLM, f"prune.method={method}")
+    assert told.startswith(f"engine.name must be transformers with prune.method={method}, got vllm: the method deletes")
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kind != "in_llm"])
+def test_all_other_methods_are_taken(installed, method):
+    check_engine(configured(VLLM, f"prune.method={method}"))
+
+
+def test_unknown_misplaced_and_useless_arguments_are_refused(installed):
+    assert refused(VLLM, "engine.kwargs.max_nun_seqs=3").endswith("got max_nun_seqs; did you mean max_num_seqs?")
+    assert refused(VLLM, "engine.kwargs.model=x").endswith("must not hold model, which follows from model.path")
+    assert refused(VLLM, "engine.sampling.temperature=1").endswith("which follows from generate.temperature")
+    assert refused(VLLM, "engine.kwargs.max_num_seqs=0") == (
+        "engine.kwargs.max_num_seqs must be an integer of at least 1, got 0"
+    )
+    assert refused("engine.kwargs.max_num_seqs=3").startswith("engine.kwargs must be empty unless engine.name=vllm")
+    assert refused("engine.sampling.top_k=3").startswith("engine.sampling must be empty unless engine.name=vllm")
+
+
+def test_without_vllm_the_job_does_not_start_unless_a_cluster_may_have_it(monkeypatch):
+    monkeypatch.setattr(engines, "_installed", lambda: None)
+    assert "must find vLLM installed" in refused(VLLM)
+    check_engine(configured(VLLM, "ray.address=ray://head:10001", "engine.kwargs.anything=1"))
+
+
+def test_a_refusal_comes_before_anything_is_written(installed, tmp_path):
+    with pytest.raises(UserError, match="fastv"):
+        prepare(configured(VLLM, "prune.method=fastv", f"output.path={tmp_path / 'out'}"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_decides_captions_is_in_the_fingerprint_and_what_is_speed_is_not(demo_model):
+    def marked(*arguments: str) -> str:
+        return fingerprint(describe(configured(*arguments), demo_model))
+
+    plain = marked(VLLM)
+    assert plain != marked()
+    assert marked(VLLM, "engine.kwargs.quantization=fp8") != plain
+    assert marked(VLLM, "engine.kwargs.kv_cache_dtype=fp8") != plain
+    assert marked(VLLM, "engine.sampling.top_k=5") != plain
+    faster = ("engine.kwargs.max_num_seqs=512", "engine.kwargs.tensor_parallel_size=4", "engine.timeout_seconds=9")
+    assert marked(VLLM, *faster, "engine.max_restarts=1", "engine.units_in_flight=2") == plain
+    assert "engine.kwargs.quantization" in identity(configured(VLLM, "engine.kwargs.quantization=fp8"))
+
+
+def test_engine_arguments_follow_from_the_job_and_yield_to_the_user():
+    pruned = engine_arguments(configured(VLLM), num_gpus=0)
+    assert (pruned["limit_mm_per_prompt"], pruned["enable_mm_embeds"]) == ({"image": 0}, True)
+    assert (pruned["dtype"], pruned["enforce_eager"]) == ("float32", True)
+    images = engine_arguments(configured(VLLM, "prune.method=none"), num_gpus=1)
+    assert images["limit_mm_per_prompt"]["image"] > 0
+    assert not images["enable_mm_embeds"]
+    assert "gpu_memory_utilization" not in images
+    assert engine_arguments(configured(VLLM), num_gpus=0.7)["gpu_memory_utilization"] == 0.7
+    given = configured(VLLM, "engine.kwargs.gpu_memory_utilization=0.5", "engine.kwargs.dtype=float16")
+    assert engine_arguments(given, num_gpus=0.7)["gpu_memory_utilization"] == 0.5
+    assert engine_arguments(given, num_gpus=0)["dtype"] == "float16"
+
+
+def test_as_many_units_are_at_hand_as_keep_the_slots_busy():
+    assert units_in_flight(configured()) == 1
+    assert units_in_flight(configured(VLLM, "unit.images=128")) == 4  # two hold 256 requests
+    assert units_in_flight(configured(VLLM, "unit.images=128", "engine.kwargs.max_num_seqs=512")) == 6
+    assert units_in_flight(configured(VLLM, "unit.images=128", "prompt.more=[a,b,c]")) == 3
+    assert units_in_flight(configured(VLLM, "unit.images=1")) == 16
+    assert units_in_flight(configured(VLLM, "engine.units_in_flight=7")) == 7
+
+
+@pytest.fixture
+def gpus(monkeypatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 8.0})
+
+
+@pytest.mark.usefixtures("gpus")
+def test_an_engine_of_several_gpus_asks_for_as_many(installed):
+    four = "engine.kwargs.tensor_parallel_size=4"
+    assert actor_gpus(configured(VLLM)) == (0.3, 0.7)
+    assert actor_gpus(configured(VLLM, four)) == (0.3, 4.0)
+    assert actor_gpus(configured(VLLM, four, "engine.kwargs.pipeline_parallel_size=2")) == (0.3, 8.0)
+    assert actor_gpus(configured(VLLM, "prune.method=none")) == (0.0, 1.0)  # no encode stage
+    assert refused(VLLM, four, "generate.num_gpus=2").startswith("generate.num_gpus must be 4, one for each worker")
+
+
+def test_without_an_encode_stage_its_actors_take_no_room():
+    several = ("encode.actors=3", "generate.actors=2")
+    assert actor_cpus(configured(VLLM, *several)) == 5
+    assert actor_cpus(configured(VLLM, "prune.method=none", *several)) == 2
+
+
+def test_an_engine_that_ray_spreads_gets_a_bundle_for_each_worker():
+    assert engine_bundles(configured(VLLM, "engine.kwargs.tensor_parallel_size=2")) == []
+    spread = ("engine.kwargs.tensor_parallel_size=2", "engine.kwargs.distributed_executor_backend=ray")
+    assert engine_bundles(configured(VLLM, *spread)) == [{"GPU": 1.0, "CPU": 1.0}] * 2
+
+
+def stage(**more) -> Stage:
+    return Stage(actor=object, arguments={}, min_actors=2, max_actors=4, num_cpus=1, num_gpus=4, **more)
+
+
+def test_a_stage_asks_for_its_gpus_and_keeps_one_unit_waiting():
+    asked = stage(units_at_once=4).remote(100, 2, False, PlacementGroups())
+    assert (asked["num_gpus"], asked["num_cpus"], asked["max_task_retries"]) == (4, 1, 2)
+    pool = asked["compute"]
+    assert (pool.max_concurrent_calls_per_actor, pool.max_tasks_in_flight_per_actor) == (4, 5)
+    assert (pool.min_size, pool.max_size) == (2, 4)
+    alone = stage(units_at_once=4).remote(1, 2, True, PlacementGroups())["compute"]
+    assert (alone.max_concurrent_calls_per_actor, alone.max_tasks_in_flight_per_actor, alone.max_size) == (1, 1, 1)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_each_actor_of_several_bundles_gets_a_placement_group_that_is_given_back():
+    groups = PlacementGroups()
+    asked = stage(bundles=({"CPU": 1.0},) * 2).remote(100, 2, False, groups)
+    assert asked["num_gpus"] == 0
+    before = ray.available_resources()["CPU"]
+    strategy = asked["ray_remote_args_fn"]()["scheduling_strategy"]
+    assert strategy.placement_group_capture_child_tasks
+    ray.get(strategy.placement_group.ready(), timeout=60)
+    assert strategy.placement_group.bundle_specs == [{"CPU": 1.0}] * 2
+    groups.remove()
+    for _ in range(100):
+        if ray.available_resources().get("CPU") == before:
+            return
+        ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
+    pytest.fail(f"the placement group still holds its CPUs: {ray.available_resources()}")

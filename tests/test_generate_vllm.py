@@ -1,0 +1,334 @@
+"""The stage around vLLM's engine, with an engine that names what it was given: units overlap, faults stay put.
+
+vLLM itself is in tests/vllm/.
+"""
+
+import asyncio
+import hashlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from otprune.models import load_prompter
+from pipelines.encode import SYSTEMATIC
+from pipelines.generate_vllm import VllmGenerator
+from pipelines.guard import guard
+from pipelines.units import Unit
+from pipelines.vllm_engine import Answer, EngineDiedError
+from pipelines.work import Image, Work
+
+CAPTION = "describe the image ."
+Complete = Callable[[dict[str, Any], dict[str, Any]], Any]
+
+
+class FakeEngine:
+    """Answers with the words for the digits of its picture's hash; refuses unequal pictures at once, as vLLM dies."""
+
+    max_length = 400
+
+    def __init__(self, num_slots: int = 8, complete: Complete | None = None, seconds: float = 0.001):
+        self.num_slots, self.told, self.seconds = num_slots, complete, seconds
+        self.sizes: list[tuple[int, ...]] = []  # of those in the engine
+        self.most = 0
+        self.asked: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.killed = False
+
+    async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Answer:
+        pictures = prompt["multi_modal_data"]["image"]
+        size = tuple(np.shape(pictures[0]))
+        self.sizes.append(size)
+        self.most = max(self.most, len(self.sizes))
+        self.asked.append((prompt, sampling))
+        try:
+            if len(set(self.sizes)) > 1:
+                raise EngineDiedError("data contains inconsistent shapes")
+            await asyncio.sleep(self.seconds)
+            if self.told and (answer := self.told(prompt, sampling)) is not None:
+                return await answer if asyncio.iscoroutine(answer) else answer
+        finally:
+            self.sizes.remove(size)
+        return Answer([*said(pictures), 2], "stop")
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+class DiedError(Exception):
+    """Stands for the end of the process."""
+
+
+class Stage(VllmGenerator):
+    """The stage with a given engine; its death is an exception."""
+
+    def __init__(self, engine: FakeEngine, **settings: Any):
+        self.fake = engine
+        defaults = {"max_new_tokens": 40, "temperature": 0.0, "top_p": 1.0, "seed": 0, "conversation": "auto"}
+        more = {"engine": {}, "sampling": {}, "images": False, "timeout_seconds": 60.0}
+        super().__init__(**(defaults | more | settings))
+
+    def start_engine(self, model_path: str, arguments: dict[str, Any]) -> FakeEngine:
+        return self.fake
+
+    def die(self, reason: str):
+        self.engine.kill()
+        raise DiedError(reason)
+
+
+@pytest.fixture(scope="module")
+def prompter(demo_model):
+    return load_prompter(demo_model)
+
+
+@pytest.fixture
+def stage(demo_model) -> Callable[..., Stage]:
+    def make(engine: FakeEngine | None = None, **settings: Any) -> Stage:
+        return Stage(engine or FakeEngine(), model_path=str(demo_model), **settings)
+
+    return make
+
+
+def said(pictures: Any) -> list[int]:
+    """Token ids that name the pictures."""
+    data = b"".join(np.ascontiguousarray(np.asarray(picture)).tobytes() for picture in pictures)
+    return [10 + int(digit, 16) for digit in hashlib.sha256(data).hexdigest()[:6]]
+
+
+def tokens(n: int, k: int = 5, seed: int = 0) -> np.ndarray:
+    return torch.randn(n, k, 192, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def unit(array: np.ndarray, prompts: list[list[str]] | None = None, first: int = 0, name: str = "tokens") -> Work:
+    prompts = prompts or [[CAPTION]] * len(array)
+    images = [Image(f"id{i}", "a.parquet", first + i, f"{first + i:064x}", texts) for i, texts in enumerate(prompts)]
+    arrays = {name: array} | ({"kept": np.zeros(array.shape[:2], np.int16)} if name == "tokens" else {})
+    return Work(Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images, arrays=arrays)
+
+
+def run(stage: Stage, *units: Work) -> list[Work]:
+    """All units at once, as Ray Data hands them to an actor."""
+
+    async def together() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(stage(work.to_row()) for work in units))
+
+    return [Work.from_row(row) for row in asyncio.run(together())]
+
+
+def captions(work: Work) -> dict[int, list[str]]:
+    return {image.row: [caption["caption"] for caption in image.captions] for image in work.images}
+
+
+def test_each_image_gets_the_answer_to_its_own_tokens(stage, prompter):
+    units = [unit(tokens(6, seed=s), first=10 * s) for s in range(3)]
+    given = [work.arrays["tokens"] for work in units]
+    for work, array in zip(run(stage(), *units), given, strict=True):
+        assert (work.error, work.arrays) == (None, {})
+        expected = [[prompter.completion(0, said(array[i : i + 1])).text] for i in range(6)]
+        assert list(captions(work).values()) == expected
+        assert work.images[0].captions[0] | {"caption": ""} == {
+            "caption": "",
+            "num_kept_tokens": 5,
+            "num_prompt_tokens": 5 + sum(map(len, prompter.encode_prompt(CAPTION))),
+            "num_generated_tokens": 7,
+            "finish_reason": "stop",
+        }
+
+
+def test_the_prompt_holds_one_placeholder_for_each_picture_between_its_texts(stage, prompter):
+    engine = FakeEngine()
+    work = unit(tokens(3), [[CAPTION], [CAPTION]])
+    work.images[0].num_pictures = 2
+    (done,) = run(stage(engine), work)
+    assert [image.captions[0]["num_kept_tokens"] for image in done.images] == [10, 5]
+    (two, _), (one, _) = sorted(engine.asked, key=lambda asked: -len(asked[0]["multi_modal_data"]["image"]))
+    before, between, after = prompter.encode_prompt(CAPTION, num_images=2)
+    image = [prompter.image_token]
+    assert two["prompt_token_ids"] == before + image + between + image + after
+    assert two["multi_modal_data"]["image"].shape == (2, 5, 192)
+    assert one["prompt_token_ids"].count(prompter.image_token) == 1
+
+
+def test_units_share_the_slots_and_never_more_than_the_engine_can_have_at_hand(stage):
+    engine = FakeEngine(num_slots=8)
+    run(stage(engine), *(unit(tokens(6, seed=s), first=6 * s) for s in range(5)))
+    assert 8 < engine.most <= 10
+
+
+def test_unequal_numbers_of_tokens_never_meet_in_the_engine(stage):
+    engine = FakeEngine()
+    units = [unit(tokens(6, k, seed=k), first=10 * k) for k in (5, 9, 3, 5, 9)]
+    for work in run(stage(engine), *units):
+        assert work.error is None
+        assert len(work.images) == 6
+    assert {size[0] for prompt, _ in engine.asked for size in [prompt["multi_modal_data"]["image"][0].shape]} == {
+        3,
+        5,
+        9,
+    }
+
+
+def test_prompts_have_limits_of_their_own_and_sampling_has_seeds_of_the_image(stage):
+    def ask(first: int, **settings: Any) -> list[dict[str, Any]]:
+        engine = FakeEngine()
+        work = unit(tokens(2), [[CAPTION, CAPTION], [CAPTION]], first=first)
+        work.images[0].max_new_tokens = [3, 7]
+        run(stage(engine, **settings), work)
+        return [sampling for _, sampling in engine.asked]
+
+    greedy = ask(0)
+    assert [sampling["max_tokens"] for sampling in greedy] == [3, 7, 40]
+    assert not any("seed" in sampling for sampling in greedy)
+    assert greedy[0]["stop_token_ids"] == [2]
+    once, again, other = ask(0, temperature=1.0), ask(0, temperature=1.0), ask(5, temperature=1.0)
+    assert len({sampling["seed"] for sampling in once}) == 3
+    assert once == again
+    assert not {sampling["seed"] for sampling in once} & {sampling["seed"] for sampling in other}
+    (first, *_) = ask(0, sampling={"top_k": 3, "structured_outputs": {"regex": "[a-z]+"}})
+    assert (first["top_k"], first["structured_outputs"]) == (3, {"regex": "[a-z]+"})
+
+
+def test_a_text_cut_by_a_stop_string_is_taken_as_the_engine_cut_it(stage):
+    engine = FakeEngine(complete=lambda *_: Answer([11, 12], "stop", "a red "))
+    (work,) = run(stage(engine, sampling={"stop": ["."]}), unit(tokens(1)))
+    done = work.images[0].captions[0]
+    assert (done["caption"], done["finish_reason"], done["num_generated_tokens"]) == ("a red", "stop", 2)
+
+
+def test_an_answer_that_was_cut_says_so(stage):
+    engine = FakeEngine(complete=lambda *_: Answer([11] * 40, "length"))
+    (work,) = run(stage(engine), unit(tokens(1)))
+    assert work.images[0].captions[0]["finish_reason"] == "length"
+
+
+# Faults
+
+
+def failing_on(guilty: np.ndarray, error: Exception) -> Complete:
+    def complete(prompt: dict[str, Any], _: Any) -> None:
+        if said(prompt["multi_modal_data"]["image"]) == said(guilty[None]):
+            raise error
+
+    return complete
+
+
+def test_a_request_that_the_engine_refuses_rejects_its_image_alone(stage):
+    array = tokens(6)
+    engine = FakeEngine(complete=failing_on(array[2], ValueError("tokens must be finite\nat line 7")))
+    work, other = run(stage(engine), unit(array, [[CAPTION, CAPTION]] * 6), unit(tokens(6, seed=1), first=10))
+    assert [(r.row, r.reason, r.detail) for r in work.rejected] == [
+        (2, "generate", "ValueError: tokens must be finite")
+    ]
+    assert [image.row for image in work.images] == [0, 1, 3, 4, 5]
+    assert (other.error, len(other.images)) == (None, 6)
+
+
+def test_a_prompt_that_does_not_fit_the_engine_is_rejected_before_it_is_asked(stage):
+    engine = FakeEngine()
+    (work,) = run(stage(engine), unit(tokens(3), [[CAPTION], ["a " * 400], ["what is <image> ?"]]))
+    assert [(r.row, r.reason) for r in work.rejected] == [(1, "prompt"), (2, "prompt")]
+    assert len(engine.asked) == 1
+
+
+def refuse_all(*_: Any) -> None:
+    raise ValueError("no")
+
+
+def test_when_every_image_fails_the_unit_fails(stage):
+    (work,) = run(stage(FakeEngine(complete=refuse_all)), unit(tokens(SYSTEMATIC)))
+    assert (work.error, work.arrays) == ("generate: ValueError: no", {})
+
+
+def test_a_dead_engine_ends_the_process(stage):
+    array = tokens(3)
+    engine = FakeEngine(complete=failing_on(array[1], EngineDiedError("EngineCore encountered an issue")))
+    with pytest.raises(DiedError, match="the engine died: EngineCore encountered an issue"):
+        run(stage(engine), unit(array))
+    assert engine.killed
+
+
+def test_an_engine_that_hangs_is_cut_off(stage):
+    async def forever() -> Answer:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    engine = FakeEngine(complete=lambda *_: forever())
+    generator = stage(engine, timeout_seconds=0.4)
+    start = time.monotonic()
+
+    async def hang() -> None:
+        unit_done = asyncio.create_task(generator(unit(tokens(3)).to_row()))
+        await asyncio.sleep(0)
+        assert generator.watchdog is not None
+        async with asyncio.timeout(10):
+            await generator.watchdog
+        unit_done.cancel()
+
+    with pytest.raises(DiedError, match=r"finished no request for engine\.timeout_seconds=0\.4"):
+        asyncio.run(hang())
+    assert engine.killed
+    assert 0.4 <= time.monotonic() - start < 5
+
+
+def test_an_engine_that_is_slow_but_alive_or_has_nothing_to_do_is_left_alone(stage):
+    generator = stage(FakeEngine(num_slots=1, seconds=0.08), timeout_seconds=0.4)
+
+    async def slow() -> list[Work]:
+        rows = [await generator(unit(tokens(8)).to_row())]  # 0.64 s altogether
+        await asyncio.sleep(0.6)
+        rows.append(await generator(unit(tokens(2), first=10).to_row()))
+        return [Work.from_row(row) for row in rows]
+
+    assert [len(work.images) for work in asyncio.run(slow())] == [8, 2]
+
+
+def test_a_unit_without_images_and_one_that_failed_before_pass_through(stage):
+    failed = Work(Unit("0123456789ab", 0, 1, ("f",)), error="encode: gone")
+    empty, passed = run(stage(), unit(tokens(0)), failed)
+    assert (empty.error, empty.images, empty.arrays) == (None, [], {})
+    assert (passed.error, passed.seconds) == ("encode: gone", {})
+
+
+def test_the_seconds_of_units_at_work_together_add_up_to_the_actors(stage):
+    start = time.perf_counter()
+    done = run(stage(FakeEngine(seconds=0.05)), *(unit(tokens(6, seed=s), first=6 * s) for s in range(4)))
+    wall = time.perf_counter() - start
+    assert 0.1 < sum(work.seconds["generate"] for work in done) <= wall
+
+
+# Whole images
+
+
+def test_unpruned_the_engine_gets_the_images_themselves(stage, prompter, scene_pixels):
+    engine = FakeEngine()
+    work = unit(scene_pixels, name="pixels")
+    work.images[1].sample = {}
+    (done,) = run(stage(engine, images=True), work)
+    assert done.num_visual_tokens == 256
+    pictures = [prompt["multi_modal_data"]["image"] for prompt, _ in engine.asked]
+    assert all(np.array_equal(np.asarray(p[0]), pixels) for p, pixels in zip(pictures, scene_pixels, strict=True))
+    assert done.images[0].captions[0]["num_kept_tokens"] == 256
+    assert done.images[0].captions[0]["num_prompt_tokens"] == 256 + sum(map(len, prompter.encode_prompt(CAPTION)))
+    sample = done.images[1].sample
+    assert sample is not None
+    assert (len(sample["kept"]), sample["num_tokens"], sample["jpeg"][:4]) == (256, 256, "/9j/")
+
+
+def test_an_engine_does_not_outlive_the_process_that_started_it():
+    """Even killed outright: what the guard watches goes with whoever holds its pipe."""
+    engine, bystander = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    holder = guard([psutil.Process(engine.pid)])
+    assert holder.stdin is not None
+    time.sleep(0.1)
+    assert engine.poll() is None
+    holder.stdin.close()  # as the kernel does when the holder dies
+    assert engine.wait(20) == -signal.SIGKILL
+    assert holder.wait(20) == 0
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()

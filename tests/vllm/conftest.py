@@ -1,0 +1,33 @@
+"""Both engines on the demo model, each started once, and the visual tokens of demo scenes."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from engines_on_demo import TEXT, Running, pixels_of
+
+from otprune.models import load_encoder
+from pipelines.generate import Generator
+
+os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Running]:
+    """Takes visual tokens."""
+    running = Running(images=False)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def transformers_engine(demo_model) -> Generator:
+    return Generator(model_path=str(demo_model), dtype="float32", device="cpu", batch_size=32, **TEXT)
+
+
+@pytest.fixture(scope="session")
+def encoded(demo_model, scene_png) -> Callable[[Sequence[int]], torch.Tensor]:
+    """Visual tokens [n, 256, 192] of the scenes with these numbers."""
+    encoder = load_encoder(demo_model, dtype=torch.float32, device="cpu")
+    return lambda numbers: encoder(pixels_of(scene_png, numbers))

@@ -1,0 +1,96 @@
+"""The stage with vLLM on the demo model, in a loop of its own; units of demo scenes; what both engines say of them."""
+
+import asyncio
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from helpers import DEMO
+from PIL import Image as PILImage
+
+from otprune import num_kept, select_tokens
+from pipelines.engines import engine_arguments
+from pipelines.generate_vllm import VllmGenerator
+from pipelines.settings import load_config
+from pipelines.tokens import to_numpy
+from pipelines.units import Unit
+from pipelines.work import Image, Work
+
+SMALL = (
+    "engine.name=vllm",
+    "engine.kwargs.max_num_seqs=32",
+    "engine.kwargs.max_model_len=512",
+    "engine.kwargs.kv_cache_memory_bytes=268435456",
+)
+TEXT = {"conversation": "auto", "max_new_tokens": 48, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+CAPTION = "describe the image ."
+
+
+class DiedError(Exception):
+    """Stands for the end of the process."""
+
+
+class Mortal(VllmGenerator):
+    """The stage, whose death is an exception."""
+
+    def die(self, reason: str):
+        self.engine.kill()
+        raise DiedError(reason)
+
+
+class Running:
+    """A stage and the event loop that its engine lives in, as in an actor."""
+
+    def __init__(self, images: bool, timeout_seconds: float = 600.0):
+        config = load_config([*DEMO, *SMALL, f"prune.method={'none' if images else 'otprune'}"])
+        self.loop = asyncio.new_event_loop()
+        self.stage = Mortal(
+            model_path=config.model.path,
+            engine=engine_arguments(config, num_gpus=0),
+            sampling={},
+            images=images,
+            timeout_seconds=timeout_seconds,
+            **TEXT,
+        )
+
+    def run(self, *units: Work) -> list[Work]:
+        """All units at once, as Ray Data hands them to an actor."""
+
+        async def together() -> list[dict[str, Any]]:
+            return await asyncio.gather(*(self.stage(work.to_row()) for work in units))
+
+        return [Work.from_row(row) for row in self.loop.run_until_complete(together())]
+
+    def close(self) -> None:
+        self.stage.engine.kill()
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self.loop.close()
+
+
+def pixels_of(scene_png: Callable[[int], bytes], numbers: Sequence[int]) -> torch.Tensor:
+    """uint8 [n, 224, 224, 3]."""
+    return torch.stack([torch.from_numpy(np.array(PILImage.open(io.BytesIO(scene_png(i))))) for i in numbers])
+
+
+def kept(features: torch.Tensor, retention: float) -> torch.Tensor:
+    """The tokens that OTPrune keeps, with the demo's settings."""
+    keep = select_tokens(features, num_kept(retention, features.shape[1]), gamma=0.5, gamma_scale="trace")
+    return features.gather(1, keep[..., None].expand(-1, -1, features.shape[2]))
+
+
+def unit(array: torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0, name: str = "tokens") -> Work:
+    prompts = prompts or [[CAPTION]] * len(array)
+    images = [Image(f"id{i}", "a.parquet", first + i, f"{first + i:064x}", texts) for i, texts in enumerate(prompts)]
+    work = Work(Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images, num_visual_tokens=256)
+    work.arrays = {name: to_numpy(array)} | ({"kept": np.zeros(array.shape[:2], np.int16)} if name == "tokens" else {})
+    return work
+
+
+def answers(work: Work) -> list[list[dict[str, Any]]]:
+    assert work.error is None, work.error
+    return [image.captions for image in work.images]

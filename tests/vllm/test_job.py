@@ -1,0 +1,55 @@
+"""The whole job with vLLM: killed, resumed, its engine killed, and still every caption once and word for word."""
+
+import contextlib
+from pathlib import Path
+
+import psutil
+import pytest
+from engines_on_demo import SMALL, answers, kept, unit
+from helpers import DEMO, Driver, addresses, captions_of
+
+from pipelines.storage import Store
+from pipelines.work import Work
+
+IMAGES = 64
+SLOW = ("engine.kwargs.max_num_seqs=2", "engine.units_in_flight=2", "unit.images=2")
+PLAIN = ("mlflow.enabled=false", "run.samples=0", "faults.no_progress_seconds=400")
+
+
+@pytest.mark.timeout(900)
+def test_killed_resumed_and_with_its_engine_killed_it_says_what_transformers_says(
+    tmp_path: Path, scene_parquet, encoded, transformers_engine
+):
+    corpus, out = scene_parquet(tmp_path / "in" / "a.parquet", IMAGES), tmp_path / "out"
+    arguments = (*DEMO, *SMALL, *SLOW, *PLAIN, f"input.path={corpus}", f"output.path={out}")
+    store = Store(str(out))
+    with Driver(tmp_path / "first.log", *arguments) as driver:
+        driver.wait_for_commits(store, 3, 400)
+        driver.kill()  # returns when nothing of the session is left, the engine included
+    committed = len(store.list("captions"))
+    assert 3 <= committed < IMAGES // 2
+    with Driver(tmp_path / "second.log", *arguments) as driver:
+        driver.wait_for_commits(store, committed + 3, 400)
+        engine_of(driver).kill()
+        assert driver.wait(400) == 0, driver.text()
+    assert addresses(store) == [("a.parquet", row) for row in range(IMAGES)]
+    work = Work.from_row(transformers_engine(unit(kept(encoded(range(IMAGES)), 0.098)).to_row()))
+    expected = [("a.parquet", row, done[0]["caption"]) for row, done in enumerate(answers(work))]
+    assert captions_of(store) == expected
+
+
+@pytest.mark.timeout(400)
+def test_an_engine_that_cannot_start_fails_the_job_at_once(tmp_path: Path, scene_parquet):
+    corpus = scene_parquet(tmp_path / "in" / "a.parquet", 4)
+    arguments = (*DEMO, *SMALL, *PLAIN, f"input.path={corpus}", f"output.path={tmp_path / 'out'}")
+    with Driver(tmp_path / "log", *arguments, "engine.kwargs.dtype=nonsense") as driver:
+        assert driver.wait(300) == 1, driver.text()
+    assert "nonsense" in driver.text()
+
+
+def engine_of(driver: Driver) -> psutil.Process:
+    for process in driver.members():
+        with contextlib.suppress(psutil.Error):
+            if "EngineCore" in process.name() + " ".join(process.cmdline()):
+                return process
+    raise AssertionError(f"no engine among {driver.members()}")
