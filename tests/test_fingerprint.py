@@ -38,6 +38,7 @@ DECIDES = {
     "generate.seed",
     "engine.name",
     "engine.kwargs",
+    "engine.sampling",
 }
 DOES_NOT = {
     "input.path",
@@ -53,6 +54,9 @@ DOES_NOT = {
     "generate.max_actors",
     "generate.num_gpus",
     "generate.num_cpus",
+    "engine.units_in_flight",
+    "engine.timeout_seconds",
+    "engine.max_restarts",
 }
 DOES_NOT_SECTIONS = {"output", "encode", "faults", "cost", "budget", "mlflow", "ray", "run", "gate", "estimate"}
 

@@ -88,11 +88,10 @@ def test_a_request_that_vllm_refuses_is_one_row_of_quarantine(engine, features, 
     work = unit(kept(features[:6], RETENTION))
     ask = engine.stage._prompt
 
-    def one_without_a_picture(request):
-        prompt = ask(request)
-        return prompt | {"multi_modal_data": {}} if request.image == 3 else prompt
+    def one_too_long(request):
+        return {"prompt_token_ids": [10] * 600} if request.image == 3 else ask(request)
 
-    monkeypatch.setattr(engine.stage, "_prompt", one_without_a_picture)
+    monkeypatch.setattr(engine.stage, "_prompt", one_too_long)
     (done,) = engine.run(work)
     monkeypatch.undo()
     assert done.error is None
