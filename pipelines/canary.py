@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.caption import Job, check_model, decode_settings, find_input, make_stages
+from pipelines.caption import Job, check_model, check_pruning, decode_settings, find_input, make_stages
 from pipelines.cluster import connected
 from pipelines.config import QualityConfig
 from pipelines.corpus import Corpus
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError
-from pipelines.fingerprint import describe
 from pipelines.flow import run_flow
 from pipelines.metrics.agreement import canary
 from pipelines.metrics.ptb import tokenize
@@ -68,7 +67,8 @@ def run_canary(config: QualityConfig, encoder: type = Encoder, generator: type |
     model, corpus = check_model(config), find_input(config)
     spans = sample_spans(corpus, config.canary.images)
     output = make_store(config.output.path)  # nothing is written there
-    job = Job(config, model, corpus, output, describe(config, model), Plan(spans, frozenset(), 0, 0))
+    pruning = check_pruning(config, model)
+    job = Job(config, model, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning)
     with connected(config):
         stages = make_stages(job, encoder, generator)
         summaries = run_flow(
@@ -140,7 +140,7 @@ class ReadThreefold:
     def _triple(self, work: Work) -> None:
         """Names the images `variant unit row` for `collect`; the swapped have the sha256 of the pixels that they show,
         which seeds random selection."""
-        images = work.images
+        images, pixels = work.images, work.arrays["pixels"]  # one picture each: no benchmark's
         partner = partners([image.sha256 for image in images])
         chosen = [i for i, other in enumerate(partner) if other is not None]
         taken = [other for other in partner if other is not None]
@@ -154,9 +154,10 @@ class ReadThreefold:
                 for i, j, other in zip(chosen, taken, shown, strict=True)
             ),
         ]
+        blank = np.broadcast_to(np.array(self.blank, np.uint8), (len(chosen), *pixels.shape[1:]))
         rows = np.array([*chosen, *chosen, *taken], np.intp)
         work.arrays = {name: array[rows] for name, array in work.arrays.items()}
-        work.arrays["pixels"][len(chosen) : 2 * len(chosen)] = self.blank
+        work.arrays["pixels"][len(chosen) : 2 * len(chosen)] = blank
 
 
 def partners(hashes: list[str]) -> list[int | None]:

@@ -73,7 +73,7 @@ def run_accuracy_grid(config: AccuracyConfig, encoder: type = Encoder, generator
             if results is None:
                 raise GridStoppedError(outcome.code, f"{point.name}: {outcome.message}")
             scores = {score.benchmark: score for score in results.scores}
-            images, work = image_of_groups(evaluation.job.output), measure_work(evaluation.job, point.retention)
+            images, work = image_of_groups(evaluation.job.output), measure_work(evaluation.job)
             measured.append(Measured(point, evaluation.job, scores, images, work))
             logger.info("point %d of %d is finished: %s", number, len(points), point.name)
         if missing := without_distance(measured, config.grid.distance_images):
@@ -154,5 +154,5 @@ def write_results(output: Store, table: pa.Table, page: str, tracker: Tracker) -
     tracker.artifact(TABLE, stream.getvalue())
     tracker.artifact(PAGE, page)
     tracker.artifact("accuracy.json", table.to_pydict())
-    first = {f"{row['method']}-{row['retention']:g}": row["relative"] for row in reversed(table.to_pylist())}
-    tracker.log({f"relative/{name}": value for name, value in first.items()}, 0)
+    relative = {Point(row["method"], row["retention"]).name: row["relative"] for row in table.to_pylist()}
+    tracker.log({f"relative/{name}": value for name, value in relative.items()}, 0)
