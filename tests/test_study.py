@@ -19,8 +19,9 @@ from pipelines.study.experiments import EXPERIMENTS
 from pipelines.study.greedy import greedy_study
 from pipelines.study.page import render_study
 from pipelines.study.pieces import Model, Piece, commit, load, missing
-from pipelines.study.run import prepare_study, run_study
+from pipelines.study.run import prepare_study, run_study, track_study
 from pipelines.study.synthetic import synthetic_study
+from pipelines.track import MlflowTracker
 
 QUICK = REPOSITORY / "conf" / "study_quick.yaml"
 TINY = (
@@ -205,3 +206,38 @@ def test_findings_are_made_from_the_numbers(whole_study):
     worst = conclusions["greedy"].metrics["worst_ratio"]
     assert any(f"{100 * worst:.2f} %" in text for text in conclusions["greedy"].findings)
     assert all(conclusion.findings and conclusion.tables for conclusion in conclusions.values())
+
+
+def test_every_experiment_is_a_run_inside_the_studys_run(whole_study, tmp_path, monkeypatch):
+    runs = []
+
+    class Recorder(MlflowTracker):
+        def __init__(self, _enabled, _uri, experiment, name, _output):
+            self.experiment, self.name, self.run_id, self.artifacts = experiment, name, f"id-{name}", []
+            runs.append(self)
+
+        def start(self, params, tags, config_yaml):
+            self.params, self.tags = params, tags
+
+        def log(self, metrics, step):
+            self.metrics = metrics
+
+        def artifact(self, name, content):
+            self.artifacts.append(name)
+
+        def finish(self, status):
+            self.status = status
+            return "tracked"
+
+    monkeypatch.setattr("pipelines.study.run.make_tracker", Recorder)
+    _, conclusions = whole_study
+    study = tiny(tmp_path)
+    assert track_study(study, conclusions, Outcome(), "<html>") == "tracked"
+    parent, *children = runs
+    assert (parent.name, parent.status, parent.artifacts) == ("study", "FINISHED", ["study.html"])
+    assert [child.name for child in children] == list(EXPERIMENTS)
+    assert {child.tags["mlflow.parentRunId"] for child in children} == {"id-study"}
+    assert all(child.metrics == conclusions[child.name].metrics for child in children)
+    assert children[0].params["table2.seeds"] == 2
+    assert "greedy.seeds" not in children[0].params
+    assert children[-1].artifacts == ["findings.txt", "ranks.parquet", "p_values.parquet"]
