@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption evaluate accuracy study test lint clean
+.PHONY: caption estimate evaluate accuracy study test lint clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,9 @@ $(INSTALLED): pyproject.toml requirements.lock
 
 caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embedded Ray
 	$(BIN)/python jobs/caption_corpus.py
+
+estimate: $(INSTALLED)  ## what captioning the demo corpus would take and cost, by a sample
+	$(BIN)/python jobs/caption_corpus.py run.estimate=true estimate.instances=[g6.xlarge,g5.xlarge:2]
 
 evaluate: $(INSTALLED)  ## score the demo model on the demo world's nine tasks
 	$(BIN)/python jobs/evaluate.py

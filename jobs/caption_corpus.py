@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # an estimate; a run ends by itself
+        return 130
     print_summary(job, outcome)
     return outcome.code
 

@@ -16,6 +16,7 @@ What it does not know: other speeds than the connected cluster's, time to get no
 """
 
 import json
+import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 import ray
 
 from pipelines.caption import Job
-from pipelines.cluster import TASK_CPUS, actor_cpus, connected
+from pipelines.cluster import actor_cpus, connected
 from pipelines.cost import Meter, check_instances, make_tariff
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError
@@ -33,6 +34,8 @@ from pipelines.metrics.bootstrap import percentile_interval
 from pipelines.sample import draw_units, run_sample
 from pipelines.settings import UserError
 from pipelines.tracking import start_tracker
+
+logger = logging.getLogger(__name__)
 
 LEVEL, DRAWS = 0.90, 2000
 BLOCKS = 4  # stretches of the sample whose speeds are compared
@@ -50,7 +53,7 @@ class Measured:
     rows: np.ndarray  # images of the unit, rejected ones too
     captioned: np.ndarray
     output_bytes: np.ndarray
-    object_bytes: float  # of an object without rows
+    object_bytes: float  # of an object, whatever its rows
     seconds: dict[str, np.ndarray]  # of each stage
     parallel: dict[str, float]  # actors or tasks of each stage that work at a time
     elapsed: float  # of the whole sample run
@@ -129,6 +132,7 @@ def run_estimate(job: Job, encoder: type = Encoder, generator: type = Generator)
     with connected(config) as cluster:
         meter.poll(ray.nodes())
         parallel = _parallel(job)
+        logger.info("estimate: captioning %d images", sum(span.units[0].num_images for span in spans))
         try:
             for summary in run_sample(job, spans, encoder, generator):
                 arrivals.append(time.perf_counter() - started)
@@ -229,7 +233,7 @@ def _amount(draws: np.ndarray) -> Amount:
 def _parallel(job: Job) -> dict[str, float]:
     """How many actors or tasks of each stage the connected cluster lets work at a time."""
     config, cpus = job.config, ray.cluster_resources().get("CPU", 1.0)
-    tasks = max(1.0, min(cpus - actor_cpus(config), cpus if config.ray.address else TASK_CPUS))
+    tasks = max(1.0, cpus - actor_cpus(config))
     actors = {"encode": float(config.encode.actors), "generate": float(config.generate.actors)}
     return {"read": tasks, "decode": tasks, "write": tasks} | actors
 

@@ -1,8 +1,8 @@
 """The gate: before a run begins, a sample of the corpus is captioned with and without pruning, and what is left of the
 quality must be enough.
 
-    quality    CIDEr with the corpus's references, pruned / unpruned; where the corpus has none, the mean ROUGE-L of the
-               pruned captions with the unpruned ones as reference (1: word for word the same)
+    quality    CIDEr with the corpus's references, pruned / unpruned, of the images that have some; where most have
+               none, the mean ROUGE-L of the pruned captions with the unpruned ones as reference (1: the same words)
     passed     the lower end of its 95 % interval (bootstrap over images, both captions of an image together) reaches
                gate.min_quality
 
@@ -107,10 +107,10 @@ def pass_gate(job: Job, encoder: type, generator: type) -> Gate:
 
 
 def judge(compared: dict[Key, Compared], min_quality: float, seconds: float = 0.0) -> Gate:
-    """The verdict on captions of the same images under both settings; CIDEr where every one has references."""
-    keys = list(compared)
-    images = {key: i for i, key in enumerate(dict.fromkeys(key[:2] for key in keys))}
-    if all(compared[key].references for key in keys):
+    """The verdict on captions of the same images under both settings; CIDEr where at least half have references."""
+    keys, referenced = list(compared), [key for key in compared if compared[key].references]
+    if 2 * len(referenced) >= len(keys):
+        keys = referenced
         metric, references = "cider", {key: [tokenize(t) for t in compared[key].references] for key in keys}
         scores = [
             cider_d_scores({key: tokenize(getattr(compared[key], which)) for key in keys}, references)
@@ -119,6 +119,7 @@ def judge(compared: dict[Key, Compared], min_quality: float, seconds: float = 0.
     else:
         metric = "rouge_l"
         scores = [{key: compared[key].agreement for key in keys}, dict.fromkeys(keys, 1.0)]
+    images = {key: i for i, key in enumerate(dict.fromkeys(key[:2] for key in keys))}
     table = np.zeros((len(images), 2))  # an image with several prompts is resampled as a whole
     for key in keys:
         table[images[key[:2]]] += [scores[0][key], scores[1][key]]

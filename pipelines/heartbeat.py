@@ -25,6 +25,7 @@ from pipelines.work import clean
 logger = logging.getLogger(__name__)
 
 FILE = "heartbeat.json"
+JOIN_SECONDS = 30.0  # for a last write on its way to a slow store
 STATES = {0: "done", 3: "gate failed", 4: "capped", 130: "interrupted"}  # by exit code; others failed
 GAUGES = {
     "images_per_second": "Images captioned a second in the last minute.",
@@ -55,7 +56,7 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(JOIN_SECONDS)
 
     def finish(self, code: int, message: str) -> None:
         """The last beat, once the run has ended; nothing for a run that never began."""

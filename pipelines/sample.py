@@ -13,8 +13,7 @@ from typing import Any
 
 from pipelines.caption import Job, Stages, make_stages
 from pipelines.plan import plan_everything
-from pipelines.schema import CAPTIONS
-from pipelines.sink import Sink, encode_table, summarize
+from pipelines.sink import Sink, encode_table, summarize, totals
 from pipelines.source import SpanRow
 from pipelines.work import Work, clean
 
@@ -25,17 +24,26 @@ class SampleSink(Sink):
     """A sink that writes nothing; its summaries also say how many bytes it would have written."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        work, size = Work.from_row(row), 0
+        work, sizes = Work.from_row(row), (0, 0.0)
         if work.error is None:
             try:
                 with work.timed("write"):
-                    size = sum(map(len, self.objects(work).values()))
+                    sizes = self._sizes(work)
             except Exception as error:
                 work.error = f"write: {type(error).__name__}: {clean(str(error))}"
-        summary = summarize(work)
-        summary["output_bytes"] = size
-        summary["object_bytes"] = len(encode_table([], CAPTIONS, {"sources": work.unit.sources}))  # of an empty one
-        return {"summary": json.dumps(summary)}
+        more = {"output_bytes": sizes[0], "object_bytes": sizes[1]}
+        return {"summary": json.dumps(summarize(work) | more)}
+
+    def _sizes(self, work: Work) -> tuple[int, float]:
+        """Bytes of all the unit's objects, and of its captions object what does not grow with the rows in it."""
+        whole = {name: len(content) for name, content in self.objects(work).items()}
+        rows = self.rows(work, **self.names)
+        half = len(rows) // 2
+        if not half:
+            return sum(whole.values()), float(list(whole.values())[-1])
+        metadata = {**totals(work), "sources": work.unit.sources}
+        part, full = (len(encode_table(some, self.schema, metadata)) for some in (rows[:half], rows))
+        return sum(whole.values()), max(0.0, full - (full - part) / (len(rows) - half) * len(rows))
 
 
 def draw_units(job: Job, num_images: int, seed: int, *, shown: bool = False) -> list[SpanRow]:
