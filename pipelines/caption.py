@@ -255,6 +255,7 @@ def encode_stage(job: Job, encoder: type) -> Stage:
         max_actors=config.encode.max_actors or config.encode.actors,
         num_cpus=config.encode.num_cpus,
         num_gpus=num_gpus,
+        accelerator=config.encode.accelerator,
     )
 
 
@@ -295,4 +296,5 @@ def generate_stage(job: Job, generator: type | None) -> Stage:
         num_gpus=num_gpus,
         units_at_once=units_in_flight(config),
         bundles=engine_bundles(config),
+        accelerator=config.generate.accelerator,
     )

@@ -57,6 +57,7 @@ class Stage:
     num_gpus: float
     units_at_once: int = 1  # of one actor; above 1 its `__call__` is a coroutine
     bundles: Sequence[dict[str, float]] = ()  # of the placement group that an actor and the actors it starts live in
+    accelerator: str | None = None
 
     def remote(self, num_units: int, retries: int, one_at_a_time: bool, groups: PlacementGroups) -> dict[str, Any]:
         """Keyword arguments of `Dataset.map`: never more actors than units, and one unit waits in each actor while
@@ -76,6 +77,7 @@ class Stage:
             "num_gpus": 0 if self.bundles else self.num_gpus,  # the bundles hold them
             "max_task_retries": retries,
             **placed,
+            **({"accelerator_type": self.accelerator} if self.accelerator else {}),
         }
 
 
