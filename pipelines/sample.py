@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from pipelines.caption import Job, Stages, make_stages
+from pipelines.caption import Job, Stages, check_pruning, make_stages
 from pipelines.plan import plan_everything
 from pipelines.sink import Sink, encode_table, summarize, totals
 from pipelines.source import SpanRow
@@ -72,7 +72,7 @@ def run_sample(
     config = job.config
     if method is not None:
         config = replace(config, prune=replace(config.prune, method=method, settings={}))
-        job = replace(job, config=config)
+        job = replace(job, config=config, pruning=check_pruning(config, job.model))
     stages = make_stages(job, encoder, generator)
     sink = SampleSink(
         store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method
