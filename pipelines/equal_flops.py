@@ -55,7 +55,7 @@ def resolve_pruning(config: Config, model: Path) -> dict[str, Any]:
         settings["recipe"] = read_recipe(settings["recipe"], model)
     shape, text = LanguageShape.from_config(language), num_text(config, model)
     try:
-        matched = match_budget(method, settings, config.prune.retention, shape, text, num_patches(model))
+        matched = match_budget(method, settings, config.prune.retention, shape, text, num_visual(model))
         make_policy(method, matched).events(shape.layers)
     except ValueError as error:
         raise ValueError(f"settings of {method} must fit the model: {error}") from error
@@ -129,6 +129,27 @@ def num_patches(model: Path) -> int:
     """Patches of one square image."""
     vision = AutoConfig.from_pretrained(model).vision_config
     return (vision.image_size // vision.patch_size) ** 2
+
+
+def num_visual(model: Path) -> int:
+    """Visual tokens of an image: of LLaVA-1.6 those of the most crops, 2,880, newlines and padding not counted."""
+    if not has_tiles(model):
+        return num_patches(model)
+    config = AutoConfig.from_pretrained(model)
+    side = config.vision_config.image_size
+    return num_patches(model) * (1 + max(height * width // side**2 for height, width in config.image_grid_pinpoints))
+
+
+def prefill_flops_of(config: Config, model: Path, settings: dict[str, Any], num_prompt_tokens: int) -> int:
+    """Multiply-adds of the language model on a prompt, by the method with its resolved settings."""
+    shape = LanguageShape.from_config(AutoConfig.from_pretrained(model).text_config)
+    if get_method(config.prune.method).kind != "in_llm":
+        return prefill_flops(shape, num_prompt_tokens)
+    visual = num_visual(model)
+    if has_tiles(model):
+        visual = min(visual, max(num_prompt_tokens - num_text(config, model), 1))
+    rows = layer_rows(config.prune.method, settings, visual, shape.layers)
+    return prefill_flops(shape, max(num_prompt_tokens - visual, 0), visual=rows)
 
 
 def has_tiles(model: Path) -> bool:

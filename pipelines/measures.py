@@ -4,16 +4,12 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from transformers import AutoConfig
-
-from otprune.flops import prefill_flops
-from otprune.shapes import LanguageShape
 from pipelines import watch
 from pipelines.caption import Job
 from pipelines.cluster import actor_gpus
 from pipelines.config import Config
 from pipelines.cost import Meter, attribute, price_run, usd_per_million_images
-from pipelines.equal_flops import layer_rows, num_patches
+from pipelines.equal_flops import prefill_flops_of
 from pipelines.flow import SINK_CPUS
 from pipelines.ledger import Spent
 from pipelines.progress import Progress, Totals
@@ -113,11 +109,9 @@ def _dollars(progress: Progress, account: Account) -> dict[str, float]:
 
 def prefill_tflops(job: Job, totals: Totals) -> float:
     """Multiply-adds / 1e12 of the language model on one image: on its prompts, or on one question of a benchmark."""
-    shape = LanguageShape.from_config(AutoConfig.from_pretrained(job.model).text_config)
-    mean_prompt, num_visual = round(totals.prompt_tokens / max(1, totals.captions)), num_patches(job.model)
-    rows = layer_rows(job.config.prune.method, job.pruning, num_visual, shape.layers)
-    text = mean_prompt if rows is None else max(mean_prompt - num_visual, 0)
-    return (1 + len(job.config.prompt.more)) * prefill_flops(shape, text, visual=rows) / 1e12
+    mean_prompt = round(totals.prompt_tokens / max(1, totals.captions))
+    flops = prefill_flops_of(job.config, job.model, job.pruning, mean_prompt)
+    return (1 + len(job.config.prompt.more)) * flops / 1e12
 
 
 def output_totals(job: Job, progress: Progress, summarized: set[str]) -> Totals:

@@ -4,14 +4,15 @@ import json
 
 import pytest
 from helpers import DEMO
+from transformers import AutoConfig
 
 from jobs.calibrate import main as calibrate
 from otprune.flops import prefill_flops
 from otprune.layerwise.fitprune import LLAVA_15_7B_RECIPES
 from otprune.schedules import visual_rows
-from otprune.shapes import MODELS
+from otprune.shapes import MODELS, LanguageShape
 from pipelines.caption import check_pruning
-from pipelines.equal_flops import match_budget, num_text, resolve_pruning
+from pipelines.equal_flops import match_budget, num_text, prefill_flops_of, resolve_pruning
 from pipelines.settings import UserError, load_config
 
 SHAPE = MODELS["llava-1.5-7b"].language
@@ -103,3 +104,12 @@ def test_a_recipe_fitted_to_the_corpus_is_one_that_the_job_takes(demo_model, sce
 def test_a_released_recipe_can_be_given_as_it_is():
     recipe = dict(LLAVA_15_7B_RECIPES[90])
     assert match_budget("fitprune", {"recipe": recipe}, 0.098, SHAPE, 57, 576) == {"recipe": recipe}
+
+
+def test_a_prompts_work_is_counted_layer_by_layer(demo_model):
+    config = load_config([*DEMO, "prune.method=vtw"])
+    shape = LanguageShape.from_config(AutoConfig.from_pretrained(demo_model).text_config)
+    rows = visual_rows("vtw", 256, 4, layer=1)
+    assert prefill_flops_of(config, demo_model, {"layer": 1}, 265) == prefill_flops(shape, 9, visual=rows)
+    assert prefill_flops_of(load_config(DEMO), demo_model, {}, 34) == prefill_flops(shape, 34)
+    assert prefill_flops_of(config, demo_model, {"layer": 1}, 0) > 0  # before the first caption
