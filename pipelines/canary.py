@@ -140,7 +140,7 @@ class ReadThreefold:
     def _triple(self, work: Work) -> None:
         """Names the images `variant unit row` for `collect`; the swapped have the sha256 of the pixels that they show,
         which seeds random selection."""
-        images, pixels = work.images, work.arrays["pixels"]  # one picture each: no benchmark's
+        images = work.images
         partner = partners([image.sha256 for image in images])
         chosen = [i for i, other in enumerate(partner) if other is not None]
         taken = [other for other in partner if other is not None]
@@ -154,10 +154,9 @@ class ReadThreefold:
                 for i, j, other in zip(chosen, taken, shown, strict=True)
             ),
         ]
-        blank = np.broadcast_to(np.array(self.blank, np.uint8), (len(chosen), *pixels.shape[1:]))
         rows = np.array([*chosen, *chosen, *taken], np.intp)
         work.arrays = {name: array[rows] for name, array in work.arrays.items()}
-        work.arrays["pixels"][len(chosen) : 2 * len(chosen)] = blank
+        work.arrays["pixels"][len(chosen) : 2 * len(chosen)] = self.blank
 
 
 def partners(hashes: list[str]) -> list[int | None]:
