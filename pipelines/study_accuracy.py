@@ -155,5 +155,5 @@ def write_results(output: Store, table: pa.Table, page: str, tracker: Tracker) -
     tracker.artifact(TABLE, stream.getvalue())
     tracker.artifact(PAGE, page)
     tracker.artifact("accuracy.json", table.to_pydict())
-    first = {f"{row['method']}-{row['retention']:g}": row["relative"] for row in reversed(table.to_pylist())}
-    tracker.log({f"relative/{name}": value for name, value in first.items()}, 0)
+    relative = {Point(row["method"], row["retention"]).name: row["relative"] for row in table.to_pylist()}
+    tracker.log({f"relative/{name}": value for name, value in relative.items()}, 0)

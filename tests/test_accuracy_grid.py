@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Callable
@@ -96,7 +97,7 @@ def configure(scenes: Path, output: Path, *arguments: str) -> AccuracyConfig:
     settings = [
         f"--config={DEMO_CONFIG}", f"model.path={REPOSITORY / 'demo' / 'checkpoint'}", f"input.path={scenes}",
         f"output.path={output}", "benchmarks=[demo_exist,demo_attr,demo_count]", "limit=null", "resamples=50",
-        "grid.methods=[otprune,random]", "grid.retentions=[0.1,0.5]", "grid.distance_images=3",
+        "grid.methods=[otprune,random]", "grid.retentions=[0.1]", "grid.distance_images=3",
         "faults.no_progress_seconds=120", *arguments,
     ]  # fmt: skip
     return load_config(settings, AccuracyConfig, DEMO_CONFIG)
@@ -112,7 +113,7 @@ def grid(scenes: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: No
 def test_every_point_answers_every_question(grid: tuple[Path, pa.Table], scenes: Path):
     asked = pq.read_table(scenes, columns=["id", "questions"]).to_pylist()
     rows = grid[1].to_pylist()
-    assert len(rows) == 5 * 3
+    assert len(rows) == 3 * 3
     for row in rows:
         task = row["benchmark"].removeprefix("demo_")
         ids = [
@@ -148,7 +149,7 @@ def test_points_are_held_against_the_unpruned_and_against_random(grid: tuple[Pat
 
 def test_fewer_tokens_cost_less(grid: tuple[Path, pa.Table]):
     cost = {(row["method"], row["retention"]): row["tflops_per_image"] for row in grid[1].to_pylist()}
-    assert cost["none", 1.0] > cost["otprune", 0.5] > cost["otprune", 0.1] > cost["random", 0.1] > 0
+    assert cost["none", 1.0] > cost["otprune", 0.1] > cost["random", 0.1] > 0
 
 
 def test_distances_are_those_of_the_selected_tokens(grid: tuple[Path, pa.Table], demo_model: Path, scene_pixels):
@@ -179,28 +180,31 @@ def test_points_are_runs_below_one_run_of_the_grid(grid: tuple[Path, pa.Table]):
     runs = client.search_runs([experiment.experiment_id])
     parent = json.loads((output / "grid.json").read_text())["mlflow_run"]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
-    assert sorted(run.info.run_name for run in children) == [
-        "none", "otprune-0.1", "otprune-0.5", "random-0.1", "random-0.5"
-    ]  # fmt: skip
+    assert {"none", "otprune-0.1", "random-0.1"} <= {run.info.run_name for run in children}
     [top] = [run for run in runs if run.info.run_id == parent]
     assert top.info.status == "FINISHED"
     assert top.data.metrics["relative/none"] == 1
     assert {item.path for item in client.list_artifacts(parent)} >= {"accuracy.html", "accuracy.parquet"}
 
 
-def test_a_finished_grid_is_read_again_and_can_grow(grid: tuple[Path, pa.Table], scenes: Path, monkeypatch):
-    output, table = grid
+def test_a_finished_grid_is_read_again_and_can_grow(
+    grid: tuple[Path, pa.Table], scenes: Path, tmp_path: Path, monkeypatch
+):
+    output, table = shutil.copytree(grid[0], tmp_path / "out"), grid[1]
+    quiet = configure(scenes, output, "mlflow.enabled=false")
 
     def refuse(*_: object) -> None:
         raise AssertionError("a finished point was evaluated again")
 
     with monkeypatch.context() as patched:
         patched.setattr("pipelines.caption.run_flow", refuse)
-        again = run_accuracy_grid(configure(scenes, output), counting_encoder(), lucky_generator())
+        again = run_accuracy_grid(quiet, counting_encoder(), lucky_generator())
     timing = ["images_per_second", "ms_per_image", "encode_ms", "generate_ms"]
     assert again.drop_columns(timing).equals(table.drop_columns(timing))
-    grown = configure(scenes, output, "grid.retentions=[0.1,0.5,0.25]", "grid.distance_images=0")
-    assert run_accuracy_grid(grown, counting_encoder(), lucky_generator()).num_rows == 7 * 3
+    more = ("mlflow.enabled=false", "grid.methods=[otprune]", "grid.retentions=[0.1,0.5]", "grid.distance_images=0")
+    grown = run_accuracy_grid(configure(scenes, output, *more), counting_encoder(), lucky_generator())
+    assert set(grown["num_kept_tokens"].to_pylist()) == {256, 128, 26}
+    assert set(grown["vs_random_p"].to_pylist()) == {None}
 
 
 def test_points_come_with_their_references_first():
