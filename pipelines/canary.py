@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.caption import Job, check_model, decode_settings, find_input, make_stages
+from pipelines.caption import Job, check_model, check_pruning, decode_settings, find_input, make_stages
 from pipelines.cluster import connected
 from pipelines.config import QualityConfig
 from pipelines.corpus import Corpus
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError
-from pipelines.fingerprint import describe
 from pipelines.flow import run_flow
 from pipelines.generate import Generator
 from pipelines.metrics.agreement import canary
@@ -69,7 +68,8 @@ def run_canary(config: QualityConfig, encoder: type = Encoder, generator: type =
     model, corpus = check_model(config), find_input(config)
     spans = sample_spans(corpus, config.canary.images)
     output = make_store(config.output.path)  # nothing is written there
-    job = Job(config, model, corpus, output, describe(config, model), Plan(spans, frozenset(), 0, 0))
+    pruning = check_pruning(config, model)
+    job = Job(config, model, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning)
     with connected(config):
         stages = make_stages(job, encoder, generator)
         summaries = run_flow(

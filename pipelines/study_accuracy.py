@@ -74,7 +74,7 @@ def run_accuracy_grid(config: AccuracyConfig, encoder: type = Encoder, generator
             if results is None:
                 raise GridStoppedError(outcome.code, f"{point.name}: {outcome.message}")
             scores = {score.benchmark: score for score in results.scores}
-            images, work = image_of_groups(evaluation.job.output), measure_work(evaluation.job, point.retention)
+            images, work = image_of_groups(evaluation.job.output), measure_work(evaluation.job)
             measured.append(Measured(point, evaluation.job, scores, images, work))
             logger.info("point %d of %d is finished: %s", number, len(points), point.name)
         if missing := without_distance(measured, config.grid.distance_images):

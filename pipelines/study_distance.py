@@ -21,9 +21,11 @@ from pipelines.asking import Asked
 from pipelines.caption import decode_settings
 from pipelines.cluster import actor_gpus
 from pipelines.config import Config
-from pipelines.encode import as_tensor, image_seed, torch_dtype
+from pipelines.encode import image_seed, torch_dtype
+from pipelines.equal_flops import has_tiles
 from pipelines.questions import ReadQuestions
 from pipelines.source import SpanRow
+from pipelines.tokens import as_tensor
 from pipelines.units import Unit
 from pipelines.work import Work
 
@@ -35,7 +37,7 @@ def without_distance(measured: Sequence[Measured], num_images: int) -> list[Meas
     """Points whose distances are not known yet; fills in those that an earlier run left in the points' outputs."""
     missing = []
     for point in measured:
-        if num_images == 0 or point.job.config.prune.method not in METHODS:
+        if num_images == 0 or point.job.config.prune.method not in METHODS or has_tiles(point.job.model):
             continue
         known = json.loads(point.job.output.read(FILE)) if point.job.output.exists(FILE) else {}
         if known.get("asked") == num_images:

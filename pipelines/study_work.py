@@ -8,20 +8,22 @@ import pyarrow.parquet as pq
 from transformers import AutoConfig
 
 from otprune.flops import true_flops
+from otprune.methods import get_method
 from otprune.schedules import SETTINGS
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
 from pipelines.caption import Job
+from pipelines.equal_flops import has_tiles
 from pipelines.run import RECORD
 
 COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
 
 
-def measure_work(job: Job, retention: float) -> dict[str, float | None]:
+def measure_work(job: Job) -> dict[str, float | None]:
     """Means over all questions of the output at `job`.
 
-    num_visual_tokens, num_kept_tokens   of a question's images
+    num_visual_tokens, num_kept_tokens   of a question's images; of methods inside the model the mean over its layers
     tflops_per_image                     multiply-adds / 1e12 of encoding one image, choosing its tokens and answering
-                                         one mean question; None for a method whose cost is not known here
+                                         one mean question; None for a method or model whose cost is not known
     images_per_second                    of the point's last run, from its first finished unit on
     ms_per_image, encode_ms, generate_ms milliseconds of work of all stages, and of the two model stages, divided by
                                          the encoded images; each image is asked several questions
@@ -34,7 +36,7 @@ def measure_work(job: Job, retention: float) -> dict[str, float | None]:
     return {
         "num_visual_tokens": means["num_visual_tokens"],
         "num_kept_tokens": means["num_kept_tokens"],
-        "tflops_per_image": _tflops(job, means, retention),
+        "tflops_per_image": _tflops(job, means),
         "images_per_second": record["last_run"].get("images_per_second"),
         "ms_per_image": 1000 * sum(seconds.values()) / images,
         "encode_ms": 1000 * seconds.get("encode", 0.0) / images,
@@ -51,18 +53,21 @@ def model_shape(job: Job) -> ModelShape:
     return ModelShape(vision=vision, language=LanguageShape.from_config(config.text_config))
 
 
-def _tflops(job: Job, means: dict[str, float], retention: float) -> float | None:
-    method = job.config.prune.method
-    settings: dict[str, dict[str, Any]] = {"none": {}, "m3": {"tokens": round(means["num_kept_tokens"])}}
-    if method in SETTINGS and method not in settings:
+def _tflops(job: Job, means: dict[str, float]) -> float | None:
+    method, kept, visual = job.config.prune.method, means["num_kept_tokens"], means["num_visual_tokens"]
+    inside = get_method(method).kind == "in_llm"  # then the prompt holds every visual token
+    if has_tiles(job.model):  # images of different numbers of crops
         return None
+    settings: dict[str, Any] = {"retention": min(1.0, kept / max(1.0, visual))}
+    if method in SETTINGS:
+        settings = job.pruning if inside else {name: round(kept) for name in SETTINGS[method]}
     try:
         flops = true_flops(
             model_shape(job),
             method,
-            num_text=round(means["num_prompt_tokens"] - means["num_kept_tokens"]),
+            num_text=round(means["num_prompt_tokens"] - (visual if inside else kept)),
             num_generated=max(1, round(means["num_generated_tokens"])),
-            **settings.get(method, {"retention": retention}),
+            **settings,
         )
     except ValueError:  # a method whose own cost is not known
         return None
