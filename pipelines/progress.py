@@ -81,8 +81,7 @@ class Progress:
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
         self._shown = 0.0
         self._history: deque[tuple[float, int]] = deque()  # (time, count) at the units of the last minute
-        self._first: tuple[float, int] | None = None  # at the first unit with captions
-        self._startup: float | None = None
+        self._first: tuple[float, int] | None = None  # when the actors began the first unit with captions
         self._gaps = Gaps()
 
     def __enter__(self) -> "Progress":
@@ -97,16 +96,16 @@ class Progress:
 
     def update(self, unit: dict[str, Any]) -> bool:
         """Counts a committed unit; says whether a progress point is due."""
+        before = self.count
         self.totals.add(unit)
         now = time.perf_counter()
         if unit["captions"] or self._history:  # a unit of broken images alone comes through before the actors are up
             if self._history:
                 self._gaps.add(now - self._history[-1][0], self.count - self._history[-1][1])
             self._history.append((now, self.count))
-            self._first = self._first or self._history[0]
-            if self._startup is None:
+            if self._first is None:
                 worked = sum(unit["seconds"].get(stage, 0.0) for stage in AFTER_START)
-                self._startup = max(0.0, now - self.started - worked)
+                self._first = (max(self.started, now - worked), before)
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
             self._history.popleft()
         return self.show()
@@ -137,7 +136,7 @@ class Progress:
     @property
     def startup_seconds(self) -> float:
         """Seconds until the actors began their first unit with captions; all so far where there is none yet."""
-        return self.elapsed if self._startup is None else self._startup
+        return self.elapsed if self._first is None else self._first[0] - self.started
 
     @property
     def usd(self) -> float | None:
@@ -159,13 +158,14 @@ class Progress:
     def rates(self, *, recent: bool = False) -> dict[str, float]:
         """Images, or questions too, and generated tokens a second: of the whole run, or of its last minute.
 
-        Counted from the first unit with captions, so they hold nothing of the start-up; a run of a single unit has no
-        such rate and takes its whole time. `_low` and `_high` are the ends of the rate's 95 % interval (gaps.py).
+        Counted from when the actors began the first unit with captions, so they hold nothing of the start-up. `_low`
+        and `_high` are the ends of the rate's 95 % interval (gaps.py).
         """
-        if self._first is None or len(self._history) < 2:
+        if self._first is None:
             rate = self.count / max(1e-9, self.elapsed)
         else:
-            (start, before), (end, after) = self._history[0] if recent else self._first, self._history[-1]
+            end, after = self._history[-1]
+            start, before = self._history[0] if recent and end - self._first[0] > RATE_WINDOW else self._first
             rate = (after - before) / max(1e-9, end - start)
         each = rate / max(1, self.count)
         rates = {

@@ -60,10 +60,11 @@ def test_totals_are_sums_over_units_and_survive_json():
     assert (totals.generated_tokens, totals.prompt_tokens, totals.finished_by_length) == (80, 240, 2)
 
 
-def test_the_rate_counts_from_the_first_unit_and_so_without_the_start_up(clock):
+def test_the_rate_counts_from_the_start_of_the_first_unit_and_so_without_the_start_up(clock):
     shown = started(clock)
-    clock.now += 100  # Ray and the models
-    shown.update(unit(50))
+    clock.now += 100  # Ray and the models, and two seconds of work on the first unit
+    shown.update(unit(20))
+    assert shown.startup_seconds == pytest.approx(98)
     for _ in range(4):
         clock.now += 2
         shown.update(unit(20, tokens=10))
@@ -78,7 +79,7 @@ def test_the_line_shows_the_rate_of_the_last_minute_and_the_run_has_its_own(cloc
         shown.update(unit(100 if step < 40 else 7))
     assert shown.rates(recent=True)["images_per_second"] == pytest.approx(7)
     assert "| 7.0 images/s | 70 tokens/s |" in shown.line()
-    assert shown.rates()["images_per_second"] == pytest.approx((39 * 100 + 80 * 7) / 119)
+    assert shown.rates()["images_per_second"] == pytest.approx((40 * 100 + 80 * 7) / 120)
 
 
 def test_units_of_broken_images_that_come_before_the_models_are_up_are_no_start(clock):
@@ -91,11 +92,11 @@ def test_units_of_broken_images_that_come_before_the_models_are_up_are_no_start(
     assert shown.rates()["images_per_second"] == pytest.approx(10)
 
 
-def test_a_run_of_one_unit_takes_its_whole_time(clock):
+def test_a_run_of_one_unit_is_timed_by_the_work_on_it(clock):
     shown = started(clock)
     clock.now += 20
     shown.update(unit(40))
-    assert shown.rates()["images_per_second"] == pytest.approx(2)
+    assert shown.rates()["images_per_second"] == pytest.approx(20)
 
 
 def test_quarantined_images_count_as_done_but_not_as_tokens(clock):
@@ -103,8 +104,8 @@ def test_quarantined_images_count_as_done_but_not_as_tokens(clock):
     shown.update(unit(10, 10))
     clock.now += 10
     shown.update(unit(10, 10))
-    assert shown.rates()["images_per_second"] == pytest.approx(2)
-    assert shown.rates()["tokens_per_second"] == pytest.approx(10)
+    assert shown.rates()["images_per_second"] == pytest.approx(4)
+    assert shown.rates()["tokens_per_second"] == pytest.approx(20)
 
 
 def test_nothing_done_is_no_division_by_zero(clock):
@@ -115,7 +116,7 @@ def test_nothing_done_is_no_division_by_zero(clock):
 def test_the_line_says_everything(clock):
     shown = started(clock, num_rows=12_000, num_done=2_000, usd_per_hour=36.0)
     clock.now += 90
-    shown.update(unit(1000, 0))
+    shown.update(unit(1000, 0, seconds={"encode": 4.0, "generate": 6.0}))
     clock.now += 10
     shown.update(unit(970, 30))
     assert shown.line() == (
@@ -126,6 +127,7 @@ def test_the_line_says_everything(clock):
 
 def test_without_a_price_there_are_no_dollars_and_long_waits_are_hours(clock):
     shown = started(clock, num_rows=1_000_000)
+    clock.now += 1
     shown.update(unit(10))
     clock.now += 1
     shown.update(unit(10))
@@ -181,7 +183,8 @@ def test_a_terminal_has_one_live_line_that_is_gone_at_the_end(clock, monkeypatch
 
 def test_benchmarks_count_questions(clock):
     shown = started(clock, num_rows=100, counted="questions")
-    shown.update(unit(10, captions=20))
+    clock.now += 10
+    shown.update(unit(10, captions=20, seconds={"generate": 10.0}))
     clock.now += 10
     shown.update(unit(10, 1, captions=17, unanswered=3))
     assert shown.rates()["questions_per_second"] == pytest.approx(2)
