@@ -14,7 +14,6 @@ from typing import Any
 from pipelines.cluster import actor_cpus, connected
 from pipelines.config import Config, SweepConfig
 from pipelines.encode import Encoder
-from pipelines.generate import Generator
 from pipelines.ledger import read_spent
 from pipelines.report_sweep import advise_sweep, headline_metrics, render_sweep
 from pipelines.run import CAPPED, DONE, FAILED, INTERRUPTED, interruptible
@@ -85,7 +84,7 @@ def prepare_sweep(config: SweepConfig) -> Sweep:
     return Sweep(config, points, output)
 
 
-def run_sweep(sweep: Sweep, encoder: type = Encoder, generator: type = Generator) -> SweepOutcome:
+def run_sweep(sweep: Sweep, encoder: type = Encoder, generator: type | None = None) -> SweepOutcome:
     """Runs what is not finished, and reports after each point.
 
     Raises:
@@ -144,7 +143,13 @@ class Session(contextlib.AbstractContextManager):
 
 
 def _run_point(
-    sweep: Sweep, point: Point, session: Session, judge: Judge, outcome: SweepOutcome, encoder: type, generator: type
+    sweep: Sweep,
+    point: Point,
+    session: Session,
+    judge: Judge,
+    outcome: SweepOutcome,
+    encoder: type,
+    generator: type | None,
 ) -> Record | None:
     """The record of the point; None if the sweep is to stop, with code and message set."""
     cap = sweep.config.budget.max_usd

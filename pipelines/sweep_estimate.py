@@ -15,7 +15,6 @@ from pipelines.caption import prepare
 from pipelines.config import InputConfig
 from pipelines.corpus import find_corpus
 from pipelines.encode import Encoder
-from pipelines.generate import Generator
 from pipelines.run import DONE, run_job
 from pipelines.settings import UserError, with_values
 from pipelines.steady import steady_dollars
@@ -49,7 +48,7 @@ class Estimate:
     note: str = ""
 
 
-def estimate_points(sweep: Sweep, encoder: type = Encoder, generator: type = Generator) -> list[Estimate]:
+def estimate_points(sweep: Sweep, encoder: type = Encoder, generator: type | None = None) -> list[Estimate]:
     """Every point with what it will take.
 
     Raises:
@@ -61,7 +60,7 @@ def estimate_points(sweep: Sweep, encoder: type = Encoder, generator: type = Gen
     return [_estimate(point, trials, point not in todo) for point in sweep.points]
 
 
-def run_trials(sweep: Sweep, here: Sequence[Point], encoder: type, generator: type) -> list[Trial]:
+def run_trials(sweep: Sweep, here: Sequence[Point], encoder: type, generator: type | None) -> list[Trial]:
     """At most two, of the fewest and of the most tokens; in a folder of their own that does not stay."""
     ends = {point.config.prune.retention: point for point in sorted(here, key=lambda p: p.config.prune.retention)}
     chosen = [ends[retention] for retention in dict.fromkeys((min(ends), max(ends)))]
@@ -70,7 +69,7 @@ def run_trials(sweep: Sweep, here: Sequence[Point], encoder: type, generator: ty
         return [_trial(sweep, point, f"{folder}/{number}", encoder, generator) for number, point in enumerate(chosen)]
 
 
-def _trial(sweep: Sweep, point: Point, folder: str, encoder: type, generator: type) -> Trial:
+def _trial(sweep: Sweep, point: Point, folder: str, encoder: type, generator: type | None) -> Trial:
     wanted = sweep.config.sweep.trial_images
     values = {"output.path": folder, "input.limit": wanted, "unit.images": max(1, wanted // 6), "run.samples": 0}
     outcome = run_job(prepare(with_values(point.config, values)), encoder, generator)

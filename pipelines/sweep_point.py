@@ -16,7 +16,6 @@ import ray
 from pipelines.caption import Job, prepare
 from pipelines.cluster import check_room
 from pipelines.encode import Encoder
-from pipelines.generate import Generator
 from pipelines.run import RECORD as RUN_RECORD
 from pipelines.run import Outcome, run_job
 from pipelines.settings import UserError
@@ -47,7 +46,7 @@ def write_record(point: Point, record: Record) -> None:
     store_of(point).write(RECORD, json.dumps(record, indent=1).encode())
 
 
-def run_here(point: Point, encoder: type = Encoder, generator: type = Generator) -> Outcome:
+def run_here(point: Point, encoder: type = Encoder, generator: type | None = None) -> Outcome:
     """Runs the point's job on the Ray that this process is connected to.
 
     Raises:
