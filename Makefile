@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption estimate evaluate accuracy study test lint clean
+.PHONY: caption estimate evaluate accuracy sweep study test lint clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ estimate: $(INSTALLED)  ## what captioning the demo corpus would take and cost, 
 
 evaluate: $(INSTALLED)  ## score the demo model on the demo world's nine tasks
 	$(BIN)/python jobs/evaluate.py
+
+sweep: $(INSTALLED)  ## which setting to buy, on the demo corpus: methods x retentions x pool sizes, resumable
+	$(BIN)/python jobs/sweep.py
 
 accuracy: $(INSTALLED)  ## score five selection methods at three retentions on the demo world: one table, one page
 	$(BIN)/python jobs/evaluate_grid.py

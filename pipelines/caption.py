@@ -246,6 +246,7 @@ def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage
         max_actors=config.encode.max_actors or config.encode.actors,
         num_cpus=config.encode.num_cpus,
         num_gpus=encode_gpus,
+        accelerator=config.encode.accelerator,
     )
     generate = Stage(
         actor=generator,
@@ -265,5 +266,6 @@ def model_stages(job: Job, encoder: type, generator: type) -> tuple[Stage, Stage
         max_actors=config.generate.max_actors or config.generate.actors,
         num_cpus=config.generate.num_cpus,
         num_gpus=generate_gpus,
+        accelerator=config.generate.accelerator,
     )
     return encode, generate

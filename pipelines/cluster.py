@@ -70,7 +70,7 @@ def _start(config: Config) -> str:
         )
         where = "embedded Ray"
     resources = ray.cluster_resources()
-    _check_room(config, resources, may_grow=bool(address))
+    check_room(config, resources, may_grow=bool(address))
     dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
     return f"{where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs{dashboard}"
 
@@ -121,18 +121,29 @@ def wait_for_room(config: Config, seconds: float = 60.0) -> None:
         time.sleep(0.2)
 
 
-def _check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool) -> None:
-    """A pool that never fits would wait in silence; say so instead. An autoscaling cluster may still grow."""
+def check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool) -> None:
+    """A pool that never fits would wait in silence; say so instead. An autoscaling cluster may still grow.
+
+    Raises:
+        UserError: if the pools do not fit a cluster that cannot grow.
+    """
     encode, generate = actor_gpus(config)
     gpus = config.encode.actors * encode + config.generate.actors * generate
     needs = {"GPU": gpus, "CPU": actor_cpus(config) + 1}  # one CPU for the tasks
-    for kind, need in needs.items():
-        has = resources.get(kind, 0)
-        if need > has:
-            text = f"encode.actors, generate.actors and one task need {need:g} {kind}s, the cluster has {has:g}"
-            if not may_grow:
-                raise UserError(text)
-            logger.warning("%s: the job waits until it has grown", text)
+    problems = [
+        f"encode.actors, generate.actors and one task need {need:g} {kind}s, the cluster has {has:g}"
+        for kind, need in needs.items()
+        if need > (has := resources.get(kind, 0))
+    ]
+    for name, pool in (("encode", config.encode), ("generate", config.generate)):
+        if pool.accelerator and f"accelerator_type:{pool.accelerator}" not in resources:
+            known = sorted(kind.partition(":")[2] for kind in resources if kind.startswith("accelerator_type:"))
+            has = ", ".join(known) or "none"
+            problems.append(f"{name}.accelerator must be one of the cluster's ({has}), got {pool.accelerator}")
+    for text in problems:
+        if not may_grow:
+            raise UserError(text)
+        logger.warning("%s: the job waits until it has grown", text)
 
 
 def _quiet() -> None:

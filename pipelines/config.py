@@ -98,6 +98,7 @@ class EncodeConfig:
     batch_size: int = key("images of one forward pass of the vision tower", 32, low=1)
     num_gpus: float | None = key("GPUs an actor; null: 0.3 where the cluster has GPUs, else 0", None, low=0)
     num_cpus: float = key("CPUs an actor", 1.0, low=0)
+    accelerator: str | None = key("only nodes with this accelerator, as Ray names it: A100, L4, H100 ...")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +112,7 @@ class GenerateConfig:
     max_actors: int | None = key("let Ray scale the pool up to so many", None, low=1)
     num_gpus: float | None = key("GPUs an actor; null: 0.7 where the cluster has GPUs, else 0", None, low=0)
     num_cpus: float = key("CPUs an actor", 1.0, low=0)
+    accelerator: str | None = key("only nodes with this accelerator, as Ray names it: A100, L4, H100 ...")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -310,6 +312,34 @@ class CalibrateConfig(Config):
     """The caption job's configuration, and how to calibrate."""
 
     calibrate: CalibrationConfig = field(default_factory=CalibrationConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepSection:
+    grid: Any = key(
+        "axis -> values, or a YAML file that holds it; axes: method, retention, engine, batch, cluster and any key"
+    )
+    baselines: bool = key("none, random and uniform are among the methods, whatever the grid says", True)
+    dry_run: bool = key("list the points with estimated dollars and run none", False)
+    trial_images: int = key("images that a dry run captions for its estimate; 0 runs nothing", 48, low=0)
+    tolerance: float = key(
+        "share of the unpruned model's quality that may be lost: a setting is advised if the lower end of its "
+        "interval stays within it",
+        0.05,
+        low=0,
+        high=1,
+    )
+    sample: int = key("captions of each point whose quality is measured; the same images in every point", 10_000, low=2)
+    resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
+    poll_seconds: float = key("seconds between looks at a job that was submitted to another cluster", 5.0, above=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepConfig(Config):
+    """The caption job's configuration, which all points share, and what they differ in."""
+
+    sweep: SweepSection = field(default_factory=SweepSection)
+    mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="sweeps"))
 
 
 NOT_IN_EVALUATION = (

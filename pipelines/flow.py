@@ -32,6 +32,7 @@ class Stage:
     max_actors: int
     num_cpus: float
     num_gpus: float
+    accelerator: str | None = None
 
     def remote(self, num_units: int, retries: int, one_at_a_time: bool) -> dict[str, Any]:
         """Keyword arguments of `Dataset.map`: never more actors than units, and one unit waits in each actor while
@@ -47,6 +48,7 @@ class Stage:
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "max_task_retries": retries,
+            **({"accelerator_type": self.accelerator} if self.accelerator else {}),
         }
 
 

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.cost import Meter
+from pipelines.gaps import Gaps
 
 RATE_WINDOW = 60.0  # seconds over which the shown rate is taken
 AFTER_START = ("encode", "generate", "write")  # what happens to a unit once the actors are up
@@ -82,6 +83,7 @@ class Progress:
         self._history: deque[tuple[float, int]] = deque()  # (time, count) at the units of the last minute
         self._first: tuple[float, int] | None = None  # at the first unit with captions
         self._startup: float | None = None
+        self._gaps = Gaps()
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -98,6 +100,8 @@ class Progress:
         self.totals.add(unit)
         now = time.perf_counter()
         if unit["captions"] or self._history:  # a unit of broken images alone comes through before the actors are up
+            if self._history:
+                self._gaps.add(now - self._history[-1][0], self.count - self._history[-1][1])
             self._history.append((now, self.count))
             self._first = self._first or self._history[0]
             if self._startup is None:
@@ -156,7 +160,7 @@ class Progress:
         """Images, or questions too, and generated tokens a second: of the whole run, or of its last minute.
 
         Counted from the first unit with captions, so they hold nothing of the start-up; a run of a single unit has no
-        such rate and takes its whole time.
+        such rate and takes its whole time. `_low` and `_high` are the ends of the rate's 95 % interval (gaps.py).
         """
         if self._first is None or len(self._history) < 2:
             rate = self.count / max(1e-9, self.elapsed)
@@ -164,11 +168,16 @@ class Progress:
             (start, before), (end, after) = self._history[0] if recent else self._first, self._history[-1]
             rate = (after - before) / max(1e-9, end - start)
         each = rate / max(1, self.count)
-        return {
+        rates = {
             "images_per_second": each * self.totals.images,
             f"{self.counted}_per_second": rate,
             "tokens_per_second": each * self.totals.generated_tokens,
         }
+        if not recent and (ends := self._gaps.interval()):
+            rates |= {
+                f"{self.counted}_per_second_{end}": value for end, value in zip(("low", "high"), ends, strict=True)
+            }
+        return rates
 
     def line(self) -> str:
         done, rates = self.num_done + self.count, self.rates(recent=True)

@@ -76,13 +76,13 @@ def measure_quality(config: QualityConfig) -> Quality:
 
 def measure_captions(config: QualityConfig, output: Store) -> Quality:
     """All but the canary."""
-    rows = heapq.nsmallest(config.sample, _captions(output, "output.path"), key=_order)
-    captions = {_address(row): row["caption"] for row in rows}
+    rows = heapq.nsmallest(config.sample, read_captions(output, "output.path"), key=sample_order)
+    captions = {address_of(row): row["caption"] for row in rows}
     agreed, others = None, {}
     if config.baseline.path is not None:
         store = make_store(config.baseline.path, endpoint_url=config.baseline.endpoint_url)
         others = {
-            key: row["caption"] for row in _captions(store, "baseline.path") if (key := _address(row)) in captions
+            key: row["caption"] for row in read_captions(store, "baseline.path") if (key := address_of(row)) in captions
         }
         if not others:
             raise UserError(
@@ -189,7 +189,7 @@ def read_references(config: QualityConfig, addresses: Sequence[Address]) -> dict
     return {address: texts for address, texts in found.items() if texts}
 
 
-def _captions(store: Store, name: str) -> Iterator[dict[str, Any]]:
+def read_captions(store: Store, name: str) -> Iterator[dict[str, Any]]:
     """All captions of an output, some objects at a time.
 
     Raises:
@@ -212,10 +212,10 @@ def _captions(store: Store, name: str) -> Iterator[dict[str, Any]]:
                 yield from rows
 
 
-def _address(row: dict[str, Any]) -> Address:
+def address_of(row: dict[str, Any]) -> Address:
     return row["source"], row["row"], row["prompt"]
 
 
-def _order(row: dict[str, Any]) -> tuple[int, Address]:
-    address = _address(row)
+def sample_order(row: dict[str, Any]) -> tuple[int, Address]:
+    address = address_of(row)
     return zlib.crc32(repr(address).encode()), address

@@ -1,6 +1,8 @@
 """report.html: one self-contained page that says what a run did, cost and looked like; opens offline."""
 
 import math
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,27 +11,39 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipelines.progress import Totals
 from pipelines.schema import REASONS
 from pipelines.settings import to_yaml
+from pipelines.steady import steady_dollars
 
 if TYPE_CHECKING:
     from pipelines.caption import Job
     from pipelines.run import Outcome
 
+HERE = Path(__file__).parent
+STAGES = ("read", "decode", "encode", "generate", "write")
+PACKAGES = ("otprune", "torch", "transformers", "ray", "mlflow")
+COMPARED = ("source", "row", "prompt", "pruned", "unpruned", "references", "jpeg", "kept", "num_tokens")
+SHOWN_COMPARED = 12
 THUMBNAIL = 224  # of the page, in pixels a side
 
 
 def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
     """The page for one run and the output that it wrote to."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    seconds = [(stage, totals.seconds[stage]) for stage in ("read", "decode", "encode", "generate", "write")]
+    metrics = outcome.metrics | steady_dollars(outcome.metrics)
+    dollars = [(name, metrics[f"usd/{name}"]) for name in (*STAGES, "startup", "idle") if f"usd/{name}" in metrics]
+    seconds = [(stage, totals.seconds[stage]) for stage in STAGES]
     longest = max((value for _, value in seconds), default=0) or 1
     return environment.get_template("report.html.jinja").render(
         config=job.config,
         config_yaml=to_yaml(job.config),
         fingerprint=job.fingerprint,
         outcome=outcome,
-        metrics=outcome.metrics,
+        metrics=metrics,
+        dollars=[(name, usd, 100 * usd / max(1e-12, metrics["usd_total"])) for name, usd in dollars],
+        gate=(gate := outcome.gate),
+        compared=[_compared(each) for each in gate.compared[:SHOWN_COMPARED]] if gate else [],
+        packages=packages(),
         totals=totals,
         num_rows=job.plan.num_rows,
         stages=[(stage, value, 100 * value / longest) for stage, value in seconds],
@@ -40,6 +54,17 @@ def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
 
 def _sample(sample: dict[str, Any]) -> dict[str, Any]:
     return {**sample, "kept_share": len(sample["kept"]) / sample["num_tokens"], "shade": pruned_area(sample)}
+
+
+def _compared(each: Any) -> dict[str, Any]:
+    """An image of the gate's sample, with its captions under both settings."""
+    image = {name: getattr(each, name) for name in COMPARED}
+    return image | {"shade": pruned_area(image)}
+
+
+def packages() -> dict[str, str]:
+    """Python and the packages that decide speed, with their versions."""
+    return {"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def pruned_area(sample: dict[str, Any]) -> str:

@@ -165,12 +165,13 @@ def _finish(
 
 
 def report_captions(job: Job, outcome: Outcome, totals: Totals, tracker: Tracker) -> dict[str, Any]:
-    """Writes report.html, and tracks it with the samples."""
+    """Writes report.html and samples.json, and tracks the report with the samples' captions."""
     report = render_report(job, outcome, totals)
     tracker.artifact("report.html", report)
     if outcome.samples:
         tracker.artifact("samples.json", _sample_table(outcome.samples))
     job.output.write("report.html", report.encode())
+    job.output.write("samples.json", json.dumps(outcome.samples).encode())
     return {}
 
 

@@ -3,7 +3,7 @@
 import difflib
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -39,7 +39,7 @@ def load_config(argv: Sequence[str], schema: type[C] = Config, demo: Path = DEMO
     config = OmegaConf.structured(schema)
     try:
         if file is not None:
-            config = OmegaConf.merge(config, _sections(_read_yaml(file), schema))
+            config = OmegaConf.merge(config, _sections(_load_yaml(file, "--config"), schema))
         given = OmegaConf.from_dotlist([_keep_text(override, schema) for override in overrides])
         config = OmegaConf.merge(config, _sections(given, schema))
         loaded = OmegaConf.to_object(config)
@@ -50,6 +50,26 @@ def load_config(argv: Sequence[str], schema: type[C] = Config, demo: Path = DEMO
     assert isinstance(loaded, schema)
     check_bounds(loaded)
     return loaded
+
+
+def with_values(config: C, values: Mapping[str, Any]) -> C:
+    """The configuration with other values of some dotted keys.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    schema = type(config)
+    given = OmegaConf.create({})
+    try:
+        for name, value in values.items():
+            OmegaConf.update(given, name, value, merge=False)
+        merged = OmegaConf.merge(OmegaConf.structured(config), _sections(given, schema))
+        changed = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error, schema)) from error
+    assert isinstance(changed, schema)
+    check_bounds(changed)
+    return changed
 
 
 def check_bounds(config: Config) -> None:
@@ -97,9 +117,18 @@ def _split(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return file, overrides
 
 
-def _read_yaml(file: Path) -> Any:
+def read_yaml(file: Path, key: str) -> dict[Any, Any]:
+    """The mapping in a YAML file that `key` names.
+
+    Raises:
+        UserError: if there is no such file, or it holds something else.
+    """
+    return OmegaConf.to_container(_load_yaml(file, key))  # pyright: ignore[reportReturnType] - a mapping
+
+
+def _load_yaml(file: Path, key: str) -> Any:
     if not file.is_file():
-        raise UserError(f"--config must name a YAML file, found none at {file}")
+        raise UserError(f"{key} must name a YAML file, found none at {file}")
     try:
         loaded = OmegaConf.load(file)
     except (YAMLError, UnicodeDecodeError, OSError) as error:

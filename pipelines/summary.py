@@ -55,12 +55,12 @@ def print_summary(job: "Job", outcome: "Outcome") -> None:
     table.add_row("report", f"{job.output.path}/report.html")
     if outcome.tracked:
         table.add_row("mlflow", outcome.tracked)
-    _console().print(table)
+    make_console().print(table)
 
 
 def print_estimate(job: "Job", estimate: "Estimate", tracked: str) -> None:
     """Two tables on stdout: what there is to do, and what it takes on each kind of machine."""
-    console, images, size = _console(), estimate.images, estimate.output_bytes
+    console, images, size = make_console(), estimate.images, estimate.output_bytes
     table = Table(show_header=False, box=None, pad_edge=False)
     sample = f"{estimate.sample_images:,} images in {estimate.sample_units} units, drawn over the whole corpus"
     lost = f"; {estimate.sample_lost} more units did not come through" if estimate.sample_lost else ""
@@ -106,7 +106,7 @@ def _time(seconds: float) -> str:
 
 def print_scores(evaluation: "Evaluation", outcome: "Outcome", results: "Results | None") -> None:
     """A table of scores on stdout, in the papers' units, and where everything is."""
-    console = _console()
+    console = make_console()
     if results:
         columns = ["benchmark", "metric", "score", "95 % interval", "questions", "unanswered"]
         columns += ["minus baseline", "95 % interval", "p"] if results.comparisons else []
@@ -151,7 +151,7 @@ def print_quality(quality: "Quality", max_same: float) -> None:
     for part, measured in measured_parts(quality):
         for name, (value, low, high) in measured.items():
             table.add_row(of[part], name, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
-    console = _console()
+    console = make_console()
     console.print(table)
     if seen:
         verdict = "depend on their images" if seen.saw_the_images else "DO NOT DEPEND on their images"
@@ -165,7 +165,7 @@ def _interval(ends: tuple[float, float], scale: float, sign: str) -> str:
     return f"{scale * ends[0]:{sign}.2f} to {scale * ends[1]:{sign}.2f}"
 
 
-def _console() -> Console:
+def make_console() -> Console:
     """Prints text as it is: captions and paths may hold brackets, which rich would read as markup."""
     width = None if sys.stdout.isatty() else 200
     return Console(width=width, highlight=False, markup=False, emoji=False)
@@ -173,7 +173,7 @@ def _console() -> Console:
 
 def print_study(study: "Study", outcome: "Outcome", conclusions: "Mapping[str, Conclusion]") -> None:
     """What each experiment found, on stdout, and where everything is."""
-    console = _console()
+    console = make_console()
     for name, conclusion in conclusions.items():
         console.print(f"{name}")
         for finding in conclusion.findings:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from pipelines.config import AccuracyConfig, Config, EvaluateConfig
+from pipelines.config import AccuracyConfig, Config, EvaluateConfig, SweepConfig
 from pipelines.settings import DEMO_CONFIG, UserError, check_bounds, help_text, load_config, to_yaml
 from pipelines.study.config import StudyConfig
 
@@ -19,6 +19,7 @@ SCHEMAS = {
     "evaluate": EvaluateConfig,
     "accuracy": AccuracyConfig,
     "study": StudyConfig,
+    "sweep": SweepConfig,
 }  # by the first word of the file's name
 BOUNDED = [
     (f"{section.name}.{k.name}", k.metadata)

@@ -78,7 +78,8 @@ def test_the_page_shows_its_numbers():
         "1,000 / 1,000 rows accounted for",
         "990 images captioned",
         "10 quarantined",
-        "$1,515.15 a million images",
+        "$1,500.00 a million images at steady speed",  # 1.5 dollars in 80 s are 67.50 an hour, for 45,000 images
+        "$1.5000 for this run of it $0.0150 for 1 s of start-up",
         "12.5 images a second",
         "346 generated tokens a second",
         "10.0 tokens a caption",
@@ -90,6 +91,14 @@ def test_the_page_shows_its_numbers():
         assert number in text, number
     assert text.index("truncated decode 7") < text.index("empty decode 3")  # the most frequent reason first
     assert "retention: 0.098" in text
+
+
+def test_dollars_by_stage_and_idle_time_are_shown_where_they_are_known():
+    more = {"usd/encode": 0.3, "usd/generate": 0.6, "usd/startup": 0.4, "usd/idle": 0.2, "idle_share": 0.4}
+    busy = {"gpu_busy/encode": 0.25, "gpu_busy/generate": 0.5}
+    text = text_of(page(Outcome(metrics=METRICS | DOLLARS | more | busy)))
+    assert "encode $0.3000 20 % generate $0.6000 40 % start-up $0.4000 27 % idle $0.2000 13 %" in text
+    assert "the encode actors worked 25 % and the generate actors 50 %. 40 % of what was paid for stood idle." in text
 
 
 def test_without_a_price_the_page_says_how_to_see_dollars():

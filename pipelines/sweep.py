@@ -1,0 +1,232 @@
+"""A sweep: one caption job after the other, each with its record; what is finished is skipped, what fails is noted.
+
+Points of the connected cluster share one Ray session, so that each costs the start of its actors and no more; those of
+other clusters are submitted there. The unpruned point of each group runs first: quality is measured against it.
+"""
+
+import contextlib
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipelines.cluster import actor_cpus, connected
+from pipelines.config import Config, SweepConfig
+from pipelines.encode import Encoder
+from pipelines.generate import Generator
+from pipelines.ledger import read_spent
+from pipelines.report_sweep import advise_sweep, headline_metrics, render_sweep
+from pipelines.run import CAPPED, DONE, FAILED, INTERRUPTED, interruptible
+from pipelines.settings import UserError, with_values
+from pipelines.storage import STORE_ERRORS, Store, make_store
+from pipelines.sweep_advice import Advice
+from pipelines.sweep_grid import Point, make_points
+from pipelines.sweep_measure import Judge
+from pipelines.sweep_point import (
+    FINISHED,
+    Record,
+    failed_record,
+    finished_record,
+    read_json,
+    read_record,
+    run_here,
+    store_of,
+    unpruned_of,
+    write_record,
+)  # fmt: skip
+from pipelines.sweep_submit import run_there
+from pipelines.sweep_track import SweepTracker
+from pipelines.work import clean
+
+logger = logging.getLogger(__name__)
+
+FILE = "sweep.json"
+NOT_IN_SWEEP = ("run.estimate", "gate.min_quality")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A checked sweep, before anything runs."""
+
+    config: SweepConfig
+    points: list[Point]
+    output: Store
+
+
+@dataclass(slots=True)
+class SweepOutcome:
+    """How a sweep ended; records by the name of their point."""
+
+    code: int = DONE
+    message: str = ""
+    records: dict[str, Record] = field(default_factory=dict)
+    skipped: int = 0
+    tracked: str = ""
+    advice: Advice | None = None
+
+
+def prepare_sweep(config: SweepConfig) -> Sweep:
+    """Checks grid, model and output, in seconds.
+
+    Raises:
+        UserError: for anything that the user has to correct.
+    """
+    for name in NOT_IN_SWEEP:
+        if config.dotted()[name] != Config().dotted()[name]:
+            raise UserError(f"{name} has no meaning here: a sweep measures every point, whatever comes of it")
+    points = make_points(config)
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    try:
+        output.write(".probe", b"")
+        output.delete(".probe")
+    except STORE_ERRORS as error:
+        raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
+    return Sweep(config, points, output)
+
+
+def run_sweep(sweep: Sweep, encoder: type = Encoder, generator: type = Generator) -> SweepOutcome:
+    """Runs what is not finished, and reports after each point.
+
+    Raises:
+        UserError: if the connected cluster cannot be joined.
+    """
+    outcome = SweepOutcome(records={point.name: record for point in sweep.points if (record := read_record(point))})
+    done = [name for name, record in outcome.records.items() if record["status"] == FINISHED]
+    outcome.skipped = len(done)
+    todo = [point for point in sweep.points if point.name not in done]
+    before = read_json(sweep.output, FILE) or {}
+    tracker = SweepTracker(sweep.config, sweep.output.path, before.get("mlflow_run"))
+    logger.info("%d points, %d of them finished before", len(sweep.points), len(done))
+    judge, session = Judge(sweep.config), Session(sweep)
+    try:
+        with interruptible(), session:
+            if any(point.address is None for point in todo):
+                session.join()
+            if todo or tracker.lacks(outcome.records.values()):
+                tracker.start(len(sweep.points))
+                _report(sweep, outcome, judge, tracker)
+            for number, point in enumerate(todo, 1):
+                logger.info("point %d of %d: %s", number, len(todo), point.name)
+                record = _run_point(sweep, point, session, judge, outcome, encoder, generator)
+                if record is None:
+                    break
+                write_record(point, record)
+                outcome.records[point.name] = record
+                tracker.point(point, record)
+                _report(sweep, outcome, judge, tracker)
+    except KeyboardInterrupt:
+        outcome.code, outcome.message = INTERRUPTED, "interrupted; the same command resumes"
+    _conclude(sweep, outcome, judge, tracker)
+    return outcome
+
+
+class Session(contextlib.AbstractContextManager):
+    """The connected Ray of all points that run on it: joined when the first one needs it, and anew after a failure."""
+
+    def __init__(self, sweep: Sweep):
+        here = [point.config for point in sweep.points if point.address is None]
+        pools = max(here, key=actor_cpus, default=sweep.config)
+        self._config, self._stack = pools, contextlib.ExitStack()
+        self.where = ""
+
+    def join(self) -> None:
+        if not self.where:
+            self.where = self._stack.enter_context(connected(self._config))
+            self._stack.enter_context(interruptible())  # Ray installs a handler of its own as it starts
+
+    def leave(self) -> None:
+        self._stack.close()
+        self.where = ""
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+
+def _run_point(
+    sweep: Sweep, point: Point, session: Session, judge: Judge, outcome: SweepOutcome, encoder: type, generator: type
+) -> Record | None:
+    """The record of the point; None if the sweep is to stop, with code and message set."""
+    cap = sweep.config.budget.max_usd
+    if cap is not None:
+        others = sum(read_spent(store_of(other)).usd for other in sweep.points if other is not point)
+        if others >= cap:
+            outcome.code = CAPPED
+            outcome.message = f"stopped at budget.max_usd={cap:g}: ${others:.4f} spent; a higher cap resumes"
+            return None
+        point = replace(point, config=with_values(point.config, {"budget.max_usd": cap - others}))
+    try:
+        if point.address is None:
+            session.join()
+    except UserError as error:
+        outcome.code, outcome.message = FAILED, f"the cluster is gone: {error}; the same command resumes"
+        return None
+    try:
+        if point.address is None:
+            ran = run_here(point, encoder, generator)
+        else:
+            ran = run_there(point, sweep.config.sweep.poll_seconds)
+        if ran.code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if ran.code == CAPPED:
+            outcome.code, outcome.message = CAPPED, ran.message
+            return None
+        if ran.code != DONE:
+            session.leave()  # whatever broke, the next point meets a fresh one
+            return _failed(point, ran.message)
+        return finished_record(point, judge.measure(store_of(point), _unpruned_store(sweep, point, outcome)))
+    except UserError as error:  # an unreachable cluster among them
+        return _failed(point, str(error))
+    except Exception as error:  # one point is never worth the sweep
+        logger.debug("%s", point.name, exc_info=True)
+        session.leave()
+        return _failed(point, f"{type(error).__name__}: {clean(str(error))}")
+
+
+def _failed(point: Point, reason: str) -> Record:
+    logger.warning("%s failed: %s; the sweep goes on", point.name, reason)
+    return failed_record(point, reason)
+
+
+def _unpruned_store(sweep: Sweep, point: Point, outcome: SweepOutcome) -> Store | None:
+    if point.is_unpruned:
+        return store_of(point)
+    unpruned = unpruned_of(point, sweep.points, outcome.records)
+    return None if unpruned is None else store_of(unpruned)
+
+
+def _report(sweep: Sweep, outcome: SweepOutcome, judge: Judge, tracker: SweepTracker) -> str:
+    """Writes sweep.json and report.html as of now; returns the page."""
+    page = render_sweep(sweep, outcome.records, judge)
+    record: dict[str, Any] = {
+        "grid": sweep.config.sweep.grid,
+        "points": list(outcome.records.values()),
+        "left": [point.name for point in sweep.points if point.name not in outcome.records],
+        "mlflow_run": tracker.run_id,
+    }
+    sweep.output.write(FILE, json.dumps(record, indent=1).encode())
+    sweep.output.write("report.html", page.encode())
+    return page
+
+
+def _conclude(sweep: Sweep, outcome: SweepOutcome, judge: Judge, tracker: SweepTracker) -> None:
+    counts = Counter(record["status"] for record in outcome.records.values())
+    if outcome.code == DONE and counts[FINISHED] < len(sweep.points):
+        failed = [record for record in outcome.records.values() if record["status"] != FINISHED]
+        outcome.code = FAILED
+        outcome.message = (
+            f"{len(failed)} of {len(sweep.points)} points failed, the first by: {failed[0]['reason']}; "
+            "the same command tries them again"
+        )
+    page = _report(sweep, outcome, judge, tracker)
+    outcome.advice = advise_sweep(sweep, outcome.records, judge)
+    pairs = [(point, outcome.records[point.name]) for point in sweep.points if point.name in outcome.records]
+    status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.code, "FAILED")
+    metrics = {"points_finished": counts[FINISHED], "points_failed": counts.total() - counts[FINISHED]}
+    if outcome.skipped == len(sweep.points) and not tracker.lacks(outcome.records.values()):
+        outcome.message, outcome.tracked = "nothing to do: every point is finished", tracker.run_id or "off"
+        return
+    metrics |= headline_metrics(outcome.advice)
+    artifacts = {"report.html": page, FILE: sweep.output.read(FILE).decode()}
+    outcome.tracked = tracker.finish(pairs, metrics, artifacts, status)
+    _report(sweep, outcome, judge, tracker)
