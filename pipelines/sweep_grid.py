@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.caption import check_model
+from pipelines.caption import check_model, check_pruning, inside_model
 from pipelines.config import Config, SweepConfig
 from pipelines.fingerprint import describe, fingerprint
 from pipelines.settings import UserError, read_yaml, with_values
@@ -163,8 +163,9 @@ def _make_point(
     keys["prune.settings"] = own or (config.prune.settings if values["method"] == config.prune.method else {})
     job = with_values(plain, keys | {"mlflow.enabled": False, "output.on_mismatch": "refuse"})
     model = check_model(job)
+    pruning = check_pruning(job, model)
     decides = {
-        "fingerprint": fingerprint(describe(job, model)),
+        "fingerprint": fingerprint(describe(job, model, pruning if inside_model(job) else None)),
         "input.path": make_store(job.input.path).path,
         "address": cluster["address"],
         **{

@@ -11,7 +11,7 @@ from test_sweep_advice import RECORDS, UNPRUNED, around, record
 from pipelines.config import SweepConfig
 from pipelines.report_plots import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Axes, Mark, scatter, window
 from pipelines.report_sweep import pareto_front, render_sweep
-from pipelines.settings import load_config
+from pipelines.settings import load_config, with_values
 from pipelines.sweep_advice import settings_of
 from pipelines.sweep_grid import make_points
 from pipelines.sweep_point import SAMPLES, store_of
@@ -50,7 +50,7 @@ def test_the_first_thing_it_says_is_what_to_buy_and_why(sweep):
         "$30.00 per million images at steady speed",
         "$100.00 unpruned",
         "97 % of the unpruned quality",
-        "6 of 12 points finished, 6 not run yet",
+        "6 of 20 points finished, 14 not run yet",
         "otprune at 10 % ← buy e1g1",
         "empty decode 3",
         "ms an image",
@@ -76,10 +76,11 @@ def test_failed_points_are_listed_with_their_reasons_as_text(sweep):
 def test_a_sweep_without_a_finished_point_has_a_page_too(sweep):
     text = text_of(render_sweep(sweep, {}, JUDGE))
     assert "No advice: no unpruned point has finished" in text
-    assert "0 of 12 points finished, 12 not run yet" in text
+    assert "0 of 20 points finished, 20 not run yet" in text
 
 
 def test_without_prices_the_page_speaks_of_hours(sweep):
+    sweep.config = with_values(sweep.config, {"cost.usd_per_hour": None})
     records = [record("none", 1.0, None, [1, 1, 1]), record("otprune", 0.1, None, [0.97, 0.96, 0.99])]
     text = text_of(render_sweep(sweep, known(sweep, records), JUDGE))
     assert "27.78 h per million images at steady speed" in text
