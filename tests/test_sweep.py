@@ -27,7 +27,7 @@ from pipelines.work import Work
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-GRID = "{method: [otprune], retention: [0.25, 0.5]}"
+GRID = "{method: [none, otprune], retention: [0.25, 0.5]}"
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 
 
@@ -81,6 +81,7 @@ def sweep_of(corpus, tmp_path):
 
     def run(grid: str = GRID, *more: str) -> SweepOutcome:
         settings = [*DEMO, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6"]
+        settings.append("sweep.baselines=false")
         paths = [f"input.path={corpus}", f"output.path={tmp_path / 'sweep'}"]
         config = load_config([*settings, *paths, f"sweep.grid={grid}", *more], SweepConfig)
         return run_sweep(prepare_sweep(config), shortening_encoder(), wording_generator())
@@ -90,7 +91,7 @@ def sweep_of(corpus, tmp_path):
 
 def test_points_are_measured_skipped_when_finished_and_reported(sweep_of, tmp_path, corpus):
     first = sweep_of()
-    assert (first.code, first.skipped, len(first.records)) == (0, 0, 7)
+    assert (first.code, first.skipped, len(first.records)) == (0, 0, 3)
     relative = {
         r["values"]["method"] + f"{r['values']['retention']:g}": r["quality"]["relative"]
         for r in first.records.values()
@@ -106,24 +107,27 @@ def test_points_are_measured_skipped_when_finished_and_reported(sweep_of, tmp_pa
     assert first.advice.headline == "Buy the unpruned model (e1g1)"
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep" / "points").rglob("*.*")}
     again = sweep_of()
-    assert (again.code, again.skipped, again.message) == (0, 7, "nothing to do: every point is finished")
+    assert (again.code, again.skipped, again.message) == (0, 3, "nothing to do: every point is finished")
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep" / "points").rglob("*.*")}
-    wider = sweep_of("{method: [otprune], retention: [0.25, 0.5, 0.75]}", "sweep.baselines=false")
-    assert (wider.skipped, len(wider.records)) == (2, 3)
     estimates = {
         e.point.name: e for e in estimate_points(_prepared(tmp_path, corpus), shortening_encoder(), wording_generator())
     }
     done = [each for each in estimates.values() if each.finished]
-    assert (len(done), sum(each.usd or 0 for each in done)) == (8, 0)
+    assert (len(done), sum(each.usd or 0 for each in done)) == (3, 0)
     left = [each for each in estimates.values() if not each.finished]
-    assert sorted(each.point.config.prune.method for each in left) == ["random", "uniform"]
+    assert [each.point.config.prune.retention for each in left] == [0.75]
     assert all(each.images == 8 and each.usd and each.seconds for each in left)
 
 
 def _prepared(tmp_path: Path, corpus: Path):
-    grid = "sweep.grid={method: [otprune], retention: [0.25, 0.5, 0.75]}"
+    grid = "sweep.grid={method: [none, otprune], retention: [0.25, 0.5, 0.75]}"
     settings = [*DEMO, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6", grid]
-    paths = [f"input.path={corpus}", f"output.path={tmp_path / 'sweep'}", "sweep.trial_images=6"]
+    paths = [
+        f"input.path={corpus}",
+        f"output.path={tmp_path / 'sweep'}",
+        "sweep.trial_images=6",
+        "sweep.baselines=false",
+    ]
     return prepare_sweep(load_config([*settings, *paths], SweepConfig))
 
 
@@ -132,7 +136,7 @@ def test_a_point_that_fails_and_a_cluster_out_of_reach_cost_only_themselves(swee
     huge, rare = "{name: huge, encode.actors: 99}", "{name: rare, generate.accelerator: B200}"
     clusters = f"[{{name: here}}, {huge}, {rare}, {{name: away, address: '{nobody}'}}]"
     grid = f"{{method: [none], cluster: {clusters}}}"
-    outcome = sweep_of(grid, "sweep.baselines=false")
+    outcome = sweep_of(grid)
     assert outcome.code == 1
     found = {record["values"]["cluster"]: record for record in outcome.records.values()}
     assert found["here"]["status"] == "finished"
@@ -142,15 +146,14 @@ def test_a_point_that_fails_and_a_cluster_out_of_reach_cost_only_themselves(swee
     assert "3 of 4 points failed" in outcome.message
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert "need 101 CPUs" in page
-    again = sweep_of(grid, "sweep.baselines=false")  # what failed is tried again
+    again = sweep_of(grid)  # what failed is tried again
     assert (again.skipped, again.code, len(again.records)) == (1, 1, 4)
 
 
 def test_the_cap_stops_the_sweep_and_a_higher_one_goes_on(sweep_of):
-    capped = sweep_of(GRID, "budget.max_usd=0.0000001")
-    assert capped.code == 4
-    assert len(capped.records) < 7
-    assert sweep_of(GRID, "budget.max_usd=100").code == 0
+    capped = sweep_of("{method: [none]}", "budget.max_usd=0.0000001")
+    assert (capped.code, capped.records) == (4, {})
+    assert sweep_of("{method: [none]}", "budget.max_usd=100").code == 0
 
 
 def children(uri: str, parent: str) -> list[Any]:
@@ -168,15 +171,14 @@ def test_mlflow_dies_in_mid_sweep_and_the_same_command_writes_what_is_missing(sw
         made.append(wanted)
         return real(enabled, wanted if len(made) <= 3 else dead, *rest)
 
-    tracking = ("mlflow.enabled=true", "sweep.baselines=false")  # the store beside the output
-    grid = "{method: [none, otprune], retention: [0.25, 0.5]}"
+    tracking = ("mlflow.enabled=true",)  # the store beside the output
     monkeypatch.setattr(sweep_track, "make_tracker", dying)
-    hurt = sweep_of(grid, *tracking)
+    hurt = sweep_of(GRID, *tracking)
     assert hurt.code == 0  # captions matter more
     assert "1 points are not in MLflow" in hurt.tracked
     assert "the same command writes them" in hurt.tracked
     monkeypatch.setattr(sweep_track, "make_tracker", real)
-    healed = sweep_of(grid, *tracking)
+    healed = sweep_of(GRID, *tracking)
     assert (healed.skipped, healed.code) == (3, 0)
     parent = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["mlflow_run"]
     runs = {run.info.run_name: run.data for run in children(uri, parent)}
@@ -218,13 +220,14 @@ class FakeCluster:
 def test_points_of_another_cluster_are_submitted_and_measured_alike(sweep_of, monkeypatch):
     cluster = FakeCluster()
     monkeypatch.setattr(sweep_submit, "connect", lambda address: cluster)
-    grid = "{method: [none, otprune], retention: [0.5], cluster: [{name: here}, {name: there, address: 'http://x:1'}]}"
-    outcome = sweep_of(grid, "sweep.baselines=false", "sweep.poll_seconds=0.01")
+    clusters = "[{name: here}, {name: there, address: 'http://x:1'}]"
+    outcome = sweep_of(f"{{method: [none], cluster: {clusters}}}", "sweep.poll_seconds=0.01")
     assert outcome.code == 0
-    found = {(r["values"]["method"], r["values"]["cluster"]): r for r in outcome.records.values()}
-    assert found["otprune", "there"]["quality"]["relative"] == found["otprune", "here"]["quality"]["relative"]
-    assert found["otprune", "there"]["fingerprint"] == found["otprune", "here"]["fingerprint"]
-    assert sorted(cluster.jobs) == sorted(f"{r['name']}-0" for key, r in found.items() if key[1] == "there")
+    here, there = outcome.records.values()
+    assert here["fingerprint"] == there["fingerprint"]
+    assert here["totals"]["captions"] == there["totals"]["captions"] == 8
+    assert there["quality"]["agreement"]["exact_match"][0] == 1  # with its own captions
+    assert list(cluster.jobs) == [f"{there['name']}-0"]
 
 
 def test_a_submitted_job_that_fails_says_why_and_is_submitted_anew(sweep_of, monkeypatch):
@@ -263,6 +266,7 @@ run_sweep(prepare_sweep(load_config(sys.argv[1:], SweepConfig)), Slow, wording_g
 @pytest.mark.chaos
 def test_a_killed_sweep_goes_on_where_it_was(sweep_of, corpus, tmp_path):
     settings = [*DEMO, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6"]
+    settings.append("sweep.baselines=false")
     paths = [f"input.path={corpus}", f"output.path={tmp_path / 'sweep'}", f"sweep.grid={GRID}"]
     with (tmp_path / "log").open("wb") as log:
         killed = subprocess.Popen(
@@ -287,8 +291,8 @@ def test_a_killed_sweep_goes_on_where_it_was(sweep_of, corpus, tmp_path):
         killed.wait(30)
     finished = len(list(points.glob("*/point.json")))
     outcome = sweep_of()
-    assert (outcome.code, outcome.skipped, len(outcome.records)) == (0, finished, 7)
-    assert 1 <= finished < 7
+    assert (outcome.code, outcome.skipped, len(outcome.records)) == (0, finished, 3)
+    assert 1 <= finished < 3
     for record in outcome.records.values():
         assert addresses(points / record["name"]) == [("a.parquet", row) for row in range(8)]
         assert record["metrics"]["images_captioned"] >= 4  # its speed is that of half of its images at least

@@ -27,7 +27,7 @@ def test_a_cluster_sets_its_keys_and_only_its_points():
     grid = "{method: [none], cluster: [{name: small}, {name: big, generate.actors: 3, cost.usd_per_hour: 7}]}"
     small, big = make_points(sweep(grid, "sweep.baselines=false"))
     assert (small.config.generate.actors, big.config.generate.actors) == (1, 3)
-    assert (small.config.cost.usd_per_hour, big.config.cost.usd_per_hour) == (None, 7)
+    assert (small.config.cost.usd_per_hour, big.config.cost.usd_per_hour) == (0.0832, 7)
     assert (small.values["cluster"], big.values["cluster"]) == ("small", "big")
 
 
