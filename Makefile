@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption estimate evaluate accuracy sweep study test test-vllm lint clean
+.PHONY: caption estimate evaluate accuracy sweep study test test-slow test-vllm lint clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -31,8 +31,11 @@ accuracy: $(INSTALLED)  ## score five selection methods at three retentions on t
 study: $(INSTALLED)  ## the paper's experiments on a small scale; conf/study.yaml has them in full
 	$(BIN)/python jobs/study.py
 
-test: $(INSTALLED)  ## every test that needs no GPU; JOBS=4 on a larger machine
+test: $(INSTALLED)  ## every test that needs no GPU and no minutes; JOBS=4 on a larger machine
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-slow: $(INSTALLED)  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
 
 test-vllm:  ## the vLLM engine on the CPU build of vLLM, in an environment of its own
 	PYTHON=$(PYTHON) tests/vllm/install .venv-vllm

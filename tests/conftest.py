@@ -98,3 +98,8 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, so that two processes of tests end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("chaos") is None)

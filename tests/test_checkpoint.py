@@ -138,7 +138,7 @@ def test_what_is_nowhere_is_one_clear_line(tmp_path, monkeypatch):
 def test_what_is_no_llava_is_named(copy):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    assert "families llava, got model_type 'llama'" in error_of(str(copy))
+    assert "families llava, llava_next, got model_type 'llama'" in error_of(str(copy))
     (copy / "config.json").write_text("{")
     assert "config.json must be JSON" in error_of(str(copy))
     (copy / "config.json").write_text("[]")

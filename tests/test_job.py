@@ -316,6 +316,7 @@ def test_an_img2dataset_file_is_captioned_with_its_failed_downloads_quarantined(
     assert [row["row"] for row in read_rows(tmp_path / "out")] == [0, 2, 3, 6, 7]
 
 
+@pytest.mark.slow
 def test_methods_of_every_kind_run_through_the_job(tmp_path: Path, corpus: Path):
     """Inside the model with every token kept: as unpruned; by the prompt: each prompt's own tokens; merged: -1 kept."""
     arguments = (*QUICK, f"input.path={corpus / 'b.parquet'}", "prompt.more=['is there a circle ?']")

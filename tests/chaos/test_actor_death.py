@@ -137,6 +137,7 @@ def test_an_image_that_kills_its_decoder_is_isolated_from_all_units_of_its_task(
     assert captions_of(tmp_path / "out") == expected(images, [10])
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_the_real_encoder_is_isolated_among_real_captions(tmp_path, arguments, images):
     job = prepare(load_config([*QUICK, *arguments, "input.limit=8", "faults.retries=0"]))
     outcome = run_job(job, encoder=killing(Encoder, {sha256(images[2])}))
