@@ -9,7 +9,6 @@ Random weights, 336-pixel images, 576 visual tokens. Every method alternates wit
 Prints medians and, as its last line, JSON: seconds an image, and of each method its share of the encode stage.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.generate import synchronize
+from benchmarks.generate import synchronize, timing_parser
 from benchmarks.random_model import make_checkpoint
 from otprune import num_kept, select_tokens
 from otprune.models import load_encoder
@@ -27,15 +26,9 @@ METHODS = ("none", "otprune", "logdet_linear", "divprune", "random")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
+    parser = timing_parser(__doc__)
     parser.add_argument("--vision-width", type=int, default=384)
     parser.add_argument("--vision-layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--retention", type=float, default=0.098)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; an actor of the job has one")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dtype = torch.float32 if options.device == "cpu" else torch.bfloat16

@@ -39,16 +39,22 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def timing_parser(doc: str) -> argparse.ArgumentParser:
+    """The options of every benchmark of one stage."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--retention", type=float, default=0.098)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; an actor of the job has one")
+    return parser
+
+
+def main() -> None:
+    parser = timing_parser(__doc__)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--new-tokens", type=int, default=32)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dtype = torch.float32 if options.device == "cpu" else torch.bfloat16

@@ -13,6 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
+from demo import ensure_corpus
 from pipelines.calibrate import calibrate
 from pipelines.config import CalibrateConfig
 from pipelines.settings import UserError, help_text, load_config
@@ -25,10 +26,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         config = load_config(argv, CalibrateConfig)
-        if config.input.path == ".cache/demo_corpus" and not Path(config.input.path).exists():
-            from demo.corpus import build_corpus
-
-            build_corpus(Path(config.input.path))
+        ensure_corpus(config.input.path)
         found = calibrate(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,8 +11,8 @@ Exit codes: 0 done; 2 bad configuration or input; 3 the gate failed; 4 stopped b
 
 import logging
 import sys
-from pathlib import Path
 
+from demo import ensure_corpus
 from pipelines.caption import prepare
 from pipelines.estimate import run_estimate
 from pipelines.run import run_job
@@ -27,10 +27,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         config = load_config(argv)
-        if config.input.path == ".cache/demo_corpus" and not Path(config.input.path).exists():
-            from demo.corpus import build_corpus
-
-            build_corpus(Path(config.input.path))
+        ensure_corpus(config.input.path)
         job = prepare(config)
         if config.run.estimate:
             print_estimate(job, *run_estimate(job))

@@ -10,8 +10,8 @@ Exit codes: 0 done; 2 bad configuration or input; 4 stopped by the spend cap; 13
 
 import logging
 import sys
-from pathlib import Path
 
+from demo import ensure_corpus
 from pipelines.accuracy_page import print_accuracy
 from pipelines.config import NOT_IN_EVALUATION, AccuracyConfig
 from pipelines.settings import REPOSITORY, UserError, help_text, load_config
@@ -27,10 +27,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         config = load_config(argv, AccuracyConfig, DEMO_CONFIG)
-        if config.input.path == ".cache/demo_corpus" and not Path(config.input.path).exists():
-            from demo.corpus import build_corpus
-
-            build_corpus(Path(config.input.path))
+        ensure_corpus(config.input.path)
         table = run_accuracy_grid(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

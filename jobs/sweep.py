@@ -12,8 +12,8 @@ Exit codes: 0 every point finished; 1 some failed, with their reasons; 2 bad con
 
 import logging
 import sys
-from pathlib import Path
 
+from demo import ensure_corpus
 from pipelines.config import SweepConfig
 from pipelines.settings import REPOSITORY, UserError, help_text, load_config
 from pipelines.sweep import prepare_sweep, run_sweep
@@ -30,10 +30,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         config = load_config(argv, SweepConfig, DEMO_CONFIG)
-        if config.input.path == ".cache/demo_corpus" and not Path(config.input.path).exists():
-            from demo.corpus import build_corpus
-
-            build_corpus(Path(config.input.path))
+        ensure_corpus(config.input.path)
         sweep = prepare_sweep(config)
         if config.sweep.dry_run:
             print_estimates(estimate_points(sweep))

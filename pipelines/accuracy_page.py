@@ -107,7 +107,7 @@ def _charts(points: dict, names: list[str], methods: list[str], retentions: list
             rows = points.get((method, retention))
             return rows and rows[names[0] if first else name]
 
-        series = {m: [row and of(row) for r in retentions for row in [row_of(m, r)]] for m in methods}
+        series = {m: [None if row is None else of(row) for r in retentions for row in [row_of(m, r)]] for m in methods}
         full = of(points[UNPRUNED, 1.0][names[0] if first else name])[0]
         title = "relative, %" if first else name.removeprefix("demo_")
         charts.append(line_chart(title, labels, series, styles, level=("all tokens", full)))

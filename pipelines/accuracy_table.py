@@ -91,9 +91,9 @@ def accuracy_table(measured: Sequence[Measured], benches: Sequence[Benchmark], r
                 ("vs_none", find_point(measured, UNPRUNED, 1.0)),
                 ("vs_random", find_point(measured, BASELINE, each.point.retention)),
             ):
-                same = other is None or other is each
-                scores = each.scores[bench.name]
-                compared = None if same else bench.compare(scores, other.scores[bench.name], resamples=resamples)
+                scores, compared = each.scores[bench.name], None
+                if other is not None and other is not each:
+                    compared = bench.compare(scores, other.scores[bench.name], resamples=resamples)
                 rows[-1] |= _compared(name, compared, scores.scale)
     for name in ("vs_none", "vs_random"):
         _correct(rows, name)

@@ -9,7 +9,7 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,7 +153,7 @@ class Meter:
     @property
     def node_seconds(self) -> dict[str, float]:
         """Seconds held by name of instance; nodes without a price under what is known of them."""
-        now, total = self.now, Counter()
+        now, total = self.now, defaultdict[str, float](float)
         for held in self._held():
             total[held.price.name] += held.seconds(now)
         return dict(total)

@@ -81,7 +81,7 @@ def match_budget(
 
     target = prefill_flops(shape, text, visual=visual_rows("otprune", num_visual, shape.layers, retention=retention))
     full = prefill_flops(shape, text + num_visual)
-    sizes = {"num_visual": num_visual, "num_layers": shape.layers}
+    sizes: dict[str, Any] = {"num_visual": num_visual, "num_layers": shape.layers}
     match method:
         case "fastv" if settings["kept"] is None:
             layer = settings["layer"] or (2 if flops(layer=2, kept=1) <= target else 1)

@@ -171,15 +171,19 @@ def open_baseline(config: EvaluateConfig, described: dict[str, Any]) -> Store | 
     return store
 
 
-def make_question_stages(asked: Asked, job: Job, encoder: type, generator: type | None) -> Stages:
-    """The caption job's stages, but for what is read and what is written."""
-    read = ReadQuestions(
+def make_question_reader(asked: Asked, job: Job) -> ReadQuestions:
+    """The first stage."""
+    return ReadQuestions(
         store=asked.store,
         files=asked.readers,
         wanted=asked.wanted,
         decode=decode_settings(job),
         max_new_tokens=job.config.generate.max_new_tokens,
     )
+
+
+def make_question_stages(asked: Asked, job: Job, encoder: type, generator: type | None) -> Stages:
+    """The caption job's stages, but for what is read and what is written."""
     sink = Sink(
         store=job.output,
         fingerprint=job.fingerprint,
@@ -189,7 +193,7 @@ def make_question_stages(asked: Asked, job: Job, encoder: type, generator: type 
         schema=PREDICTIONS,
         rows=prediction_rows,
     )
-    return Stages(read, *model_stages(job, encoder, generator), sink)
+    return Stages(make_question_reader(asked, job), *model_stages(job, encoder, generator), sink)
 
 
 def score_evaluation(evaluation: Evaluation) -> Results:

@@ -29,7 +29,7 @@ class Account:
 
     def weigh(self, config: Config) -> None:
         """Chooses the resource and the weights, as the connected cluster has it."""
-        gpus = dict(zip(watch.POOLS, actor_gpus(config), strict=True))
+        gpus: dict[str, float] = dict(zip(watch.POOLS, actor_gpus(config), strict=True))
         if any(gpus.values()):
             self.resource, self.weights = "GPU", gpus
         else:

@@ -18,11 +18,11 @@ from otprune.models import load_encoder
 from otprune.select import METHODS
 from pipelines.accuracy_table import Measured
 from pipelines.asking import Asked
-from pipelines.caption import decode_settings
 from pipelines.cluster import actor_gpus
 from pipelines.config import Config
 from pipelines.encode import image_seed, torch_dtype
 from pipelines.equal_flops import has_tiles
+from pipelines.evaluate import make_question_reader
 from pipelines.questions import ReadQuestions
 from pipelines.source import SpanRow
 from pipelines.tokens import as_tensor
@@ -50,13 +50,7 @@ def without_distance(measured: Sequence[Measured], num_images: int) -> list[Meas
 def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], num_images: int) -> None:
     """Mean trace objective and Gaussian W2 of the points' kept tokens, into `distance` and `distance.json` of each."""
     job = points[0].job
-    read = ReadQuestions(
-        store=asked.store,
-        files=asked.readers,
-        wanted=asked.wanted,
-        decode=decode_settings(job),
-        max_new_tokens=job.config.generate.max_new_tokens,
-    )
+    read = make_question_reader(asked, job)
     settings = [
         {
             "method": point.job.config.prune.method,

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import AutoConfig
 
@@ -82,5 +81,5 @@ def _mean_counts(job: Job) -> dict[str, float]:
             table = pq.read_table(stream, columns=list(COUNTS)).drop_null()
         answered += table.num_rows
         for column in COUNTS:
-            sums[column] += pc.sum(table[column]).as_py() or 0
+            sums[column] += table[column].to_numpy().sum().item()
     return {column: total / max(1, answered) for column, total in sums.items()}

@@ -157,8 +157,8 @@ def _read_cluster(config: SweepConfig, cluster: Any) -> dict[str, Any]:
 def _make_point(
     config: SweepConfig, values: dict[str, Any], own: dict[str, Any], cluster: dict[str, Any], varied: set[str]
 ) -> Point:
-    parts: dict[str, Any] = {part.name: getattr(config, part.name) for part in fields(Config)}
-    plain = replace(Config(**parts), prune=replace(config.prune, settings={}))
+    sections: dict[str, Any] = {part.name: getattr(config, part.name) for part in fields(Config)}
+    plain = replace(Config(**sections), prune=replace(config.prune, settings={}))
     keys = {AXES.get(axis, axis): value for axis, value in values.items()} | cluster["values"]
     keys["prune.settings"] = own or (config.prune.settings if values["method"] == config.prune.method else {})
     job = with_values(plain, keys | {"mlflow.enabled": False, "output.on_mismatch": "refuse"})

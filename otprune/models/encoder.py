@@ -67,7 +67,8 @@ class LlavaEncoder(nn.Module):
         self.tower, self.projector = tower, projector
         self.layer = config.vision_feature_layer
         self.drop_class_token = config.vision_feature_select_strategy == "default"
-        self.reader = _layer_behind(_transformer(tower), self.layer, self.drop_class_token) if attention else None
+        # a CLIPEncoderLayer, for whose parts torch has no types
+        self.reader: Any = _layer_behind(_transformer(tower), self.layer, self.drop_class_token) if attention else None
         if isinstance(self.layer, int):
             _cut_after(_transformer(tower), self.layer)
         self.image_size: int = config.vision_config.image_size

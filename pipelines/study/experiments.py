@@ -87,7 +87,9 @@ def greedy_piece(*, size: list[int], seed: int, gammas: list[float]) -> list[Row
     """Greedy over best, on one data set at each gamma."""
     num_tokens, width, keep = size
     where = {"num_tokens": num_tokens, "width": width, "keep": keep, "seed": seed}
-    return [{**where, "gamma": gamma, "ratio": greedy_ratio(*size, seed, gamma=gamma)} for gamma in gammas]
+    return [
+        {**where, "gamma": gamma, "ratio": greedy_ratio(num_tokens, width, keep, seed, gamma=gamma)} for gamma in gammas
+    ]
 
 
 def conclude_greedy(rows: list[Row], _: StudyConfig) -> Conclusion:

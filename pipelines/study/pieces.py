@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.exceptions import RayError
 
 import otprune
 from pipelines.storage import Store
@@ -116,7 +117,7 @@ def compute_on_ray(pieces: Sequence[Piece], output: Store, retries: int = 2) -> 
                 piece = running.pop(reference)
                 try:
                     seconds, error = ray.get(reference)
-                except ray.exceptions.RayError as lost:  # its process died again and again
+                except RayError as lost:  # its process died again and again
                     seconds, error = 0.0, f"{type(lost).__name__}: {clean(str(lost), 300)}"
                 yield Finished(piece, seconds, error)
     finally:
