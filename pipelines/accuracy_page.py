@@ -30,7 +30,10 @@ def render_accuracy(
     methods = list(dict.fromkeys(method for method, _ in points if method != UNPRUNED))
     methods.sort(key=lambda m: config.grid.methods.index(m))
     retentions = sorted({retention for method, retention in points if method != UNPRUNED}, reverse=True)
-    styles = series_styles(methods, quiet=(BASELINE, "uniform", "first", "last"))
+    within = {point: rows for point, rows in points.items() if not rows[names[0]]["over_budget"]}
+    rivals = {r: [m for m in methods if (m, r) in within] for r in retentions}
+    compared = [m for m in methods if any(m in rivals[r] for r in retentions)]
+    styles = series_styles(compared, quiet=(BASELINE, "uniform", "first", "last"))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -43,9 +46,10 @@ def render_accuracy(
         unpruned=points[UNPRUNED, 1.0],
         blocks=[(r, [points[m, r] for m in methods if (m, r) in points]) for r in retentions],
         styles=styles,
-        charts=_charts(points, names, methods, retentions, styles),
-        leaders=[(r, *_leaders(relative, measured, methods, r)) for r in retentions],
-        duels=[(r, methods, _duels(relative, measured, methods, r)) for r in retentions],
+        charts=_charts(within, names, compared, retentions, styles),
+        leaders=[(r, *_leaders(relative, measured, rivals[r], r)) for r in retentions if rivals[r]],
+        duels=[(r, rivals[r], _duels(relative, measured, rivals[r], r)) for r in retentions],
+        over_budget=[(r, [m for m in methods if (m, r) in points and m not in rivals[r]]) for r in retentions],
         distances=_distances(points, methods, retentions),
         scatters=_scatters(points, methods, retentions, styles),
         level=LEVEL_Q,
@@ -117,7 +121,7 @@ def _charts(points: dict, names: list[str], methods: list[str], retentions: list
 def _leaders(
     relative: Relative, measured: Sequence[Measured], methods: list[str], retention: float
 ) -> tuple[tuple[str, float], list[tuple[str, float]]]:
-    """The method with the best `relative` at this retention, and those that it does not surely beat."""
+    """The method of `methods` with the best `relative` at this retention, and those that it does not surely beat."""
     found = [(m, measured.index(p)) for m in methods if (p := find_point(measured, m, retention))]
     best, i = max(found, key=lambda pair: relative.values[pair[1]])
     ties = [(m, j) for m, j in found if j != i and relative.difference(i, j)[1] <= 0]
@@ -129,17 +133,15 @@ def _duels(
     relative: Relative, measured: Sequence[Measured], methods: list[str], retention: float
 ) -> list[list[tuple[str, str, str]]]:
     """Row method minus column method in points of `relative`: (outcome, difference, interval) of every pair."""
-    where = {m: find_point(measured, m, retention) for m in methods}
+    where = [measured.index(p) for m in methods if (p := find_point(measured, m, retention))]
     rows = []
-    for ours in methods:
+    for a in where:
         row = []
-        for theirs in methods:
-            a, b = where[ours], where[theirs]
-            if a is None or b is None or a is b:
+        for b in where:
+            if a == b:
                 row.append(("same", "", ""))
                 continue
-            values = relative.difference(measured.index(a), measured.index(b))
-            difference, low, high = (100 * value for value in values)
+            difference, low, high = (100 * value for value in relative.difference(a, b))
             outcome = "win" if low > 0 else "loss" if high < 0 else "tie"
             row.append((outcome, f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}"))
         rows.append(row)

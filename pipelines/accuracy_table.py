@@ -23,6 +23,7 @@ from pipelines.schema import PREDICTIONS_FOLDER
 from pipelines.storage import Store
 
 UNPRUNED, BASELINE = "none", "random"
+SLACK = 1.1  # of a budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,16 @@ class Measured:
     work: Mapping[str, float | None]
     distance: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def over_budget(self) -> bool:
+        """Whether it reads over a tenth more visual tokens, in the mean over layers and questions, than its retention.
+
+        Methods inside the model do that where one full layer alone is dearer than the budget; M3 between its grids;
+        PruMerge+ always, by its own rule. Such points are not compared with those within the budget.
+        """
+        kept, budget = self.work["num_kept_tokens"], self.point.retention * (self.work["num_visual_tokens"] or 0)
+        return kept is not None and kept > SLACK * budget + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Relative:
@@ -69,7 +80,7 @@ def accuracy_table(measured: Sequence[Measured], benches: Sequence[Benchmark], r
 
     `vs_none_*` is the difference from the unpruned model on the same questions, `vs_random_*` from random tokens of the
     same number: difference, ends of its paired bootstrap interval, p of a paired test (McNemar where answers are right
-    or wrong, else Wilcoxon), q. Null where there is nothing to compare with.
+    or wrong, else Wilcoxon), q. Null where there is nothing to compare with. `over_budget`: see `Measured`.
     """
     relative = relative_scores(measured, benches, resamples)
     rows = []
@@ -78,6 +89,7 @@ def accuracy_table(measured: Sequence[Measured], benches: Sequence[Benchmark], r
         shared = {
             "method": each.point.method,
             "retention": each.point.retention,
+            "over_budget": each.over_budget,
             **each.work,
             "relative": float(relative.values[i]),
             "relative_low": low,

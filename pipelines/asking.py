@@ -26,7 +26,7 @@ from pipelines.schema import PREDICTIONS_FOLDER
 from pipelines.settings import UserError
 from pipelines.source import SpanRow
 from pipelines.storage import STORE_ERRORS, Store
-from pipelines.units import CorpusFile, plan_rows, unit_key
+from pipelines.units import CorpusFile, Unit, plan_rows, unit_key
 
 
 @dataclass(slots=True)
@@ -75,6 +75,17 @@ def plan_questions(asked: Asked, output: Store, fingerprint: str, num_images: in
     delete_orphans(output, committed, [unit for span in spans for unit in span.units])
     num_questions = sum(asked.questions.values())
     return Plan(spans, committed, num_questions, num_questions - num_left)
+
+
+def first_spans(asked: Asked, num_rows: int) -> list[SpanRow]:
+    """The first rows of the first files, `num_rows` in all: a sample of the questions' images."""
+    spans = []
+    for file in asked.files:
+        rows = min(num_rows, file.num_rows)
+        if rows:
+            spans.append(SpanRow((Unit("0" * 12, 0, rows, (file.source,)),), file.row_groups, 0))
+        num_rows -= rows
+    return spans
 
 
 def _add_group(asked: Asked, group: list[Benchmark], limit: int | None) -> None:

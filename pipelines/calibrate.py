@@ -4,11 +4,11 @@ Both look at how the unpruned model reads a sample of the user's own images unde
 they found as JSON: {"method", "model", "samples", "recipe"} or {..., "layer", "divergences"}.
 
 FitPrune's alpha is not its own percentage but the smallest budget not below that of a selector at `prune.retention`,
-as `budget.py` counts it.
+as `equal_flops.py` counts it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,10 +59,13 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     if method not in ("fitprune", "vtw"):
         raise UserError(f"prune.method must be fitprune or vtw, the methods that calibrate, got {method}")
     model = check_model(config, writes=False)
-    sample = read_sample(config, model)
+    sample = read_sample(model, _pictures(config, model), dtype=config.model.dtype, style=config.prompt.conversation)
+    if not sample.embeds:
+        raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
     found = {"method": method, "model": weights_digest(model), "samples": len(sample.embeds)}
     if method == "fitprune":
-        return found | {"recipe": fit_to_retention(sample, config.prune.retention)}
+        [recipe] = fit_to_retentions(sample, [config.prune.retention])
+        return found | {"recipe": recipe}
     num_layers, first = len(sample.model.model.layers), config.calibrate.first_layer
     first = round(num_layers * RELEASED_FIRST_LAYER / RELEASED_LAYERS) if first is None else first
     divergences = dict(vtw_divergences(sample.model, sample.embeds, sample.spans, first_layer=first))
@@ -70,28 +73,25 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     return found | {"layer": next(below, num_layers), "divergences": divergences}
 
 
-def read_sample(config: CalibrateConfig, model: Path) -> Sample:
-    """The readable ones of the corpus's first `calibrate.samples` images, under the job's first prompt."""
+def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtype: str, style: str) -> Sample:
+    """The model's own view of `pictures`, decoded images with a prompt each; on a GPU if this process sees one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch_dtype(config.model.dtype, device)
-    pictures = list(_pictures(config, model))
-    if not pictures:
-        raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
-    encoder = load_encoder(model, dtype=dtype, device=device)
-    decoder = load_decoder(model, dtype=dtype, device=device)
+    encoder = load_encoder(model, dtype=torch_dtype(dtype, device), device=device)
+    decoder = load_decoder(model, dtype=torch_dtype(dtype, device), device=device)
     embeds, spans = [], []
+    pictures = list(pictures)
     for start in range(0, len(pictures), BATCH):
         pixels, texts = zip(*pictures[start : start + BATCH], strict=True)
         for tokens, text in zip(encoder(as_tensor(np.stack(pixels))), texts, strict=True):
-            prompt = decoder.encode_prompt(text, config.prompt.conversation)
+            prompt = decoder.encode_prompt(text, style)
             embeds.append(decoder.embed(tokens, prompt))
             spans.append(image_span(prompt, len(embeds[-1])))
     logger.info("calibrating on %d images", len(embeds))
     return Sample(decoder.model, embeds, spans)
 
 
-def fit_to_retention(sample: Sample, retention: float) -> dict[int, int]:
-    """FitPrune's recipe of the smallest alpha whose prefill costs no less than a selector's at `retention`."""
+def fit_to_retentions(sample: Sample, retentions: Sequence[float]) -> list[dict[int, int]]:
+    """FitPrune's recipe for each: of the smallest alpha whose prefill costs no less than a selector's."""
     shape = LanguageShape.from_config(sample.model.config)
     num_visual, text = _sizes(sample)
     masses = measure(sample.model, sample.embeds, sample.spans)
@@ -100,11 +100,14 @@ def fit_to_retention(sample: Sample, retention: float) -> dict[int, int]:
     def flops(**settings: Any) -> int:
         return prefill_flops(shape, text, visual=visual_rows("fitprune", num_visual, shape.layers, **settings))
 
-    target = prefill_flops(shape, text, visual=visual_rows("otprune", num_visual, shape.layers, retention=retention))
+    sizes: dict[str, Any] = {"num_visual": num_visual, "num_layers": shape.layers}
     recipes = [recipe_at(*masses, alpha) for alpha in alphas]
-    return match_flops("fitprune", flops, target, num_visual=num_visual, num_layers=shape.layers, recipes=recipes)[
-        "recipe"
-    ]
+    fitted = []
+    for retention in retentions:
+        rows = visual_rows("otprune", num_visual, shape.layers, retention=retention)
+        target = prefill_flops(shape, text, visual=rows)
+        fitted.append(match_flops("fitprune", flops, target, **sizes, recipes=recipes)["recipe"])
+    return fitted
 
 
 def _sizes(sample: Sample) -> tuple[int, int]:

@@ -280,6 +280,9 @@ class GridConfig:
     )
     retentions: list[float] = key("shares of the visual tokens that each method keeps", [0.5, 0.25, 0.098, 0.05])
     settings: dict[str, Any] = key("settings by method, as prune.settings takes them: {fastv: {layer: 2}}", {})
+    calibration_images: int = key(
+        "images that FitPrune's recipes are fitted to where grid.settings has none", 64, low=1
+    )
     distance_images: int = key(
         "images whose kept tokens are held against all tokens: trace objective, Gaussian W2; 0 for none", 64, low=0
     )

@@ -47,7 +47,7 @@ def render_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") 
         left=len(sweep.points) - len(known),
         cluster=cluster,
         clusters=len({point.values["cluster"] for point in sweep.points}),
-        pareto=pareto_plot(here, advice, priced, sweep.config.sweep.tolerance) if len(here) > 1 else None,
+        pareto=pareto_plot(here, advice, priced, sweep.config.sweep.tolerance),
         scaling=scaling_plot(sweep, settings, advice),
         stages=(stages := [_split(setting) for setting in here]),
         longest_split=max((sum(row["parts"].values()) for row in stages), default=1) or 1,
@@ -91,7 +91,10 @@ def pareto_front(settings: Sequence[Setting]) -> list[Setting]:
 
 
 def pareto_plot(settings: Sequence[Setting], advice: Advice, priced: bool, tolerance: float) -> Any:
+    """Cost against quality; None with fewer than two settings whose quality is known, as without an unpruned point."""
     shown = [setting for setting in settings if setting.quality]
+    if len(shown) < 2:
+        return None
     methods = list(dict.fromkeys(setting.values["method"] for setting in shown))
     tint = colors(methods)
     marks = [

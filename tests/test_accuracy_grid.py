@@ -25,11 +25,11 @@ from jobs.evaluate_grid import DEMO_CONFIG, main
 from otprune import num_kept, select_tokens
 from otprune.distance import gaussian_w2, trace_objective
 from otprune.models import load_encoder
+from pipelines.accuracy_grid import grid_points, run_accuracy_grid
 from pipelines.accuracy_table import Point
 from pipelines.charts import line_chart, scatter, series_styles, ticks
 from pipelines.config import AccuracyConfig, GridConfig
 from pipelines.settings import load_config
-from pipelines.study_accuracy import grid_points, run_accuracy_grid
 from pipelines.work import Work
 
 TOKENS = 256
@@ -40,12 +40,13 @@ def luck(question_id: str) -> int:
     return zlib.crc32(question_id.encode()) % TOKENS
 
 
-def counting_encoder() -> type:
-    """As many empty tokens an image as are to be kept."""
+def counting_encoder(always: dict[str, int] | None = None) -> type:
+    """As many empty tokens an image as are to be kept; `always` so many of some methods."""
 
     class Counting:
         def __init__(self, *, method: str, retention: float, **_: object) -> None:
-            self.kept = 256 if method == "none" else round(256 * retention)
+            kept = 256 if method == "none" else round(256 * retention)
+            self.kept = (always or {}).get(method, kept)
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             work = Work.from_row(row)
@@ -205,6 +206,45 @@ def test_a_finished_grid_is_read_again_and_can_grow(
     grown = run_accuracy_grid(configure(scenes, output, *more), counting_encoder(), lucky_generator())
     assert set(grown["num_kept_tokens"].to_pylist()) == {256, 128, 26}
     assert set(grown["vs_random_p"].to_pylist()) == {None}
+
+
+def test_points_over_budget_stand_in_the_table_alone(scenes: Path, tmp_path: Path, ray_session: None):
+    """An encoder that gives M3 its next grid up, as M3 does between its grids."""
+    settings = ("mlflow.enabled=false", "grid.methods=[otprune,random,m3]", "grid.retentions=[0.1,0.05]")
+    counting = counting_encoder({"m3": 64})
+    table = run_accuracy_grid(
+        configure(scenes, tmp_path, *settings, "grid.distance_images=0"), counting, lucky_generator()
+    )
+    assert {row["method"] for row in table.to_pylist() if row["over_budget"]} == {"m3"}
+    page = (tmp_path / "accuracy.html").read_text()
+    assert "Not compared at 10 %, because they read over a tenth more tokens than that: m3." in page
+    short = page[page.index("In short") : page.index("Not compared")]
+    assert "m3" not in short
+    assert page.count("over budget</small>") == 2
+
+
+def test_fitprune_is_fitted_to_the_grids_own_images_once(
+    scenes: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+):
+    settings = (
+        "mlflow.enabled=false", "grid.methods=[fitprune,random]", "grid.retentions=[0.5,0.3]",
+        "grid.calibration_images=6", "grid.distance_images=0", "benchmarks=[demo_attr]",
+    )  # fmt: skip
+    config = configure(scenes, tmp_path, *settings)
+    run_accuracy_grid(config, counting_encoder(), lucky_generator())
+    stored = json.loads((tmp_path / "recipes.json").read_text())
+    assert stored["images"] == 6
+    deleted = {retention: sum(recipe.values()) for retention, recipe in stored["recipes"].items()}
+    assert deleted.keys() == {"0.5", "0.3"}
+    assert 0 < deleted["0.5"] < deleted["0.3"]
+    claim = (tmp_path / "points" / "fitprune-0.5" / "fingerprint.json").read_text()
+    assert all(f'"{layer}": {number}' in claim for layer, number in stored["recipes"]["0.5"].items())
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr("pipelines.accuracy_grid.fit_recipes", refuse)
+    run_accuracy_grid(config, counting_encoder(), lucky_generator())
 
 
 def test_points_come_with_their_references_first():

@@ -79,6 +79,13 @@ def test_a_sweep_without_a_finished_point_has_a_page_too(sweep):
     assert "0 of 20 points finished, 20 not run yet" in text
 
 
+def test_without_an_unpruned_point_there_is_a_page_and_no_advice(sweep):
+    nothing = {"relative": None, "references": None, "agreement": None}  # as without an unpruned point
+    records = {n: r | {"quality": nothing} for n, r in known(sweep).items() if r["values"]["method"] != "none"}
+    assert len(records) > 1
+    assert "No advice: no unpruned point has finished" in text_of(render_sweep(sweep, records, JUDGE))
+
+
 def test_without_prices_the_page_speaks_of_hours(sweep):
     sweep.config = with_values(sweep.config, {"cost.usd_per_hour": None})
     records = [record("none", 1.0, None, [1, 1, 1]), record("otprune", 0.1, None, [0.97, 0.96, 0.99])]

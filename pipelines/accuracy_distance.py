@@ -17,7 +17,7 @@ from otprune.distance import gaussian_w2, trace_objective
 from otprune.models import load_encoder
 from otprune.select import METHODS
 from pipelines.accuracy_table import Measured
-from pipelines.asking import Asked
+from pipelines.asking import Asked, first_spans
 from pipelines.cluster import actor_gpus
 from pipelines.config import Config
 from pipelines.encode import image_seed, torch_dtype
@@ -26,7 +26,6 @@ from pipelines.evaluate import make_question_reader
 from pipelines.questions import ReadQuestions
 from pipelines.source import SpanRow
 from pipelines.tokens import as_tensor
-from pipelines.units import Unit
 from pipelines.work import Work
 
 FILE = "distance.json"
@@ -65,7 +64,7 @@ def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], 
     remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=gpus)(distances)
     device = "cuda" if gpus else "cpu"
     found = ray.get(
-        remote.remote(read, _spans(asked, num_images), str(job.model), config.model.dtype, device, settings)
+        remote.remote(read, first_spans(asked, num_images), str(job.model), config.model.dtype, device, settings)
     )
     for point, values in zip(points, found, strict=True):
         point.distance.update(values)
@@ -102,14 +101,3 @@ def _of_selection(features: Tensor, hashes: list[str], *, retention: float, seed
     seeds = torch.tensor([image_seed(sha256, seed) for sha256 in hashes], device=features.device)
     keep = select_tokens(features, num_kept(retention, features.shape[1]), seed=seeds, **selection)
     return torch.stack([trace_objective(features, keep).sum(), gaussian_w2(features, keep).sum()]).cpu()
-
-
-def _spans(asked: Asked, num_images: int) -> list[SpanRow]:
-    """The first rows of the first files, `num_images` in all."""
-    spans = []
-    for file in asked.files:
-        rows = min(num_images, file.num_rows)
-        if rows:
-            spans.append(SpanRow((Unit("0" * 12, 0, rows, (file.source,)),), file.row_groups, 0))
-        num_images -= rows
-    return spans

@@ -19,10 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from pipelines.accuracy_distance import measure_distances, without_distance
 from pipelines.accuracy_page import render_accuracy
+from pipelines.accuracy_recipes import fit_recipes, known_recipes, lacks_recipe
 from pipelines.accuracy_table import Measured, Point, accuracy_table, image_of_groups
+from pipelines.accuracy_work import measure_work
 from pipelines.asking import find_questions
-from pipelines.caption import check_model
+from pipelines.caption import check_model, check_pruning
 from pipelines.cluster import connected
 from pipelines.config import AccuracyConfig, EvaluateConfig, GridConfig
 from pipelines.encode import Encoder
@@ -30,8 +33,6 @@ from pipelines.evaluate import choose_benchmarks, prepare_evaluation, run_evalua
 from pipelines.run import FAILED, INTERRUPTED
 from pipelines.settings import UserError, to_yaml
 from pipelines.storage import Store, make_store
-from pipelines.study_distance import measure_distances, without_distance
-from pipelines.study_work import measure_work
 from pipelines.track import Tracker, default_store, make_tracker
 from pipelines.tracking import git_tag
 
@@ -57,16 +58,23 @@ def run_accuracy_grid(config: AccuracyConfig, encoder: type = Encoder, generator
         GridStoppedError: if a point failed, was interrupted or met the spend cap; it holds the exit code.
     """
     points = grid_points(config.grid)
+    model = check_model(point_config(config, points[0]))
     for point in points:
-        check_model(point_config(config, point))
+        each = point_config(config, point, recipe={})  # the right one is not known yet
+        check_pruning(each, check_model(each))
     benches = choose_benchmarks(config.benchmarks)
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
     asked = find_questions(store, benches, config.limit)
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     measured: list[Measured] = []
+    recipes = known_recipes(config, output, model) if lacks_recipe(config) else {}
     with ExitStack() as cluster, tracked(config, output) as (tracker, tags):
         for number, point in enumerate(points, 1):
-            evaluation = prepare_evaluation(point_config(config, point), asked, tags)
+            if point.method == "fitprune" and lacks_recipe(config) and point.retention not in recipes:
+                join(cluster, config)
+                missing = [each.retention for each in points if each.method == "fitprune"]
+                recipes = fit_recipes(config, asked, measured[0].job, output, recipes, missing)
+            evaluation = prepare_evaluation(point_config(config, point, recipes.get(point.retention)), asked, tags)
             if evaluation.job.plan.spans:
                 join(cluster, config)
             outcome, results = run_evaluation(evaluation, encoder, generator)
@@ -102,10 +110,12 @@ def grid_points(grid: GridConfig) -> list[Point]:
     return [Point("none", 1.0), *(Point(method, retention) for method in methods for retention in retentions)]
 
 
-def point_config(config: AccuracyConfig, point: Point) -> EvaluateConfig:
-    """The evaluation of one point: its own output, one store of tracked runs."""
+def point_config(config: AccuracyConfig, point: Point, recipe: dict[int, int] | None = None) -> EvaluateConfig:
+    """The evaluation of one point: its own output, one store of tracked runs; FitPrune's recipe unless it is given."""
     shared = {f.name: getattr(config, f.name) for f in fields(EvaluateConfig)}
     settings = config.grid.settings.get(point.method, {})
+    if point.method == "fitprune" and lacks_recipe(config):
+        settings = {**settings, "recipe": recipe}
     prune = replace(config.prune, method=point.method, retention=point.retention, settings=settings)
     output = replace(config.output, path=f"{config.output.path.rstrip('/')}/points/{point.name}")
     mlflow = replace(config.mlflow, tracking_uri=tracking_uri(config), run_name=point.name)
