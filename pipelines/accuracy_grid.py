@@ -11,9 +11,10 @@ The same command again resumes: finished points are scored from their prediction
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ from pipelines.caption import check_model, check_pruning
 from pipelines.cluster import connected
 from pipelines.config import AccuracyConfig, EvaluateConfig, GridConfig
 from pipelines.encode import Encoder
+from pipelines.equal_flops import resolve_pruning
 from pipelines.evaluate import choose_benchmarks, prepare_evaluation, run_evaluation
 from pipelines.run import FAILED, INTERRUPTED
 from pipelines.settings import UserError, to_yaml
@@ -58,10 +60,7 @@ def run_accuracy_grid(config: AccuracyConfig, encoder: type = Encoder, generator
         GridStoppedError: if a point failed, was interrupted or met the spend cap; it holds the exit code.
     """
     points = grid_points(config.grid)
-    model = check_model(point_config(config, points[0]))
-    for point in points:
-        each = point_config(config, point, recipe={})  # the right one is not known yet
-        check_pruning(each, check_model(each))
+    model = check_points(config, points)
     benches = choose_benchmarks(config.benchmarks)
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
     asked = find_questions(store, benches, config.limit)
@@ -108,6 +107,25 @@ def grid_points(grid: GridConfig) -> list[Point]:
     methods.sort(key=lambda method: method != "random")
     retentions = sorted(set(grid.retentions), reverse=True)
     return [Point("none", 1.0), *(Point(method, retention) for method in methods for retention in retentions)]
+
+
+def check_points(config: AccuracyConfig, points: Sequence[Point]) -> Path:
+    """The checkpoint's folder.
+
+    Raises:
+        UserError: if a method, one of its settings or the model does not fit.
+    """
+    configs = [point_config(config, point, recipe={}) for point in points]  # the right recipes are not known yet
+    *_, model = (check_model(each) for each in configs)
+    budgets = logging.getLogger(resolve_pruning.__module__)
+    level = budgets.level
+    budgets.setLevel(logging.WARNING)  # each point says its own when it is prepared
+    try:
+        for each in configs:
+            check_pruning(each, model)
+    finally:
+        budgets.setLevel(level)
+    return model
 
 
 def point_config(config: AccuracyConfig, point: Point, recipe: dict[int, int] | None = None) -> EvaluateConfig:

@@ -15,6 +15,7 @@ g6.xlarge,L4,1.0,4.0,0.8048,us-east-1,"{'Gpus': [{'Name': 'L4'}]}",0.35,us-east-
 g6.xlarge,L4,1.0,4.0,0.9,eu-west-1,"{'Gpus': [{'Name': 'L4'}]}",,eu-west-1a
 m7i.xlarge,,,4.0,0.2016,us-east-1,,,us-east-1a
 """
+CLUSTER = {"m7i.xlarge": 0.2016, "g6e.2xlarge": 2.24208}
 SHIPPED = load_prices(["conf/prices.yaml"])
 
 
@@ -42,8 +43,17 @@ def test_every_shipped_row_has_a_price_a_date_and_a_source():
         assert row.usd_per_hour
         assert row.date.startswith("2026")
         assert row.source
-        assert row.gpu
-        assert row.count >= 1
+        assert (row.gpu and row.count >= 1) or row.instance in CLUSTER
+
+
+def test_the_nodes_of_the_shipped_cluster_have_a_price_but_on_spot():
+    for kind in yaml.safe_load((REPOSITORY / "ray_cluster.yaml").read_text())["available_node_types"].values():
+        labels = kind["labels"]
+        price = on_demand(labels, **kind["resources"])
+        if labels["ray.io/market-type"] == "spot":
+            assert price.usd_per_hour is None  # it changes by the hour: a row of the user's own
+        else:
+            assert price == NodePrice(labels["instance-type"], CLUSTER[labels["instance-type"]])
 
 
 def test_a_node_is_known_by_its_instance_type_label():
