@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import ray
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 TASK_CPUS = 2  # for reading, decoding and writing beside the actors
 ANSWER_SECONDS = 15.0  # within which a cluster that is there opens a connection
+START_ATTEMPTS = 3  # of an embedded Ray, 30 s each, which Ray does not let us change
+TOO_SLOW = "timed out during startup"
 
 
 @contextmanager
@@ -60,20 +63,37 @@ def _start(config: Config) -> str:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray logs an error at each pool's start, about constructor arguments that are safe while the driver lives.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        store = config.ray.object_store_mb
-        context = ray.init(
-            address="local",
-            num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, actor_cpus(config) + TASK_CPUS),
-            include_dashboard=config.ray.dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=store * 2**20 if store else None,
-        )
+        context = _start_embedded(config)
         where = "embedded Ray"
     resources = ray.cluster_resources()
     check_room(config, resources, may_grow=bool(address))
     dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
     return f"{where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs{dashboard}"
+
+
+def _start_embedded(config: Config) -> Any:
+    """A Ray of this process's own; once more where it did not come up in time, as on a machine that others keep busy.
+
+    Raises:
+        UserError: if it never does.
+    """
+    store, slow = config.ray.object_store_mb, None
+    for _ in range(START_ATTEMPTS):
+        try:
+            return ray.init(
+                address="local",
+                num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, actor_cpus(config) + TASK_CPUS),
+                include_dashboard=config.ray.dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=store * 2**20 if store else None,
+            )
+        except Exception as error:
+            if TOO_SLOW not in str(error):  # Ray has no type of its own for it
+                raise
+            slow = error
+            logger.warning("Ray did not start within 30 s: is the machine busy?")
+    raise UserError(f"an embedded Ray must start in {START_ATTEMPTS} attempts of 30 s: {slow}") from slow
 
 
 def _check_answers(address: str) -> None:

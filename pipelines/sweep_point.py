@@ -8,6 +8,7 @@ A record is of one key, which changes with everything that changes captions or s
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,7 +113,8 @@ def failed_record(point: Point, reason: str) -> Record:
 
 
 def _identity(point: Point) -> Record:
-    return {"name": point.name, "key": point.key, "values": point.values, "group": point.group}
+    known = {"name": point.name, "key": point.key, "values": point.values, "group": point.group}
+    return {**known, "ended": time.time()}
 
 
 def read_json(store: Store, name: str) -> Any:

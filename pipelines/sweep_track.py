@@ -54,7 +54,9 @@ class SweepTracker:
         """Writes the child run of a point, and its id into the point's record; not while the server is down."""
         if not self.is_on or self.problem or self.run_id is None or record.get("tracked"):
             return
-        tracker = self._tracker(point.name, None)
+        ended, seconds = record.get("ended"), (record.get("metrics") or {}).get("wall_seconds", 0.0)
+        times = None if ended is None else (ended - seconds, ended)
+        tracker = self._tracker(point.name.removesuffix(f"-{point.key}"), None, times)
         cluster = point.address or point.config.ray.address or "local"
         tags = {
             "method": point.config.prune.method,
@@ -66,7 +68,9 @@ class SweepTracker:
             PARENT_TAG: self.run_id,
         }
         axes = {f"axis.{axis}": value for axis, value in point.values.items()}
-        tracker.start(axes | point.config.dotted(), tags, to_yaml(point.config))
+        params = axes | point.config.dotted()
+        del params["output.path"]  # another one in every point: MLflow would compare the points by it
+        tracker.start(params, tags, to_yaml(point.config))
         tracker.log(point_metrics(record), 0)
         if record["reason"]:
             tracker.artifact("reason.txt", record["reason"])
@@ -105,9 +109,9 @@ class SweepTracker:
             self._parent.finish("KILLED")
         start()
 
-    def _tracker(self, name: str, resume: str | None) -> Tracker:
+    def _tracker(self, name: str, resume: str | None, times: tuple[float, float] | None = None) -> Tracker:
         options = self.config.mlflow
-        return make_tracker(options.enabled, options.tracking_uri, options.experiment, name, self.output, resume)
+        return make_tracker(options.enabled, options.tracking_uri, options.experiment, name, self.output, resume, times)
 
 
 def point_metrics(record: Mapping[str, Any]) -> dict[str, float]:

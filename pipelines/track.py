@@ -63,8 +63,18 @@ class NullTracker:
 class MlflowTracker:
     """Queues every call for one worker thread; what fails, or does not fit a full queue, is counted and left out."""
 
-    def __init__(self, uri: str, experiment: str, run_name: str, artifacts: str | None, resume: str | None = None):
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        artifacts: str | None,
+        resume: str | None = None,
+        times: tuple[float, float] | None = None,
+    ):
         self.uri, self.experiment, self.run_name, self.artifacts = uri, experiment, run_name, artifacts
+        # Start and end of what is told afterwards, in Unix seconds; else they are those of this object.
+        self._began, self._ended = (None, None) if times is None else (int(1000 * times[0]), int(1000 * times[1]))
         self.run_id: str | None = None
         self.resume = resume  # id of an earlier run to go on with, if it is still there
         self._started = threading.Event()
@@ -98,7 +108,7 @@ class MlflowTracker:
     def finish(self, status: str) -> str:
         """Ends the run as FINISHED, FAILED or KILLED and says in one line where it is, or why it is incomplete."""
         end = time.monotonic() + FLUSH_SECONDS
-        for last in (lambda: self._client.set_terminated(self._id, status), None):
+        for last in (lambda: self._client.set_terminated(self._id, status, self._ended), None):
             with contextlib.suppress(queue.Full):
                 self._queue.put(last, timeout=max(0.0, end - time.monotonic()))
         self._thread.join(max(0.0, end - time.monotonic()))
@@ -145,7 +155,7 @@ class MlflowTracker:
         if self._resume(experiment):
             return
         source = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "JOB"}
-        run = self._client.create_run(experiment, run_name=self.run_name, tags=source | dict(tags))
+        run = self._client.create_run(experiment, self._began, run_name=self.run_name, tags=source | dict(tags))
         self.run_id = run.info.run_id
         shown = [Param(k, str(v)[:6000]) for k, v in params.items()]
         for i in range(0, len(shown), 100):
@@ -191,15 +201,21 @@ class MlflowTracker:
 
 
 def make_tracker(
-    enabled: bool, uri: str | None, experiment: str, run_name: str, output: str, resume: str | None = None
+    enabled: bool,
+    uri: str | None,
+    experiment: str,
+    run_name: str,
+    output: str,
+    resume: str | None = None,
+    times: tuple[float, float] | None = None,
 ) -> Tracker:
     """A tracker for `uri`; None is a sqlite store beside the output, or in the working folder for an output on S3."""
     if not enabled:
         return NullTracker()
     if uri is not None:
-        return MlflowTracker(uri, experiment, run_name, None, resume)
+        return MlflowTracker(uri, experiment, run_name, None, resume, times)
     uri, artifacts = default_store(output)
-    return MlflowTracker(uri, experiment, run_name, artifacts, resume)
+    return MlflowTracker(uri, experiment, run_name, artifacts, resume, times)
 
 
 def default_store(output: str) -> tuple[str, str]:

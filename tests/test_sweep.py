@@ -181,10 +181,13 @@ def test_mlflow_dies_in_mid_sweep_and_the_same_command_writes_what_is_missing(sw
     healed = sweep_of(GRID, *tracking)
     assert (healed.skipped, healed.code) == (3, 0)
     parent = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["mlflow_run"]
-    runs = {run.info.run_name: run.data for run in children(uri, parent)}
+    runs = {run.data.tags["point"]: run for run in children(uri, parent)}
     assert runs.keys() == healed.records.keys()
-    data = next(data for name, data in runs.items() if name.startswith("otprune-0.25"))
-    record = next(record for name, record in healed.records.items() if name.startswith("otprune-0.25"))
+    [name] = [name for name in runs if name.startswith("otprune-0.25")]
+    data, info, record = runs[name].data, runs[name].info, healed.records[name]
+    assert info.run_name == name.removesuffix(f"-{record['key']}")
+    assert info.end_time - info.start_time == pytest.approx(1000 * record["metrics"]["wall_seconds"], abs=2)
+    assert "output.path" not in data.params
     assert data.metrics["accuracy/unpruned/relative"] == record["quality"]["relative"][0]
     assert data.metrics["images_per_second"] == record["metrics"]["images_per_second"]
     assert data.metrics["usd_per_million_images_steady"] == record["metrics"]["usd_per_million_images_steady"]

@@ -149,7 +149,7 @@ def slow(monkeypatch):
         def log_batch(self, run_id, metrics):
             told.append(metrics[0].step)
 
-        def set_terminated(self, run_id, status):
+        def set_terminated(self, run_id, status, end_time):
             told.append(status)
 
     def begin(self, *_):

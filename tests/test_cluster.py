@@ -1,0 +1,48 @@
+"""An embedded Ray that does not come up in time, as on a machine that others keep busy."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines import cluster
+from pipelines.config import Config
+from pipelines.settings import UserError
+
+SLOW = Exception("The current node timed out during startup. This could happen because ...")
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `_start` with a Ray that fails with each of the given errors in turn, and then starts; counts attempts."""
+
+    def run(*errors: Exception) -> tuple[str, int]:
+        attempts = []
+
+        def init(**_: object) -> SimpleNamespace:
+            attempts.append(1)
+            if len(attempts) <= len(errors):
+                raise errors[len(attempts) - 1]
+            return SimpleNamespace(dashboard_url="")
+
+        monkeypatch.setattr(cluster.ray, "init", init)
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 4.0})
+        return cluster._start(Config()), len(attempts)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return run
+
+
+def test_a_ray_that_was_too_slow_is_started_again(start):
+    assert start() == ("embedded Ray: 4 CPUs, 0 GPUs", 1)
+    assert start(SLOW, SLOW) == ("embedded Ray: 4 CPUs, 0 GPUs", 3)
+
+
+def test_one_that_never_starts_is_an_error_of_one_line(start):
+    with pytest.raises(UserError, match="embedded Ray must start in 3 attempts of 30 s: The current node timed out"):
+        start(SLOW, SLOW, SLOW)
+
+
+def test_another_error_is_not_tried_again(start):
+    with pytest.raises(OSError, match="no room"):
+        start(OSError("no room on /dev/shm"))
