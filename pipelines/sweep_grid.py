@@ -182,7 +182,7 @@ def _make_point(
     parts += [cluster["name"]] if "cluster" in varied else []
     name = "-".join(_plain(part) for part in [*parts, key])
     output = "/".join((make_store(config.output.path).path, POINTS, name))
-    return Point(name, shown, with_values(job, {"output.path": output}), cluster["address"], key)
+    return Point(name, shown, replace(job, output=replace(job.output, path=output)), cluster["address"], key)
 
 
 def _plain(text: str) -> str:

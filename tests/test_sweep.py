@@ -266,6 +266,7 @@ run_sweep(prepare_sweep(load_config(sys.argv[1:], SweepConfig)), Slow, wording_g
 """
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_killed_sweep_goes_on_where_it_was(sweep_of, corpus, tmp_path):
     settings = [*DEMO, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6"]

@@ -51,7 +51,7 @@ def in_one_go(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessio
     return captions
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, corpus: Path, tmp_path: Path) -> Iterator[Place]:
     if request.param == "local":
         yield Place([f"input.path={corpus}", f"output.path={tmp_path / 'out'}"], Store(str(tmp_path / "out")))
