@@ -25,8 +25,8 @@ def make_checkpoint(
 ) -> Path:
     """Writes a checkpoint with patches of 14 pixels, (image_size / 14)^2 visual tokens and the demo's tokenizer.
 
-    Tensors are named as released checkpoints name them, since vLLM knows no other names. With `endless` the token that
-    ends an answer is one that the model cannot say: every answer has its full length.
+    Tensors are named as released checkpoints name them, since vLLM knows no other names. With `endless` the model never
+    says the token that ends an answer: every answer has its full length.
     """
     if (folder / "config.json").is_file():
         return folder
@@ -60,7 +60,8 @@ def make_checkpoint(
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config).to(dtype)
     if endless:
-        model.generation_config.eos_token_id = text.vocab_size
+        end = model.lm_head.weight[tokenizer.eos_token_id]
+        torch.nn.init.zeros_(end)  # a logit of 0 is never the largest of 128
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((TOKENIZER / name).read_bytes())

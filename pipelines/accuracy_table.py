@@ -51,13 +51,12 @@ class Measured:
 
     @property
     def over_budget(self) -> bool:
-        """Whether it reads over a tenth more visual tokens, in the mean over layers and questions, than its retention.
+        """Whether its prefill costs over a tenth more than that of a selector at its retention.
 
         Methods inside the model do that where one full layer alone is dearer than the budget; M3 between its grids;
-        PruMerge+ always, by its own rule. Such points are not compared with those within the budget.
+        PruMerge+ by its own rule. Such points are not compared with those within the budget.
         """
-        kept, budget = self.work["num_kept_tokens"], self.point.retention * (self.work["num_visual_tokens"] or 0)
-        return kept is not None and kept > SLACK * budget + 1
+        return (self.work["budget"] or 0.0) > SLACK
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ from typing import Any
 import pyarrow.parquet as pq
 from transformers import AutoConfig
 
-from otprune.flops import true_flops
-from otprune.methods import get_method
-from otprune.schedules import SETTINGS
+from otprune.flops import TrueFlops, prefill_flops, true_flops
+from otprune.schedules import SETTINGS, visual_rows
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
-from pipelines.caption import Job
+from pipelines.caption import Job, inside_model
 from pipelines.equal_flops import has_tiles
 from pipelines.run import RECORD
 
@@ -23,6 +22,8 @@ def measure_work(job: Job) -> dict[str, float | None]:
     num_visual_tokens, num_kept_tokens   of a question's images; of methods inside the model the mean over its layers
     tflops_per_image                     multiply-adds / 1e12 of encoding one image, choosing its tokens and answering
                                          one mean question; None for a method or model whose cost is not known
+    budget                               its prefill / that of retention x N tokens in every layer, which is what a
+                                         selector reads; of tokens where multiply-adds are not known
     images_per_second                    of the point's last run, from its first finished unit on
     ms_per_image, encode_ms, generate_ms milliseconds of work of all stages, and of the two model stages, divided by
                                          the encoded images; each image is asked several questions
@@ -31,11 +32,13 @@ def measure_work(job: Job) -> dict[str, float | None]:
     totals = record["totals"]
     images = max(1, totals["images_captioned"])
     means = _mean_counts(job)
+    flops = _flops(job, means)
     seconds = totals["seconds"]
     return {
         "num_visual_tokens": means["num_visual_tokens"],
         "num_kept_tokens": means["num_kept_tokens"],
-        "tflops_per_image": _tflops(job, means),
+        "tflops_per_image": None if flops is None else flops.total / 1e12,
+        "budget": _budget(job, means, flops),
         "images_per_second": record["last_run"].get("images_per_second"),
         "ms_per_image": 1000 * sum(seconds.values()) / images,
         "encode_ms": 1000 * seconds.get("encode", 0.0) / images,
@@ -52,25 +55,32 @@ def model_shape(job: Job) -> ModelShape:
     return ModelShape(vision=vision, language=LanguageShape.from_config(config.text_config))
 
 
-def _tflops(job: Job, means: dict[str, float]) -> float | None:
+def _flops(job: Job, means: dict[str, float]) -> TrueFlops | None:
     method, kept, visual = job.config.prune.method, means["num_kept_tokens"], means["num_visual_tokens"]
-    inside = get_method(method).kind == "in_llm"  # then the prompt holds every visual token
     if has_tiles(job.model):  # images of different numbers of crops
         return None
     settings: dict[str, Any] = {"retention": min(1.0, kept / max(1.0, visual))}
     if method in SETTINGS:
-        settings = job.pruning if inside else {name: round(kept) for name in SETTINGS[method]}
+        settings = job.pruning if inside_model(job.config) else {name: round(kept) for name in SETTINGS[method]}
+    generated = max(1, round(means["num_generated_tokens"]))
     try:
-        flops = true_flops(
-            model_shape(job),
-            method,
-            num_text=round(means["num_prompt_tokens"] - (visual if inside else kept)),
-            num_generated=max(1, round(means["num_generated_tokens"])),
-            **settings,
-        )
+        return true_flops(model_shape(job), method, num_text=_num_text(job, means), num_generated=generated, **settings)
     except ValueError:  # a method whose own cost is not known
         return None
-    return flops.total / 1e12
+
+
+def _num_text(job: Job, means: dict[str, float]) -> int:
+    in_prompt = means["num_visual_tokens" if inside_model(job.config) else "num_kept_tokens"]
+    return round(means["num_prompt_tokens"] - in_prompt)
+
+
+def _budget(job: Job, means: dict[str, float], flops: TrueFlops | None) -> float:
+    retention, visual = job.config.prune.retention, means["num_visual_tokens"]
+    if flops is None:
+        return means["num_kept_tokens"] / max(1.0, retention * visual)
+    shape = model_shape(job).language
+    rows = visual_rows("otprune", round(visual), shape.layers, retention=retention)
+    return flops.prefill / prefill_flops(shape, _num_text(job, means), visual=rows)
 
 
 def _mean_counts(job: Job) -> dict[str, float]:

@@ -8,7 +8,7 @@ that prune inside the language model get every token.
 import base64
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Encoder:
         )
         self.encoder = self.pruner.encoder
         self.seed, self.batch_size = seed, batch_size
+        self.suspicion = Suspicion()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         work = Work.from_row(row)
@@ -88,6 +89,7 @@ class Encoder:
             parts.update(zip(indices, kept, strict=True))
 
         failed = run_batched(list(range(len(pixels))), self.batch_size, run)
+        self.suspicion.note(len(pixels) - len(failed), failed.values())
         guilty = {owners[row]: error for row, error in failed.items()}
         for index, error in guilty.items():
             work.reject(index, "encode", f"{type(error).__name__}: {error}")
@@ -125,6 +127,27 @@ def thumbnail(pixels: Tensor) -> str:
 def image_seed(sha256: str, seed: int) -> int:
     """Seed of one image's random selection: it depends on the image's bytes, never on its batch."""
     return (int(sha256[:15], 16) + seed) % 2**62
+
+
+class Suspicion:
+    """Tells a broken stage from broken images over an actor's units, which may be smaller than SYSTEMATIC.
+
+    Who has failed on SYSTEMATIC images before any came out right may not blame them.
+    """
+
+    def __init__(self) -> None:
+        self._works, self._failures = False, 0
+
+    def note(self, num_right: int, errors: Collection[BaseException]) -> None:
+        """Counts the images of a unit.
+
+        Raises:
+            one of `errors`, if they are not the images' fault.
+        """
+        self._works |= num_right > 0
+        self._failures += len(errors)
+        if errors and not self._works and self._failures >= SYSTEMATIC:
+            raise next(iter(errors))
 
 
 def run_batched(indices: list[int], batch_size: int, run: Callable[[list[int]], None]) -> dict[int, Exception]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from otprune.methods import get_method
 from otprune.models import Completion, load_decoder
-from pipelines.encode import exit_if_cuda_is_broken, run_batched, torch_dtype
+from pipelines.encode import Suspicion, exit_if_cuda_is_broken, run_batched, torch_dtype
 from pipelines.equal_flops import layer_rows, make_policy
 from pipelines.requests import Request, RequestMaker, as_caption, give_answers, sampling_seed
 from pipelines.tokens import unpack
@@ -42,6 +42,7 @@ class Generator:
         self.max_new_tokens = max_new_tokens
         self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
         self.method, self.settings = method, settings or {}
+        self.suspicion = Suspicion()
         self.policy = make_policy(method, self.settings) if get_method(method).kind == "in_llm" else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +73,7 @@ class Generator:
         failed: dict[int, Exception] = {}
         for _, alike in groupby(range(len(requests)), key=lambda i: requests[i].max_new_tokens):
             failed |= run_batched(list(alike), self.batch_size, run)
+        self.suspicion.note(len(done), failed.values())
         for i, error in {requests[r].image: error for r, error in failed.items()}.items():
             work.reject(i, "generate", f"{type(error).__name__}: {error}")
             bad.add(i)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from otprune.models import Completion, load_prompter
 from otprune.models.checkpoint import num_visual_tokens
-from pipelines.encode import SYSTEMATIC, thumbnail
+from pipelines.encode import SYSTEMATIC, Suspicion, thumbnail
 from pipelines.equal_gate import EqualGate
 from pipelines.requests import Request, RequestMaker, as_caption, give_answers, sampling_seed
 from pipelines.tokens import as_tensor, unpack
@@ -80,6 +80,7 @@ class VllmGenerator:
         self.requests = RequestMaker(self.prompter, conversation, max_new_tokens, length)
         self.gate = EqualGate(math.ceil(QUEUED * self.engine.num_slots))
         self.clock = SharedClock()
+        self.suspicion = Suspicion()
         self.last_progress = time.monotonic()
         self.watchdog: asyncio.Task | None = None
 
@@ -125,6 +126,7 @@ class VllmGenerator:
                 done[request.image, request.prompt] = result
         if not done and len(failed) >= SYSTEMATIC:
             raise next(iter(failed.values()))
+        self.suspicion.note(len(done), failed.values())
         for i, error in failed.items():
             work.reject(i, "generate", f"{type(error).__name__}: {error}")
         give_answers(work, done, bad | set(failed))

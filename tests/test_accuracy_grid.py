@@ -217,7 +217,7 @@ def test_points_over_budget_stand_in_the_table_alone(scenes: Path, tmp_path: Pat
     )
     assert {row["method"] for row in table.to_pylist() if row["over_budget"]} == {"m3"}
     page = (tmp_path / "accuracy.html").read_text()
-    assert "Not compared at 10 %, because they read over a tenth more tokens than that: m3." in page
+    assert "Not compared at 10 %, because their prefill costs over a tenth more: m3." in page
     short = page[page.index("In short") : page.index("Not compared")]
     assert "m3" not in short
     assert page.count("over budget</small>") == 2

@@ -12,7 +12,15 @@ from PIL import Image as PILImage
 from otprune import num_kept, select_tokens
 from otprune.select import METHODS
 from pipelines import encode
-from pipelines.encode import SYSTEMATIC, Encoder, exit_if_cuda_is_broken, image_seed, run_batched, torch_dtype
+from pipelines.encode import (
+    SYSTEMATIC,
+    Encoder,
+    Suspicion,
+    exit_if_cuda_is_broken,
+    image_seed,
+    run_batched,
+    torch_dtype,
+)
 from pipelines.tokens import from_numpy, to_numpy
 from pipelines.units import Unit
 from pipelines.work import Image, Work
@@ -260,6 +268,15 @@ def test_a_unit_that_fails_as_a_whole_carries_its_error_and_no_arrays(encoder, p
     work = encoded(encoder, np.full((SYSTEMATIC, 224, 224, 3), BAD, np.uint8))
     assert work.error == "encode: RuntimeError: wrong driver"
     assert work.arrays == {}
+
+
+def test_who_fails_from_the_first_image_on_may_not_blame_the_images():
+    suspicion = Suspicion()
+    suspicion.note(0, [ValueError("first")] * (SYSTEMATIC - 1))
+    with pytest.raises(ValueError, match="second"):
+        suspicion.note(0, [ValueError("second")])
+    suspicion.note(1, [ValueError("a bad image beside a good one")])
+    suspicion.note(0, [ValueError("a bad unit")] * SYSTEMATIC)
 
 
 def test_a_unit_that_failed_before_passes_through(encoder):

@@ -244,6 +244,14 @@ def test_when_every_image_fails_the_unit_fails(stage):
     assert (work.error, work.arrays) == ("generate: ValueError: no", {})
 
 
+def test_when_every_image_fails_from_the_first_on_a_small_unit_fails_too(stage):
+    small = SYSTEMATIC // 2
+    generator = stage(FakeEngine(complete=refuse_all))
+    first, second = (run(generator, unit(tokens(small)))[0] for _ in range(2))
+    assert (first.error, len(first.rejected)) == (None, small)
+    assert second.error == "generate: ValueError: no"
+
+
 def test_a_dead_engine_ends_the_process(stage):
     array = tokens(3)
     engine = FakeEngine(complete=failing_on(array[1], EngineDiedError("EngineCore encountered an issue")))
