@@ -94,6 +94,7 @@ def ours(name: str, model: Path, corpus: Path, folder: Path) -> dict[str, Any]:
         "generate.max_new_tokens": NEW_TOKENS,
         "generate.batch_size": SLOTS,
         "unit.images": UNIT,
+        "encode.num_cpus": 2,  # threads: stock's vision tower runs in vLLM, which takes every core too
         "run.samples": 0,
         "mlflow.enabled": "false",
     }

@@ -30,9 +30,10 @@ def line_chart(
         min(p[1] for p in points), max([p[2] for p in points] + ([level[1]] if level else [])), count=4
     )
     inner = width - LEFT - RIGHT
+    apart = min(3.2, 0.6 * inner / len(labels) / len(series))
 
     def x(i: int, offset: int = 0) -> float:
-        return LEFT + inner * (i + 0.5) / len(labels) + 3.2 * (offset - (len(series) - 1) / 2)
+        return LEFT + inner * (i + 0.5) / len(labels) + apart * (offset - (len(series) - 1) / 2)
 
     def y(value: float) -> float:
         return TOP + (height - TOP - BOTTOM) * (high - value) / (high - low)
