@@ -16,7 +16,7 @@ SLOW = ("engine.kwargs.max_num_seqs=2", "engine.units_in_flight=2", "unit.images
 PLAIN = ("mlflow.enabled=false", "run.samples=0", "faults.no_progress_seconds=400")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_killed_resumed_and_with_its_engine_killed_it_says_what_transformers_says(
     tmp_path: Path, scene_parquet, encoded, transformers_engine
 ):
@@ -24,26 +24,26 @@ def test_killed_resumed_and_with_its_engine_killed_it_says_what_transformers_say
     arguments = (*DEMO, *SMALL, *SLOW, *PLAIN, f"input.path={corpus}", f"output.path={out}")
     store = Store(str(out))
     with Driver(tmp_path / "first.log", *arguments) as driver:
-        driver.wait_for_commits(store, 3, 400)
+        driver.wait_for_commits(store, 3, 800)
         driver.kill()  # returns when nothing of the session is left, the engine included
     committed = len(store.list("captions"))
     assert 3 <= committed < IMAGES // 2
     with Driver(tmp_path / "second.log", *arguments) as driver:
-        driver.wait_for_commits(store, committed + 3, 400)
+        driver.wait_for_commits(store, committed + 3, 800)
         engine_of(driver).kill()
-        assert driver.wait(400) == 0, driver.text()
+        assert driver.wait(800) == 0, driver.text()
     assert addresses(store) == [("a.parquet", row) for row in range(IMAGES)]
     work = Work.from_row(transformers_engine(unit(kept(encoded(range(IMAGES)), 0.098)).to_row()))
     expected = [("a.parquet", row, done[0]["caption"]) for row, done in enumerate(answers(work))]
     assert captions_of(store) == expected
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_an_engine_that_cannot_start_fails_the_job_at_once(tmp_path: Path, scene_parquet):
     corpus = scene_parquet(tmp_path / "in" / "a.parquet", 4)
     arguments = (*DEMO, *SMALL, *PLAIN, f"input.path={corpus}", f"output.path={tmp_path / 'out'}")
     with Driver(tmp_path / "log", *arguments, "engine.kwargs.dtype=nonsense") as driver:
-        assert driver.wait(300) == 1, driver.text()
+        assert driver.wait(800) == 1, driver.text()
     assert "nonsense" in driver.text()
 
 
