@@ -6,11 +6,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from transformers import AutoConfig
 
-from otprune.flops import TrueFlops, prefill_flops, true_flops
-from otprune.schedules import SETTINGS, visual_rows
+from otprune.flops import TrueFlops, true_flops
+from otprune.schedules import SETTINGS
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
 from pipelines.caption import Job, inside_model
-from pipelines.equal_flops import has_tiles
+from pipelines.equal_flops import has_tiles, selector_prefill
 from pipelines.run import RECORD
 
 COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
@@ -79,8 +79,7 @@ def _budget(job: Job, means: dict[str, float], flops: TrueFlops | None) -> float
     if flops is None:
         return means["num_kept_tokens"] / max(1.0, retention * visual)
     shape = model_shape(job).language
-    rows = visual_rows("otprune", round(visual), shape.layers, retention=retention)
-    return flops.prefill / prefill_flops(shape, _num_text(job, means), visual=rows)
+    return flops.prefill / selector_prefill(shape, _num_text(job, means), round(visual), retention)
 
 
 def _mean_counts(job: Job) -> dict[str, float]:

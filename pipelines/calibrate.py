@@ -28,6 +28,7 @@ from otprune.shapes import LanguageShape
 from pipelines.caption import Job, check_model, find_input, make_reader
 from pipelines.config import CalibrateConfig
 from pipelines.encode import torch_dtype
+from pipelines.equal_flops import selector_prefill
 from pipelines.plan import make_plan
 from pipelines.settings import UserError
 from pipelines.storage import Store
@@ -104,8 +105,7 @@ def fit_to_retentions(sample: Sample, retentions: Sequence[float]) -> list[dict[
     recipes = [recipe_at(*masses, alpha) for alpha in alphas]
     fitted = []
     for retention in retentions:
-        rows = visual_rows("otprune", num_visual, shape.layers, retention=retention)
-        target = prefill_flops(shape, text, visual=rows)
+        target = selector_prefill(shape, text, num_visual, retention)
         fitted.append(match_flops("fitprune", flops, target, **sizes, recipes=recipes)["recipe"])
     return fitted
 

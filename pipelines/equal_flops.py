@@ -79,7 +79,7 @@ def match_budget(
     def flops(**given: Any) -> int:
         return prefill_flops(shape, text, visual=visual_rows(method, num_visual, shape.layers, **given))
 
-    target = prefill_flops(shape, text, visual=visual_rows("otprune", num_visual, shape.layers, retention=retention))
+    target = selector_prefill(shape, text, num_visual, retention)
     full = prefill_flops(shape, text + num_visual)
     sizes: dict[str, Any] = {"num_visual": num_visual, "num_layers": shape.layers}
     match method:
@@ -96,6 +96,11 @@ def match_budget(
     share, wanted = 100 * flops(**settings) / full, 100 * target / full
     logger.info("%s %s: prefill at %.1f %% of unpruned, a selector's at %.1f %%", method, settings, share, wanted)
     return settings
+
+
+def selector_prefill(shape: LanguageShape, text: int, num_visual: int, retention: float) -> int:
+    """Multiply-adds of the prefill that a selector leaves at `retention`: the budget of every other method."""
+    return prefill_flops(shape, text, visual=visual_rows("otprune", num_visual, shape.layers, retention=retention))
 
 
 def layer_rows(method: str, settings: dict[str, Any], num_visual: int, num_layers: int) -> Schedule | None:

@@ -73,8 +73,9 @@ class Generator:
         failed: dict[int, Exception] = {}
         for _, alike in groupby(range(len(requests)), key=lambda i: requests[i].max_new_tokens):
             failed |= run_batched(list(alike), self.batch_size, run)
-        self.suspicion.note(len(done), failed.values())
-        for i, error in {requests[r].image: error for r, error in failed.items()}.items():
+        guilty = {requests[r].image: error for r, error in failed.items()}
+        self.suspicion.note(len(done), guilty.values())
+        for i, error in guilty.items():
             work.reject(i, "generate", f"{type(error).__name__}: {error}")
             bad.add(i)
         give_answers(work, done, bad)
