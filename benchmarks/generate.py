@@ -3,8 +3,8 @@
     python -m benchmarks.generate [--device cpu] [--width 768 --layers 12] [--batch 8] [--new-tokens 32] [--runs 5]
     python -m benchmarks.generate --device cuda --width 4096 --layers 32 --batch 64     # LLaVA-1.5-7B's shape
 
-Random weights: speed does not depend on them. Both settings alternate in one process; prints medians and, as its last
-line, JSON with the ratio. On a GPU also the peak memory of each.
+Random weights: speed does not depend on them. All settings alternate in one process; prints medians and, as its last
+line, JSON with the ratio. On a GPU also each with CUDA graphs (`generate.cuda_graphs`), and the peak memory of each.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from benchmarks.random_model import make_checkpoint
 from otprune import num_kept
 from otprune.models import LlavaDecoder, load_decoder
+from otprune.models.static_decoding import StaticDecoder
 
 
 def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: int, device: str) -> float:
@@ -61,26 +62,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(Path(folder), width=options.width, layers=options.layers, dtype=dtype)
         decoder = load_decoder(Path(folder), dtype=dtype, device=options.device)
-    counts = (576, num_kept(options.retention, 576))
-    seconds: dict[int, list[float]] = {n: [] for n in counts}
-    memory: dict[int, float] = {}
+    kept = num_kept(options.retention, 576)
+    loops = {"": decoder.decode}
+    if options.device != "cpu":
+        loops[", graphs"] = StaticDecoder(decoder.model)
+    arms = {f"{count}{name}": (count, loop) for count in (576, kept) for name, loop in loops.items()}
+    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    memory: dict[str, float] = {}
     for run in range(options.runs + 1):  # the first warms up
-        for n in counts:
+        for arm, (count, decoder.decode) in arms.items():
             if options.device != "cpu":
                 torch.cuda.reset_peak_memory_stats()
-            elapsed = time_batch(decoder, n, options.batch, options.new_tokens, options.device)
+            elapsed = time_batch(decoder, count, options.batch, options.new_tokens, options.device)
             if run:
-                seconds[n].append(elapsed)
+                seconds[arm].append(elapsed)
             if options.device != "cpu":
-                memory[n] = torch.cuda.max_memory_allocated() / 2**30
-    rates = {n: options.batch / statistics.median(times) for n, times in seconds.items()}
-    for n, rate in rates.items():
-        peak = f", {memory[n]:.1f} GiB at most" if memory else ""
-        print(f"{n:>4} visual tokens: {rate:8.2f} captions/s{peak}")
-    pairs = [full / pruned for full, pruned in zip(*seconds.values(), strict=True)]
+                memory[arm] = torch.cuda.max_memory_allocated() / 2**30
+    rates = {arm: options.batch / statistics.median(times) for arm, times in seconds.items()}
+    for arm, rate in rates.items():
+        peak = f", {memory[arm]:.1f} GiB at most" if memory else ""
+        print(f"{arm:>12} visual tokens: {rate:8.2f} captions/s{peak}")
+    ratios = {
+        name.strip(", ") or "plain": round(
+            statistics.median(
+                full / pruned for full, pruned in zip(seconds[f"576{name}"], seconds[f"{kept}{name}"], strict=True)
+            ),
+            2,
+        )
+        for name in loops
+    }
     shape = {k: getattr(options, k) for k in ("device", "width", "layers", "batch", "new_tokens")}
-    result = {"captions_per_second": {str(n): round(r, 3) for n, r in rates.items()}}
-    print(json.dumps(shape | result | {"ratio": round(statistics.median(pairs), 2), "peak_gib": memory}))
+    result = {"captions_per_second": {arm: round(rate, 3) for arm, rate in rates.items()}}
+    print(json.dumps(shape | result | {"ratio": ratios["plain"], "ratios": ratios, "peak_gib": memory}))
 
 
 if __name__ == "__main__":

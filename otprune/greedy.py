@@ -22,7 +22,7 @@ from torch import Tensor
 
 from otprune.kernel import fused, gram
 
-CACHE_BYTES = 2 * 2**20  # about the cache of one core; a factor above this is read from farther away at every pick
+CACHE_BYTES = 2**19  # a factor above this is read from beyond a core's nearest caches at every pick
 AHEAD = 32
 
 

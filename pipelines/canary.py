@@ -13,12 +13,11 @@ Decoding is greedy whatever `generate.temperature` says, for two samples differ 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
+from pipelines.canary_stages import Captions, ReadThreefold, collect
 from pipelines.caption import Job, check_model, check_pruning, decode_settings, find_input, make_stages
 from pipelines.cluster import connected
 from pipelines.config import QualityConfig
@@ -30,17 +29,15 @@ from pipelines.metrics.agreement import canary
 from pipelines.metrics.ptb import tokenize
 from pipelines.plan import Plan
 from pipelines.settings import UserError
-from pipelines.source import Reader, SpanRow
+from pipelines.source import SpanRow
 from pipelines.storage import make_store
 from pipelines.units import CorpusFile, Unit
 from pipelines.watch import cause_of
-from pipelines.work import Image, Work
 
 PIECES = 4  # files that a sample is spread over
 LEVEL = 0.95
 
 Interval = tuple[float, float, float]  # value and the ends of its 95 % interval
-Captions = dict[str, dict[str, str]]  # variant -> image and prompt -> caption
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,66 +118,6 @@ def compare(units: list[dict[str, Any]], num_sampled: int, max_same: float) -> C
     )
 
 
-class ReadThreefold:
-    """A reader whose every image comes three times."""
-
-    def __init__(self, read: Reader, blank: tuple[int, int, int]):
-        self.read, self.blank = read, blank
-
-    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for filled in self.read(row):
-            work = Work.from_row(filled)
-            if work.error is None:
-                self._triple(work)
-            yield work.to_row()
-
-    def identify(self, span: SpanRow) -> dict[str, Any]:
-        return self.read.identify(span)
-
-    def _triple(self, work: Work) -> None:
-        """Names the images `variant unit row` for `collect`; the swapped have the sha256 of the pixels that they show,
-        which seeds random selection."""
-        images = work.images
-        partner = partners([image.sha256 for image in images])
-        chosen = [i for i, other in enumerate(partner) if other is not None]
-        taken = [other for other in partner if other is not None]
-        shown = [images[i] for i in taken]
-        key = f"{work.unit.name}-{{}}".format
-        work.images = [
-            *(replace(images[i], id=f"true {key(i)}") for i in chosen),
-            *(replace(images[i], id=f"blank {key(i)}") for i in chosen),
-            *(
-                replace(images[i], id=f"swapped {key(i)} {key(j)}", sha256=other.sha256)
-                for i, j, other in zip(chosen, taken, shown, strict=True)
-            ),
-        ]
-        rows = np.array([*chosen, *chosen, *taken], np.intp)
-        work.arrays = {name: array[rows] for name, array in work.arrays.items()}
-        work.arrays["pixels"][len(chosen) : 2 * len(chosen)] = self.blank
-
-
-def partners(hashes: list[str]) -> list[int | None]:
-    """For each image the next one of other bytes, round the corner; None where all are equal."""
-    count = len(hashes)
-    return [
-        next((j % count for j in range(i + 1, i + count) if hashes[j % count] != hashes[i]), None) for i in range(count)
-    ]
-
-
-def collect(row: dict[str, Any]) -> dict[str, Any]:
-    """Last stage: commits nothing and tells the driver what was said of each variant."""
-    work = Work.from_row(row)
-    captions: Captions = {"true": {}, "blank": {}, "swapped": {}}
-    others: dict[str, str] = {}
-    for image in work.images:
-        variant, name, *other = image.id.split(" ")
-        for i, done in enumerate(image.captions):
-            captions[variant][f"{name} {i}"] = done["caption"]
-            if other and _same_prompts(work.images):
-                others[f"{name} {i}"] = f"{other[0]} {i}"
-    return {"summary": json.dumps({"error": work.error, "captions": captions, "others": others})}
-
-
 def sample_spans(corpus: Corpus, num_images: int) -> list[SpanRow]:
     """The first rows of some files spread over the corpus; of a folder of image files, files spread over it."""
     if corpus.columns is None:
@@ -201,10 +138,6 @@ def sample_spans(corpus: Corpus, num_images: int) -> list[SpanRow]:
 def _spread(files: Sequence[CorpusFile], count: int) -> list[CorpusFile]:
     count = min(count, len(files))
     return [files[i * len(files) // count] for i in range(count)]
-
-
-def _same_prompts(images: list[Image]) -> bool:
-    return all(image.prompts == images[0].prompts for image in images)
 
 
 def _share(count: int, of: int) -> Interval:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipelines.prune import Pruner
 from pipelines.tokens import Kept, as_tensor, pack, to_numpy
+from pipelines.upload import Uploader
 from pipelines.work import Work, clean
 
 THUMBNAIL = 224  # pixels a side
@@ -55,7 +56,7 @@ class Encoder:
             per_tile=per_tile,
         )
         self.encoder = self.pruner.encoder
-        self.seed, self.batch_size = seed, batch_size
+        self.device, self.seed, self.batch_size = device, seed, batch_size
         self.suspicion = Suspicion()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -82,13 +83,15 @@ class Encoder:
         prompts = [image.prompts for image in work.images for _ in range(image.num_pictures)]
         parts: dict[int, list[Kept]] = {}
 
-        def run(indices: list[int]) -> None:
-            chosen = torch.tensor([seeds[i] for i in indices])
-            shapes = None if sizes is None else sizes[indices]
-            kept = self.pruner(pixels[indices], chosen, [prompts[i] for i in indices], shapes)
-            parts.update(zip(indices, kept, strict=True))
+        with Uploader(pixels, self.device) as upload:
 
-        failed = run_batched(list(range(len(pixels))), self.batch_size, run)
+            def run(indices: list[int]) -> None:
+                chosen = torch.tensor([seeds[i] for i in indices])
+                shapes = None if sizes is None else sizes[indices]
+                kept = self.pruner(upload(indices), chosen, [prompts[i] for i in indices], shapes)
+                parts.update(zip(indices, kept, strict=True))
+
+            failed = run_batched(list(range(len(pixels))), self.batch_size, run, upload.ahead)
         self.suspicion.note(len(pixels) - len(failed), failed.values())
         guilty = {owners[row]: error for row, error in failed.items()}
         for index, error in guilty.items():
@@ -150,8 +153,15 @@ class Suspicion:
             raise next(iter(errors))
 
 
-def run_batched(indices: list[int], batch_size: int, run: Callable[[list[int]], None]) -> dict[int, Exception]:
+def run_batched(
+    indices: list[int],
+    batch_size: int,
+    run: Callable[[list[int]], None],
+    ahead: Callable[[list[int]], None] = lambda indices: None,
+) -> dict[int, Exception]:
     """Runs `run` on batches; halves a batch that fails, down to the guilty images, and returns their errors.
+
+    `ahead` is told of the batch after the one that is about to run.
 
     Raises:
         the last error, if SYSTEMATIC images or more were tried and every one failed: then they are not to blame.
@@ -160,6 +170,8 @@ def run_batched(indices: list[int], batch_size: int, run: Callable[[list[int]], 
     todo = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     while todo:
         batch = todo.pop()
+        if todo:
+            ahead(todo[-1])
         try:
             run(batch)
         except Exception as error:

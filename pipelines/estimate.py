@@ -9,8 +9,11 @@ start-up, first and last unit on their way, shutting down.
 The 90 % intervals are percentiles of DRAWS draws, each the product of
 - which units were drawn: a bootstrap over the sample's units (ratio of sums; the bottleneck stage's seconds, captioned
   images, bytes), which also holds what differs between images;
-- how the machine's speed drifts: log-normal, with the spread between BLOCKS stretches of the sample, at least DRIFT;
-- for `fixed`, measured once: log-normal, FIXED_SPREAD.
+- how the machine's speed drifts: log-normal, with the spread between BLOCKS stretches of the sample, at least DRIFT, or
+  UNSEEN_DRIFT of a sample too short to show any;
+- for `fixed`, measured once: log-normal, FIXED_SPREAD;
+- for captioned images, that units which fail as a whole may all have been missed (bad rows come in files): their share
+  of what was not sampled is drawn from Beta(1/2, units + 1/2), Jeffreys' posterior after none in so many units.
 
 What it does not know: other speeds than the connected cluster's, time to get nodes, and failures.
 """
@@ -38,7 +41,9 @@ logger = logging.getLogger(__name__)
 
 LEVEL, DRAWS = 0.90, 2000
 BLOCKS = 4  # stretches of the sample whose speeds are compared
+UNITS_A_BLOCK = 4  # of these or fewer, arrivals in twos and threes would look like another speed
 DRIFT = 0.05  # least standard deviation of the logarithm of the speed
+UNSEEN_DRIFT = 0.25
 FIXED_SPREAD = 0.15  # standard deviation of the logarithm of the fixed part
 
 Interval = tuple[float, float]
@@ -178,7 +183,9 @@ def scale(
     moves = np.exp(rng.normal(0, FIXED_SPREAD, DRAWS + 1))
     drift[0] = moves[0] = 1.0
     working = rows * per_image * work / max(work[0], 1e-12) * drift
-    images = rows * ratio(sample.captioned)
+    missed = rng.beta(0.5, len(sample.rows) + 0.5, DRAWS + 1) * max(0.0, 1 - sample.rows.sum() / rows)
+    missed[0] = 0.0
+    images = rows * ratio(sample.captioned) * (1 - missed)
     contents = rows * ratio(np.maximum(0, sample.output_bytes - sample.object_bytes)) + units * sample.object_bytes
 
     def on(name: str, price: float | None, speed: float | None) -> On:
@@ -216,9 +223,9 @@ def bottleneck(sample: Measured) -> str:
 
 def spread(sample: Measured) -> float:
     """Standard deviation of the logarithm of the time an image takes, between stretches of the sample."""
-    count = min(BLOCKS, (len(sample.rows) - 1) // 2)
+    count = min(BLOCKS, (len(sample.rows) - 1) // UNITS_A_BLOCK)
     if count < 2:
-        return 0.0
+        return UNSEEN_DRIFT
     edges = np.linspace(0, len(sample.rows) - 1, count + 1).astype(int)
     images = np.add.reduceat(sample.rows[1:], edges[:-1])
     times = np.diff(sample.arrivals[edges])

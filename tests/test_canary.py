@@ -10,7 +10,8 @@ from helpers import DEMO, fake_encoder
 from safetensors.torch import load_file, save_file
 
 from jobs.quality import main
-from pipelines.canary import CanaryResult, collect, compare, partners, run_canary, sample_spans
+from pipelines.canary import CanaryResult, compare, run_canary, sample_spans
+from pipelines.canary_stages import collect, partners
 from pipelines.config import QualityConfig
 from pipelines.corpus import Columns, Corpus
 from pipelines.settings import UserError, load_config

@@ -11,6 +11,15 @@ END = [1, 2, 3, 4]  # of 24 tokens: answers end at many lengths
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    return make_prompts()
+
+
+def make_model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=24, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -23,8 +32,7 @@ def model() -> LlamaForCausalLM:
     return model
 
 
-@pytest.fixture(scope="module")
-def prompts() -> tuple[torch.Tensor, torch.Tensor]:
+def make_prompts() -> tuple[torch.Tensor, torch.Tensor]:
     """16 left-padded prompts of 3 to 18 tokens."""
     embeds = torch.randn(16, 18, 32, generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(18) >= 18 - torch.arange(3, 19)[:, None]).long()

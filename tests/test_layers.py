@@ -1,6 +1,7 @@
 """Arrows point one way: jobs -> pipelines -> otprune -> torch. Read from the sources, so nothing is imported."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,14 @@ def test_the_method_imports_torch_and_numpy_only(source):
 @pytest.mark.parametrize("source", sources("pipelines"))
 def test_the_dataflow_never_imports_its_entry_points(source):
     assert not set(imports(ROOT / source)) & {"jobs", "tests", "benchmarks"}
+
+
+@pytest.mark.parametrize("module", ["source", "questions", "canary_stages", "sink", "sample_sink"])
+def test_what_tasks_run_loads_no_model_library(module):
+    """Each process of a task imports the module of its stage: torch would cost it seconds before its first unit."""
+    code = f"import sys, pipelines.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "ray", "mlflow", "scipy"} & set(done.stdout.split())
 
 
 def test_there_is_something_to_check():

@@ -1,0 +1,168 @@
+"""Decoding in fixed shapes, so that a GPU replays each step as one CUDA graph.
+
+`decoding.decode` launches every kernel of every layer anew at each step; with the short prompts that pruning leaves, a
+GPU then waits for its host. Here a step works on the same memory from the first to the last: a static key-value cache,
+a mask over all of it, and the counters that say where the next token goes. It is recorded once for a shape (rows, cache
+length, longest answer, sampling) and replayed from then on.
+
+The price: the cache is allocated for the longest answer, and finished rows stay in the batch until all have finished.
+Rows are filled up to a power of two and lengths to a multiple of LENGTH_STEP, so that few shapes come up.
+
+Not measured: this was written without a GPU. test_static_decoding.py holds the answers against `decoding.decode`, on a
+GPU with graphs, elsewhere with plain calls of the same step.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import StaticCache
+
+from otprune.models.decoding import CHECK_EVERY, draw, uniform_draws
+
+LENGTH_STEP = 64
+MAX_SHAPES = 4  # whose caches and graphs are kept
+SPOILT = 2  # steps that `record_graph` runs before there is a graph
+
+Step = Callable[[], None]
+
+
+class StaticDecoder:
+    """`decoding.decode` for one model: the same arguments but for the model, the same answers, other memory."""
+
+    def __init__(self, model: Any, record: Callable[[Step], Step] | None = None):
+        """`record` turns a step into what is called in its place: by default a CUDA graph's replay."""
+        self.model, self.record = model, record or record_graph
+        self._shapes: OrderedDict[tuple, tuple[_Batch, Step]] = OrderedDict()
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        *,
+        max_new_tokens: int,
+        end_tokens: Sequence[int],
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """New token ids of each row, up to and with its first end token, or `max_new_tokens` of them.
+
+        Raises:
+            torch.OutOfMemoryError: once everything that was kept for other shapes is freed.
+        """
+        num_rows, num_tokens = mask.shape
+        rows = 1 << (num_rows - 1).bit_length()
+        length = -(-(num_tokens + max_new_tokens + SPOILT) // LENGTH_STEP) * LENGTH_STEP
+        draws = uniform_draws(seeds, max_new_tokens, embeds.device) if temperature > 0 else None
+        shape = (rows, length, max_new_tokens, tuple(end_tokens), temperature, top_p)
+        try:
+            if shape not in self._shapes:
+                while len(self._shapes) >= MAX_SHAPES:
+                    self._shapes.popitem(last=False)
+                batch = _Batch(self.model, *shape)
+                batch.read(embeds, mask, draws)  # allocates the cache; recording then spoils what it holds
+                self._shapes[shape] = batch, self.record(batch.step)
+            self._shapes.move_to_end(shape)
+            batch, step = self._shapes[shape]
+            batch.read(embeds, mask, draws)
+            for number in range(1, max_new_tokens):
+                if number % CHECK_EVERY == 0 and not batch.open.any():
+                    break
+                step()
+        except torch.OutOfMemoryError:
+            self._shapes.clear()
+            raise
+        return [[token for token in row if token >= 0] for row in batch.answers[:num_rows].tolist()]
+
+
+class _Batch:
+    """The memory of one shape: R rows of a batch, a cache of L places, answers of A tokens."""
+
+    def __init__(
+        self, model: Any, rows: int, length: int, longest: int, ends: Sequence[int], temperature: float, top_p: float
+    ):
+        self.model, self.temperature, self.top_p = model, temperature, top_p
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=model.device)
+
+        self.cache = StaticCache(config=model.config, max_cache_len=length)
+        self.seen = zeros(rows, 1, 1, length, dtype=torch.bool)  # places of the cache that a new token looks at
+        self.place, self.number = zeros(1), zeros(1)  # of the next token: in the cache, in the answers
+        self.tokens, self.positions = zeros(rows, 1), zeros(rows, 1)
+        self.answers, self.open = zeros(rows, longest + SPOILT), zeros(rows, dtype=torch.bool)
+        self.draws = zeros(rows, longest + SPOILT, dtype=torch.float64)
+        self.ends = torch.tensor(list(ends), dtype=torch.long, device=model.device)
+
+    def read(self, embeds: Tensor, mask: Tensor, draws: Tensor | None) -> None:
+        """Prompts [B, T, D], left-padded, B at most R: fills the cache and takes the first token of each answer."""
+        num_rows, num_tokens = mask.shape
+        spare = len(self.open) - num_rows
+        embeds = torch.cat([embeds, embeds[:1].expand(spare, -1, -1)])
+        valid = torch.cat([mask, mask[:1].expand(spare, -1)]).bool()
+        self.cache.reset()
+        self.answers.fill_(-1)
+        self.open.copy_(torch.arange(len(self.open), device=mask.device) < num_rows)
+        if draws is not None:
+            self.draws[:num_rows, : draws.shape[1]] = draws
+        places = torch.arange(num_tokens, device=mask.device)
+        causal = (places[:, None] >= places) & valid[:, None]
+        causal |= places[:, None] == places  # a row of padding sees itself: softmax over nothing is NaN
+        length = self.seen.shape[-1]
+        logits = self.model(
+            inputs_embeds=embeds,
+            attention_mask=pad(causal, (0, length - num_tokens))[:, None],
+            position_ids=(valid.long().cumsum(1) - 1).clamp_min(0),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        self.seen.copy_(pad(valid, (0, length - num_tokens))[:, None, None])
+        self.positions.copy_(valid.sum(1, keepdim=True))
+        self.place.fill_(num_tokens)
+        self.number.zero_()
+        self._take(logits)
+
+    def step(self) -> None:
+        """One more token of every row. Touches this batch's memory alone, and the host never looks."""
+        self.seen.index_fill_(3, self.place, True)
+        logits = self.model(
+            input_ids=self.tokens,
+            attention_mask=self.seen,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits[:, -1]
+        self.place += 1
+        self.positions += 1
+        self._take(logits)
+
+    def _take(self, logits: Tensor) -> None:
+        if self.temperature > 0:
+            uniform = self.draws.index_select(1, self.number)[:, 0]
+            tokens = draw(logits, self.temperature, self.top_p, uniform)
+        else:
+            tokens = logits.argmax(dim=1)
+        self.answers.index_copy_(1, self.number, torch.where(self.open, tokens, -1)[:, None])
+        self.open &= (tokens[:, None] != self.ends).all(dim=1)
+        self.tokens.copy_(tokens[:, None])
+        self.number += 1
+
+
+def record_graph(step: Step) -> Step:
+    """The replay of `step` as a CUDA graph. Runs it twice first, as libraries set themselves up at their first call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(SPOILT):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -1,0 +1,95 @@
+"""Decoding in fixed shapes gives the answers of the plain loop: with CUDA graphs on a GPU, elsewhere without them."""
+
+import pytest
+import torch
+from test_decoding import END, make_model, make_prompts
+
+from otprune.models.decoding import decode
+from otprune.models.static_decoding import MAX_SHAPES, StaticDecoder, record_graph
+
+SAMPLED = {"temperature": 1.3, "top_p": 0.9}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return make_prompts()
+
+
+def spoil(step):
+    """What `record_graph` does to the memory of a shape, without a graph."""
+    step()
+    step()
+    return step
+
+
+@pytest.fixture
+def static(model) -> StaticDecoder:
+    return StaticDecoder(model, spoil)
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 9, 40])
+@pytest.mark.parametrize("num_rows", [1, 5, 16])
+def test_answers_are_those_of_the_plain_loop(model, static, prompts, max_new_tokens, num_rows):
+    embeds, mask = (values[:num_rows] for values in prompts)
+    options = {"max_new_tokens": max_new_tokens, "end_tokens": END}
+    assert static(embeds, mask, **options) == decode(model, embeds, mask, **options)
+
+
+def test_sampled_answers_too(model, static, prompts):
+    options = {"max_new_tokens": 30, "end_tokens": END, "seeds": range(16), **SAMPLED}
+    assert static(*prompts, **options) == decode(model, *prompts, **options)
+
+
+def test_nothing_of_a_batch_is_left_in_the_next(model, static, prompts):
+    """The same memory serves batches of other prompts, other numbers of rows and other lengths."""
+    embeds, mask = prompts
+    options = {"max_new_tokens": 20, "end_tokens": END}
+    for rows, first in ((slice(0, 16), 0), (slice(3, 14), 4), (slice(0, 16), 0), (slice(12, 15), 0)):
+        part = embeds[rows, first:], mask[rows, first:]
+        assert static(*part, **options) == decode(model, *part, **options)
+    assert len(static._shapes) == 2  # of 16 and of 4 rows
+
+
+def test_without_end_tokens_every_answer_has_its_full_length(static, prompts):
+    assert {len(row) for row in static(*prompts, max_new_tokens=7, end_tokens=[])} == {7}
+
+
+def test_few_shapes_are_kept(static, prompts):
+    for longest in range(1, MAX_SHAPES + 3):
+        static(*prompts, max_new_tokens=longest, end_tokens=END)
+    assert len(static._shapes) == MAX_SHAPES
+
+
+def test_memory_that_runs_out_frees_every_shape(static, prompts, monkeypatch):
+    static(*prompts, max_new_tokens=4, end_tokens=END)
+
+    def full(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(static, "model", full)
+    for batch, _ in static._shapes.values():
+        monkeypatch.setattr(batch, "model", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        static(*prompts, max_new_tokens=4, end_tokens=END)
+    assert not static._shapes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sampled", [False, True])
+def test_graphs_give_the_answers_of_the_plain_loop(model, prompts, sampled):
+    model = model.to("cuda")
+    embeds, mask = (values.to("cuda") for values in prompts)
+    options = {"max_new_tokens": 30, "end_tokens": END, **({"seeds": range(16), **SAMPLED} if sampled else {})}
+    static = StaticDecoder(model, record_graph)
+    for rows in (slice(0, 16), slice(2, 13), slice(0, 16)):
+        if sampled:
+            options["seeds"] = range(16)[rows]
+        part = embeds[rows], mask[rows]
+        assert static(*part, **options) == decode(model, *part, **options)
+    model.to("cpu")

@@ -1,0 +1,78 @@
+"""Batches arrive whole and in time, copied ahead or not, whichever batch is asked for."""
+
+import threading
+
+import pytest
+import torch
+
+from pipelines.encode import run_batched
+from pipelines.upload import Uploader
+
+PIXELS = torch.arange(10 * 3, dtype=torch.uint8).view(10, 3)
+
+
+class Copies:
+    """Copies as a GPU would be given them, and notes what was asked for and on which thread."""
+
+    def __init__(self, fails: int | None = None):
+        self.fails, self.asked, self.threads = fails, [], []
+
+    def __call__(self, pixels, indices):
+        self.asked.append(list(indices))
+        self.threads.append(threading.current_thread())
+        if self.fails in indices:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        copied = pixels[list(indices)].clone()
+        return lambda: copied
+
+
+def test_every_batch_but_the_first_is_copied_ahead_on_another_thread():
+    copies, seen = Copies(), []
+    with Uploader(PIXELS, "cpu", copies) as upload:
+        assert run_batched(list(range(10)), 4, lambda i: seen.append((i, upload(i))), upload.ahead) == {}
+    assert sorted(i for indices, _ in seen for i in indices) == list(range(10))
+    assert all(torch.equal(batch, PIXELS[indices]) for indices, batch in seen)
+    assert sorted(map(tuple, copies.asked)) == sorted(tuple(indices) for indices, _ in seen)  # each once
+    assert sum(thread is threading.main_thread() for thread in copies.threads) == 1
+
+
+def test_a_batch_that_fails_and_is_halved_still_meets_its_own_pictures():
+    seen = {}
+
+    def run(indices):
+        batch = upload(indices)
+        if len(indices) > 1 and 5 in indices:
+            raise ValueError("a guilty picture")
+        seen.update(zip(indices, batch, strict=True))
+
+    with Uploader(PIXELS, "cpu", Copies()) as upload:
+        assert run_batched(list(range(10)), 4, run, upload.ahead) == {}
+    assert len(seen) == 10
+    assert all(torch.equal(picture, PIXELS[i]) for i, picture in seen.items())
+
+
+def test_what_copying_ran_into_is_the_error_of_its_own_batch():
+    with Uploader(PIXELS, "cpu", Copies(fails=2)) as upload:
+        failed = run_batched(list(range(10)), 4, lambda i: upload(i), upload.ahead)
+    assert list(failed) == [2]
+
+
+def test_on_a_cpu_nothing_is_copied_ahead():
+    with Uploader(PIXELS, "cpu") as upload:
+        upload.ahead([0, 1])
+        assert torch.equal(upload([3, 1]), PIXELS[[3, 1]])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pictures_reach_a_gpu_unchanged():
+    pixels = torch.randint(0, 256, (64, 336, 336, 3), dtype=torch.uint8)
+    sums = {}
+    with Uploader(pixels, "cuda") as upload:
+        run_batched(
+            list(range(64)),
+            16,
+            lambda i: sums.update(zip(i, upload(i).long().sum((1, 2, 3)).tolist(), strict=True)),
+            upload.ahead,
+        )
+    assert sums == dict(enumerate(pixels.long().sum((1, 2, 3)).tolist()))
