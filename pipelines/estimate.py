@@ -2,13 +2,13 @@
 
     seconds(n) = fixed + n * seconds_per_image
 
-`seconds_per_image` is the sample's, from its first unit to its last (or what reading and decoding need, if that is
-more: a short sample finds images decoded while the models load); `fixed` is what is left of the sample's own time:
-start-up, first and last unit on their way, shutting down.
+`seconds_per_image` is the sample's `pace`; `fixed` is what is left of the sample's own time: start-up, first and last
+unit on their way, shutting down.
 
 The 90 % intervals are percentiles of DRAWS draws, each the product of
 - which units were drawn: a bootstrap over the sample's units (ratio of sums; the bottleneck stage's seconds, captioned
   images, bytes), which also holds what differs between images;
+- what a short sample leaves open about its own pace, log-normal as well;
 - how the machine's speed drifts: log-normal, with the spread between BLOCKS stretches of the sample, at least DRIFT, or
   UNSEEN_DRIFT of a sample too short to show any;
 - for `fixed`, measured once: log-normal, FIXED_SPREAD;
@@ -40,6 +40,7 @@ from pipelines.tracking import start_tracker
 logger = logging.getLogger(__name__)
 
 LEVEL, DRAWS = 0.90, 2000
+Z90 = 1.645  # standard deviations on either side of a normal's 90 %
 BLOCKS = 4  # stretches of the sample whose speeds are compared
 UNITS_A_BLOCK = 4  # of these or fewer, arrivals in twos and threes would look like another speed
 DRIFT = 0.05  # least standard deviation of the logarithm of the speed
@@ -170,7 +171,7 @@ def scale(
 ) -> Estimate:
     """The estimate for `rows` images in `units` objects, from the sample; `instances` as (name, $/hour, speed)."""
     rng = np.random.default_rng(seed)
-    per_image = seconds_per_image(sample)
+    per_image, open_pace = pace(sample)
     fixed = max(0.0, sample.elapsed - per_image * sample.rows.sum())
     weights = rng.multinomial(len(sample.rows), np.full(len(sample.rows), 1 / len(sample.rows)), size=DRAWS)
     weights = np.vstack([np.ones(len(sample.rows)), weights])  # the first is the sample itself
@@ -179,7 +180,7 @@ def scale(
         return (weights @ values) / np.maximum(weights @ sample.rows, 1e-9)
 
     work = ratio(sample.seconds[bottleneck(sample)])
-    drift = np.exp(rng.normal(0, max(DRIFT, spread(sample)), DRAWS + 1))
+    drift = np.exp(rng.normal(0, np.hypot(max(DRIFT, spread(sample)), open_pace), DRAWS + 1))
     moves = np.exp(rng.normal(0, FIXED_SPREAD, DRAWS + 1))
     drift[0] = moves[0] = 1.0
     working = rows * per_image * work / max(work[0], 1e-12) * drift
@@ -207,13 +208,24 @@ def scale(
     )
 
 
-def seconds_per_image(sample: Measured) -> float:
-    """From the first arrival to the last; of a sample of one unit, what its slowest stage took."""
-    busiest = sample.seconds[bottleneck(sample)].sum() / sample.parallel[bottleneck(sample)] / sample.rows.sum()
-    tasks = sum(sample.seconds[stage].sum() / sample.parallel[stage] for stage in ("read", "decode"))
-    after = sample.rows[1:].sum()
-    between = (sample.arrivals[-1] - sample.arrivals[0]) / after if after else busiest
-    return float(max(between, tasks / sample.rows.sum()))
+def pace(sample: Measured) -> tuple[float, float]:
+    """Seconds an image, and what the sample leaves open about them: a standard deviation of their logarithm.
+
+    From the first arrival to the last, but no less than reading and decoding need: a short sample finds images decoded
+    while the models load. Where the busiest stage worked for longer than units arrived, they had piled up while later
+    stages were starting: the truth lies between the two, which are the ends of the 90 % interval around their
+    geometric mean. Of a sample of one unit, what its busiest stage took.
+    """
+    num_rows, after = sample.rows.sum(), sample.rows[1:].sum()
+
+    def needs(stage: str) -> float:
+        return sample.seconds[stage].sum() / sample.parallel[stage]
+
+    busy = needs(bottleneck(sample)) / num_rows
+    between = (sample.arrivals[-1] - sample.arrivals[0]) / after if after else busy
+    between = max(between, (needs("read") + needs("decode")) / num_rows, 1e-9)
+    ahead = max(1.0, busy / between)
+    return float(between * ahead**0.5), float(np.log(ahead) / 2 / Z90)
 
 
 def bottleneck(sample: Measured) -> str:

@@ -9,7 +9,7 @@ from helpers import QUICK, fake_encoder, fake_generator, run_fake
 
 from jobs.caption_corpus import main
 from pipelines.caption import prepare
-from pipelines.estimate import Measured, run_estimate, scale, seconds_per_image, spread
+from pipelines.estimate import UNSEEN_DRIFT, Measured, pace, run_estimate, scale, spread
 from pipelines.sample import draw_units
 from pipelines.settings import load_config
 
@@ -72,11 +72,40 @@ def test_a_machine_that_drifts_has_a_wider_interval():
 
 def test_images_that_were_decoded_while_the_models_loaded_do_not_flatter():
     sample = measured(seconds={**measured().seconds, "decode": np.full(12, 20.0), "read": np.full(12, 0.0)})
-    assert seconds_per_image(sample) == pytest.approx(20 / 2 / 32)
+    assert pace(sample)[0] == pytest.approx(20 / 2 / 32)
 
 
 def test_a_sample_of_one_unit_takes_its_slowest_stage():
-    assert seconds_per_image(measured(1)) == pytest.approx(0.98 * 3.2 / 32)
+    assert pace(measured(1)) == (pytest.approx(0.98 * 3.2 / 32), 0.0)
+
+
+def test_units_that_pile_up_before_the_last_stage_do_not_flatter_and_widen_the_interval():
+    """All twelve are there within a second: they waited for the last stage to start."""
+    seconds = measured().seconds | {"read": np.zeros(12), "decode": np.zeros(12)}
+    sample = measured(arrivals=30 + np.linspace(0, 1, 12), elapsed=32.0, seconds=seconds)
+    per_image, left_open = pace(sample)
+    arrived, busy = 1 / (11 * 32), 0.98 * 3.2 / 32
+    assert per_image == pytest.approx((arrived * busy) ** 0.5)
+    assert per_image * np.exp([-1.645 * left_open, 1.645 * left_open]) == pytest.approx([arrived, busy])
+    time = scale(sample, 3200, 25, None, [], seed=0).here.seconds
+    assert time.high > 32 + 0.8 * 3200 * busy
+    assert pace(measured())[1] == 0.0
+
+
+def test_a_short_sample_says_nothing_about_drift():
+    assert spread(measured(6)) == UNSEEN_DRIFT
+
+
+def test_bad_rows_may_all_have_been_missed_where_few_units_were_seen():
+    """None of six units lost an image: of what was not sampled up to three tenths may be lost, and of a sample that is
+    nearly everything hardly any."""
+    sample = measured(6, captioned=32 * np.ones(6))
+    some = scale(sample, 3200, 25, None, [], seed=0).images
+    assert some.value == pytest.approx(3200)
+    assert 0.6 * 3200 < some.low < 0.9 * 3200
+    assert some.high == pytest.approx(3200, rel=0.01)
+    nearly = scale(sample, 200, 7, None, [], seed=0).images
+    assert nearly.low > 0.95 * 200
 
 
 def test_an_instance_of_given_speed_is_scaled_but_for_what_is_fixed_and_one_without_is_marked():
