@@ -5,7 +5,8 @@
 
 The second line has LLaVA-1.5-7B's shapes.
 
-Random weights, 336-pixel images, 576 visual tokens. Every method alternates with the unpruned pass in one process.
+Random weights, 336-pixel images, 576 visual tokens. Every method alternates with the unpruned pass in one process; on a
+GPU so do batches whose pictures are uploaded ahead (`pipelines/upload.py`) and batches uploaded when their turn comes.
 Prints medians and, as its last line, JSON: seconds an image, and of each method its share of the encode stage.
 """
 
@@ -21,8 +22,11 @@ from benchmarks.generate import synchronize, timing_parser
 from benchmarks.random_model import make_checkpoint
 from otprune import num_kept, select_tokens
 from otprune.models import load_encoder
+from pipelines.encode import run_batched
+from pipelines.upload import Uploader
 
 METHODS = ("none", "otprune", "logdet_linear", "divprune", "random")
+UNIT = 8  # batches whose upload is measured
 
 
 def main() -> None:
@@ -40,8 +44,8 @@ def main() -> None:
     pixels = torch.randint(0, 256, (options.batch, 336, 336, 3), dtype=torch.uint8, generator=generator)
     k = num_kept(options.retention, encoder.num_tokens)
 
-    def encode(method: str) -> None:
-        features = encoder(pixels)
+    def encode(method: str, pictures: torch.Tensor = pixels) -> None:
+        features = encoder(pictures)
         if method != "none":
             keep = select_tokens(features, k, method=method)
             features = features.gather(1, keep[..., None].expand(-1, -1, features.shape[2]))
@@ -55,11 +59,24 @@ def main() -> None:
             encode(method)
             if run:
                 seconds[method].append((time.perf_counter() - start) / options.batch)
+    if options.device != "cpu":
+        unit = pixels.repeat(UNIT, 1, 1, 1)
+        for run in range(options.runs + 1):
+            for name in ("otprune, unit", "otprune, unit uploaded ahead"):
+                synchronize(options.device)
+                start = time.perf_counter()
+                with Uploader(unit, options.device) as upload:
+                    ahead = upload.ahead if name.endswith("ahead") else lambda indices: None
+                    run_batched(
+                        list(range(len(unit))), options.batch, lambda i, up=upload: encode("otprune", up(i)), ahead
+                    )
+                if run:
+                    seconds.setdefault(name, []).append((time.perf_counter() - start) / len(unit))
     medians = {method: statistics.median(times) for method, times in seconds.items()}
     shares = {method: max(0.0, 1 - medians["none"] / median) for method, median in medians.items()}
     for method, median in medians.items():
         print(
-            f"{method:<14} {1 / median:8.2f} images/s, {1e3 * median:8.2f} ms an image, selection {shares[method]:.1%}"
+            f"{method:<28} {1 / median:8.2f} images/s, {1e3 * median:8.2f} ms an image, selection {shares[method]:.1%}"
         )
     result = {"seconds_per_image": medians, "selection_share": shares}
     if options.device != "cpu":

@@ -73,11 +73,9 @@ def gram(rows_BNR: Tensor) -> Tensor:
     if rows_BNR.device.type != "cpu":
         return rows_BNR @ rows_BNR.mT
     B, N, _ = rows_BNR.shape
-    if N <= WHOLE_GRAM:
-        return torch.stack([rows_NR @ rows_NR.T for rows_NR in rows_BNR])
     gram_BNN = rows_BNR.new_empty(B, N, N)
     # At every block several threads wait for the slowest of them, long if the machine is busy: larger blocks then.
-    size = max(192 if torch.get_num_threads() == 1 else 288, -(-N // 8))
+    size = N if N <= WHOLE_GRAM else max(192 if torch.get_num_threads() == 1 else 288, -(-N // 8))
     for rows_NR, gram_NN in zip(rows_BNR, gram_BNN, strict=True):
         mirrored = gram_NN.numpy()  # whose copies take no threads at all
         for start in range(0, N, size):

@@ -82,10 +82,10 @@ def telling(pruned: str | None) -> type:
     return Telling
 
 
-def sampling() -> type:
+def sampling(seconds: float) -> type:
     """An encoder that keeps both tokens unpruned and one otherwise."""
 
-    class Sampling(fake_encoder()):
+    class Sampling(fake_encoder(seconds=seconds)):
         def __init__(self, **arguments: Any) -> None:
             self.kept = [0, 1] if arguments["method"] == "none" else [0]
 
@@ -104,10 +104,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, scene_parquet: Callable[...
     return scene_parquet(tmp_path_factory.mktemp("corpus") / "scenes.parquet", 24, row_group_size=8)
 
 
-def run(corpus: Path, output: Path, *arguments: str, pruned: str | None = None) -> Outcome:
+def run(corpus: Path, output: Path, *arguments: str, pruned: str | None = None, seconds: float = 0.0) -> Outcome:
     small = ["unit.images=4", "encode.batch_size=4", "generate.batch_size=4", "gate.images=16"]
     job = prepare(load_config([*QUICK, *small, f"input.path={corpus}", f"output.path={output}", *arguments]))
-    return run_job(job, sampling(), telling(pruned))
+    return run_job(job, sampling(seconds), telling(pruned))
 
 
 def test_a_failed_gate_stops_with_code_3_and_the_numbers_before_anything_is_captioned(
@@ -143,7 +143,7 @@ def test_a_gate_that_holds_lets_the_run_begin(ray_session, corpus: Path, tmp_pat
 def test_the_cap_counts_the_earlier_runs_of_the_output(ray_session, corpus: Path, tmp_path: Path):
     """Every run costs at least a unit's time, and the second is not even started."""
     capped = ("cost.usd_per_hour=3600", "budget.max_usd=0.001")
-    first = run(corpus, tmp_path, *capped)
+    first = run(corpus, tmp_path, *capped, seconds=0.5)  # so that not all are done before the first is heard of
     assert first.code == 4
     done = addresses(tmp_path)
     assert 0 < len(done) < 24

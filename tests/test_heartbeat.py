@@ -127,8 +127,11 @@ def test_a_store_that_refuses_is_said_once_and_the_thread_lives_on(corpus, tmp_p
     ]
 
 
-def test_a_tracking_server_that_dies_in_mid_run_costs_no_caption_and_no_number(ray_session, corpus, tmp_path):
+def test_a_tracking_server_that_dies_in_mid_run_costs_no_caption_and_no_number(
+    ray_session, corpus, tmp_path, monkeypatch
+):
     """It answers MLflow's REST calls until the first metrics are in, and then nothing any more."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # retries of the client cost half a minute
     calls: list[str] = []
 
     class Dying(BaseHTTPRequestHandler):
@@ -144,7 +147,7 @@ def test_a_tracking_server_that_dies_in_mid_run_costs_no_caption_and_no_number(r
             calls.append(call)
             if calls.count("runs/log-batch") > 2:  # the parameters, then metrics
                 self.connection.close()
-                threading.Thread(target=server.shutdown).start()
+                threading.Thread(target=die).start()
                 return
             run = {
                 "info": {"run_id": "r1", "run_uuid": "r1", "artifact_uri": f"file://{tmp_path}/a", "status": "RUNNING"}
@@ -160,14 +163,17 @@ def test_a_tracking_server_that_dies_in_mid_run_costs_no_caption_and_no_number(r
         def log_message(self, *_: Any) -> None:
             pass
 
+    def die() -> None:
+        server.shutdown()
+        server.server_close()  # from now on connections are refused
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), Dying)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     uri = f"mlflow.tracking_uri=http://127.0.0.1:{server.server_address[1]}"
     more = ("mlflow.enabled=true", "run.progress_seconds=0.1", f"output.path={tmp_path / 'out'}")
     outcome = run_slowly(job_of(corpus, uri, *more))
-    server.shutdown()
-    server.server_close()
+    die()
     thread.join()
     assert calls.count("runs/log-batch") >= 3, "it was alive at first"
     assert outcome.code == 0

@@ -80,7 +80,7 @@ def test_a_driver_killed_three_times_ends_with_the_captions_of_one_that_was_not(
     assert verify(place.arguments) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_driver_that_is_asked_to_stop_exits_130_and_is_resumed(number, corpus, in_one_go, tmp_path):
     output = Store(str(tmp_path / "out"))
     arguments = [*SLOWLY, f"input.path={corpus}", f"output.path={output.path}"]
