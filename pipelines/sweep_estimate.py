@@ -95,10 +95,10 @@ def _estimate(point: Point, trials: Sequence[Trial], finished: bool) -> Estimate
 
 
 def seconds_per_image(retention: float, trials: Sequence[Trial]) -> float:
-    """On the line through the trials."""
+    """On the line through the trials; their mean where fewer tokens seem to take longer, which is noise."""
     few, many = trials[0], trials[-1]
-    if many.retention == few.retention:
-        return many.seconds_per_image
+    if few.seconds_per_image >= many.seconds_per_image:
+        return (few.seconds_per_image + many.seconds_per_image) / 2
     share = (retention - few.retention) / (many.retention - few.retention)
     return few.seconds_per_image + share * (many.seconds_per_image - few.seconds_per_image)
 

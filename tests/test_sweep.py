@@ -22,7 +22,7 @@ from pipelines.config import SweepConfig
 from pipelines.run import run_job
 from pipelines.settings import UserError, load_config
 from pipelines.sweep import SweepOutcome, prepare_sweep, run_sweep
-from pipelines.sweep_estimate import estimate_points
+from pipelines.sweep_estimate import Trial, estimate_points, seconds_per_image
 from pipelines.work import Work
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -129,6 +129,14 @@ def _prepared(tmp_path: Path, corpus: Path):
         "sweep.baselines=false",
     ]
     return prepare_sweep(load_config([*settings, *paths], SweepConfig))
+
+
+def test_seconds_an_image_grow_with_the_tokens_and_never_fall():
+    few, many = Trial(0.05, 0.1, 5.0, 1.0), Trial(0.45, 0.5, 5.0, 1.0)
+    assert seconds_per_image(0.25, [few, many]) == pytest.approx(0.3)
+    noisy = [Trial(0.05, 0.5, 5.0, 1.0), Trial(0.45, 0.3, 5.0, 1.0)]
+    assert {seconds_per_image(retention, noisy) for retention in (0.05, 0.25, 0.45)} == {0.4}
+    assert seconds_per_image(0.1, [few]) == 0.1
 
 
 def test_a_point_that_fails_and_a_cluster_out_of_reach_cost_only_themselves(sweep_of, tmp_path):
