@@ -23,7 +23,7 @@ from benchmarks.random_model import make_checkpoint
 from otprune import num_kept, select_tokens
 from otprune.models import load_encoder
 from pipelines.encode import run_batched
-from pipelines.upload import Uploader
+from pipelines.upload import CudaCopy, Uploader
 
 METHODS = ("none", "otprune", "logdet_linear", "divprune", "random")
 UNIT = 8  # batches whose upload is measured
@@ -60,12 +60,12 @@ def main() -> None:
             if run:
                 seconds[method].append((time.perf_counter() - start) / options.batch)
     if options.device != "cpu":
-        unit = pixels.repeat(UNIT, 1, 1, 1)
+        unit, copy = pixels.repeat(UNIT, 1, 1, 1), CudaCopy(options.device)
         for run in range(options.runs + 1):
             for name in ("otprune, unit", "otprune, unit uploaded ahead"):
                 synchronize(options.device)
                 start = time.perf_counter()
-                with Uploader(unit, options.device) as upload:
+                with Uploader(unit, copy) as upload:
                     ahead = upload.ahead if name.endswith("ahead") else lambda indices: None
                     run_batched(
                         list(range(len(unit))), options.batch, lambda i, up=upload: encode("otprune", up(i)), ahead

@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,6 +34,15 @@ def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: i
     decoder.generate(visual, prompts, max_new_tokens=new_tokens)
     synchronize(device)
     return time.perf_counter() - start
+
+
+def peak_gib(decoder: LlavaDecoder, count: int, loop: Callable, options: argparse.Namespace) -> float:
+    """Memory of one batch at its peak, without what graphs of other shapes hold."""
+    decoder.decode = StaticDecoder(decoder.model) if isinstance(loop, StaticDecoder) else loop
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    time_batch(decoder, count, options.batch, options.new_tokens, options.device)
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def synchronize(device: str) -> None:
@@ -67,17 +77,13 @@ def main() -> None:
     if options.device != "cpu":
         loops[", graphs"] = StaticDecoder(decoder.model)
     arms = {f"{count}{name}": (count, loop) for count in (576, kept) for name, loop in loops.items()}
+    memory = {arm: peak_gib(decoder, *of, options) for arm, of in arms.items()} if options.device != "cpu" else {}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    memory: dict[str, float] = {}
     for run in range(options.runs + 1):  # the first warms up
         for arm, (count, decoder.decode) in arms.items():
-            if options.device != "cpu":
-                torch.cuda.reset_peak_memory_stats()
             elapsed = time_batch(decoder, count, options.batch, options.new_tokens, options.device)
             if run:
                 seconds[arm].append(elapsed)
-            if options.device != "cpu":
-                memory[arm] = torch.cuda.max_memory_allocated() / 2**30
     rates = {arm: options.batch / statistics.median(times) for arm, times in seconds.items()}
     for arm, rate in rates.items():
         peak = f", {memory[arm]:.1f} GiB at most" if memory else ""

@@ -64,9 +64,10 @@ def token_gram(features_BND: Tensor, *, centered: bool = False) -> Tensor:
 def gram(rows_BNR: Tensor) -> Tensor:
     """The products [B, N, N] of every two rows of an image.
 
-    On a CPU the upper triangle alone, in blocks of rows, and then mirrored: 0.56 to 0.76 of the multiplications. Not in
-    bfloat16, fast as matrix units are: rounded tokens keep 0.9999 of the float64 greedy's log det in 99 cases of 100,
-    not in all (benchmarks/gram_precision.py), and the three products that keep it in all take longer than float32.
+    On a CPU, of more than WHOLE_GRAM tokens the upper triangle alone, in blocks of rows, and then mirrored: 0.56 to 0.8
+    of the multiplications. Not in bfloat16, fast as matrix units are: rounded tokens keep 0.9999 of the float64
+    greedy's log det in 99 cases of 100, not in all (benchmarks/gram_precision.py), and the three products that keep it
+    in all take longer than float32.
     """
     if module := fused(rows_BNR):
         return module.gram(rows_BNR)
@@ -75,7 +76,7 @@ def gram(rows_BNR: Tensor) -> Tensor:
     B, N, _ = rows_BNR.shape
     gram_BNN = rows_BNR.new_empty(B, N, N)
     # At every block several threads wait for the slowest of them, long if the machine is busy: larger blocks then.
-    size = N if N <= WHOLE_GRAM else max(192 if torch.get_num_threads() == 1 else 288, -(-N // 8))
+    size = max(1, N) if N <= WHOLE_GRAM else max(192 if torch.get_num_threads() == 1 else 288, -(-N // 8))
     for rows_NR, gram_NN in zip(rows_BNR, gram_BNN, strict=True):
         mirrored = gram_NN.numpy()  # whose copies take no threads at all
         for start in range(0, N, size):

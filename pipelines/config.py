@@ -109,8 +109,8 @@ class GenerateConfig:
     seed: int = key("seed of sampling; each image adds its own hash", 0, low=0)
     batch_size: int = key("prompts decoded together by the transformers engine", 32, low=1)
     cuda_graphs: bool = key(
-        "transformers on a GPU: decode in fixed shapes and replay each step as a CUDA graph; methods inside the model "
-        "do not",
+        "transformers on a GPU: decode in fixed shapes and replay each step as a CUDA graph; for prompts of about "
+        "equal length, and not with methods inside the model",
         False,
     )
     actors: int = key("actors that decode", 1, low=1)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipelines.prune import Pruner
 from pipelines.tokens import Kept, as_tensor, pack, to_numpy
-from pipelines.upload import Uploader
+from pipelines.upload import CudaCopy, Uploader
 from pipelines.work import Work, clean
 
 THUMBNAIL = 224  # pixels a side
@@ -56,7 +56,9 @@ class Encoder:
             per_tile=per_tile,
         )
         self.encoder = self.pruner.encoder
-        self.device, self.seed, self.batch_size = device, seed, batch_size
+        self.seed, self.batch_size = seed, batch_size
+        # one for all units: torch keeps the memory of each stream apart
+        self.to_gpu = None if torch.device(device).type == "cpu" else CudaCopy(device)
         self.suspicion = Suspicion()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Encoder:
         prompts = [image.prompts for image in work.images for _ in range(image.num_pictures)]
         parts: dict[int, list[Kept]] = {}
 
-        with Uploader(pixels, self.device) as upload:
+        with Uploader(pixels, self.to_gpu) as upload:
 
             def run(indices: list[int]) -> None:
                 chosen = torch.tensor([seeds[i] for i in indices])

@@ -12,8 +12,9 @@ The 90 % intervals are percentiles of DRAWS draws, each the product of
 - how the machine's speed drifts: log-normal, with the spread between BLOCKS stretches of the sample, at least DRIFT, or
   UNSEEN_DRIFT of a sample too short to show any;
 - for `fixed`, measured once: log-normal, FIXED_SPREAD;
-- for captioned images, that units which fail as a whole may all have been missed (bad rows come in files): their share
-  of what was not sampled is drawn from Beta(1/2, units + 1/2), Jeffreys' posterior after none in so many units.
+- for captioned images and their bytes, where no unit of the sample failed as a whole, that those which do may all have
+  been missed (bad rows come in files): their share of what was not sampled is drawn from Beta(1/2, units + 1/2),
+  Jeffreys' posterior after none in so many units. The interval reaches up to the sample's own share all the same.
 
 What it does not know: other speeds than the connected cluster's, time to get nodes, and failures.
 """
@@ -40,11 +41,13 @@ from pipelines.tracking import start_tracker
 logger = logging.getLogger(__name__)
 
 LEVEL, DRAWS = 0.90, 2000
+TRUST = 2 / 3  # in what the busiest stage took, against the arrivals of its units
 Z90 = 1.645  # standard deviations on either side of a normal's 90 %
 BLOCKS = 4  # stretches of the sample whose speeds are compared
-UNITS_A_BLOCK = 4  # of these or fewer, arrivals in twos and threes would look like another speed
+UNITS_A_BLOCK = 3  # at least: units that arrive in pairs would look like another speed
+STUDENT = {3: 2.920 / Z90, 4: 2.353 / Z90}  # by blocks: the interval of a spread that so few of them showed
 DRIFT = 0.05  # least standard deviation of the logarithm of the speed
-UNSEEN_DRIFT = 0.25
+UNSEEN_DRIFT = 0.25  # of a sample too short for three blocks
 FIXED_SPREAD = 0.15  # standard deviation of the logarithm of the fixed part
 
 Interval = tuple[float, float]
@@ -185,9 +188,11 @@ def scale(
     drift[0] = moves[0] = 1.0
     working = rows * per_image * work / max(work[0], 1e-12) * drift
     missed = rng.beta(0.5, len(sample.rows) + 0.5, DRAWS + 1) * max(0.0, 1 - sample.rows.sum() / rows)
-    missed[0] = 0.0
-    images = rows * ratio(sample.captioned) * (1 - missed)
-    contents = rows * ratio(np.maximum(0, sample.output_bytes - sample.object_bytes)) + units * sample.object_bytes
+    came = 1 - missed if sample.captioned.all() else np.ones(DRAWS + 1)
+    came[0] = 1.0
+    images = rows * ratio(sample.captioned) * came
+    grown = rows * ratio(np.maximum(0, sample.output_bytes - sample.object_bytes)) * came
+    contents = grown + units * sample.object_bytes
 
     def on(name: str, price: float | None, speed: float | None) -> On:
         seconds = fixed * moves + working / (speed or 1.0)
@@ -213,8 +218,9 @@ def pace(sample: Measured) -> tuple[float, float]:
 
     From the first arrival to the last, but no less than reading and decoding need: a short sample finds images decoded
     while the models load. Where the busiest stage worked for longer than units arrived, they had piled up while later
-    stages were starting: the truth lies between the two, which are the ends of the 90 % interval around their
-    geometric mean. Of a sample of one unit, what its busiest stage took.
+    stages were starting. The truth then is the latter, unless start-up slowed the stage itself, as on a machine of few
+    CPUs: the estimate lies two thirds of the way to it, and the arrivals are the lower end of the 90 % interval. Of a
+    sample of one unit, what its busiest stage took.
     """
     num_rows, after = sample.rows.sum(), sample.rows[1:].sum()
 
@@ -225,7 +231,7 @@ def pace(sample: Measured) -> tuple[float, float]:
     between = (sample.arrivals[-1] - sample.arrivals[0]) / after if after else busy
     between = max(between, (needs("read") + needs("decode")) / num_rows, 1e-9)
     ahead = max(1.0, busy / between)
-    return float(between * ahead**0.5), float(np.log(ahead) / 2 / Z90)
+    return float(between * ahead**TRUST), float(TRUST * np.log(ahead) / Z90)
 
 
 def bottleneck(sample: Measured) -> str:
@@ -234,18 +240,21 @@ def bottleneck(sample: Measured) -> str:
 
 
 def spread(sample: Measured) -> float:
-    """Standard deviation of the logarithm of the time an image takes, between stretches of the sample."""
+    """Standard deviation of the logarithm of the time an image takes, between stretches of the sample, widened by what
+    so few of them leave open."""
     count = min(BLOCKS, (len(sample.rows) - 1) // UNITS_A_BLOCK)
-    if count < 2:
+    if count < min(STUDENT):
         return UNSEEN_DRIFT
     edges = np.linspace(0, len(sample.rows) - 1, count + 1).astype(int)
     images = np.add.reduceat(sample.rows[1:], edges[:-1])
     times = np.diff(sample.arrivals[edges])
-    return float(np.std(np.log(np.maximum(times, 1e-6) / images), ddof=1))
+    return float(np.std(np.log(np.maximum(times, 1e-6) / images), ddof=1)) * STUDENT[count]
 
 
 def _amount(draws: np.ndarray) -> Amount:
-    return Amount(float(draws[0]), *percentile_interval(draws[1:], LEVEL))
+    """The first draw, which is the sample's own value, and the interval of the others, as far as it."""
+    value, (low, high) = float(draws[0]), percentile_interval(draws[1:], LEVEL)
+    return Amount(value, min(low, value), max(high, value))
 
 
 def _parallel(job: Job) -> dict[str, float]:

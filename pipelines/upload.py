@@ -16,12 +16,14 @@ Arrived = Callable[[], Tensor]
 
 
 class Uploader:
-    """Batches of the rows of `pixels`, uint8 [rows, ...], on `device`. A context manager, as it may hold a thread."""
+    """Batches of the rows of `pixels`, uint8 [rows, ...], by `copy`; without it, where they are.
 
-    def __init__(self, pixels: Tensor, device: str, copy: Callable[[Tensor, Sequence[int]], Arrived] | None = None):
-        self.pixels = pixels
-        self._copy = copy or (None if torch.device(device).type == "cpu" else CudaCopy(device))
-        self._thread = ThreadPoolExecutor(1) if self._copy else None
+    A context manager, as it may hold a thread.
+    """
+
+    def __init__(self, pixels: Tensor, copy: Callable[[Tensor, Sequence[int]], Arrived] | None):
+        self.pixels, self._copy = pixels, copy
+        self._thread = ThreadPoolExecutor(1) if copy else None
         self._coming: dict[tuple[int, ...], Future[Arrived]] = {}
 
     def __enter__(self) -> "Uploader":

@@ -1,11 +1,13 @@
 """Decoding in fixed shapes gives the answers of the plain loop: with CUDA graphs on a GPU, elsewhere without them."""
 
+import copy
+
 import pytest
 import torch
 from test_decoding import END, make_model, make_prompts
 
 from otprune.models.decoding import decode
-from otprune.models.static_decoding import MAX_SHAPES, StaticDecoder, record_graph
+from otprune.models.static_decoding import MAX_SHAPES, StaticDecoder, check_model
 
 SAMPLED = {"temperature": 1.3, "top_p": 0.9}
 
@@ -21,7 +23,7 @@ def prompts():
 
 
 def spoil(step):
-    """What `record_graph` does to the memory of a shape, without a graph."""
+    """What recording a graph does to the memory of a shape, without a graph."""
     step()
     step()
     return step
@@ -65,18 +67,41 @@ def test_few_shapes_are_kept(static, prompts):
     assert len(static._shapes) == MAX_SHAPES
 
 
-def test_memory_that_runs_out_frees_every_shape(static, prompts, monkeypatch):
-    static(*prompts, max_new_tokens=4, end_tokens=END)
+def test_memory_that_runs_out_frees_every_shape_and_is_tried_once_more(model, static, prompts, monkeypatch):
+    for longest in (1, 2, 3):
+        static(*prompts, max_new_tokens=longest, end_tokens=END)
+    kept = []
 
-    def full(**_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def record(step):
+        kept.append(len(static._shapes))
+        if len(kept) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step
 
-    monkeypatch.setattr(static, "model", full)
-    for batch, _ in static._shapes.values():
-        monkeypatch.setattr(batch, "model", full)
+    monkeypatch.setattr(static, "record", record)
+    options = {"max_new_tokens": 9, "end_tokens": END}
+    assert static(*prompts, **options) == decode(model, *prompts, **options)
+    assert kept == [3, 0]
+    monkeypatch.setattr(static, "record", lambda step: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
         static(*prompts, max_new_tokens=4, end_tokens=END)
     assert not static._shapes
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "one kind, got 'dynamic'"),
+        ({"sliding_window": 8}, "layers that see everything"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "full_attention, sliding_attention"),
+    ],
+)
+def test_models_that_a_fixed_shape_would_get_wrong_are_refused(model, changed, problem):
+    config = copy.deepcopy(model.config)
+    for name, value in changed.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=problem):
+        check_model(config)
 
 
 @pytest.mark.gpu
@@ -86,7 +111,7 @@ def test_graphs_give_the_answers_of_the_plain_loop(model, prompts, sampled):
     model = model.to("cuda")
     embeds, mask = (values.to("cuda") for values in prompts)
     options = {"max_new_tokens": 30, "end_tokens": END, **({"seeds": range(16), **SAMPLED} if sampled else {})}
-    static = StaticDecoder(model, record_graph)
+    static = StaticDecoder(model)
     for rows in (slice(0, 16), slice(2, 13), slice(0, 16)):
         if sampled:
             options["seeds"] = range(16)[rows]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.encode import run_batched
-from pipelines.upload import Uploader
+from pipelines.upload import CudaCopy, Uploader
 
 PIXELS = torch.arange(10 * 3, dtype=torch.uint8).view(10, 3)
 
@@ -28,7 +28,7 @@ class Copies:
 
 def test_every_batch_but_the_first_is_copied_ahead_on_another_thread():
     copies, seen = Copies(), []
-    with Uploader(PIXELS, "cpu", copies) as upload:
+    with Uploader(PIXELS, copies) as upload:
         assert run_batched(list(range(10)), 4, lambda i: seen.append((i, upload(i))), upload.ahead) == {}
     assert sorted(i for indices, _ in seen for i in indices) == list(range(10))
     assert all(torch.equal(batch, PIXELS[indices]) for indices, batch in seen)
@@ -45,20 +45,20 @@ def test_a_batch_that_fails_and_is_halved_still_meets_its_own_pictures():
             raise ValueError("a guilty picture")
         seen.update(zip(indices, batch, strict=True))
 
-    with Uploader(PIXELS, "cpu", Copies()) as upload:
+    with Uploader(PIXELS, Copies()) as upload:
         assert run_batched(list(range(10)), 4, run, upload.ahead) == {}
     assert len(seen) == 10
     assert all(torch.equal(picture, PIXELS[i]) for i, picture in seen.items())
 
 
 def test_what_copying_ran_into_is_the_error_of_its_own_batch():
-    with Uploader(PIXELS, "cpu", Copies(fails=2)) as upload:
+    with Uploader(PIXELS, Copies(fails=2)) as upload:
         failed = run_batched(list(range(10)), 4, lambda i: upload(i), upload.ahead)
     assert list(failed) == [2]
 
 
 def test_on_a_cpu_nothing_is_copied_ahead():
-    with Uploader(PIXELS, "cpu") as upload:
+    with Uploader(PIXELS, None) as upload:
         upload.ahead([0, 1])
         assert torch.equal(upload([3, 1]), PIXELS[[3, 1]])
 
@@ -68,7 +68,7 @@ def test_on_a_cpu_nothing_is_copied_ahead():
 def test_pictures_reach_a_gpu_unchanged():
     pixels = torch.randint(0, 256, (64, 336, 336, 3), dtype=torch.uint8)
     sums = {}
-    with Uploader(pixels, "cuda") as upload:
+    with Uploader(pixels, CudaCopy("cuda")) as upload:
         run_batched(
             list(range(64)),
             16,

@@ -6,7 +6,9 @@ a mask over all of it, and the counters that say where the next token goes. It i
 length, longest answer, sampling) and replayed from then on.
 
 The price: the cache is allocated for the longest answer, and finished rows stay in the batch until all have finished.
-Rows are filled up to a power of two and lengths to a multiple of LENGTH_STEP, so that few shapes come up.
+Rows are filled up to a power of two and lengths to a multiple of LENGTH_STEP, so that few shapes come up where prompts
+are about equally long, as pruned ones are. Where they are not (LLaVA-1.6 with all its tokens), each batch would be
+recorded anew: the plain loop is the better one.
 
 Not measured: this was written without a GPU. test_static_decoding.py holds the answers against `decoding.decode`, on a
 GPU with graphs, elsewhere with plain calls of the same step.
@@ -14,18 +16,19 @@ GPU with graphs, elsewhere with plain calls of the same step.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import StaticCache
+from transformers import AutoConfig, StaticCache
 
 from otprune.models.decoding import CHECK_EVERY, draw, uniform_draws
 
 LENGTH_STEP = 64
 MAX_SHAPES = 4  # whose caches and graphs are kept
-SPOILT = 2  # steps that `record_graph` runs before there is a graph
+SPOILT = 2  # steps that are run before there is a graph of them
 
 Step = Callable[[], None]
 
@@ -34,8 +37,13 @@ class StaticDecoder:
     """`decoding.decode` for one model: the same arguments but for the model, the same answers, other memory."""
 
     def __init__(self, model: Any, record: Callable[[Step], Step] | None = None):
-        """`record` turns a step into what is called in its place: by default a CUDA graph's replay."""
-        self.model, self.record = model, record or record_graph
+        """`record` turns a step into what is called in its place: by default a CUDA graph's replay.
+
+        Raises:
+            ValueError: if the model's layers do not all see every place, or its positions depend on their values.
+        """
+        check_model(model.config)
+        self.model, self.record = model, record or CudaGraphs(model.device)
         self._shapes: OrderedDict[tuple, tuple[_Batch, Step]] = OrderedDict()
 
     @torch.inference_mode()
@@ -53,7 +61,7 @@ class StaticDecoder:
         """New token ids of each row, up to and with its first end token, or `max_new_tokens` of them.
 
         Raises:
-            torch.OutOfMemoryError: once everything that was kept for other shapes is freed.
+            torch.OutOfMemoryError: if the batch does not fit by itself, without what was kept for other shapes.
         """
         num_rows, num_tokens = mask.shape
         rows = 1 << (num_rows - 1).bit_length()
@@ -61,23 +69,30 @@ class StaticDecoder:
         draws = uniform_draws(seeds, max_new_tokens, embeds.device) if temperature > 0 else None
         shape = (rows, length, max_new_tokens, tuple(end_tokens), temperature, top_p)
         try:
-            if shape not in self._shapes:
-                while len(self._shapes) >= MAX_SHAPES:
-                    self._shapes.popitem(last=False)
-                batch = _Batch(self.model, *shape)
-                batch.read(embeds, mask, draws)  # allocates the cache; recording then spoils what it holds
-                self._shapes[shape] = batch, self.record(batch.step)
-            self._shapes.move_to_end(shape)
-            batch, step = self._shapes[shape]
-            batch.read(embeds, mask, draws)
-            for number in range(1, max_new_tokens):
-                if number % CHECK_EVERY == 0 and not batch.open.any():
-                    break
-                step()
+            batch, step = self._prepared(shape, embeds, mask, draws)
         except torch.OutOfMemoryError:
             self._shapes.clear()
-            raise
+            torch.cuda.empty_cache()
+            batch, step = self._prepared(shape, embeds, mask, draws)
+        batch.read(embeds, mask, draws)
+        for number in range(1, max_new_tokens):
+            if number % CHECK_EVERY == 0 and not batch.open.any():
+                break
+            step()
         return [[token for token in row if token >= 0] for row in batch.answers[:num_rows].tolist()]
+
+    def _prepared(
+        self, shape: tuple[Any, ...], embeds: Tensor, mask: Tensor, draws: Tensor | None
+    ) -> tuple["_Batch", Step]:
+        """The memory and the step of this shape, recorded if it is new."""
+        if shape not in self._shapes:
+            while len(self._shapes) >= MAX_SHAPES:
+                self._shapes.popitem(last=False)
+            batch = _Batch(self.model, *shape)
+            batch.read(embeds, mask, draws)  # allocates the cache; recording then spoils what it holds
+            self._shapes[shape] = batch, self.record(batch.step)
+        self._shapes.move_to_end(shape)
+        return self._shapes[shape]
 
 
 class _Batch:
@@ -154,15 +169,43 @@ class _Batch:
         self.number += 1
 
 
-def record_graph(step: Step) -> Step:
-    """The replay of `step` as a CUDA graph. Runs it twice first, as libraries set themselves up at their first call."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(SPOILT):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+class CudaGraphs:
+    """Turns a step into the replay of its CUDA graph."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def __call__(self, step: Step) -> Step:
+        """Runs the step first, as libraries set themselves up at their first calls: SPOILT times, and to no purpose."""
+        with torch.cuda.device(self.device):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                for _ in range(SPOILT):
+                    step()
+            torch.cuda.current_stream().wait_stream(self.stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                step()
+        return graph.replay
+
+
+def check_checkpoint(folder: Path) -> None:
+    """`check_model` before anything is loaded."""
+    config: Any = AutoConfig.from_pretrained(folder)
+    check_model(config.text_config)
+
+
+def check_model(config: Any) -> None:
+    """Refuses what a fixed mask, or a graph, would get wrong.
+
+    Raises:
+        ValueError: for layers with a sliding window, and for rotary embeddings that change with the prompt's length.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "dynamic" in str(rope.get("rope_type", "")):
+        raise ValueError(f"decoding in fixed shapes needs rotary embeddings of one kind, got {rope['rope_type']!r}")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or (
+        getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    ):
+        raise ValueError(f"decoding in fixed shapes needs layers that see everything, got {', '.join(sorted(kinds))}")
