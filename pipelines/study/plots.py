@@ -11,6 +11,7 @@ COLORS = (
     "#d457a8", "#5b6676", "#a3a500", "#00a0b0", "#123a6b", "#f0a6a0",
 )  # fmt: skip
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 24, 44
+LABEL = 26  # pixels between the middles of two labels that do not touch
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def _frame(
         for tick in y_ticks
     ]
     parts += [
-        f'<text x="{x(t):.1f}" y="{y.start + 15:.1f}" text-anchor="middle" class="t">{t:g}</text>' for t in x_ticks
+        f'<text x="{x(t):.1f}" y="{y.start + 15:.1f}" text-anchor="middle" class="t">{t:g}</text>'
+        for t in _apart(x_ticks, x)
     ]
     parts.append(_line(x.start, y.start, x.stop, y.start, "axis"))
     parts.append(
@@ -154,6 +156,15 @@ def _frame(
     )
     parts.append(f'<text x="{middle_x:.1f}" y="14" text-anchor="middle" class="h">{escape(title)}</text>')
     return parts
+
+
+def _apart(ticks: Sequence[float], x: Scale) -> list[float]:
+    """The ticks, in order, without those whose label would touch that of the one before."""
+    shown: list[float] = []
+    for tick in sorted(ticks):
+        if not shown or x(tick) - x(shown[-1]) > LABEL:
+            shown.append(tick)
+    return shown
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
