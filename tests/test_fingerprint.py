@@ -100,6 +100,14 @@ def test_weights_and_version_count(demo_model, tmp_path, monkeypatch):
     assert fingerprint(describe(Config(), demo_model)) != before
 
 
+def test_so_do_the_weights_of_the_clip_that_a_method_reads(demo_model, tmp_path):
+    clip = shutil.copytree(demo_model.parent / "clip", tmp_path / "clip")
+    config = replace(Config(), prune=replace(Config().prune, method="cdpruner", settings={"clip": str(clip)}))
+    before = fingerprint(describe(config, demo_model))
+    (clip / "model.safetensors").write_bytes((clip / "model.safetensors").read_bytes()[:-1] + b"\x01")
+    assert fingerprint(describe(config, demo_model)) != before
+
+
 def test_the_order_of_keys_does_not_matter():
     assert fingerprint({"a": 1, "b": [2, None]}) == fingerprint({"b": [2, None], "a": 1})
     assert len(fingerprint({})) == 16
