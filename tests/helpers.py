@@ -139,6 +139,7 @@ class Driver:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_heed_interrupts,
             )
 
     def __enter__(self) -> "Driver":
@@ -189,6 +190,11 @@ class Driver:
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
+
+
+def _heed_interrupts() -> None:
+    """What a shell starts in the background, these tests perhaps, inherits that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free_port() -> int:
