@@ -17,7 +17,7 @@ caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embe
 	$(BIN)/python jobs/caption_corpus.py
 
 estimate: $(INSTALLED)  ## what captioning the demo corpus would take and cost, by a sample
-	$(BIN)/python jobs/caption_corpus.py run.estimate=true estimate.instances=[g6.xlarge,g5.xlarge:2]
+	$(BIN)/python jobs/caption_corpus.py run.estimate=true output.path=runs/estimated estimate.instances=[g6.xlarge,g5.xlarge:2]
 
 evaluate: $(INSTALLED)  ## score the demo model on the demo world's nine tasks
 	$(BIN)/python jobs/evaluate.py
