@@ -58,7 +58,7 @@ class Encoder:
         self.encoder = self.pruner.encoder
         self.seed, self.batch_size = seed, batch_size
         # one for all units: torch keeps the memory of each stream apart
-        self.to_gpu = None if torch.device(device).type == "cpu" else CudaCopy(device)
+        self.to_gpu = None if device == "cpu" else CudaCopy(device)
         self.suspicion = Suspicion()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

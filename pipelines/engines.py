@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from otprune.methods import METHODS
-from otprune.models import CheckpointError, check_checkpoint, resolve_checkpoint
+from otprune.models import CheckpointError, check_fixed_shapes, resolve_checkpoint
 from otprune.models.checkpoint import ANYRES, read_config
 from pipelines.config import Config
 from pipelines.settings import UserError
@@ -103,7 +103,7 @@ def _check_graphs(config: Config) -> None:
             f"generate.cuda_graphs must be false with prune.method={config.prune.method}, which changes the shapes"
         )
     try:
-        check_checkpoint(resolve_checkpoint(config.model.path))
+        check_fixed_shapes(resolve_checkpoint(config.model.path))
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except ValueError as error:

@@ -187,9 +187,7 @@ def scale(
     moves = np.exp(rng.normal(0, FIXED_SPREAD, DRAWS + 1))
     drift[0] = moves[0] = 1.0
     working = rows * per_image * work / max(work[0], 1e-12) * drift
-    missed = rng.beta(0.5, len(sample.rows) + 0.5, DRAWS + 1) * max(0.0, 1 - sample.rows.sum() / rows)
-    came = 1 - missed if sample.captioned.all() else np.ones(DRAWS + 1)
-    came[0] = 1.0
+    came = came_through(sample, rows, rng)
     images = rows * ratio(sample.captioned) * came
     grown = rows * ratio(np.maximum(0, sample.output_bytes - sample.object_bytes)) * came
     contents = grown + units * sample.object_bytes
@@ -211,6 +209,15 @@ def scale(
         sample_units=len(sample.rows),
         sample_lost=sample.lost,
     )
+
+
+def came_through(sample: Measured, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws of what is left of the images once units that fail as a whole, all missed by the sample, are taken away."""
+    share = np.ones(DRAWS + 1)
+    if sample.captioned.all():
+        unseen = max(0.0, 1 - sample.rows.sum() / rows)
+        share[1:] -= unseen * rng.beta(0.5, len(sample.rows) + 0.5, DRAWS)
+    return share
 
 
 def pace(sample: Measured) -> tuple[float, float]:

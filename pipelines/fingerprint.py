@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import otprune
-from otprune.models import resolve_checkpoint, weights_digest
+from otprune.models import weights_digest
 from pipelines.config import Config
 from pipelines.engines import identity
+from pipelines.prune import find_clip
 from pipelines.schema import CAPTIONS_FOLDER, PREDICTIONS_FOLDER
 from pipelines.settings import UserError
 from pipelines.storage import Store
@@ -35,9 +36,8 @@ def describe(config: Config, model: Path, pruning: dict[str, Any] | None = None)
     """The keys and values that the fingerprint stands for; `pruning` are resolved settings, if any."""
     chosen = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
     described = {**chosen, **identity(config), "model.weights": weights_digest(model), "version": otprune.__version__}
-    if clip := config.prune.settings.get("clip"):  # cdpruner's, whose weights decide as well
-        folder = resolve_checkpoint(clip, families=("clip",), key="prune.settings.clip")
-        described["prune.clip.weights"] = weights_digest(folder)
+    if config.prune.settings.get("clip"):  # cdpruner's, whose weights decide as well
+        described["prune.clip.weights"] = weights_digest(find_clip(config.prune.settings))
     if pruning:
         described["prune.resolved"] = pruning
     return json.loads(json.dumps(described))  # as it is read back: keys of dicts are text

@@ -112,6 +112,7 @@ def test_a_submitted_job_captions_its_corpus(auth, short_folder, tmp_path, scene
             gauges |= gauge_names(metrics)
             time.sleep(0.5)
         process.kill()
+        process.wait()
         if auth == "token":
             strangers = {k: v for k, v in environment.items() if k != "RAY_AUTH_TOKEN_PATH"} | {"HOME": str(tmp_path)}
             refused = subprocess.run(

@@ -62,3 +62,13 @@ def project(layer: Any, kind: str, hidden_BLD: Tensor, rotary: Rotary) -> Tensor
     cos, sin = (part[:, None] for part in rotary)
     left, right = states_BHLE.chunk(2, dim=-1)
     return states_BHLE * cos + torch.cat([-right, left], dim=-1) * sin
+
+
+def limited_attention(config: Any) -> str | None:
+    """What keeps some layer of the model from seeing every token before it; None if nothing does."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        return f"layers {', '.join(sorted(kinds))}"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return f"a sliding window of {config.sliding_window}"
+    return None

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otprune.layerwise.attention import headmax, last_row
+from otprune.layerwise.attention import headmax, last_row, limited_attention
 from otprune.layerwise.cache import LayerCache
 from otprune.layerwise.layout import Layout, keep_rows, pad_prompts
 from otprune.layerwise.policy import KeepAll, Need, Policy, State
@@ -199,9 +199,7 @@ def _check_model(model: Any) -> None:
     config = model.config
     if config.model_type not in MODEL_TYPES:
         raise ValueError(f"model must be one of {', '.join(MODEL_TYPES)}, got {config.model_type}")
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        raise ValueError(f"model must attend to everything in every layer, got layers {config.layer_types}")
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise ValueError(f"model must have no sliding window, got one of {config.sliding_window}")
+    if limit := limited_attention(config):
+        raise ValueError(f"model must attend to everything in every layer, got {limit}")
     if config._attn_implementation != "sdpa":
         raise ValueError(f"model must run sdpa attention, got {config._attn_implementation}")

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoConfig, StaticCache
 
+from otprune.layerwise.attention import limited_attention
 from otprune.models.decoding import CHECK_EVERY, draw, uniform_draws
 
 LENGTH_STEP = 64
@@ -189,7 +190,7 @@ class CudaGraphs:
         return graph.replay
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_fixed_shapes(folder: Path) -> None:
     """`check_model` before anything is loaded."""
     config: Any = AutoConfig.from_pretrained(folder)
     check_model(config.text_config)
@@ -204,8 +205,5 @@ def check_model(config: Any) -> None:
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if "dynamic" in str(rope.get("rope_type", "")):
         raise ValueError(f"decoding in fixed shapes needs rotary embeddings of one kind, got {rope['rope_type']!r}")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or (
-        getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    ):
-        raise ValueError(f"decoding in fixed shapes needs layers that see everything, got {', '.join(sorted(kinds))}")
+    if limit := limited_attention(config):
+        raise ValueError(f"decoding in fixed shapes needs layers that see everything, got {limit}")
