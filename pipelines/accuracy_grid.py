@@ -11,7 +11,7 @@ The same command again resumes: finished points are scored from their prediction
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from pipelines.encode import Encoder
 from pipelines.equal_flops import resolve_pruning
 from pipelines.evaluate import choose_benchmarks, prepare_evaluation, run_evaluation
 from pipelines.run import FAILED, INTERRUPTED
-from pipelines.settings import UserError, to_yaml
+from pipelines.settings import UserError, to_yaml, with_values
 from pipelines.storage import Store, make_store
 from pipelines.track import Tracker, default_store, make_tracker
 from pipelines.tracking import git_tag
@@ -41,6 +41,7 @@ from pipelines.tracking import git_tag
 logger = logging.getLogger(__name__)
 
 STATE, TABLE, PAGE = "grid.json", "accuracy.parquet", "accuracy.html"
+OF_PRUNE = ("gamma", "gamma_scale", "seed", "per_tile")  # keys that a method of the grid may have for itself
 PARENT_SECONDS = 60.0  # longest wait for the tracked parent run; without it the points' runs stand alone
 
 
@@ -95,13 +96,17 @@ def grid_points(grid: GridConfig) -> list[Point]:
     """Unpruned first and random second, since all others are held against them.
 
     Raises:
-        UserError: if nothing is to be compared, or a retention is outside (0, 1].
+        UserError: if nothing is to be compared, a retention is outside (0, 1], or settings belong to nothing.
     """
     methods = [method for method in dict.fromkeys(grid.methods) if method != "none"]
     if not methods or not grid.retentions:
         raise UserError("grid.methods and grid.retentions must name at least one each")
     if strangers := [method for method in grid.settings if method not in methods]:
         raise UserError(f"grid.settings must be of methods in grid.methods, got {strangers[0]!r}")
+    if wrong := [method for method, own in grid.settings.items() if not isinstance(own, Mapping)]:
+        raise UserError(f"grid.settings of {wrong[0]} must map settings to values, got {grid.settings[wrong[0]]!r}")
+    if unknown := [method for method in methods if ":" in method and not grid.settings.get(method)]:
+        raise UserError(f"grid.settings must say what {unknown[0]!r} is: {{{unknown[0]}: {{setting: value}}}}")
     if wrong := [retention for retention in grid.retentions if not 0 < retention <= 1]:
         raise UserError(f"grid.retentions must be above 0 and at most 1, got {wrong[0]:g}")
     methods.sort(key=lambda method: method != "random")
@@ -131,10 +136,12 @@ def check_points(config: AccuracyConfig, points: Sequence[Point]) -> Path:
 def point_config(config: AccuracyConfig, point: Point, recipe: dict[int, int] | None = None) -> EvaluateConfig:
     """The evaluation of one point: its own output, one store of tracked runs; FitPrune's recipe unless it is given."""
     shared = {f.name: getattr(config, f.name) for f in fields(EvaluateConfig)}
-    settings = config.grid.settings.get(point.method, {})
+    settings = dict(config.grid.settings.get(point.method, {}))
+    own = {f"prune.{key}": settings.pop(key) for key in OF_PRUNE if key in settings}
     if point.method == "fitprune" and lacks_recipe(config):
-        settings = {**settings, "recipe": recipe}
-    prune = replace(config.prune, method=point.method, retention=point.retention, settings=settings)
+        settings["recipe"] = recipe
+    prune = with_values(config, own).prune if own else config.prune
+    prune = replace(prune, method=point.base, retention=point.retention, settings=settings)
     output = replace(config.output, path=f"{config.output.path.rstrip('/')}/points/{point.name}")
     mlflow = replace(config.mlflow, tracking_uri=tracking_uri(config), run_name=point.name)
     return EvaluateConfig(**{**shared, "prune": prune, "output": output, "mlflow": mlflow})

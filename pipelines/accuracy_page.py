@@ -156,9 +156,9 @@ def _distances(points: dict, methods: list[str], retentions: list[float]) -> lis
     for retention in retentions:
         rows = [next(iter(points[m, retention].values())) for m in methods if (m, retention) in points]
         known = [row for row in rows if row["gaussian_w2"] is not None]
-        if len(known) < 4:
-            continue
         accuracy = [row["relative"] for row in known]
+        if len(known) < 4 or len(set(accuracy)) == 1:  # equals have no ranks
+            continue
         entry: dict[str, Any] = {"retention": retention, "methods": len(known)}
         for name in ("trace_objective", "gaussian_w2"):
             rho, p = np.asarray(spearmanr([row[name] for row in known], accuracy))

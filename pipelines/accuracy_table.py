@@ -28,14 +28,21 @@ SLACK = 1.1  # of a budget
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A method at a retention."""
+    """A method at a retention. `method` may name a variant of it, such as cdpruner:words."""
 
     method: str
     retention: float
 
     @property
+    def base(self) -> str:
+        """The method without its variant."""
+        return self.method.partition(":")[0]
+
+    @property
     def name(self) -> str:
-        return self.method if self.method == UNPRUNED else f"{self.method}-{self.retention:g}"
+        """Fit for a folder's name."""
+        method = self.method.replace(":", ".")
+        return method if method == UNPRUNED else f"{method}-{self.retention:g}"
 
 
 @dataclass(frozen=True, slots=True)

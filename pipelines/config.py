@@ -272,7 +272,8 @@ class EvaluateConfig(Config):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GridConfig:
     methods: list[str] = key(
-        "methods to compare, as prune.method names them; none (all tokens) is always among them",
+        "methods to compare, as prune.method names them, or variants such as cdpruner:words, which grid.settings "
+        "explains; none (all tokens) is always among them",
         [
             "otprune",
             "otprune_centered",
@@ -284,7 +285,9 @@ class GridConfig:
         ],
     )
     retentions: list[float] = key("shares of the visual tokens that each method keeps", [0.5, 0.25, 0.098, 0.05])
-    settings: dict[str, Any] = key("settings by method, as prune.settings takes them: {fastv: {layer: 2}}", {})
+    settings: dict[str, Any] = key(
+        "of a method or variant: what prune.settings takes, gamma, gamma_scale, seed, per_tile: {fastv: {layer: 2}}", {}
+    )
     calibration_images: int = key(
         "images that FitPrune's recipes are fitted to where grid.settings has none", 64, low=1
     )

@@ -127,7 +127,7 @@ def killing(stage: type, victims: set[str]) -> type:
 
 
 class Driver:
-    """`jobs/caption_corpus.py` in a process, session and group of its own, with its own embedded Ray."""
+    """`jobs/caption_corpus.py` in a process and session of its own, with its own embedded Ray."""
 
     def __init__(self, log: Path, *arguments: str, environment: dict[str, str] | None = None):
         self.log = log
@@ -152,12 +152,13 @@ class Driver:
                 process.kill()
         self.process.wait(30)
 
-    def members(self) -> list[psutil.Process]:
-        """Live processes of the session: the driver, its Ray and its workers."""
+    def members(self, prefix: str = "") -> list[psutil.Process]:
+        """Live processes of the session, the driver, its Ray and its workers, whose names begin with `prefix`."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(ProcessLookupError, psutil.Error):
-                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                alive = os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE
+                if alive and process.name().startswith(prefix):
                     found.append(process)
         return found
 
@@ -176,17 +177,22 @@ class Driver:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the driver runs after {seconds} s:\n{self.text()}") from None
 
-    def kill(self, group: bool = True) -> None:
-        """SIGKILL, to the process group or to the driver alone; returns when nothing that could write is left.
+    def kill(self, everything: bool = True) -> None:
+        """SIGKILL, to the driver with its Ray and workers or to the driver alone; returns when nothing can write.
 
-        Ray's agents may outlive a driver killed alone by minutes, its workers must not; `__exit__` ends what is left.
+        Of a driver killed alone, the workers that have work must end by themselves. Ray's agents may outlive it by
+        minutes, and so may a worker that was only starting; `__exit__` ends them.
         """
-        (os.killpg if group else os.kill)(self.process.pid, signal.SIGKILL)
-        self.process.wait(30)
+        self.process.kill()
         end = time.monotonic() + 60
-        while left := [process for process in self.members() if group or process.name().startswith("ray::Map")]:
+        while left := self.members("" if everything else "ray::Map"):
             assert time.monotonic() < end, f"left behind by a killed driver: {left}"
+            if everything:  # one by one and again: Ray's workers are process groups of their own
+                for process in left:
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
             time.sleep(0.1)
+        self.process.wait(30)
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")

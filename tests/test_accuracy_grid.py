@@ -253,6 +253,25 @@ def test_points_come_with_their_references_first():
     assert points[0] == Point("none", 1.0)
 
 
+def test_variants_of_a_method_stand_beside_it_with_settings_of_their_own(
+    scenes: Path, tmp_path: Path, ray_session: None
+):
+    settings = (
+        "mlflow.enabled=false", "benchmarks=[demo_attr]", "grid.distance_images=4", "prune.gamma_scale=trace",
+        "grid.methods=[otprune,otprune:released,random,random:again,cdpruner:words]",
+        "grid.settings.random:again.seed=1",
+        "grid.settings={otprune:released: {gamma: 0.01, gamma_scale: released}, cdpruner:words: {relevance: words}}",
+    )  # fmt: skip
+    table = run_accuracy_grid(configure(scenes, tmp_path, *settings), counting_encoder(), lucky_generator())
+    rows = {row["method"]: row for row in table.to_pylist()}
+    assert list(rows) == ["none", "random", "random:again", "otprune", "otprune:released", "cdpruner:words"]
+    assert len({rows[method]["trace_objective"] for method in ("random", "random:again", "otprune")}) == 3
+    assert rows["otprune:released"]["trace_objective"] != rows["otprune"]["trace_objective"]
+    claim = json.loads((tmp_path / "points" / "cdpruner.words-0.1" / "fingerprint.json").read_text())
+    assert '"relevance": "words"' in json.dumps(claim)
+    assert "cdpruner:words" in (tmp_path / "accuracy.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -260,6 +279,10 @@ def test_points_come_with_their_references_first():
         (["grid.methods=[]"], "grid.methods and grid.retentions must name at least one"),
         (["grid.retentions=[0.5,1.5]"], "grid.retentions must be above 0 and at most 1, got 1.5"),
         (["grid.settings={fastv: {layer: 2}}"], "grid.settings must be of methods in grid.methods, got 'fastv'"),
+        (["grid.methods=[otprune:mine]"], "grid.settings must say what 'otprune:mine' is"),
+        (["grid.settings.otprune=2"], "grid.settings of otprune must map settings to values, got 2"),
+        (["grid.settings.otprune.gamma=-1"], "prune.gamma must be above 0, got -1"),
+        (["grid.settings.otprune.gamma_scale=mine"], "prune.gamma_scale"),
         (["benchmarks=pop"], "benchmark must be one of"),
     ],
 )

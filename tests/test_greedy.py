@@ -33,10 +33,16 @@ def test_every_path_picks_in_the_order_of_the_definition(num_tokens, rank, k, ri
     expected = [greedy_by_definition(ridge * eye + f @ f.T, k) for f in factor]
     assert greedy_logdet(factor, ridges, k).tolist() == expected
     assert greedy_from_kernel(factor @ factor.mT, ridges, k).tolist() == expected
-    monkeypatch.setattr(greedy, "CACHE_BYTES", 0)
     for ahead in (1, 4, 64):
         monkeypatch.setattr(greedy, "AHEAD", ahead)
         assert greedy_logdet(factor, ridges, k).tolist() == expected
+
+
+def test_a_symmetric_factor_is_multiplied_by_its_rows():
+    tokens = randn(2, 60, 8).float()
+    factor, ridges = tokens @ tokens.mT, torch.tensor([1.0, 50.0])
+    picks = greedy_logdet(factor, ridges, 30, symmetric=True)
+    assert picks.tolist() == greedy_from_kernel(factor @ factor, ridges, 30).tolist()
 
 
 def test_each_image_has_its_own_ridge():
@@ -49,7 +55,6 @@ def test_each_image_has_its_own_ridge():
 
 @pytest.mark.parametrize("ahead", [1, 5, 32])
 def test_a_ridge_of_zero_still_gives_distinct_picks_beyond_the_rank(ahead, monkeypatch):
-    monkeypatch.setattr(greedy, "CACHE_BYTES", 0)
     monkeypatch.setattr(greedy, "AHEAD", ahead)
     factor = randn(1, 20, 3).float()
     for picks in (greedy_logdet(factor, torch.zeros(1), 20), greedy_from_kernel(gram(factor), torch.zeros(1), 20)):
@@ -57,28 +62,25 @@ def test_a_ridge_of_zero_still_gives_distinct_picks_beyond_the_rank(ahead, monke
 
 
 def test_ties_go_to_the_lowest_index_when_rows_are_computed_ahead(monkeypatch):
-    monkeypatch.setattr(greedy, "CACHE_BYTES", 0)
     monkeypatch.setattr(greedy, "AHEAD", 4)
     assert greedy_logdet(torch.ones(1, 50, 1), torch.ones(1), 50)[0].tolist() == list(range(50))
 
 
-def test_rows_ahead_are_computed_once_each_and_few_at_a_time(monkeypatch):
-    """What makes a long sequence fast: reading the whole factor far fewer times than there are picks."""
-    monkeypatch.setattr(greedy, "CACHE_BYTES", 0)
-    asked = []
+def test_few_rows_are_computed_ahead_and_few_times(monkeypatch):
+    """What makes it fast: reading the whole factor far fewer times than there are picks."""
+    blocks = []
     take = greedy._RowsAhead.take
 
     def counted(self, pick, excess, num_left):
-        before = int(self.computed.sum())
         row = take(self, pick, excess, num_left)
-        asked.append(int(self.computed.sum()) - before)
+        blocks[:] = self.blocks
         return row
 
     monkeypatch.setattr(greedy._RowsAhead, "take", counted)
     greedy_logdet(randn(1, 400, 400).float(), torch.ones(1), 100)
-    assert max(asked) <= greedy.AHEAD
-    assert sum(count > 0 for count in asked) <= 25  # 100 without looking ahead
-    assert sum(asked) <= 400
+    assert max(map(len, blocks)) <= greedy.AHEAD
+    assert len(blocks) <= 25  # 100 without looking ahead
+    assert sum(map(len, blocks)) <= 400
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 127, 128, 129, 300, 576, 1300])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from otprune.greedy import greedy_from_kernel, greedy_logdet
-from otprune.kernel import image_by_image_on_cpu, token_gram, unit_columns
+from otprune.kernel import image_by_image_on_cpu, mean_diagonal, token_gram, unit_columns
 
 DEFAULT_GAMMA = 1.0
 
@@ -38,4 +38,4 @@ def logdet_linear(features_BND: Tensor, k: int, *, gamma: float | None = None, c
         return greedy_logdet(tokens_BND, mean_diagonal_B / gamma, k)
     # A GPU forms all of G sooner than it reads V once for every pick.
     gram_BNN = token_gram(features_BND, centered=centered)
-    return greedy_from_kernel(gram_BNN, gram_BNN.diagonal(dim1=-2, dim2=-1).mean(dim=-1) / gamma, k)
+    return greedy_from_kernel(gram_BNN, mean_diagonal(gram_BNN) / gamma, k)

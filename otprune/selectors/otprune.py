@@ -15,7 +15,7 @@ Departures:
 from torch import Tensor
 
 from otprune.greedy import greedy_logdet
-from otprune.kernel import image_by_image_on_cpu, squared_kernel_ridge, token_gram
+from otprune.kernel import image_by_image_on_cpu, mean_diagonal, squared_kernel_ridge, token_gram
 
 DEFAULT_GAMMA = {"released": 0.01, "paper": 0.01, "trace": 0.5}
 
@@ -35,5 +35,5 @@ def otprune(
     """
     gamma = DEFAULT_GAMMA[gamma_scale] if gamma is None else gamma
     gram_BNN = token_gram(features_BND, centered=centered)
-    mean_diagonal_B = gram_BNN.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-    return greedy_logdet(gram_BNN, squared_kernel_ridge(gamma, gamma_scale, mean_diagonal_B, gram_BNN.shape[-1], k), k)
+    ridge_B = squared_kernel_ridge(gamma, gamma_scale, mean_diagonal(gram_BNN), gram_BNN.shape[-1], k)
+    return greedy_logdet(gram_BNN, ridge_B, k, symmetric=True)

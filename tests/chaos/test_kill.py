@@ -71,7 +71,7 @@ def test_a_driver_killed_three_times_ends_with_the_captions_of_one_that_was_not(
         with Driver(tmp_path / f"{kill}.log", *SLOWLY, *place.arguments) as driver:
             driver.wait_for_commits(place.output, before + moments.randint(1, 4))
             time.sleep(moments.uniform(0, 0.3))
-            driver.kill(group=kill != 1)  # once the driver alone, whose actors then have to end by themselves
+            driver.kill(everything=kill != 1)  # once the driver alone, whose actors then have to end by themselves
         assert len(place.output.list("captions")) < UNITS, "nothing was left to resume"
         assert not place.output.exists("run.json")
     assert main([*SLOWLY, *place.arguments]) == 0
