@@ -67,9 +67,10 @@ def main() -> None:
                 start = time.perf_counter()
                 with Uploader(unit, copy) as upload:
                     ahead = upload.ahead if name.endswith("ahead") else lambda indices: None
-                    run_batched(
+                    failed = run_batched(
                         list(range(len(unit))), options.batch, lambda i, up=upload: encode("otprune", up(i)), ahead
                     )
+                    assert not failed, failed
                 if run:
                     seconds.setdefault(name, []).append((time.perf_counter() - start) / len(unit))
     medians = {method: statistics.median(times) for method, times in seconds.items()}

@@ -1,10 +1,11 @@
 """Captions a second from all visual tokens and from the kept ones: what pruning saves where the money goes.
 
     python -m benchmarks.generate [--device cpu] [--width 768 --layers 12] [--batch 8] [--new-tokens 32] [--runs 5]
-    python -m benchmarks.generate --device cuda --width 4096 --layers 32 --batch 64     # LLaVA-1.5-7B's shape
+    python -m benchmarks.generate --device cuda --width 4096 --layers 32 --batch 64     # LLaVA-1.5-7B's layers
 
-Random weights: speed does not depend on them. All settings alternate in one process; prints medians and, as its last
-line, JSON with the ratio. On a GPU also each with CUDA graphs (`generate.cuda_graphs`), and the peak memory of each.
+Random weights: speed does not depend on them. All settings alternate in one process; prints medians, beside them the
+first batch of each, which sets up libraries and records graphs, and, as its last line, JSON with the ratio. On a GPU
+also each with CUDA graphs (`generate.cuda_graphs`), and the peak memory of each.
 """
 
 import argparse
@@ -37,12 +38,14 @@ def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: i
 
 
 def peak_gib(decoder: LlavaDecoder, count: int, loop: Callable, options: argparse.Namespace) -> float:
-    """Memory of one batch at its peak, without what graphs of other shapes hold."""
-    decoder.decode = StaticDecoder(decoder.model) if isinstance(loop, StaticDecoder) else loop
-    torch.cuda.empty_cache()
+    """Memory of one batch at its peak, where nothing else is held; frees what graphs hold afterwards."""
+    decoder.decode = loop
     torch.cuda.reset_peak_memory_stats()
     time_batch(decoder, count, options.batch, options.new_tokens, options.device)
-    return torch.cuda.max_memory_allocated() / 2**30
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    if isinstance(loop, StaticDecoder):
+        loop.forget()
+    return peak
 
 
 def synchronize(device: str) -> None:
@@ -77,17 +80,20 @@ def main() -> None:
     if options.device != "cpu":
         loops[", graphs"] = StaticDecoder(decoder.model)
     arms = {f"{count}{name}": (count, loop) for count in (576, kept) for name, loop in loops.items()}
-    memory = {arm: peak_gib(decoder, *of, options) for arm, of in arms.items()} if options.device != "cpu" else {}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    for run in range(options.runs + 1):  # the first warms up
+    for _ in range(options.runs + 1):
         for arm, (count, decoder.decode) in arms.items():
-            elapsed = time_batch(decoder, count, options.batch, options.new_tokens, options.device)
-            if run:
-                seconds[arm].append(elapsed)
+            seconds[arm].append(time_batch(decoder, count, options.batch, options.new_tokens, options.device))
+    first = {arm: times.pop(0) for arm, times in seconds.items()}
+    memory: dict[str, float] = {}
+    if options.device != "cpu":
+        loops[", graphs"].forget()
+        memory = {arm: peak_gib(decoder, *of, options) for arm, of in arms.items()}
     rates = {arm: options.batch / statistics.median(times) for arm, times in seconds.items()}
     for arm, rate in rates.items():
         peak = f", {memory[arm]:.1f} GiB at most" if memory else ""
-        print(f"{arm:>12} visual tokens: {rate:8.2f} captions/s{peak}")
+        cold = f"first {first[arm]:.2f} s, then {options.batch / rate:.2f} s a batch"
+        print(f"{arm:>12} visual tokens: {rate:8.2f} captions/s ({cold}){peak}")
     ratios = {
         name.strip(", ") or "plain": round(
             statistics.median(
@@ -98,7 +104,10 @@ def main() -> None:
         for name in loops
     }
     shape = {k: getattr(options, k) for k in ("device", "width", "layers", "batch", "new_tokens")}
-    result = {"captions_per_second": {arm: round(rate, 3) for arm, rate in rates.items()}}
+    result = {
+        "captions_per_second": {arm: round(rate, 3) for arm, rate in rates.items()},
+        "seconds_first_batch": {arm: round(elapsed, 3) for arm, elapsed in first.items()},
+    }
     print(json.dumps(shape | result | {"ratio": ratios["plain"], "ratios": ratios, "peak_gib": memory}))
 
 

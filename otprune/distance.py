@@ -42,7 +42,7 @@ def trace_objective(
         squared: return the square, as printed in Eq. 4.
         center: take covariances, each set about its own mean, instead of second moments about zero.
         normalize_columns: first divide every feature column by its root mean square over the N tokens (S_ii = 1, so
-            that tr S = D); with `center`, by its standard deviation. A column of zeros stays zero.
+            that tr S = D); with `center`, by its standard deviation. A column without any stays as it is.
 
     Raises:
         ValueError: on malformed features or idx (see `gaussian_w2`, which asks the same).
@@ -66,7 +66,7 @@ def gaussian_w2(features: Tensor, idx: Tensor, *, center: bool = False, unit_var
         center: False: both Gaussians have mean zero, S are second moments (the paper). True: both have their own means,
             S are covariances (1/N and 1/K), and the first term counts.
         unit_variance: first divide the columns of each set by that set's own root mean square (with `center`: standard
-            deviation), so that both traces are D. A column of zeros stays zero.
+            deviation), so that both traces are D. A column without any stays as it is.
 
     Raises:
         ValueError: unless features is a finite floating [B, N, D] and idx an integer [B, K] on the same device whose
@@ -159,9 +159,13 @@ def _centered(tokens_BND: Tensor) -> Tensor:
 
 
 def _column_scale(tokens_BND: Tensor, center: bool) -> Tensor:
-    tokens_BND = _centered(tokens_BND) if center else tokens_BND
+    """Root mean square of each column [B, 1, D]; 1 where there is nothing but the rounding of a constant's mean."""
+    noise_B1D = tokens_BND.new_zeros(())
+    if center:
+        noise_B1D = tokens_BND.mean(dim=1, keepdim=True).abs() * (8 * torch.finfo(tokens_BND.dtype).eps)
+        tokens_BND = _centered(tokens_BND)
     rms_B1D = tokens_BND.square().mean(dim=1, keepdim=True).sqrt()
-    return torch.where(rms_B1D > 0, rms_B1D, 1.0)
+    return torch.where(rms_B1D > noise_B1D, rms_B1D, 1.0)
 
 
 def _fidelity(full_BND: Tensor, kept_BKD: Tensor) -> Tensor:

@@ -6,8 +6,11 @@ linear kernel I + g G has F = V and ridge 1 / g. Dividing a kernel by g moves lo
 Shape suffixes: B images, N visual tokens, D feature width, R columns of a factor.
 """
 
+import logging
+import os
+import shutil
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Concatenate, ParamSpec
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
 Settings = ParamSpec("Settings")
 
 GAMMA_SCALES = ("released", "paper", "trace")
@@ -92,15 +96,31 @@ def gram(rows_BNR: Tensor) -> Tensor:
 def fused(values: Tensor) -> ModuleType | None:
     """otprune.triton_greedy where it applies: CUDA from compute capability 8.0, and at most float32 and 4,096 tokens.
 
-    An image's conditional variances must fit in the registers of one of its programs.
+    An image's conditional variances must fit in the registers of one of its programs. Without a C compiler, None.
     """
     if not values.is_cuda or values.dtype == torch.float64 or values.numel() == 0 or values.shape[1] > 4096:
         return None
-    if torch.version.hip or torch.cuda.get_device_capability(values.device) < (8, 0) or not find_spec("triton"):
+    if torch.version.hip or torch.cuda.get_device_capability(values.device) < (8, 0) or not _can_compile():
         return None
     from otprune import triton_greedy
 
     return triton_greedy
+
+
+@cache
+def _can_compile() -> bool:
+    """Whether Triton is there, and the C compiler with which it builds its launcher: CC's, else gcc or clang.
+
+    That the compiler is there is all that is looked at: not that it works, nor Python's headers, nor a launcher that
+    was built before and would need none.
+    """
+    if not find_spec("triton"):
+        return False
+    named = os.environ.get("CC")
+    if any(map(shutil.which, ("gcc", "clang") if named is None else (named,))):
+        return True
+    logger.warning("Triton finds no C compiler (CC, gcc or clang): tokens are selected without its kernels")
+    return False
 
 
 def image_by_image_on_cpu(

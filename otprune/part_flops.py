@@ -78,7 +78,9 @@ def selector_flops(method: str, num_tokens: int, width: int, keep: int, *, on_cp
                       keys and the query of the layer whose attention it reads
 
     CDPruner's N D compares tokens with a prompt; CLIP's text tower, which runs once for each different prompt, and its
-    projection of the patches are not counted. That a CPU forms only half of a symmetric Gram matrix is not credited.
+    projection of the patches are not counted. That a CPU forms only half of a symmetric Gram matrix is not credited,
+    and the rows of the kernel that it computes ahead of the picks (`otprune.greedy.AHEAD`) and never uses are not
+    charged.
 
     Raises:
         ValueError: on a method whose cost is not known here.

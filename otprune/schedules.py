@@ -24,15 +24,18 @@ SETTINGS = {
 """What each method that is not a selector must be told. Selectors take `retention`."""
 
 
-def visual_rows(method: str, num_visual: int, num_layers: int, **settings: Any) -> Schedule:
-    """Visual tokens in each layer's attention and FFN.
+def visual_rows(
+    method: str, num_visual: int, num_layers: int, *, as_released: bool = False, **settings: Any
+) -> Schedule:
+    """Visual tokens in each layer's attention and FFN, as `otprune.layerwise` runs it.
 
     Settings by method (sources: the methods' papers and released recipes):
         none: nothing. Every token everywhere.
         m3: tokens = what the pooled grid has. prumerge_plus: tokens = what it leaves of the image, or on average.
         vtw: layer = K; layers 0 .. K-1 see all tokens, the others none.
         fastv: layer = K, kept; layers 0 .. K-1 see all tokens, the others `kept`.
-        fitprune: recipe = {layer: number deleted}; the deleted leave after that layer's attention, before its FFN.
+        fitprune: recipe = {layer: number deleted}; the deleted leave after that layer, or with `as_released` after
+            its attention and before its FFN, where the release drops them.
         pyramiddrop: stages = {layer: tokens kept from this layer on}.
         any other: a selector, or prumerge; retention in (0, 1], `num_kept` of it from layer 0 on.
 
@@ -54,7 +57,7 @@ def visual_rows(method: str, num_visual: int, num_layers: int, **settings: Any) 
         case "fastv":
             return _stages(num_visual, num_layers, {settings["layer"]: settings["kept"]})
         case "fitprune":
-            return _recipe(num_visual, num_layers, settings["recipe"])
+            return _recipe(num_visual, num_layers, settings["recipe"], as_released)
         case "pyramiddrop":
             return _stages(num_visual, num_layers, settings["stages"])
         case _:
@@ -73,7 +76,7 @@ def _stages(num_visual: int, num_layers: int, stages: Mapping[int, int]) -> Sche
     return rows + [(left, left)] * (num_layers - len(rows))
 
 
-def _recipe(num_visual: int, num_layers: int, recipe: Mapping[int, int]) -> Schedule:
+def _recipe(num_visual: int, num_layers: int, recipe: Mapping[int, int], as_released: bool) -> Schedule:
     outside = [layer for layer in recipe if not 0 <= layer < num_layers]
     if outside or any(deleted < 0 for deleted in recipe.values()) or sum(recipe.values()) > num_visual:
         raise ValueError(
@@ -82,6 +85,6 @@ def _recipe(num_visual: int, num_layers: int, recipe: Mapping[int, int]) -> Sche
     rows, left = [], num_visual
     for layer in range(num_layers):
         after = left - recipe.get(layer, 0)
-        rows.append((left, after))
+        rows.append((left, after if as_released else left))
         left = after
     return rows

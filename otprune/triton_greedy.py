@@ -43,9 +43,10 @@ def token_gram(features_BND: Tensor, *, centered: bool) -> Tensor:
     scale_BD = torch.empty_like(mean_BD)
     noise = 8 * torch.finfo(torch.float32).eps * N**0.5
     strides = features_BND.stride()[:2]
-    _column_scales[(triton.cdiv(D, 64), B)](
-        features_BND, *strides, mean_BD, scale_BD, N, D, noise, CENTERED=centered, BLOCK_N=32, BLOCK_D=64
-    )
+    with torch.cuda.device_of(features_BND):  # Triton launches on the current device
+        _column_scales[(triton.cdiv(D, 64), B)](
+            features_BND, *strides, mean_BD, scale_BD, N, D, noise, CENTERED=centered, BLOCK_N=32, BLOCK_D=64
+        )
     return _gram(features_BND, mean_BD, scale_BD)
 
 
@@ -63,9 +64,10 @@ def greedy_from_kernel(excess_BNN: Tensor, ridge_B: Tensor, k: int) -> Tensor:
     noise = 8 * torch.finfo(torch.float32).eps
     width = max(32, triton.next_power_of_2(N))
     block_k, num_warps = max(4, min(16, 2**14 // width)), max(4, min(16, width // 128))
-    _greedy[(B,)](
-        excess_BNN, ridge_B, chol_BKN, picks_BK, N, k, noise, BLOCK_N=width, BLOCK_K=block_k, num_warps=num_warps
-    )
+    with torch.cuda.device_of(excess_BNN):
+        _greedy[(B,)](
+            excess_BNN, ridge_B, chol_BKN, picks_BK, N, k, noise, BLOCK_N=width, BLOCK_K=block_k, num_warps=num_warps
+        )
     return picks_BK
 
 
@@ -76,9 +78,10 @@ def _gram(rows_BNR: Tensor, mean_BR: Tensor | None, scale_BR: Tensor | None) -> 
     grid = (num_blocks * (num_blocks + 1) // 2, B)
     scaled = scale_BR is not None
     strides = rows_BNR.stride()[:2]
-    _symmetric_gram[grid](
-        rows_BNR, *strides, mean_BR, scale_BR, gram_BNN, N, R, SCALED=scaled, BLOCK_N=128, BLOCK_R=32, num_warps=8
-    )
+    with torch.cuda.device_of(rows_BNR):
+        _symmetric_gram[grid](
+            rows_BNR, *strides, mean_BR, scale_BR, gram_BNN, N, R, SCALED=scaled, BLOCK_N=128, BLOCK_R=32, num_warps=8
+        )
     return gram_BNN
 
 
@@ -139,7 +142,7 @@ def _symmetric_gram(
 ):
     image = tl.program_id(1).to(tl.int64)
     block = tl.program_id(0)  # of the lower triangle, row by row: 0 | 1 2 | 3 4 5 | ...
-    block_i = ((tl.sqrt(8.0 * block + 1.0) - 1.0) / 2.0).to(tl.int32)
+    block_i = _triangle_row(((tl.sqrt(8.0 * block + 1.0) - 1.0) / 2.0).to(tl.int32), block)
     i_N = block_i * BLOCK_N + tl.arange(0, BLOCK_N)
     j_N = (block - block_i * (block_i + 1) // 2) * BLOCK_N + tl.arange(0, BLOCK_N)
     rows += image * stride_B
@@ -164,6 +167,13 @@ def _symmetric_gram(
     inside_NN = (i_N < N)[:, None] & (j_N < N)[None, :]
     tl.store(grams + i_N[:, None] * N + j_N[None, :], product_NN, mask=inside_NN)
     tl.store(grams + j_N[None, :] * N + i_N[:, None], product_NN, mask=inside_NN)
+
+
+@triton.jit
+def _triangle_row(guess, block):
+    """The row of a triangle's `block`, from a guess that is off by one at most: a GPU's square root is approximate."""
+    row = guess - (guess * (guess + 1) // 2 > block)
+    return row + ((row + 1) * (row + 2) // 2 <= block)
 
 
 @triton.jit

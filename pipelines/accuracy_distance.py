@@ -39,7 +39,7 @@ def without_distance(measured: Sequence[Measured], num_images: int) -> list[Meas
         if num_images == 0 or point.job.config.prune.method not in METHODS or has_tiles(point.job.model):
             continue
         known = json.loads(point.job.output.read(FILE)) if point.job.output.exists(FILE) else {}
-        if known.get("asked") == num_images:
+        if known.items() >= _asked(num_images).items():
             point.distance.update(known)
         else:
             missing.append(point)
@@ -47,7 +47,8 @@ def without_distance(measured: Sequence[Measured], num_images: int) -> list[Meas
 
 
 def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], num_images: int) -> None:
-    """Mean trace objective and Gaussian W2 of the points' kept tokens, into `distance` and `distance.json` of each."""
+    """Means over images of the points' kept tokens, into `distance` and `distance.json` of each: the trace objective on
+    columns of unit mean square, which is what OTPrune maximises, and the Gaussian W2 of the tokens as they are."""
     job = points[0].job
     read = make_question_reader(asked, job)
     settings = [
@@ -68,7 +69,12 @@ def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], 
     )
     for point, values in zip(points, found, strict=True):
         point.distance.update(values)
-        point.job.output.write(FILE, json.dumps({**values, "asked": num_images}).encode())
+        point.job.output.write(FILE, json.dumps({**values, **_asked(num_images)}).encode())
+
+
+def _asked(num_images: int) -> dict[str, Any]:
+    """What `distance.json` says of the values in it: those of another sample or definition are measured again."""
+    return {"asked": num_images, "normalize_columns": True}
 
 
 def distances(
@@ -100,4 +106,5 @@ def _of_selection(features: Tensor, hashes: list[str], *, retention: float, seed
     """Sums over the images [2]: trace objective, Gaussian W2."""
     seeds = torch.tensor([image_seed(sha256, seed) for sha256 in hashes], device=features.device)
     keep = select_tokens(features, num_kept(retention, features.shape[1]), seed=seeds, **selection)
-    return torch.stack([trace_objective(features, keep).sum(), gaussian_w2(features, keep).sum()]).cpu()
+    trace = trace_objective(features, keep, normalize_columns=True)
+    return torch.stack([trace.sum(), gaussian_w2(features, keep).sum()]).cpu()

@@ -65,7 +65,7 @@ def fit_recipes(
 
 
 def _fitted_to(config: AccuracyConfig, model: Path) -> dict[str, Any]:
-    return {"model": weights_digest(model), "images": config.grid.calibration_images}
+    return {"model": weights_digest(model), "images": config.grid.calibration_images, "budget": "as executed"}
 
 
 def _fit(

@@ -1,9 +1,11 @@
 """What an evaluated point costs: kept tokens, multiply-adds, seconds. Read from its output, which survives its run."""
 
 import json
+import re
 from typing import Any
 
 import pyarrow.parquet as pq
+import ray
 from transformers import AutoConfig
 
 from otprune.flops import TrueFlops, true_flops
@@ -21,7 +23,8 @@ def measure_work(job: Job) -> dict[str, float | None]:
 
     num_visual_tokens, num_kept_tokens   of a question's images; of methods inside the model the mean over its layers
     tflops_per_image                     multiply-adds / 1e12 of encoding one image, choosing its tokens and answering
-                                         one mean question; None for a method or model whose cost is not known
+                                         one mean question, the choice by the algorithm of the device that made it;
+                                         None for a method or model whose cost is not known
     budget                               its prefill / that of retention x N tokens in every layer, which is what a
                                          selector reads; of tokens where multiply-adds are not known
     images_per_second                    of the point's last run, from its first finished unit on
@@ -32,7 +35,7 @@ def measure_work(job: Job) -> dict[str, float | None]:
     totals = record["totals"]
     images = max(1, totals["images_captioned"])
     means = _mean_counts(job)
-    flops = _flops(job, means)
+    flops = _flops(job, means, encoded_on_cpu(record))
     seconds = totals["seconds"]
     return {
         "num_visual_tokens": means["num_visual_tokens"],
@@ -55,16 +58,29 @@ def model_shape(job: Job) -> ModelShape:
     return ModelShape(vision=vision, language=LanguageShape.from_config(config.text_config))
 
 
-def _flops(job: Job, means: dict[str, float]) -> TrueFlops | None:
+def encoded_on_cpu(record: dict[str, Any]) -> bool:
+    """Whether the encode stage of a run with this `run.json` had no GPU: as configured, or as its cluster had none.
+
+    The record of a run on a Ray that was there before may not say what that has: then this process's is asked.
+    """
+    gpus = record["config"]["encode.num_gpus"]
+    if gpus is None:
+        said = re.search(r"([\d.]+) GPUs", record["cluster"])
+        here = ray.cluster_resources().get("GPU", 0) if not said and ray.is_initialized() else 0
+        gpus = float(said[1]) if said else here
+    return not gpus
+
+
+def _flops(job: Job, means: dict[str, float], select_on_cpu: bool) -> TrueFlops | None:
     method, kept, visual = job.config.prune.method, means["num_kept_tokens"], means["num_visual_tokens"]
     if has_tiles(job.model):  # images of different numbers of crops
         return None
     settings: dict[str, Any] = {"retention": min(1.0, kept / max(1.0, visual))}
     if method in SETTINGS:
         settings = job.pruning if inside_model(job.config) else {name: round(kept) for name in SETTINGS[method]}
-    generated = max(1, round(means["num_generated_tokens"]))
+    counts = {"num_text": _num_text(job, means), "num_generated": max(1, round(means["num_generated_tokens"]))}
     try:
-        return true_flops(model_shape(job), method, num_text=_num_text(job, means), num_generated=generated, **settings)
+        return true_flops(model_shape(job), method, **counts, select_on_cpu=select_on_cpu, **settings)
     except ValueError:  # a method whose own cost is not known
         return None
 

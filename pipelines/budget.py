@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 
 from pipelines.cost import Meter
+from pipelines.ledger import Spent
 from pipelines.measures import Account
 from pipelines.settings import UserError
 
@@ -12,12 +13,14 @@ logger = logging.getLogger(__name__)
 ADVICE = "set cost.usd_per_hour for the whole cluster, or price its nodes by cost.prices and labels"
 
 
-def check_prices(meter: Meter, cap: float | None) -> None:
-    """Says which nodes have no price.
+def check_prices(meter: Meter, cap: float | None, earlier: Spent) -> None:
+    """Says which nodes have no price, and which earlier runs the cap does not count.
 
     Raises:
         UserError: if there is a cap, which needs all of them.
     """
+    if cap is not None and earlier.unpriced:
+        logger.warning("budget.max_usd does not count %d earlier runs of this output: no price", earlier.unpriced)
     if meter.unpriced and cap is not None:
         raise UserError(f"budget.max_usd={cap:g} needs the price of every node: {_listed(meter.unpriced)}; {ADVICE}")
     if meter.unpriced:

@@ -3,8 +3,8 @@
 Both look at how the unpruned model reads a sample of the user's own images under the user's own prompt, and write what
 they found as JSON: {"method", "model", "samples", "recipe"} or {..., "layer", "divergences"}.
 
-FitPrune's alpha is not its own percentage but the smallest budget not below that of a selector at `prune.retention`,
-as `equal_flops.py` counts it.
+FitPrune's alpha follows from no percentage of its own but from `prune.retention`: it is the largest whose prefill costs
+no less than a selector's, as `equal_flops.py` counts it.
 """
 
 import logging
@@ -38,7 +38,7 @@ from pipelines.work import Work
 logger = logging.getLogger(__name__)
 
 BATCH = 8  # images of one pass through the vision tower
-RELEASED_FIRST_LAYER, RELEASED_LAYERS = 5, 32  # VTW's search begins there
+RELEASED_FIRST_LAYER, RELEASED_LAYERS = 5, 32  # where VTW's search begins, and of how many layers at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,15 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         [recipe] = fit_to_retentions(sample, [config.prune.retention])
         return found | {"recipe": recipe}
     num_layers, first = len(sample.model.model.layers), config.calibrate.first_layer
-    first = round(num_layers * RELEASED_FIRST_LAYER / RELEASED_LAYERS) if first is None else first
+    first = first_layer(num_layers) if first is None else first
     divergences = dict(vtw_divergences(sample.model, sample.embeds, sample.spans, first_layer=first))
     below = (layer for layer, value in divergences.items() if value <= config.calibrate.threshold)
     return found | {"layer": next(below, num_layers), "divergences": divergences}
+
+
+def first_layer(num_layers: int) -> int:
+    """Where VTW's search begins: the release's layer, and in a model of fewer layers than its own in proportion."""
+    return min(RELEASED_FIRST_LAYER, round(num_layers * RELEASED_FIRST_LAYER / RELEASED_LAYERS))
 
 
 def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtype: str, style: str) -> Sample:
@@ -92,7 +97,7 @@ def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtyp
 
 
 def fit_to_retentions(sample: Sample, retentions: Sequence[float]) -> list[dict[int, int]]:
-    """FitPrune's recipe for each: of the smallest alpha whose prefill costs no less than a selector's."""
+    """FitPrune's recipe for each: of the largest alpha whose prefill costs no less than a selector's."""
     shape = LanguageShape.from_config(sample.model.config)
     num_visual, text = _sizes(sample)
     masses = measure(sample.model, sample.embeds, sample.spans)

@@ -242,6 +242,7 @@ def encode_stage(job: Job, encoder: type) -> Stage:
             "model_path": str(job.model),
             "dtype": config.model.dtype,
             "device": "cuda" if num_gpus else "cpu",
+            "gpu_share": num_gpus,
             "method": config.prune.method,
             "retention": config.prune.retention,
             "gamma": config.prune.gamma,
@@ -283,6 +284,7 @@ def generate_stage(job: Job, generator: type | None) -> Stage:
         arguments |= {
             "dtype": config.model.dtype,
             "device": "cuda" if num_gpus else "cpu",
+            "gpu_share": num_gpus,
             "batch_size": config.generate.batch_size,
             "method": config.prune.method,
             "settings": job.pruning,

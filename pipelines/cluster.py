@@ -14,7 +14,7 @@ import ray
 import ray.data
 
 from pipelines.config import Config
-from pipelines.engines import num_workers, takes_images
+from pipelines.engines import engine_bundles, num_workers, takes_images
 from pipelines.settings import UserError
 from pipelines.work import clean
 
@@ -37,7 +37,7 @@ def connected(config: Config) -> Iterator[str]:
     """
     _quiet()
     if ray.is_initialized():
-        yield "this process's Ray"
+        yield f"this process's Ray: {size_of(ray.cluster_resources())}"
         return
     try:
         where = _start(config)
@@ -68,7 +68,11 @@ def _start(config: Config) -> str:
     resources = ray.cluster_resources()
     check_room(config, resources, may_grow=bool(address))
     dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
-    return f"{where}: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs{dashboard}"
+    return f"{where}: {size_of(resources)}{dashboard}"
+
+
+def size_of(resources: Mapping[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
 
 
 def _start_embedded(config: Config) -> Any:
@@ -120,12 +124,34 @@ def actor_cpus(config: Config) -> int:
 
 def actor_gpus(config: Config) -> tuple[float, float]:
     """GPUs of one encode and one generate actor: as configured, else a share of one where the cluster has any; an
-    engine of several workers takes as many, and one that encodes the images itself leaves no encode actor."""
+    engine of several workers, or of a placement group, takes whole ones, and one that encodes the images itself leaves
+    no encode actor."""
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     encode = (0.3 if has_gpus else 0.0) if config.encode.num_gpus is None else config.encode.num_gpus
-    share = 0.7 if num_workers(config) == 1 and not takes_images(config) else float(num_workers(config))
+    is_whole = num_workers(config) > 1 or takes_images(config) or engine_bundles(config)
+    share = float(num_workers(config)) if is_whole else 0.7
     generate = (share if has_gpus else 0.0) if config.generate.num_gpus is None else config.generate.num_gpus
     return (0.0 if takes_images(config) else encode), generate
+
+
+def gpus_needed(config: Config) -> float:
+    """GPUs that both pools hold at their smallest. An actor that takes less than one lives on one of them: shares that
+    do not fit one GPU together need another."""
+    encode, generate = actor_gpus(config)
+    actors = config.encode.actors, config.generate.actors
+    pairs = min(actors) if encode > 0 and generate > 0 and encode + generate <= 1 else 0
+    shares = [encode + generate] * pairs + [generate] * (actors[1] - pairs) + [encode] * (actors[0] - pairs)
+    whole, free = 0.0, []  # GPUs taken whole; what is left of those that are shared
+    for share in sorted(filter(None, shares), reverse=True):
+        if share >= 1:
+            whole += share
+            continue
+        place = next((i for i, left in enumerate(free) if share <= left + 1e-9), None)
+        if place is None:
+            free.append(1 - share)
+        else:
+            free[place] -= share
+    return whole + len(free)
 
 
 def wait_for_room(config: Config, seconds: float = 60.0) -> None:
@@ -150,9 +176,7 @@ def check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool
     Raises:
         UserError: if the pools do not fit a cluster that cannot grow.
     """
-    encode, generate = actor_gpus(config)
-    gpus = config.encode.actors * encode + config.generate.actors * generate
-    needs = {"GPU": gpus, "CPU": actor_cpus(config) + 1}  # one CPU for the tasks
+    needs = {"GPU": gpus_needed(config), "CPU": actor_cpus(config) + 1}  # one CPU for the tasks
     problems = [
         f"encode.actors, generate.actors and one task need {need:g} {kind}s, the cluster has {has:g}"
         for kind, need in needs.items()

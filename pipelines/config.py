@@ -329,9 +329,14 @@ class QualityConfig(Config):
 class CalibrationConfig:
     path: str = key("JSON file to write", "runs/calibration.json")
     samples: int = key("images to look at, the first of the corpus", 64, low=1)
-    threshold: float = key("largest KL divergence, in nats, at which VTW may withdraw the image", 0.003, low=0)
+    threshold: float = key(
+        "largest KL divergence, in nats, at which VTW may withdraw the image; published: 0.003, for LLaVA-1.5-13B "
+        "0.0005, for LLaVA-1.6-7B 0.0001",
+        0.003,
+        low=0,
+    )
     first_layer: int | None = key(
-        "first layer that VTW tries; null is the release's 5 of 32 layers, in proportion", None, low=0
+        "first layer that VTW tries; null is the release's 5, in proportion in models of fewer than 32", None, low=0
     )
 
 

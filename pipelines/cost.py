@@ -74,7 +74,8 @@ class Held:
     gpus: float = 0.0
 
     def seconds(self, now: float) -> float:
-        return max(0.0, (now if self.until is None else self.until) - self.since)
+        """Until `now`, a moment of the clock."""
+        return max(0.0, (now if self.until is None else min(self.until, now)) - self.since)
 
 
 class Meter:
@@ -127,21 +128,25 @@ class Meter:
     @property
     def usd(self) -> float | None:
         """Dollars so far of everything that has a price; None if nothing has."""
+        return self.usd_until(self.now)
+
+    def usd_until(self, moment: float) -> float | None:
+        """Dollars up to a moment of the clock."""
         if self.tariff.usd_per_hour is not None:
-            return self.tariff.usd_per_hour * self.elapsed / 3600
-        now, priced = self.now, [held for held in self._held() if held.price.usd_per_hour is not None]
+            return self.tariff.usd_per_hour * max(0.0, moment - self.started) / 3600
+        priced = [held for held in self._held() if held.price.usd_per_hour is not None]
         if not priced:
             return None
-        return sum((held.price.usd_per_hour or 0.0) * held.seconds(now) for held in priced) / 3600
+        return sum((held.price.usd_per_hour or 0.0) * held.seconds(moment) for held in priced) / 3600
 
     @property
     def usd_per_hour(self) -> float | None:
-        """What the nodes that are held now cost; None if nothing has a price."""
+        """What the nodes that are held now cost; None if one of them has no price."""
         if self.tariff.usd_per_hour is not None:
             return self.tariff.usd_per_hour
         prices = [held.price.usd_per_hour for held in self._held() if held.until is None]
         priced = [price for price in prices if price is not None]
-        return sum(priced) if priced else None
+        return sum(priced) if priced and len(priced) == len(prices) else None
 
     @property
     def unpriced(self) -> Counter[str]:
@@ -170,7 +175,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """How a run's dollars divide. Shares of the capacity held: of each stage, of the start-up, and what is left, idle.
+    """How a run's dollars divide, in shares: what each stage and the gate used, the start-up, and what is left, idle.
 
     The start-up is the time in which nothing could be busy yet. Stages of the other resource have no share: where
     GPUs are paid for, reading and decoding ride along.
@@ -192,7 +197,7 @@ class Attribution:
 
 
 def attribute(
-    busy: Mapping[str, float], weights: Mapping[str, float], capacity: float, startup: float, elapsed: float
+    busy: Mapping[str, float], weights: Mapping[str, float], capacity: float, startup: float, gate: float = 0.0
 ) -> Attribution:
     """The attribution of a run.
 
@@ -200,21 +205,40 @@ def attribute(
         busy: seconds of work of each stage, summed over actors or tasks.
         weights: units of the scarce resource that one actor or task of the stage holds.
         capacity: unit-seconds held; more than that cannot have been used (logical CPUs may be fewer than processes).
-        startup: seconds before the first unit could be worked on.
-        elapsed: seconds of the whole run.
+        startup: share of the dollars that were spent before the first unit could be worked on.
+        gate: share of the dollars that the gate's sample cost.
     """
     used = {stage: busy.get(stage, 0.0) * weight for stage, weight in weights.items() if weight}
     whole = max(capacity, sum(used.values()))
     if whole <= 0:
         return Attribution()
-    return Attribution({stage: seconds / whole for stage, seconds in used.items()}, startup / max(elapsed, 1e-9))
+    stages = {stage: seconds / whole for stage, seconds in used.items()} | ({"gate": gate} if gate else {})
+    return Attribution(stages, startup)
 
 
 def price_run(usd: float, images: int, tokens: int) -> dict[str, float]:
-    """`usd_total`, `usd_per_image`, `usd_per_million_images` and `tokens_per_usd` (generated tokens)."""
-    per_image = usd / max(1, images)
-    metrics = {"usd_total": usd, "usd_per_image": per_image, "usd_per_million_images": 1e6 * per_image}
-    return metrics | ({"tokens_per_usd": tokens / usd} if usd > 0 else {})
+    """`usd_total`, and where there are images `usd_per_image`, `usd_per_million_images` and `tokens_per_usd`
+    (generated tokens)."""
+    if not images or usd <= 0:
+        return {"usd_total": usd}
+    per_million = {"usd_per_image": usd / images, "usd_per_million_images": 1e6 * usd / images}
+    return {"usd_total": usd, **per_million, "tokens_per_usd": tokens / usd}
+
+
+def price_steady(usd: float, seconds: float, rates: Mapping[str, float]) -> dict[str, float]:
+    """What a long job costs, from the dollars and seconds of a run without its start-up; empty without a rate.
+
+    `usd_per_hour`, and `usd_per_million_images_steady` at the rate `images_per_second`, with `_low` and `_high` from
+    the ends of the rate's interval where it has one.
+    """
+    rate = rates.get("images_per_second", 0.0)
+    if rate <= 0 or seconds <= 0:
+        return {}
+    per_hour = 3600 * usd / seconds
+    ends = {"": "", "_low": "_high", "_high": "_low"}  # of dollars, of the rate
+    known = {end: rates[name] for end, of in ends.items() if (name := f"images_per_second{of}") in rates}
+    steady = {f"usd_per_million_images_steady{end}": usd_per_million_images(per_hour, r) for end, r in known.items()}
+    return {"usd_per_hour": per_hour, **steady}
 
 
 def usd_per_million_images(usd_per_hour: float, images_per_second: float) -> float:

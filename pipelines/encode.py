@@ -8,6 +8,7 @@ that prune inside the language model get every token.
 import base64
 import io
 import os
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from pipelines.work import Work, clean
 
 THUMBNAIL = 224  # pixels a side
 SYSTEMATIC = 8  # when so many images all fail, it is not the images
+OOM_WAITS = (0.5, 2.0)  # seconds before one image alone is tried again on a GPU that has no memory left
+CONTEXT_BYTES = 0.6e9  # of a CUDA process, outside torch's account
 
 
 class Encoder:
@@ -43,7 +46,9 @@ class Encoder:
         seed: int,
         batch_size: int,
         per_tile: bool = False,
+        gpu_share: float = 1.0,
     ):
+        limit_memory(device, gpu_share)
         self.pruner = Pruner(
             model=Path(model_path),
             dtype=torch_dtype(dtype, device),
@@ -166,10 +171,12 @@ def run_batched(
     `ahead` is told of the batch after the one that is about to run.
 
     Raises:
-        the last error, if SYSTEMATIC images or more were tried and every one failed: then they are not to blame.
+        the last error, if SYSTEMATIC images or more were tried and every one failed, or if there is no memory for one
+            image alone, after OOM_WAITS: then they are not to blame.
     """
     failed: dict[int, Exception] = {}
     todo = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    waits = iter(OOM_WAITS)
     while todo:
         batch = todo.pop()
         if todo:
@@ -178,12 +185,19 @@ def run_batched(
             run(batch)
         except Exception as error:
             exit_if_cuda_is_broken(error)
+            error = error.with_traceback(None)  # whose frames would keep the batch's tensors
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
+                if len(batch) == 1:
+                    if (seconds := next(waits, None)) is None:
+                        raise error
+                    time.sleep(seconds)  # a neighbour on the GPU may be done with its own by then
+                    todo.append(batch)
+                    continue
             if len(batch) == 1:
                 failed[batch[0]] = error
                 if len(failed) == len(indices) >= SYSTEMATIC:
-                    raise
+                    raise error
             else:
                 half = len(batch) // 2
                 todo += [batch[half:], batch[:half]]
@@ -200,6 +214,14 @@ def exit_if_cuda_is_broken(error: Exception) -> None:
         return
     print(f"the CUDA context is broken, the actor restarts: {clean(text)}", flush=True)
     os._exit(1)
+
+
+def limit_memory(device: str, share: float) -> None:
+    """Keeps torch within this process's share of a GPU that it shares, its CUDA context included."""
+    if device == "cpu" or not 0 < share < 1:
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(0.05, share - CONTEXT_BYTES / total), device)
 
 
 def torch_dtype(name: str, device: str) -> torch.dtype:

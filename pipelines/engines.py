@@ -147,7 +147,9 @@ def engine_bundles(config: Config) -> list[dict[str, float]]:
     """
     if config.engine.kwargs.get("distributed_executor_backend") != "ray":
         return []
-    return [{"GPU": 1.0, "CPU": config.generate.num_cpus} for _ in range(num_workers(config))]
+    kind = config.generate.accelerator
+    of_kind = {f"accelerator_type:{kind}": 0.001} if kind else {}  # without it no bundle would fit the actor
+    return [{"GPU": 1.0, "CPU": config.generate.num_cpus, **of_kind} for _ in range(num_workers(config))]
 
 
 def units_in_flight(config: Config) -> int:
@@ -172,8 +174,9 @@ def engine_arguments(config: Config, num_gpus: float) -> dict[str, Any]:
         "limit_mm_per_prompt": {"image": MAX_PICTURES if images else 0},
         "enable_mm_embeds": not images,
     }
-    if config.model.dtype != "auto" or num_gpus == 0:
-        arguments["dtype"] = "float32" if config.model.dtype == "auto" else config.model.dtype
+    # As our own actors have it; left to itself, vLLM takes what the checkpoint was saved in.
+    auto = "bfloat16" if num_gpus else "float32"
+    arguments["dtype"] = auto if config.model.dtype == "auto" else config.model.dtype
     if num_gpus == 0:
         arguments["enforce_eager"] = True  # on a CPU, compiling takes longer than it saves
     if 0 < num_gpus < 1:

@@ -2,8 +2,9 @@
 
 A selector's `prune.retention` keeps k of N tokens in every layer. A method inside the model sees all of them in its
 first layers, so equal budgets mean equal work: the method gets the smallest setting whose prefill costs no less than
-the selector's, counted with three FFN matrices and the whole prompt (`otprune.flops`). Where even its smallest setting
-costs more, it gets that one; the log says what both cost.
+the selector's, counted with three FFN matrices and the whole prompt (`otprune.flops`), as this package runs it; what
+choosing the tokens costs is left out on both sides. Where even its smallest setting costs more, it gets that one; the
+log says what both cost.
 """
 
 import json

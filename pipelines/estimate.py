@@ -29,7 +29,7 @@ import numpy as np
 import ray
 
 from pipelines.caption import Job
-from pipelines.cluster import actor_cpus, connected
+from pipelines.cluster import actor_cpus, connected, size_of
 from pipelines.cost import Meter, check_instances, make_tariff
 from pipelines.encode import Encoder
 from pipelines.faults import JobFailedError
@@ -138,16 +138,20 @@ def run_estimate(job: Job, encoder: type = Encoder, generator: type | None = Non
     meter = Meter(make_tariff(config.cost), started)
     arrivals, summaries = [], []
     with connected(config) as cluster:
+        joined = 0
         meter.poll(ray.nodes())
-        parallel = _parallel(job)
         logger.info("estimate: captioning %d images", sum(span.units[0].num_images for span in spans))
         try:
             for summary in run_sample(job, spans, encoder, generator):
                 arrivals.append(time.perf_counter() - started)
                 summaries.append(summary)
+                joined += len(meter.poll(ray.nodes()))
         except JobFailedError as error:
             raise UserError(f"the sample could not be captioned: {error}") from error
-        usd_per_hour = None if meter.unpriced else meter.usd_per_hour
+        if joined:
+            logger.warning("%d nodes joined during the sample: the start-up below holds the wait for them", joined)
+            cluster = f"{cluster}, in the end {size_of(ray.cluster_resources())}"
+        parallel, usd_per_hour = _parallel(job), meter.usd_per_hour
     meter.stop()
     if not any(summary["images_captioned"] for summary in summaries):
         raise UserError(f"the sample could not be captioned: no image of its {len(spans)} units came through")

@@ -3,15 +3,18 @@ quality must be enough.
 
     quality    CIDEr with the corpus's references, pruned / unpruned, of the images that have some; where most have
                none, the mean ROUGE-L of the pruned captions with the unpruned ones as reference (1: the same words)
+               fails the job where fewer than ENOUGH images, or half of a smaller sample, came through twice
     passed     the lower end of its 95 % interval (bootstrap over images, both captions of an image together) reaches
                gate.min_quality
 
 The numbers are kept in gate.json beside the captions, so that a resumed run does not pay for them again.
 """
 
+import hashlib
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,11 +27,13 @@ from pipelines.metrics.bootstrap import bootstrap
 from pipelines.metrics.cider import cider_d_scores
 from pipelines.metrics.ptb import tokenize
 from pipelines.sample import draw_units, run_sample
+from pipelines.source import SpanRow
 
 logger = logging.getLogger(__name__)
 
 FILE = "gate.json"
 UNPRUNED = "none"
+ENOUGH = 16  # images captioned under both settings
 
 Key = tuple[str, int, int]  # source, row, number of the prompt
 
@@ -62,6 +67,7 @@ class Gate:
     pruned_score: float  # CIDEr on the raw scale, or ROUGE-L
     unpruned_score: float
     images: int
+    drawn: int  # images of the sample; those that did not come through twice are not in `images`
     seconds: float
     compared: list[Compared] = field(default_factory=list)
 
@@ -76,8 +82,8 @@ class Gate:
         of = "CIDEr with the corpus's references" if self.metric == "cider" else "ROUGE-L with the unpruned captions"
         return (
             f"quality {self.quality:.4f} of unpruned ({low:.4f} to {high:.4f}; {of}, {self.pruned_score:.4f} against "
-            f"{self.unpruned_score:.4f}, {self.images} images) {'reaches' if self.passed else 'does not reach'} "
-            f"gate.min_quality={self.min_quality:g} at the lower end"
+            f"{self.unpruned_score:.4f}, {self.images} of {self.drawn} sampled images) "
+            f"{'reaches' if self.passed else 'does not reach'} gate.min_quality={self.min_quality:g} at the lower end"
         )
 
 
@@ -85,28 +91,30 @@ def pass_gate(job: Job, encoder: type, generator: type | None) -> Gate:
     """Captions the sample twice on the connected cluster, unless gate.json of this configuration has the numbers.
 
     Raises:
-        JobFailedError: if no sampled image came through under both settings.
+        JobFailedError: if too few sampled images came through under both settings.
     """
     config = job.config.gate
     assert config.min_quality is not None
-    stored = _read(job)
+    spans = draw_units(job, config.images, config.seed, shown=True)
+    sample = _describe_sample(job, spans)
+    stored = _read(job, sample)
     if stored is not None:
         return stored
-    started = time.perf_counter()
-    spans = draw_units(job, config.images, config.seed, shown=True)
-    logger.info("gate: captioning %d images without and with pruning", sum(s.units[0].num_images for s in spans))
+    started, drawn = time.perf_counter(), sum(span.units[0].num_images for span in spans)
+    logger.info("gate: captioning %d images without and with pruning", drawn)
     unpruned = _images(run_sample(job, spans, encoder, generator, method=UNPRUNED))
     pruned = _images(run_sample(job, spans, encoder, generator))
     compared = _compare(pruned, unpruned)
-    if not compared:
-        raise JobFailedError(f"the gate has nothing to compare: none of {len(spans)} sampled units came through twice")
-    gate = judge(compared, config.min_quality, time.perf_counter() - started)
-    stored = {"fingerprint": job.fingerprint, "sample": _sample(job), **asdict(gate)}
+    came = len({key[:2] for key in compared})
+    if came < min(ENOUGH, max(1, drawn // 2)):
+        raise JobFailedError(f"the gate has too little to compare: {came} of {drawn} sampled images came through twice")
+    gate = judge(compared, config.min_quality, drawn, time.perf_counter() - started)
+    stored = {"fingerprint": job.fingerprint, "sample": sample, **asdict(gate)}
     job.output.write(FILE, json.dumps(stored | {"compared": None}, indent=1).encode())
     return gate
 
 
-def judge(compared: dict[Key, Compared], min_quality: float, seconds: float = 0.0) -> Gate:
+def judge(compared: dict[Key, Compared], min_quality: float, drawn: int = 0, seconds: float = 0.0) -> Gate:
     """The verdict on captions of the same images under both settings; CIDEr where at least half have references."""
     keys, referenced = list(compared), [key for key in compared if compared[key].references]
     if 2 * len(referenced) >= len(keys):
@@ -138,6 +146,7 @@ def judge(compared: dict[Key, Compared], min_quality: float, seconds: float = 0.
         pruned_score=float(pruned),
         unpruned_score=float(unpruned),
         images=len(images),
+        drawn=max(drawn, len(images)),
         seconds=seconds,
         compared=sorted(compared.values(), key=lambda each: each.agreement),
     )
@@ -176,17 +185,26 @@ def _compare(pruned: dict[tuple[str, int], Any], unpruned: dict[tuple[str, int],
     }
 
 
-def _sample(job: Job) -> dict[str, int]:
-    return {"images": job.config.gate.images, "seed": job.config.gate.seed}
+def _describe_sample(job: Job, spans: Sequence[SpanRow]) -> dict[str, Any]:
+    """What decides the gate's numbers beside the fingerprint: which images, and what they are held against."""
+    config = job.config
+    units = "\n".join(span.units[0].name for span in spans)
+    return {
+        "images": config.gate.images,
+        "seed": config.gate.seed,
+        "corpus": job.corpus.store.path,
+        "references": config.input.reference_column,
+        "units": hashlib.sha256(units.encode()).hexdigest()[:12],
+    }
 
 
-def _read(job: Job) -> Gate | None:
+def _read(job: Job, sample: dict[str, Any]) -> Gate | None:
     """The numbers of an earlier run of this configuration and sample, judged by gate.min_quality of now."""
     try:
         stored = json.loads(job.output.read(FILE))
     except (FileNotFoundError, ValueError):
         return None
-    if stored.pop("fingerprint", None) != job.fingerprint or stored.pop("sample", None) != _sample(job):
+    if stored.pop("fingerprint", None) != job.fingerprint or stored.pop("sample", None) != sample:
         return None
     interval, least = tuple(stored.pop("interval")), job.config.gate.min_quality
     stored |= {"min_quality": least, "passed": interval[0] >= least, "compared": []}

@@ -11,7 +11,7 @@ from typing import Any
 
 from otprune.methods import get_method
 from otprune.models import Completion, load_decoder
-from pipelines.encode import Suspicion, exit_if_cuda_is_broken, run_batched, torch_dtype
+from pipelines.encode import Suspicion, exit_if_cuda_is_broken, limit_memory, run_batched, torch_dtype
 from pipelines.equal_flops import layer_rows, make_policy
 from pipelines.requests import Request, RequestMaker, as_caption, give_answers, sampling_seed
 from pipelines.tokens import unpack
@@ -36,8 +36,10 @@ class Generator:
         method: str = "none",
         settings: dict[str, Any] | None = None,
         cuda_graphs: bool = False,
+        gpu_share: float = 1.0,
     ):
         """`method` and its resolved `settings` matter where it prunes inside the model."""
+        limit_memory(device, gpu_share)
         self.decoder = load_decoder(
             Path(model_path), dtype=torch_dtype(dtype, device), device=device, cuda_graphs=cuda_graphs
         )

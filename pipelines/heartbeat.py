@@ -95,14 +95,19 @@ class Heartbeat:
             self._write("running", "")
             if self._stop.wait(self.every):
                 return
-            self.look()
+            self.look(joined=True)
 
-    def look(self) -> None:
-        """Takes note of the cluster's nodes."""
+    def look(self, *, joined: bool = False) -> None:
+        """Takes note of the cluster's nodes; says of those that `joined` in mid-run if they have no price."""
         try:
             for held in self.account.meter.poll(ray.nodes()):
-                if held.price.usd_per_hour is not None and self.account.meter.tariff.usd_per_hour is None:
-                    logger.info("node %s at $%g an hour", held.price.name, held.price.usd_per_hour)
+                price = held.price
+                if self.account.meter.tariff.usd_per_hour is not None:
+                    continue
+                if price.usd_per_hour is not None:
+                    logger.info("node %s at $%g an hour", price.name, price.usd_per_hour)
+                elif joined:
+                    logger.warning("not in the dollars: a node that joined, %s: %s", price.name, price.problem)
         except Exception as error:  # a head that is gone for a moment: the nodes stay on the bill
             self._warn("the cluster's nodes", error)
 

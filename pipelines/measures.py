@@ -8,7 +8,7 @@ from pipelines import watch
 from pipelines.caption import Job
 from pipelines.cluster import actor_gpus
 from pipelines.config import Config
-from pipelines.cost import Meter, attribute, price_run, usd_per_million_images
+from pipelines.cost import Meter, attribute, price_run, price_steady
 from pipelines.equal_flops import prefill_flops_of
 from pipelines.flow import SINK_CPUS
 from pipelines.ledger import Spent
@@ -24,6 +24,7 @@ class Account:
     earlier: Spent  # by earlier runs of this output
     resource: str = "CPU"  # that divides the dollars
     weights: dict[str, float] = field(default_factory=dict)  # units of it that one actor or task of a stage holds
+    gate: tuple[float, float] | None = None  # when it began and ended, on the meter's clock
     held_before: dict[str, float] = field(default_factory=lambda: dict(watch.held_seconds))
     active_before: dict[str, float] = field(default_factory=lambda: dict(watch.active_seconds))
 
@@ -54,7 +55,8 @@ def run_metrics(job: Job, progress: Progress, account: Account) -> dict[str, flo
 
     `gpu_busy/<stage>` is the share of the time its actors were held in which they worked, CPU actors too;
     `idle_share` that of the capacity paid for (GPUs, else CPUs) that no stage used;
-    `usd_per_million_images_steady` what a million images cost at this rate, without start-up;
+    `usd_per_million_images_steady` what a million images cost at this rate, without start-up and gate;
+    while a node has no price, nothing is divided by images, and `usd_total` is what the others cost;
     `prefill_tflops_per_image` counts multiply-adds of the language model, as papers on pruning do.
     """
     totals = progress.totals
@@ -67,7 +69,7 @@ def run_metrics(job: Job, progress: Progress, account: Account) -> dict[str, flo
         "prefill_tflops_per_image": prefill_tflops(job, totals),
         "finished_by_length": totals.finished_by_length / max(1, totals.captions),
         "wall_seconds": progress.elapsed,
-        "startup_seconds": progress.startup_seconds,
+        "startup_seconds": progress.startup_seconds - _gate_seconds(account),
         **{f"seconds/{stage}": seconds for stage, seconds in totals.seconds.items()},
         **{f"gpu_busy/{stage}": share for stage, share in _busy(job, progress, account).items()},
         **{f"quarantined/{reason}": count for reason, count in totals.reasons.items()},
@@ -88,23 +90,40 @@ def _busy(job: Job, progress: Progress, account: Account) -> dict[str, float]:
 
 def _dollars(progress: Progress, account: Account) -> dict[str, float]:
     meter, totals = account.meter, progress.totals
-    capacity = meter.capacity(account.resource)
-    shares = attribute(totals.seconds, account.weights, capacity, progress.startup_seconds, progress.elapsed)
+    usd, capacity = meter.usd, meter.capacity(account.resource)
+    before, gate = _before(progress, account)
+    shares = attribute(totals.seconds, account.weights, capacity, before, gate)
     metrics: dict[str, float] = {"node_hours": sum(meter.node_seconds.values()) / 3600}
     if capacity:
         metrics["idle_share"] = shares.idle
     if unpriced := meter.unpriced.total():
         metrics["nodes_unpriced"] = unpriced
-    usd, per_hour = meter.usd, meter.usd_per_hour
     if usd is None:
         return metrics
+    metrics |= {"usd_total": usd, "usd_of_output": usd + account.earlier.usd}
+    if unpriced:
+        return metrics
     metrics |= price_run(usd, totals.images_captioned, totals.generated_tokens) | shares.dollars(usd)
-    rate = progress.rates()["images_per_second"]
-    if per_hour is not None and rate > 0:
-        metrics["usd_per_million_images_steady"] = usd_per_million_images(per_hour, rate)
+    metrics |= price_steady(usd * (1 - before - gate), progress.elapsed - progress.startup_seconds, progress.rates())
     if progress.usd_left is not None:
         metrics["usd_to_finish"] = progress.usd_left
-    return metrics | {"usd_of_output": usd + account.earlier.usd}
+    return metrics
+
+
+def _before(progress: Progress, account: Account) -> tuple[float, float]:
+    """Shares of the dollars: start-up, gate. Of the time where nothing has a price."""
+    meter, gate = account.meter, account.gate or (0.0, 0.0)
+    first = meter.started + progress.startup_seconds
+    spent = [meter.usd_until(moment) for moment in (first, *gate, meter.now)]
+    until_first, gate_began, gate_ended, whole = (each or 0.0 for each in spent)
+    if whole <= 0:
+        until_first, gate_began, gate_ended, whole = first - meter.started, *gate, meter.elapsed
+    share = (gate_ended - gate_began) / max(whole, 1e-12) if account.gate else 0.0
+    return max(0.0, until_first / max(whole, 1e-12) - share), share
+
+
+def _gate_seconds(account: Account) -> float:
+    return account.gate[1] - account.gate[0] if account.gate else 0.0
 
 
 def prefill_tflops(job: Job, totals: Totals) -> float:

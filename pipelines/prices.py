@@ -30,6 +30,7 @@ class Price:
     spot_usd_per_hour: float | None = None
     gpu: str = ""
     count: float = 0
+    per_gpu: bool = False  # the price is of one GPU; a node costs its number of them
     region: str = ""
     date: str = ""
     source: str = ""
@@ -81,7 +82,8 @@ def find_instance(prices: Sequence[Price], instance: str, *, region: str | None,
 def price_node(node: Mapping[str, Any], prices: Sequence[Price], *, region: str | None, spot: bool) -> NodePrice:
     """The price of a node as `ray.nodes()` lists it; its labels come before `region` and `spot`.
 
-    A node with fewer GPUs than its instance (a pod, say) costs its share of it.
+    A node with fewer GPUs than its instance (a pod, say) costs its share of it. One with more is something else, and
+    has no price, unless the price is of each GPU.
     """
     labels, resources = node.get("Labels") or {}, node.get("Resources") or {}
     region = labels.get(REGION_LABEL) or region
@@ -90,10 +92,14 @@ def price_node(node: Mapping[str, Any], prices: Sequence[Price], *, region: str 
     gpus = resources.get("GPU", 0)
     if instance:
         found = find_instance(prices, instance, region=region, spot=spot)
-        count = max((row.count for row in prices if row.instance == instance), default=0)
-        if found.usd_per_hour is not None and 0 < gpus < count:
-            return NodePrice(f"{gpus:g}/{count:g} of {instance}", found.usd_per_hour * gpus / count)
-        return found
+        rows = [row for row in prices if row.instance == instance]
+        count = max((row.count for row in rows), default=0)
+        if found.usd_per_hour is None or not gpus or not count or gpus == count:
+            return found
+        if gpus > count and not all(row.per_gpu for row in rows):
+            return NodePrice(f"{instance} with {gpus:g} GPUs", None, f"{instance} has {count:g} in the price files")
+        name = f"{gpus:g}/{count:g} of {instance}" if gpus < count else f"{gpus:g} x {instance}"
+        return NodePrice(name, found.usd_per_hour * gpus / count)
     kind = labels.get(ACCELERATOR_LABEL) or next(
         (name.removeprefix(ACCELERATOR_RESOURCE) for name in resources if name.startswith(ACCELERATOR_RESOURCE)), None
     )
@@ -179,5 +185,7 @@ def _price(path: str, **row: Any) -> Price:
         row[name] = number
     if row["usd_per_hour"] is None and row["spot_usd_per_hour"] is None:
         raise UserError(f"{path}: {instance} must have usd_per_hour or spot_usd_per_hour")
+    if not isinstance(row.get("per_gpu", False), bool):
+        raise UserError(f"{path}: per_gpu of {instance} must be true or false, got {row['per_gpu']!r}")
     texts: dict[str, Any] = {name: str(row[name]) for name in ("gpu", "region", "date", "source") if name in row}
     return Price(**row | texts)

@@ -106,6 +106,7 @@ class Progress:
             if self._first is None:
                 worked = sum(unit["seconds"].get(stage, 0.0) for stage in AFTER_START)
                 self._first = (max(self.started, now - worked), before)
+                self._gaps.add(now - self._first[0], self.count - before)
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
             self._history.popleft()
         return self.show()

@@ -12,7 +12,7 @@ import heapq
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -101,15 +101,24 @@ def measure_captions(config: QualityConfig, output: Store) -> Quality:
 
 
 def measure_agreement(captions: Mapping[Address, str], others: Mapping[Address, str], resamples: int) -> Measured:
-    """Means of `agreement` over the captions."""
+    """Means of `agreement` over the captions; bootstrap over images, whose prompts stand or fall together."""
     values = agreement(captions, others)
-    table = np.array([[*(values[name][key] for name in values), 1] for key in captions])
+    table = sum_by_image(captions, [[*(values[name][key] for name in values), 1] for key in captions])
 
     def combine(sums: np.ndarray) -> dict[str, np.ndarray]:
         return {name: sums[..., i] / sums[..., -1] for i, name in enumerate(values)}
 
     intervals = bootstrap(table, combine, resamples=resamples)
     return {name: (float(value), *intervals[name]) for name, value in combine(table.sum(axis=0)).items()}
+
+
+def sum_by_image(addresses: Iterable[Address], rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """Rows of captions [captions, columns] summed over the prompts of each image [images, columns]."""
+    keys = [address[:2] for address in addresses]
+    image = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    table = np.zeros((len(image), len(rows[0])))
+    np.add.at(table, [image[key] for key in keys], rows)
+    return table
 
 
 def measure_references(
@@ -119,7 +128,7 @@ def measure_references(
     records: list[Record] = [
         {
             "question_id": str(key),
-            "group_id": str(key),
+            "group_id": str(key[:2]),
             "category": "",
             "kind": "caption",
             "choices": [],

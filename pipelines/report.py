@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipelines.progress import Totals
 from pipelines.schema import REASONS
 from pipelines.settings import to_yaml
-from pipelines.steady import steady_dollars
 
 if TYPE_CHECKING:
     from pipelines.caption import Job
@@ -30,8 +29,10 @@ def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    metrics = outcome.metrics | steady_dollars(outcome.metrics)
-    dollars = [(name, metrics[f"usd/{name}"]) for name in (*STAGES, "startup", "idle") if f"usd/{name}" in metrics]
+    metrics = outcome.metrics
+    dollars = [
+        (name, metrics[f"usd/{name}"]) for name in (*STAGES, "gate", "startup", "idle") if f"usd/{name}" in metrics
+    ]
     seconds = [(stage, totals.seconds[stage]) for stage in STAGES]
     longest = max((value for _, value in seconds), default=0) or 1
     return environment.get_template("report.html.jinja").render(

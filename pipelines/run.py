@@ -26,7 +26,7 @@ from pipelines.tracking import start_tracker
 
 logger = logging.getLogger(__name__)
 
-RECORD = "run.json"
+RECORD, SAMPLES = "run.json", "samples.json"
 DONE, FAILED, GATED, CAPPED, INTERRUPTED = 0, 1, 3, 4, 130  # exit codes
 
 
@@ -60,7 +60,8 @@ def run_job(
     An output that is complete is left as it is. Another kind of job brings its own `stages` and its own `conclude`,
     which is `report_captions` here.
     """
-    if not job.plan.spans and job.output.exists(RECORD):
+    stored = None if job.plan.spans else _read_record(job)
+    if stored is not None and stored.get("finished"):
         return Outcome(message="nothing to do: the output is complete")
     started, outcome, name = time.perf_counter(), Outcome(), new_run()
     tracker: Tracker = NullTracker()
@@ -72,18 +73,18 @@ def run_job(
     summarized: set[str] = set()
     try:
         with interruptible():
-            if not job.plan.spans:  # the last run ended after its last unit and before it could report
+            if not job.plan.spans:  # the last run ended with its last unit: stopped there, or before it could report
                 tracker = start_tracker(job)
             elif spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account):
-                outcome.code, outcome.message = CAPPED, spent
+                return Outcome(code=CAPPED, message=spent)
             else:
                 with connected(job.config) as outcome.cluster, interruptible():
                     account.weigh(job.config)
                     beat.look()
-                    check_prices(meter, job.config.budget.max_usd)
+                    check_prices(meter, job.config.budget.max_usd, account.earlier)
                     tracker = start_tracker(job)
                     with progress, beat:
-                        if _gate_passed(job, encoder, generator, tracker, outcome):
+                        if _gate_passed(job, encoder, generator, tracker, outcome, account):
                             made = stages(job, encoder, generator)
                             _caption(job, made, progress, tracker, outcome, summarized, account)
     except KeyboardInterrupt:
@@ -91,7 +92,10 @@ def run_job(
     except JobFailedError as error:
         outcome.code, outcome.message = FAILED, f"{error}; everything committed is kept"
     meter.stop()
-    outcome.metrics = run_metrics(job, progress, account) | (outcome.gate.metrics() if outcome.gate else {})
+    if stored is None:
+        outcome.metrics = run_metrics(job, progress, account) | (outcome.gate.metrics() if outcome.gate else {})
+    else:
+        outcome.metrics, outcome.samples = stored["last_run"], _read_samples(job)
     outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
     _finish(job, outcome, progress, tracker, summarized, conclude or report_captions, account)
     beat.finish(outcome.code, outcome.message)
@@ -120,21 +124,44 @@ def _caption(
         outcome.samples += summary.pop("samples")
         if progress.update(summary):
             tracker.log(run_metrics(job, progress, account), round(progress.elapsed))
-        if spent := over_budget(job.config.budget.max_usd, account.usd_of_output, account):
-            outcome.code, outcome.message = CAPPED, spent
+        is_last = progress.num_done + progress.count >= progress.num_rows
+        if not is_last and _over_budget(job, outcome, account):
             break
 
 
-def _gate_passed(job: Job, encoder: type, generator: type | None, tracker: Tracker, outcome: Outcome) -> bool:
+def _over_budget(job: Job, outcome: Outcome, account: Account) -> bool:
+    """Whether the cap is reached; the outcome says so."""
+    if spent := over_budget(job.config.budget.max_usd, account.usd_of_output, account):
+        outcome.code, outcome.message = CAPPED, spent
+    return bool(spent)
+
+
+def _gate_passed(
+    job: Job, encoder: type, generator: type | None, tracker: Tracker, outcome: Outcome, account: Account
+) -> bool:
     """Whether the run may begin; the outcome has the gate's numbers, and says so if not."""
     if job.config.gate.min_quality is None or job.config.prune.method == UNPRUNED:
         return True
+    began = time.perf_counter()
     gate = outcome.gate = pass_gate(job, encoder, generator)
+    account.gate = (began, time.perf_counter())
     logger.info("gate: %s", gate)
     tracker.log(gate.metrics(), 0)
     if not gate.passed:
         outcome.code, outcome.message = GATED, f"gate failed: {gate}"
-    return gate.passed
+    return gate.passed and not _over_budget(job, outcome, account)
+
+
+def _read_record(job: Job) -> dict[str, Any] | None:
+    """run.json of an earlier run; None if there is none."""
+    try:
+        return json.loads(job.output.read(RECORD))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _read_samples(job: Job) -> list[dict[str, Any]]:
+    return json.loads(job.output.read(SAMPLES)) if job.output.exists(SAMPLES) else []
 
 
 def _finish(
@@ -170,7 +197,7 @@ def report_captions(job: Job, outcome: Outcome, totals: Totals, tracker: Tracker
     if outcome.samples:
         tracker.artifact("samples.json", _sample_table(outcome.samples))
     job.output.write("report.html", report.encode())
-    job.output.write("samples.json", json.dumps(outcome.samples).encode())
+    job.output.write(SAMPLES, json.dumps(outcome.samples).encode())
     return {}
 
 

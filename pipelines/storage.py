@@ -89,6 +89,19 @@ class Store:
             posixpath.basename(e["name"]): e["size"] for e in files if not posixpath.basename(e["name"]).startswith(".")
         }
 
+    def folders(self, folder: str) -> tuple[str, ...]:
+        """Names of the folders directly in `folder`; empty if there is no such folder."""
+        try:
+            entries = self.fs.ls(self.join(folder), detail=True)
+        except FileNotFoundError:
+            return ()
+        return tuple(posixpath.basename(e["name"].rstrip("/")) for e in entries if e["type"] == "directory")
+
+    def remove(self, folder: str) -> None:
+        """Removes a folder with everything in it; fine if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.join(folder), recursive=True)
+
 
 def make_store(path: str, *, endpoint_url: str | None = None, anonymous: bool = False) -> Store:
     """A `Store` for `path`; local paths become absolute, since workers may run in another folder."""

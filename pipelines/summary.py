@@ -33,13 +33,8 @@ def print_summary(job: "Job", outcome: "Outcome") -> None:
         rates = f"{metrics['images_per_second']:.1f} images/s, {metrics['tokens_per_second']:.0f} tokens/s"
         table.add_row("speed", f"{rates} once started; {metrics['wall_seconds']:.0f} s in all")
     if "usd_total" in metrics:
-        per_million = metrics["usd_per_million_images"]
-        steady = metrics.get("usd_per_million_images_steady")
-        without = f", ${steady:,.2f} without it" if steady else ""
-        table.add_row(
-            "cost", f"${metrics['usd_total']:.4f}, ${per_million:,.2f} per million images, start-up included{without}"
-        )
-        if "idle_share" in metrics:
+        table.add_row("cost", f"${metrics['usd_total']:.4f}{_per_million(metrics)}")
+        if "usd/idle" in metrics:
             idle = metrics["idle_share"]
             dollars = f"${idle * metrics['usd_total']:.4f}"
             table.add_row("idle", f"{idle:.0%} of what was paid for had no work ({dollars}), start-up included")
@@ -56,6 +51,16 @@ def print_summary(job: "Job", outcome: "Outcome") -> None:
     if outcome.tracked:
         table.add_row("mlflow", outcome.tracked)
     make_console().print(table)
+
+
+def _per_million(metrics: Mapping[str, float]) -> str:
+    if unpriced := metrics.get("nodes_unpriced"):
+        return f" without {unpriced} nodes that have no price"
+    if "usd_per_million_images" not in metrics:
+        return ""
+    steady = metrics.get("usd_per_million_images_steady")
+    without = f", ${steady:,.2f} without it" if steady else ""
+    return f", ${metrics['usd_per_million_images']:,.2f} per million images, start-up included{without}"
 
 
 def print_estimate(job: "Job", estimate: "Estimate", tracked: str) -> None:

@@ -20,13 +20,14 @@ from pipelines.run import CAPPED, DONE, FAILED, INTERRUPTED, interruptible
 from pipelines.settings import UserError, with_values
 from pipelines.storage import STORE_ERRORS, Store, make_store
 from pipelines.sweep_advice import Advice
-from pipelines.sweep_grid import Point, make_points
+from pipelines.sweep_grid import POINTS, Point, make_points
 from pipelines.sweep_measure import Judge
 from pipelines.sweep_point import (
     FINISHED,
     Record,
     failed_record,
     finished_record,
+    price_again,
     read_json,
     read_record,
     run_here,
@@ -98,6 +99,10 @@ def run_sweep(sweep: Sweep, encoder: type = Encoder, generator: type | None = No
     tracker = SweepTracker(sweep.config, sweep.output.path, before.get("mlflow_run"))
     logger.info("%d points, %d of them finished before", len(sweep.points), len(done))
     judge, session = Judge(sweep.config), Session(sweep)
+    for point in sweep.points:
+        if point.name in done:
+            outcome.records[point.name] = price_again(point, outcome.records[point.name])
+    _judge_again(sweep, outcome, judge)
     try:
         with interruptible(), session:
             if any(point.address is None for point in todo):
@@ -112,6 +117,8 @@ def run_sweep(sweep: Sweep, encoder: type = Encoder, generator: type | None = No
                     break
                 write_record(point, record)
                 outcome.records[point.name] = record
+                if point.is_unpruned:
+                    _judge_again(sweep, outcome, judge)
                 tracker.point(point, record)
                 _report(sweep, outcome, judge, tracker)
     except KeyboardInterrupt:
@@ -154,7 +161,7 @@ def _run_point(
     """The record of the point; None if the sweep is to stop, with code and message set."""
     cap = sweep.config.budget.max_usd
     if cap is not None:
-        others = sum(read_spent(store_of(other)).usd for other in sweep.points if other is not point)
+        others = _spent_on_others(sweep, point)
         if others >= cap:
             outcome.code = CAPPED
             outcome.message = f"stopped at budget.max_usd={cap:g}: ${others:.4f} spent; a higher cap resumes"
@@ -179,13 +186,40 @@ def _run_point(
         if ran.code != DONE:
             session.leave()  # whatever broke, the next point meets a fresh one
             return _failed(point, ran.message)
-        return finished_record(point, judge.measure(store_of(point), _unpruned_store(sweep, point, outcome)))
+        record = finished_record(point, judge.measure(store_of(point), _unpruned_store(sweep, point, outcome)))
+        return record | {"ran_on": session.where} if point.address is None else record
     except UserError as error:  # an unreachable cluster among them
         return _failed(point, str(error))
     except Exception as error:  # one point is never worth the sweep
         logger.debug("%s", point.name, exc_info=True)
         session.leave()
         return _failed(point, f"{type(error).__name__}: {clean(str(error))}")
+
+
+def _spent_on_others(sweep: Sweep, point: Point) -> float:
+    """Dollars of everything under points/, those of earlier grids too, but for this point's own."""
+    own, root = store_of(point).path, f"{sweep.output.path}/{POINTS}"
+    others = (replace(sweep.output, path=f"{root}/{name}") for name in sweep.output.folders(POINTS))
+    return sum(read_spent(other).usd for other in others if other.path != own)
+
+
+def _judge_again(sweep: Sweep, outcome: SweepOutcome, judge: Judge) -> None:
+    """Measures finished points whose quality was taken in other ways, or before there was an unpruned point."""
+    for point in sweep.points:
+        record = outcome.records.get(point.name)
+        if record is None or record["status"] != FINISHED:
+            continue
+        unpruned, quality = _unpruned_store(sweep, point, outcome), record["quality"]
+        stands = quality.get("judged") == judge.settings and (quality["relative"] is not None or unpruned is None)
+        if stands:
+            continue
+        try:
+            record["quality"] = judge.measure(store_of(point), unpruned)
+        except (UserError, *STORE_ERRORS) as error:
+            logger.warning("%s keeps the quality that it had: %s", point.name, clean(str(error)))
+            continue
+        record["tracked_before"] = record.pop("tracked", None)
+        write_record(point, record)
 
 
 def _failed(point: Point, reason: str) -> Record:

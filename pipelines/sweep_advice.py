@@ -66,9 +66,11 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
 
 
 def has_prices(records: Sequence[Record]) -> bool:
-    """Whether every finished point knows its dollars; else hours are what can be compared."""
-    done = [record["metrics"] for record in records if record["status"] == FINISHED]
-    return bool(done) and all("usd_per_million_images_steady" in metrics for metrics in done)
+    """Whether every finished point knows its dollars, by the same prices; else hours are what can be compared."""
+    done = [record for record in records if record["status"] == FINISHED]
+    return bool(done) and all(
+        "usd_per_million_images_steady" in record["metrics"] and not record.get("stale_price") for record in done
+    )
 
 
 def label_of(values: dict[str, Any]) -> str:
@@ -106,7 +108,7 @@ def advise(records: Sequence[Record], *, tolerance: float, difference: Differenc
     else:
         headline = f"Buy {buy.label} of the visual tokens ({buy.values['cluster']})"
         reasons = [
-            f"It is the cheapest setting that keeps at least {kept} of the unpruned quality for sure: "
+            f"It is the cheapest setting whose 95 % interval stays above {kept} of the unpruned quality: "
             f"{percent(buy.quality)} by {buy.record['quality']['relative_by']}."
         ]
         reasons += [_saving(buy, unpruned)] if unpruned.values["cluster"] == buy.values["cluster"] else []
@@ -121,13 +123,15 @@ def _saving(buy: Setting, unpruned: Setting) -> str:
 def _why_unpruned(buy: Setting, settings: Sequence[Setting], tolerance: float, kept: str) -> str:
     fit = [s for s in settings if not s.is_unpruned and s.quality is not None and s.quality[1] >= 1 - tolerance]
     if fit:
-        return f"Settings that keep {kept} of its quality for sure do not cost less: the cheapest is {_named(fit[0])}."
+        return (
+            f"No setting whose interval stays above {kept} of its quality costs less: the cheapest is {_named(fit[0])}."
+        )
     measured = [s for s in settings if not s.is_unpruned and s.quality is not None]
     if not measured:
-        return "No pruned setting has finished."
+        return "No pruned setting has finished and been held against it."
     best = max(measured, key=lambda s: s.quality[1] if s.quality else 0.0)
     best_known = f"{_named(best)} with {percent(best.quality)}"
-    return f"No pruned setting keeps {kept} of its quality for sure; the best is {best_known}."
+    return f"No pruned setting's interval stays above {kept} of its quality; the best is {best_known}."
 
 
 def _doubts(
@@ -145,6 +149,15 @@ def _doubts(
         )
     found += _against_baselines(buy, settings, difference)
     found += _disorder(settings)
+    if stale := sum(bool(s.record.get("stale_price")) for s in settings):
+        found.append(
+            f"{stale} points were priced by other prices than those of now: costs are in hours. cost.usd_per_hour "
+            "prices all of them alike."
+        )
+    for cluster, where in _machines(settings).items():
+        if len(where) > 1:
+            places = " and on ".join(where)
+            found.append(f"Points of {cluster} ran on {places}: speeds of unlike machines do not compare.")
     quality, metrics = buy.record.get("quality") or {}, buy.record["metrics"]
     if quality.get("relative_by", "").startswith("ROUGE"):
         found.append("The corpus has no references: quality is agreement with unpruned captions, not accuracy.")
@@ -190,6 +203,14 @@ def _disorder(settings: Sequence[Setting]) -> list[str]:
         "more. Other work on the machines, or too few images a point: trust quality, and repeat the costs you decide "
         "by."
     ]
+
+
+def _machines(settings: Sequence[Setting]) -> dict[str, list[str]]:
+    """Cluster -> what its points say that they ran on, without the dashboard's address, which changes."""
+    found: dict[str, set[str]] = {}
+    for setting in settings:
+        found.setdefault(setting.values["cluster"], set()).add(setting.record.get("ran_on", "").split(", dash")[0])
+    return {cluster: sorted(where) for cluster, where in found.items()}
 
 
 def _like(setting: Setting, settings: Sequence[Setting], method: str, retention: float | None = None) -> Setting | None:

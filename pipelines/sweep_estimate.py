@@ -6,7 +6,7 @@ Neither the method nor the pools are in it: what two machines make of a second a
 """
 
 import logging
-import tempfile
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +17,6 @@ from pipelines.corpus import find_corpus
 from pipelines.encode import Encoder
 from pipelines.run import DONE, run_job
 from pipelines.settings import UserError, with_values
-from pipelines.steady import steady_dollars
 from pipelines.storage import make_store
 from pipelines.sweep import Session, Sweep
 from pipelines.sweep_grid import Point
@@ -64,9 +63,14 @@ def run_trials(sweep: Sweep, here: Sequence[Point], encoder: type, generator: ty
     """At most two, of the fewest and of the most tokens; in a folder of their own that does not stay."""
     ends = {point.config.prune.retention: point for point in sorted(here, key=lambda p: p.config.prune.retention)}
     chosen = [ends[retention] for retention in dict.fromkeys((min(ends), max(ends)))]
-    with Session(sweep) as session, tempfile.TemporaryDirectory() as folder:
+    folder = f"trial-{secrets.token_hex(4)}"  # in the sweep's output, which every node of the cluster reaches
+    path = f"{sweep.output.path}/{folder}"
+    with Session(sweep) as session:
         session.join()
-        return [_trial(sweep, point, f"{folder}/{number}", encoder, generator) for number, point in enumerate(chosen)]
+        try:
+            return [_trial(sweep, point, f"{path}/{number}", encoder, generator) for number, point in enumerate(chosen)]
+        finally:
+            sweep.output.remove(folder)
 
 
 def _trial(sweep: Sweep, point: Point, folder: str, encoder: type, generator: type | None) -> Trial:
@@ -76,9 +80,8 @@ def _trial(sweep: Sweep, point: Point, folder: str, encoder: type, generator: ty
     metrics = outcome.metrics
     if outcome.code != DONE or metrics["images_per_second"] <= 0:
         raise UserError(f"the trial of {point.name} came to nothing: {outcome.message or 'no image was captioned'}")
-    rate = metrics["images_per_second"]
-    startup = metrics.get("startup_seconds", max(0.0, metrics["wall_seconds"] - wanted / rate))
-    return Trial(point.config.prune.retention, 1 / rate, startup, steady_dollars(metrics).get("usd_per_hour"))
+    seconds = 1 / metrics["images_per_second"]
+    return Trial(point.config.prune.retention, seconds, metrics["startup_seconds"], metrics.get("usd_per_hour"))
 
 
 def _estimate(point: Point, trials: Sequence[Trial], finished: bool) -> Estimate:
@@ -90,7 +93,7 @@ def _estimate(point: Point, trials: Sequence[Trial], finished: bool) -> Estimate
     if not trials:
         return Estimate(point, False, images, None, None, "sweep.trial_images=0: not known before")
     seconds = trials[-1].startup_seconds + images * seconds_per_image(point.config.prune.retention, trials)
-    per_hour = trials[-1].usd_per_hour
+    per_hour = point.config.cost.usd_per_hour or trials[-1].usd_per_hour
     return Estimate(point, False, images, seconds, None if per_hour is None else per_hour * seconds / 3600)
 
 

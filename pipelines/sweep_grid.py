@@ -30,6 +30,7 @@ AXES = {
 BASELINES = ("none", "random", "uniform")
 POINTS = "points"  # folder of the sweep's output
 CAPTIONS_ALIKE = ("method", "retention", "batch", "cluster")  # what does not change what the unpruned model says
+NOT_SPEED = ("engine.timeout_seconds", "engine.max_restarts")  # what a finished point never met
 NOT_OF_POINTS = (
     "input.path",
     "output.path",
@@ -172,7 +173,7 @@ def _make_point(
             name: value
             for name, value in job.dotted().items()
             if name in ("input.limit", "ray.address", "unit.images")
-            or name.startswith(("encode.", "generate.", "engine."))
+            or (name.startswith(("encode.", "generate.", "engine.")) and name not in NOT_SPEED)
         },
     }
     key = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:8]

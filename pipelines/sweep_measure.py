@@ -28,6 +28,7 @@ from pipelines.quality import (
     read_captions,
     read_references,
     sample_order,
+    sum_by_image,
 )  # fmt: skip
 from pipelines.storage import Store
 
@@ -56,6 +57,7 @@ class Judge:
         common = [address for address in captions if address in others]
         agreed = {key: captions[key] for key in common}
         return {
+            "judged": self.settings,
             "captions": len(rows),
             "health": health([row["caption"] for row in rows], [row["finish_reason"] for row in rows]),
             "references": measure_references(captions, references, resamples) if references else None,
@@ -65,6 +67,12 @@ class Judge:
             "relative_by": "CIDEr against the references" if references else "ROUGE-L against unpruned captions",
         }
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a point's quality beside its captions."""
+        sweep = self.config.sweep
+        return {"sample": sweep.sample, "resamples": sweep.resamples, "references": self.config.input.reference_column}
+
     def relative(self, captions: Mapping[Address, str], unpruned: Mapping[Address, str]) -> Interval | None:
         """Quality as a share of the unpruned model's; None if the two have no image in common."""
         references = self.references(captions)
@@ -72,9 +80,10 @@ class Judge:
         if not common:
             return None
         if not references:
-            table = np.array([[rouge_l(tokenize(captions[key]), [tokenize(unpruned[key])]), 1] for key in common])
+            rows = [[rouge_l(tokenize(captions[key]), [tokenize(unpruned[key])]), 1] for key in common]
         else:
-            table = np.array([scores(captions, references, common), scores(unpruned, references, common)]).T
+            rows = list(zip(*(scores(texts, references, common) for texts in (captions, unpruned)), strict=True))
+        table = sum_by_image(common, rows)
 
         def combine(sums: np.ndarray) -> dict[str, np.ndarray]:
             return {"relative": ratio(sums[..., 0], sums[..., 1])}
@@ -89,9 +98,11 @@ class Judge:
         common = [address for address in references if address in b]
         if not common:
             return None
-        gaps = np.array(scores(a, references, common)) - np.array(scores(b, references, common))
-        means = resampled_sums(gaps[:, None], self.config.sweep.resamples)[:, 0] / len(gaps)
-        return (float(gaps.mean()), *percentile_interval(means))
+        pairs = zip(*(scores(texts, references, common) for texts in (a, b)), strict=True)
+        table = sum_by_image(common, [[our - their, 1] for our, their in pairs])
+        sums = resampled_sums(table, self.config.sweep.resamples)
+        total, count = table.sum(axis=0)
+        return (float(total / count), *percentile_interval(sums[:, 0] / sums[:, 1]))
 
     def references(self, captions: Mapping[Address, str]) -> dict[Address, list[str]]:
         """References of the captioned images, where the corpus has some. A row is looked up once."""

@@ -6,6 +6,7 @@
 A record is of one key, which changes with everything that changes captions or speed; only finished ones are skipped.
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -16,11 +17,12 @@ import ray
 
 from pipelines.caption import Job, prepare
 from pipelines.cluster import check_room
+from pipelines.config import Config
+from pipelines.cost import make_tariff, price_run, price_steady
 from pipelines.encode import Encoder
 from pipelines.run import RECORD as RUN_RECORD
 from pipelines.run import Outcome, run_job
 from pipelines.settings import UserError
-from pipelines.steady import steady_dollars
 from pipelines.storage import Store, make_store
 from pipelines.sweep_grid import Point
 
@@ -93,19 +95,45 @@ def finished_record(point: Point, quality: Mapping[str, Any]) -> Record:
     run = read_json(store_of(point), RUN_RECORD)
     if run is None or not run.get("finished"):
         raise UserError(f"{point.config.output.path} holds no {RUN_RECORD} of a finished job")
-    metrics = run["last_run"]
     return {
         **_identity(point),
+        "priced_by": tariff_digest(point.config),
         "status": FINISHED,
         "reason": "",
         "fingerprint": run["fingerprint"],
         "ran_on": run.get("cluster", ""),
         "images": measured_images(run),
         "pools": {"encode": point.config.encode.actors, "generate": point.config.generate.actors},
-        "metrics": {**metrics, **steady_dollars(metrics)},
+        "metrics": run["last_run"],
         "totals": run["totals"],
         "quality": dict(quality),
     }
+
+
+def tariff_digest(config: Config) -> str:
+    """Stands for everything that decides what a node costs."""
+    return hashlib.sha256(repr(make_tariff(config.cost)).encode()).hexdigest()[:12]
+
+
+def price_again(point: Point, record: Record) -> Record:
+    """The record of a finished point by the prices of now.
+
+    One price for the whole cluster makes new dollars of the point's seconds. With prices by node the old dollars stay,
+    and `stale_price` says that they are not to be compared with others.
+    """
+    if record.get("priced_by") == tariff_digest(point.config):
+        return record | {"stale_price": False}
+    per_hour = point.config.cost.usd_per_hour
+    if per_hour is None:
+        return record | {"stale_price": True}
+    old = record["metrics"]
+    metrics = {name: value for name, value in old.items() if not name.startswith(("usd", "tokens_per_usd"))}
+    wall, startup, images = (metrics[name] for name in ("wall_seconds", "startup_seconds", "images_captioned"))
+    metrics |= price_run(per_hour * wall / 3600, int(images), round(metrics["mean_caption_tokens"] * images))
+    metrics |= price_steady(per_hour * (wall - startup) / 3600, wall - startup, metrics)
+    metrics["usd/startup"] = per_hour * startup / 3600
+    tracked = {"tracked": None, "tracked_before": record.get("tracked")}  # its run in MLflow is written again
+    return record | {"metrics": metrics, "priced_by": tariff_digest(point.config), "stale_price": False} | tracked
 
 
 def failed_record(point: Point, reason: str) -> Record:

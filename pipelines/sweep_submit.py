@@ -139,11 +139,16 @@ def _status(client: JobSubmissionClient, submission: str) -> Any:
 
 
 def _stop(client: JobSubmissionClient, point: Point) -> None:
-    for job in client.list_jobs():
-        mine = (job.metadata or {}).get("point") == point.name and not job.status.is_terminal()
-        if mine and job.submission_id:
-            client.stop_job(job.submission_id)
-            logger.info("%s: stopped on %s", job.submission_id, point.address)
+    try:
+        for job in client.list_jobs():
+            mine = (job.metadata or {}).get("point") == point.name and not job.status.is_terminal()
+            if mine and job.submission_id:
+                client.stop_job(job.submission_id)
+                logger.info("%s: stopped on %s", job.submission_id, point.address)
+    except GONE as error:
+        logger.warning(
+            "%s may still run on %s, which does not answer: %s", point.name, point.address, clean(str(error))
+        )
 
 
 def _last_words(client: JobSubmissionClient, submission: str) -> str:

@@ -56,7 +56,7 @@ class SweepTracker:
             return
         ended, seconds = record.get("ended"), (record.get("metrics") or {}).get("wall_seconds", 0.0)
         times = None if ended is None else (ended - seconds, ended)
-        tracker = self._tracker(point.name.removesuffix(f"-{point.key}"), None, times)
+        tracker = self._tracker(point.name.removesuffix(f"-{point.key}"), record.pop("tracked_before", None), times)
         cluster = point.address or point.config.ray.address or "local"
         tags = {
             "method": point.config.prune.method,

@@ -7,7 +7,9 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,12 +26,17 @@ from demo.world import scene_at
 from jobs.evaluate_grid import DEMO_CONFIG, main
 from otprune import num_kept, select_tokens
 from otprune.distance import gaussian_w2, trace_objective
+from otprune.flops import true_flops
 from otprune.models import load_encoder
+from pipelines.accuracy_distance import without_distance
 from pipelines.accuracy_grid import grid_points, run_accuracy_grid
-from pipelines.accuracy_table import Point
+from pipelines.accuracy_table import Measured, Point, accuracy_table, relative_scores
+from pipelines.accuracy_work import encoded_on_cpu, model_shape
+from pipelines.benchmarks import Benchmark, Comparison, get_benchmark
 from pipelines.charts import line_chart, scatter, series_styles, ticks
 from pipelines.config import AccuracyConfig, GridConfig
 from pipelines.settings import load_config
+from pipelines.storage import Store
 from pipelines.work import Work
 
 TOKENS = 256
@@ -153,15 +160,101 @@ def test_fewer_tokens_cost_less(grid: tuple[Path, pa.Table]):
     assert cost["none", 1.0] > cost["otprune", 0.1] > cost["random", 0.1] > 0
 
 
+def test_a_point_costs_what_the_algorithm_of_its_device_does(grid: tuple[Path, pa.Table], demo_model: Path):
+    shape = model_shape(SimpleNamespace(model=demo_model))
+    rows = [row for row in grid[1].to_pylist() if row["method"] == "otprune"]
+    flops = true_flops(shape, "otprune", num_text=6, num_generated=2, retention=26 / TOKENS, select_on_cpu=True)
+    assert {row["tflops_per_image"] for row in rows} == {flops.total / 1e12}
+    accelerator = true_flops(shape, "otprune", num_text=6, num_generated=2, retention=26 / TOKENS)
+    assert flops.policy < accelerator.policy
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "cluster", "on_cpu"),
+    [
+        (0, "embedded Ray: 16 CPUs, 1 GPUs", True),
+        (0.3, "this process's Ray", False),
+        (None, "embedded Ray: 16 CPUs, 1 GPUs", False),
+        (None, "Ray cluster ray://host:10001: 16 CPUs, 0 GPUs, dashboard http://host:8265", True),
+    ],
+)
+def test_the_record_says_where_the_tokens_were_chosen(num_gpus: float | None, cluster: str, on_cpu: bool):
+    assert encoded_on_cpu({"config": {"encode.num_gpus": num_gpus}, "cluster": cluster}) == on_cpu
+
+
 def test_distances_are_those_of_the_selected_tokens(grid: tuple[Path, pa.Table], demo_model: Path, scene_pixels):
     encoder = load_encoder(demo_model, dtype=torch.float32, device="cpu")
     features = encoder(torch.from_numpy(scene_pixels[:3]))
     keep = select_tokens(features, num_kept(0.1, TOKENS), method="otprune", gamma_scale="trace")
     [row] = [r for r in grid[1].to_pylist() if (r["method"], r["retention"]) == ("otprune", 0.1)][:1]
     # The corpus stores every fourth scene as JPEG; the fixtures are PNG throughout.
-    assert row["trace_objective"] == pytest.approx(float(trace_objective(features, keep).mean()), rel=1e-5)
+    trace = trace_objective(features, keep, normalize_columns=True)
+    assert row["trace_objective"] == pytest.approx(float(trace.mean()), rel=1e-5)
     assert row["gaussian_w2"] == pytest.approx(float(gaussian_w2(features, keep).mean()), rel=1e-5)
     assert all(r["gaussian_w2"] is None for r in grid[1].to_pylist() if r["method"] == "none")
+
+
+def test_distances_of_another_sample_or_of_raw_columns_are_measured_again(demo_model: Path, tmp_path: Path):
+    output = Store(str(tmp_path))
+    job = SimpleNamespace(config=load_config([], AccuracyConfig, DEMO_CONFIG), model=demo_model, output=output)
+    values = {"trace_objective": 0.5, "gaussian_w2": 2.0, "images": 3}
+    for asked, known in (
+        ({"asked": 3}, False),
+        ({"asked": 4, "normalize_columns": True}, False),
+        ({"asked": 3, "normalize_columns": True}, True),
+    ):
+        output.write("distance.json", json.dumps(values | asked).encode())
+        point = Measured(Point("otprune", 0.1), job, {}, {}, {})
+        assert without_distance([point], 3) == ([] if known else [point])
+        assert point.distance.get("gaussian_w2") == (2.0 if known else None)
+
+
+def exist_scores(right: list[bool]) -> tuple[Benchmark, Measured]:
+    """demo_exist, one question an image, and a point with these answers."""
+    bench = get_benchmark("demo_exist")
+    records = [
+        {"question_id": f"q{i:03d}", "group_id": f"q{i:03d}", "category": "", "kind": "yesno", "choices": []}
+        | {"answers": ["yes" if i % 2 else "no"], "prediction": "yes" if (i % 2 == 1) == each else "no"}
+        for i, each in enumerate(right)
+    ]
+    scores = bench.score(records, resamples=50)
+    images = {bench.name: {group: group for group in scores.group_ids}}
+    return bench, Measured(Point("none", 1.0), SimpleNamespace(), {bench.name: scores}, images, {"budget": 1.0})
+
+
+def test_points_are_compared_on_the_same_resamples():
+    some, others = ([i % period > 0 for i in range(60)] for period in (3, 4))
+    bench, full = exist_scores([True] * 60)
+    points = [full, *(exist_scores(right)[1] for right in (some, some, others))]
+    relative = relative_scores(points, [bench], 200)
+    assert relative.difference(1, 2) == (0, 0, 0)
+    low, high = relative.interval(1)
+    assert low < relative.values[1] < high
+    difference, lowest, highest = relative.difference(1, 3)
+    assert difference == pytest.approx(relative.values[1] - relative.values[3]) != 0
+    assert lowest <= difference <= highest
+
+
+def test_q_is_p_after_benjamini_and_hochberg():
+    """q of the i-th smallest of m is the smallest m p_(j) / j over j >= i; what was not compared does not count."""
+    ps = {"a": 0.03, "b": 0.01, "c": 0.028, "d": 0.9}
+    by_size = sorted(ps, key=ps.__getitem__)
+    expected = {each: min(4 * ps[by_size[j]] / (j + 1) for j in range(i, 4)) for i, each in enumerate(by_size)}
+    assert expected == pytest.approx({"a": 0.04, "b": 0.04, "c": 0.04, "d": 0.9})
+    bench, full = exist_scores([True] * 8)
+
+    class Known:
+        """The benchmark, with these p-values."""
+
+        name, scorer = bench.name, bench.scorer
+        left = iter(ps.values())
+
+        def compare(self, *_: object, **__: object) -> Comparison:
+            return Comparison(difference=0.0, interval=(0.0, 0.0), test="mcnemar", p=next(self.left), better=0, worse=0)
+
+    points = [full, *(replace(full, point=Point(method, 0.1)) for method in ps)]
+    rows = accuracy_table(points, [Known()], 50).to_pylist()
+    assert {row["method"]: row["vs_none_q"] for row in rows} == pytest.approx({"none": None, **expected})
 
 
 def test_the_page_shows_every_point_and_needs_nothing_else(grid: tuple[Path, pa.Table]):

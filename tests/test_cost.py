@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.cost import Attribution, Meter, Tariff, attribute, price_run, usd_per_million_images
+from pipelines.cost import Attribution, Meter, Tariff, attribute, price_run, price_steady, usd_per_million_images
 from pipelines.ledger import Spent, new_run, read_spent, record_run
 from pipelines.prices import Price
 from pipelines.storage import Store
@@ -36,7 +36,7 @@ def test_nodes_are_billed_from_the_jobs_start_or_their_joining_to_their_leaving(
     clock.now += 10  # the cluster is joined ten seconds after the start
     held.poll([node("1", "a", GPU=1)])
     clock.now += 10
-    held.poll([node("1", "a"), node("2", "b", GPU=2)])
+    held.poll([node("1", "a"), node("2", "b", GPU=1)])
     assert held.usd_per_hour == pytest.approx(10.8)
     clock.now += 10
     held.poll([node("1", "a"), node("2", "b", alive=False)])
@@ -44,7 +44,7 @@ def test_nodes_are_billed_from_the_jobs_start_or_their_joining_to_their_leaving(
     clock.now += 10
     assert held.node_seconds == {"a": 40, "b": 10}
     assert held.usd == pytest.approx((40 * 3.6 + 10 * 7.2) / 3600)
-    assert held.capacity("GPU") == 40 * 1 + 10 * 2
+    assert held.capacity("GPU") == 40 * 1 + 10 * 1
 
 
 def test_a_node_that_vanishes_from_the_list_has_left_and_may_come_back(clock):
@@ -100,7 +100,7 @@ def test_a_stopped_meter_stands_still(clock):
 
 def test_the_parts_of_the_dollars_add_up_and_idle_is_what_no_stage_used():
     # two GPUs for 100 s; encode 0.25 GPU for 80 s, generate 0.75 for 120 s (two actors); 10 s of start-up
-    shares = attribute({"encode": 80, "generate": 120, "read": 50}, {"encode": 0.25, "generate": 0.75}, 200, 10, 100)
+    shares = attribute({"encode": 80, "generate": 120, "read": 50}, {"encode": 0.25, "generate": 0.75}, 200, 0.1)
     assert shares.stages == {"encode": pytest.approx(0.1), "generate": pytest.approx(0.45)}
     assert shares.idle == pytest.approx(0.45)
     parts = shares.dollars(8.0)
@@ -114,14 +114,47 @@ def test_the_parts_of_the_dollars_add_up_and_idle_is_what_no_stage_used():
 
 
 def test_work_beyond_the_capacity_leaves_no_idle_and_no_negative_money():
-    parts = attribute({"encode": 90, "generate": 60}, {"encode": 1, "generate": 1}, 100, 20, 100).dollars(3.0)
+    parts = attribute({"encode": 90, "generate": 60}, {"encode": 1, "generate": 1}, 100, 0.2).dollars(3.0)
     assert parts["usd/idle"] == parts["usd/startup"] == 0
     assert sum(parts.values()) == pytest.approx(3.0)
 
 
 def test_nothing_held_is_no_division_by_zero():
-    assert attribute({}, {}, 0, 0, 0) == Attribution()
-    assert price_run(0.0, 0, 0) == {"usd_total": 0.0, "usd_per_image": 0.0, "usd_per_million_images": 0.0}
+    assert attribute({}, {}, 0, 0) == Attribution()
+    assert price_run(0.5, 0, 0) == {"usd_total": 0.5}, "nothing was captioned: no price of an image"
+
+
+def test_steady_dollars_are_those_of_a_rate_and_of_its_interval():
+    rates = {"images_per_second": 10.0, "images_per_second_low": 8.0, "images_per_second_high": 12.5}
+    assert price_steady(1.5, 2700, rates) == {
+        "usd_per_hour": pytest.approx(2.0),
+        "usd_per_million_images_steady": pytest.approx(2.0 / 36_000 * 1e6),
+        "usd_per_million_images_steady_low": pytest.approx(2.0 / 45_000 * 1e6),
+        "usd_per_million_images_steady_high": pytest.approx(2.0 / 28_800 * 1e6),
+    }
+    assert price_steady(1.5, 2700, {"images_per_second": 0.0}) == {}
+    assert price_steady(0.0, 0.0, rates) == {}
+
+
+def test_dollars_up_to_a_moment_are_those_of_the_nodes_that_were_there(clock):
+    held = meter(clock)
+    held.poll([node("1", "a")])  # 3.6 an hour
+    clock.now += 100
+    held.poll([node("1", "a"), node("2", "a")])
+    clock.now += 100
+    held.poll([node("1", "a")])
+    clock.now += 100
+    began = held.started
+    assert [held.usd_until(began + s) for s in (50, 150, 300)] == [pytest.approx(s / 1000) for s in (50, 200, 400)]
+    assert held.usd == pytest.approx(0.4)
+
+
+def test_what_an_hour_costs_is_not_known_while_a_node_has_no_price(clock):
+    held = meter(clock)
+    held.poll([node("1", "a"), node("2", CPU=4)])
+    assert held.usd_per_hour is None
+    held.poll([node("1", "a")])
+    assert held.usd_per_hour == pytest.approx(3.6)
 
 
 def test_prices_of_a_run_and_of_a_rate():

@@ -1,9 +1,16 @@
 """The decoding loop beside transformers' own, and its sampling beside the definition of nucleus sampling."""
 
+from collections import Counter
+from collections.abc import Container
+from contextlib import contextmanager
+
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from otprune.layerwise import steps
+from otprune.models import decoding
 from otprune.models.decoding import decode, draw
 
 END = [1, 2, 3, 4]  # of 24 tokens: answers end at many lengths
@@ -19,13 +26,13 @@ def prompts() -> tuple[torch.Tensor, torch.Tensor]:
     return make_prompts()
 
 
-def make_model() -> LlamaForCausalLM:
+def make_model(model_class=LlamaForCausalLM, config_class=LlamaConfig, **settings):
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = config_class(
         vocab_size=24, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128,
+        num_key_value_heads=2, max_position_embeddings=128, **settings,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    model = model_class(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6 if parameter.dim() > 1 else 1)  # decided answers, which end at different lengths
@@ -37,6 +44,52 @@ def make_prompts() -> tuple[torch.Tensor, torch.Tensor]:
     embeds = torch.randn(16, 18, 32, generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(18) >= 18 - torch.arange(3, 19)[:, None]).long()
     return embeds * mask[..., None], mask
+
+
+class Looks(TorchDispatchMode):
+    """Counts the calls for which a GPU's host would wait."""
+
+    NAMES = ("aten::is_nonzero", "aten::_local_scalar_dense", "aten::nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name() in self.NAMES
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def nan_for_rows_that_see_nothing(monkeypatch):
+    """SDPA as some CUDA kernels compute it; yields the masks that it was given."""
+    attend, masks = torch.nn.functional.scaled_dot_product_attention, []
+
+    def spoilt(query, key, value, attn_mask=None, **options):
+        masks.append(attn_mask)
+        out = attend(query, key, value, attn_mask=attn_mask, **options)
+        return out if attn_mask is None else out.masked_fill(~attn_mask.any(-1, keepdim=True), torch.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spoilt)
+        yield masks
+
+
+@contextmanager
+def broken_logits(model, monkeypatch, at: Container[int], rows: list[int], value: float = torch.nan):
+    """At the calls `at` of the model, its logits for one token are `value` in `rows`."""
+    calls, forward = Counter(), model.lm_head.forward
+
+    def spoilt(hidden):
+        logits = forward(hidden)
+        if calls["model"] in at:
+            logits[rows, ..., 5] = value
+        calls["model"] += 1
+        return logits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.lm_head, "forward", spoilt)
+        yield calls
 
 
 def generated(model, embeds, mask, max_new_tokens: int) -> list[list[int]]:
@@ -71,6 +124,91 @@ def test_finished_rows_leave_the_batch(model, prompts, monkeypatch):
         open_rows = sum(len(answer) > step for answer in answers)
         assert open_rows <= size
         assert open_rows > 0.75 * size - 1, (step, size, open_rows)
+
+
+def test_no_row_of_a_mask_is_empty(model, prompts, monkeypatch):
+    """So a kernel that makes NaN of an empty row changes no answer."""
+    options = {"max_new_tokens": 20, "end_tokens": END}
+    expected = decode(model, *prompts, **options)
+    with nan_for_rows_that_see_nothing(monkeypatch) as masks:
+        assert decode(model, *prompts, **options) == expected
+    assert masks[0].shape == (16, 1, 18, 18)
+    assert masks[-1].shape[2] == 1
+    assert all(mask.any(-1).all() for mask in masks)
+
+
+def test_without_padding_there_is_no_mask(model, prompts, monkeypatch):
+    embeds, _ = prompts
+    full = embeds, torch.ones(16, 18, dtype=torch.long)
+    with nan_for_rows_that_see_nothing(monkeypatch) as masks:
+        ours = decode(model, *full, max_new_tokens=20, end_tokens=END)
+    assert set(masks) == {None}
+    assert ours == generated(model, *full, 20)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_class": MistralForCausalLM, "config_class": MistralConfig, "sliding_window": 6},
+        {"attn_implementation": "eager"},
+    ],
+)
+def test_models_that_need_masks_of_their_own_get_them(prompts, settings):
+    model = make_model(**settings)
+    assert decoding.needs_2d_mask(model.config)
+    assert decode(model, *prompts, max_new_tokens=20, end_tokens=END) == generated(model, *prompts, 20)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_gpu_is_looked_at_once_in_some_steps(model, prompts, monkeypatch, padded):
+    monkeypatch.setattr(decoding, "check_every", lambda device: steps.CHECK_EVERY)
+    embeds, mask = prompts
+    with Looks() as looks:
+        decode(model, embeds, mask if padded else torch.ones_like(mask), max_new_tokens=17, end_tokens=[999])
+    assert looks.count <= 1 + 17 // steps.CHECK_EVERY  # the first asks whether there is padding
+
+
+def test_looking_seldom_changes_no_answer(model, prompts, monkeypatch):
+    for options in ({}, {"seeds": range(16), "temperature": 1.3, "top_p": 0.9}):
+        expected = decode(model, *prompts, max_new_tokens=40, end_tokens=END, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "check_every", lambda device: steps.CHECK_EVERY)
+            assert decode(model, *prompts, max_new_tokens=40, end_tokens=END, **options) == expected
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("sampling", [{}, {"seeds": range(16), "temperature": 1.3, "top_p": 0.9}])
+@pytest.mark.parametrize(("step", "ends"), [(0, END), (3, [])])
+def test_logits_that_are_not_finite_give_no_answer(model, prompts, monkeypatch, value, sampling, step, ends):
+    options = {"max_new_tokens": 6, "end_tokens": ends, **sampling}
+    with (
+        broken_logits(model, monkeypatch, [step], [2, 7], value),
+        pytest.raises(FloatingPointError, match="not finite in 2 of 16 prompts"),
+    ):
+        decode(model, *prompts, **options)
+
+
+def test_a_batch_without_any_finite_logits_ends_at_once(model, prompts, monkeypatch):
+    with broken_logits(model, monkeypatch, [0], list(range(16))) as calls:
+        with pytest.raises(FloatingPointError, match="16 of 16"):
+            decode(model, *prompts, max_new_tokens=40, end_tokens=END)
+        assert calls["model"] == 1
+
+
+def test_a_token_that_is_ruled_out_is_no_broken_logit(model, prompts, monkeypatch):
+    with broken_logits(model, monkeypatch, range(4), list(range(16)), -torch.inf):
+        answers = decode(model, *prompts, max_new_tokens=4, end_tokens=[])
+    assert not any(5 in row for row in answers)
+
+
+def test_what_follows_an_answer_may_be_broken(model, prompts, monkeypatch):
+    """Its row is still computed until it leaves the batch."""
+    monkeypatch.setattr(decoding, "check_every", lambda device: 1000)
+    options = {"max_new_tokens": 20, "end_tokens": END}
+    expected = decode(model, *prompts, **options)
+    row = min(range(16), key=lambda row: len(expected[row]))
+    with broken_logits(model, monkeypatch, range(len(expected[row]), 20), [row]):
+        assert decode(model, *prompts, **options) == expected
 
 
 def test_without_end_tokens_every_answer_has_its_full_length(model, prompts):

@@ -1,5 +1,6 @@
 """The distances between kept and all tokens, tested where theory says what they are."""
 
+import functools
 import importlib.util
 import math
 
@@ -135,6 +136,18 @@ def test_a_constant_zero_column_does_not_make_nan():
     features[..., 2] = 0
     assert gaussian_w2(features, idx, center=True, unit_variance=True).isfinite().all()
     assert trace_objective(features, idx, normalize_columns=True).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [1 / 3, 0.1, 1000 / 7, -1e-8 / 3])
+def test_columns_of_one_value_add_nothing_to_what_is_centred(value):
+    """Their mean rounds, and what that leaves of them is no variance to divide by."""
+    features, idx = tokens(2, 576, 8), subsets(2, 576, 56)
+    wider = torch.cat([features, torch.full((2, 576, 4), value, dtype=torch.float64)], dim=-1)
+    for measure in (
+        functools.partial(gaussian_w2, center=True, unit_variance=True),
+        functools.partial(trace_objective, center=True, normalize_columns=True),
+    ):
+        torch.testing.assert_close(measure(wider, idx), measure(features, idx), **CLOSE)
 
 
 @needs_pot

@@ -2,20 +2,23 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
-from helpers import DEMO
+from helpers import DEMO, REPOSITORY
 
 from otprune.methods import METHODS
 from pipelines import engines
 from pipelines.caption import prepare
-from pipelines.cluster import actor_cpus, actor_gpus
+from pipelines.cluster import actor_cpus, actor_gpus, check_room, gpus_needed
 from pipelines.config import Config
 from pipelines.engines import check_engine, engine_arguments, engine_bundles, identity, known_names, units_in_flight
 from pipelines.fingerprint import describe, fingerprint
-from pipelines.flow import PlacementGroups, Stage
+from pipelines.flow import PlacementGroups, Stage, num_pairs, placers
 from pipelines.settings import UserError, load_config
 
 VLLM = "engine.name=vllm"
@@ -127,6 +130,7 @@ def test_engine_arguments_follow_from_the_job_and_yield_to_the_user():
     assert (pruned["limit_mm_per_prompt"], pruned["enable_mm_embeds"]) == ({"image": 0}, True)
     assert (pruned["dtype"], pruned["enforce_eager"]) == ("float32", True)
     images = engine_arguments(configured(VLLM, "prune.method=none"), num_gpus=1)
+    assert images["dtype"] == "bfloat16"  # whatever the checkpoint was saved in
     assert images["limit_mm_per_prompt"]["image"] > 0
     assert not images["enable_mm_embeds"]
     assert "gpu_memory_utilization" not in images
@@ -170,6 +174,36 @@ def test_an_engine_that_ray_spreads_gets_a_bundle_for_each_worker():
     assert engine_bundles(configured(VLLM, "engine.kwargs.tensor_parallel_size=2")) == []
     spread = ("engine.kwargs.tensor_parallel_size=2", "engine.kwargs.distributed_executor_backend=ray")
     assert engine_bundles(configured(VLLM, *spread)) == [{"GPU": 1.0, "CPU": 1.0}] * 2
+    kind = configured(VLLM, *spread, "generate.accelerator=H100")
+    assert engine_bundles(kind) == [{"GPU": 1.0, "CPU": 1.0, "accelerator_type:H100": 0.001}] * 2
+
+
+@pytest.mark.usefixtures("gpus")
+def test_an_engine_with_a_placement_group_takes_a_whole_gpu_even_for_one_worker(installed):
+    assert actor_gpus(configured(VLLM, "engine.kwargs.distributed_executor_backend=ray")) == (0.3, 1.0)
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("actors", "shares", "needed"),
+    [
+        ((1, 1), (0.3, 0.7), 1),
+        ((2, 2), (0.3, 0.7), 2),
+        ((2, 8), (0.2, 0.8), 8),
+        ((4, 1), (0.3, 0.7), 2),  # three more encoders share a second one
+        ((2, 2), (0.5, 0.7), 3),  # both encoders on one
+        ((3, 3), (0.2, 0.2), 2),
+        ((1, 2), (0.5, 4.0), 9),
+        ((2, 2), (0.0, 1.0), 2),
+    ],
+)
+def test_shares_that_do_not_fit_one_gpu_together_need_another(actors, shares, needed):
+    pools = (f"encode.actors={actors[0]}", f"generate.actors={actors[1]}")
+    config = configured(*pools, f"encode.num_gpus={shares[0]}", f"generate.num_gpus={shares[1]}")
+    assert gpus_needed(config) == needed
+    check_room(config, {"CPU": 99, "GPU": needed}, may_grow=False)
+    with pytest.raises(UserError, match=f"need {needed} GPUs, the cluster has {needed - 1}"):
+        check_room(config, {"CPU": 99, "GPU": needed - 1}, may_grow=False)
 
 
 def stage(**more) -> Stage:
@@ -177,19 +211,22 @@ def stage(**more) -> Stage:
 
 
 def test_a_stage_asks_for_its_gpus_and_keeps_one_unit_waiting():
-    asked = stage(units_at_once=4).remote(100, 2, False, PlacementGroups())
+    asked = stage(units_at_once=4).remote(100, 2, False, None)
     assert (asked["num_gpus"], asked["num_cpus"], asked["max_task_retries"]) == (4, 1, 2)
     pool = asked["compute"]
     assert (pool.max_concurrent_calls_per_actor, pool.max_tasks_in_flight_per_actor) == (4, 5)
     assert (pool.min_size, pool.max_size) == (2, 4)
-    alone = stage(units_at_once=4).remote(1, 2, True, PlacementGroups())["compute"]
+    alone = stage(units_at_once=4).remote(1, 2, True, None)["compute"]
     assert (alone.max_concurrent_calls_per_actor, alone.max_tasks_in_flight_per_actor, alone.max_size) == (1, 1, 1)
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_each_actor_of_several_bundles_gets_a_placement_group_that_is_given_back():
     groups = PlacementGroups()
-    asked = stage(bundles=({"CPU": 1.0},) * 2).remote(100, 2, False, groups)
+    placed = stage(bundles=({"CPU": 1.0},) * 2)
+    none, place = placers(None, placed, 100, groups)
+    asked = placed.remote(100, 2, False, place)
+    assert none is None
     assert asked["num_gpus"] == 0
     before = ray.available_resources()["CPU"]
     strategy = asked["ray_remote_args_fn"]()["scheduling_strategy"]
@@ -202,3 +239,65 @@ def test_each_actor_of_several_bundles_gets_a_placement_group_that_is_given_back
             return
         ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
     pytest.fail(f"the placement group still holds its CPUs: {ray.available_resources()}")
+
+
+ON_TWO_GPUS = """
+import os, sys
+import ray
+from pipelines.flow import Stage, run_flow
+from pipelines.source import SpanRow
+
+class Says:
+    def __init__(self, name):
+        self.name, self.gpus = name, os.environ["CUDA_VISIBLE_DEVICES"]
+
+    def __call__(self, row):
+        import time
+
+        time.sleep(0.2)
+        return {**row, self.name: f"{os.getpid()} on {self.gpus}"}
+
+def read(row):
+    yield from ({"unit": i} for i in range(24))
+
+def stage(name, share):
+    pool = {"min_actors": 2, "max_actors": 2, "num_cpus": 0.5}
+    return Stage(actor=Says, arguments={"name": name}, num_gpus=share, **pool)
+
+class Span:
+    units = tuple(range(24))
+
+    def to_row(self):
+        return {"span": 0}
+
+ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+stages = {"read": read, "encode": stage("encode", 0.3), "generate": stage("generate", 0.7), "sink": lambda row: row}
+rows = list(run_flow([Span()], **stages, retries=0, max_lost=0, no_progress_seconds=60))
+assert len(rows) == 24
+for name in ("encode", "generate"):
+    print(name, sorted({row[name].partition(" on ")[2] for row in rows}))
+print("left", {group["state"] for group in ray.util.placement_group_table().values()})
+"""
+
+
+def test_actors_that_share_gpus_come_in_pairs_and_all_start():
+    """With what Ray makes of 0.3 and 0.7 by itself, the second generator would never start."""
+    done = subprocess.run(
+        [sys.executable, "-c", ON_TWO_GPUS], cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "encode ['0', '1']\ngenerate ['0', '1']\nleft {'REMOVED'}" in done.stdout
+
+
+def test_only_pools_of_fixed_size_and_one_kind_of_gpu_are_paired():
+    def pool(share: float, **more: Any) -> Stage:
+        fixed: dict[str, Any] = {"actor": object, "arguments": {}, "min_actors": 2, "max_actors": 2, "num_cpus": 1}
+        return Stage(**fixed | more, num_gpus=share)
+
+    assert num_pairs(pool(0.3), pool(0.7, min_actors=3, max_actors=3), 100) == 2
+    assert num_pairs(pool(0.3), pool(0.7), 1) == 1
+    assert num_pairs(pool(0.5), pool(0.7), 100) == 0
+    assert num_pairs(pool(0.0), pool(0.7), 100) == 0
+    assert num_pairs(pool(0.3), pool(0.7, max_actors=4), 100) == 0
+    assert num_pairs(pool(0.3, accelerator="L4"), pool(0.7), 100) == 0
+    assert num_pairs(None, pool(1.0), 100) == 0

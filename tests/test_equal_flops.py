@@ -1,16 +1,20 @@
 """Budgets of methods inside the model, settings checked before anything runs, and calibration on the user's images."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import DEMO
 from transformers import AutoConfig
 
 from jobs.calibrate import main as calibrate
 from otprune.flops import prefill_flops
 from otprune.layerwise.fitprune import LLAVA_15_7B_RECIPES
+from otprune.layerwise.fitprune_fit import recipe_at
 from otprune.schedules import visual_rows
 from otprune.shapes import MODELS, LanguageShape
+from pipelines.calibrate import Sample, first_layer, fit_to_retentions
 from pipelines.caption import check_pruning
 from pipelines.equal_flops import match_budget, num_text, prefill_flops_of, resolve_pruning
 from pipelines.settings import UserError, load_config
@@ -99,6 +103,32 @@ def test_a_recipe_fitted_to_the_corpus_is_one_that_the_job_takes(demo_model, sce
     assert stored["divergences"]["1"] > stored["divergences"]["3"]
     assert calibrate([*more, "prune.method=fastv"]) == 2
     assert "prune.method must be fitprune or vtw" in capsys.readouterr().err
+
+
+def test_fitprune_pays_for_the_layer_that_deletes(monkeypatch):
+    """Of all alphas the cheapest recipe that costs no less than the selector, where a layer works, attention and FFN,
+    on all rows that enter it: 4 n d^2 + 2 n^2 d + 3 n d m."""
+    masses = torch.rand(2, 7, 4, 16, generator=torch.Generator().manual_seed(3)).pow(4)
+    monkeypatch.setattr("pipelines.calibrate.measure", lambda *_: masses)
+    sizes = {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 2}
+    model = SimpleNamespace(config=SimpleNamespace(**sizes, vocab_size=9))
+
+    def cost(rows: list[int]) -> int:
+        return sum(4 * n * 8**2 + 2 * n**2 * 8 + 3 * n * 8 * 20 for n in (5 + left for left in rows))
+
+    def cost_of(recipe: dict[int, int]) -> int:
+        return cost([16 - sum(recipe.get(before, 0) for before in range(layer)) for layer in range(4)])
+
+    every = [cost_of(recipe_at(*masses, alpha / 100)) for alpha in range(101)]
+    retentions = [0.75, 0.5, 0.375]
+    recipes = fit_to_retentions(Sample(model, [torch.zeros(21, 8)], [(3, 19)]), retentions)
+    for retention, recipe in zip(retentions, recipes, strict=True):
+        assert cost_of(recipe) == min(each for each in every if each >= cost([round(16 * retention)] * 4))
+
+
+@pytest.mark.parametrize(("num_layers", "first"), [(4, 1), (28, 4), (32, 5), (40, 5)])
+def test_vtw_is_searched_from_the_releases_layer_on(num_layers, first):
+    assert first_layer(num_layers) == first
 
 
 def test_a_released_recipe_can_be_given_as_it_is():

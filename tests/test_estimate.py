@@ -176,6 +176,24 @@ def test_the_estimate_writes_nothing_and_counts_what_is_left(ray_session, corpus
     assert found.output_bytes.value == pytest.approx(3 * written, rel=0.1)
 
 
+def test_nodes_that_join_during_the_sample_are_priced(ray_session, corpus: Path, tmp_path: Path, monkeypatch, caplog):
+    labels = {"1": "m7i.xlarge", "2": "g6e.2xlarge"}
+    nodes = [{"NodeID": n, "Alive": True, "Labels": {"instance-type": i}, "Resources": {}} for n, i in labels.items()]
+    seen = []
+
+    def growing() -> list[dict]:
+        seen.append(1)
+        return nodes[: len(seen)]
+
+    monkeypatch.setattr("pipelines.estimate.ray.nodes", growing)
+    arguments = [*QUICK, *SMALL, f"input.path={corpus}", f"output.path={tmp_path}", "cost.usd_per_hour=null"]
+    job = prepare(load_config([*arguments, "run.estimate=true"]))
+    found = run_estimate(job, fake_encoder(), fake_generator())[0]
+    assert found.here.usd_per_hour == pytest.approx(0.2016 + 2.24208)
+    assert "in the end 4 CPUs" in found.cluster
+    assert "1 nodes joined during the sample" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [

@@ -52,7 +52,7 @@ def test_recovered_baseline_settings_give_the_printed_costs(model, method, setti
 def test_fitprune_release_recipe():
     _, tflops, percent = paper_table("llava-1.5-7b", "fitprune", recipe=FITPRUNE_90)
     assert (round(tflops, 3), round(percent, 1)) == (0.552, 16.9)
-    rows = visual_rows("fitprune", 576, 32, recipe=FITPRUNE_90)
+    rows = visual_rows("fitprune", 576, 32, recipe=FITPRUNE_90, as_released=True)
     assert rows[-1] == (37, 37)
     assert rows[0] == (576, 576 - 262)
 
@@ -67,10 +67,10 @@ def test_the_published_fitprune_row_charges_nothing_to_the_layer_that_deletes():
 
 
 def test_fitprune_rows_charged_to_the_ffn_of_their_last_layer_cost_more():
-    """Deleting at a layer's output instead keeps the attention rows and moves the deletion past the FFN."""
+    """Deleting at a layer's output, as here, keeps the attention rows and moves the deletion past the FFN."""
     shape, ratios = MODELS["llava-1.5-7b"].language, []
     for num_visual, text in PAPER_PROMPTS["llava-1.5-7b"]:
-        rows = [(n, n) for n, _ in visual_rows("fitprune", num_visual, 32, recipe=FITPRUNE_90)]
+        rows = visual_rows("fitprune", num_visual, 32, recipe=FITPRUNE_90)
         late = prefill_flops(shape, text, visual=rows, ffn_matrices=2, head=False)
         ratios.append(late / prefill_flops(shape, text + num_visual, ffn_matrices=2, head=False))
     assert round(100 * sum(ratios) / len(ratios), 1) == 18.4

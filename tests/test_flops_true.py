@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llava.configuration_llava import LlavaConfig
@@ -22,13 +23,15 @@ from otprune.flops import (
     true_flops,
     vision_flops,
 )
+from otprune.layerwise import POLICIES, KeepAll
+from otprune.layerwise.executor import prefill
 from otprune.reducers import prumerge
 from otprune.select import METHODS
 from otprune.selectors.cdpruner import cdpruner
 from otprune.selectors.divprune import divprune
 from otprune.selectors.logdet_linear import logdet_linear
 from otprune.selectors.otprune import otprune
-from otprune.shapes import MODELS, LanguageShape, VisionShape
+from otprune.shapes import MODELS, LanguageShape, ModelShape, VisionShape
 
 
 def counted(run) -> int:
@@ -219,20 +222,28 @@ def test_a_shorter_cache_makes_decoding_cheaper_in_every_method():
     assert early < full
 
 
-def test_the_policy_of_in_llm_methods_is_the_scores_they_need():
-    policy = {
-        method: true_flops(MODELS["llava-1.5-7b"], method, num_text=24, **settings).policy
-        for method, settings in {
-            "vtw": {"layer": 4},
-            "fastv": {"layer": 3, "kept": 20},
-            "fitprune": {"recipe": {0: 200, 2: 100}},
-            "pyramiddrop": {"stages": {8: 288, 16: 144}},
-        }.items()
-    }
-    assert policy["vtw"] == 0
-    assert policy["fastv"] == 600 * 4096
-    assert policy["fitprune"] == (600**2 + 400**2) * 4096
-    assert policy["pyramiddrop"] == (600 + 312) * 4096
+@pytest.mark.parametrize("sizes", [{}, {"head_dim": 24}, {"num_key_value_heads": 4}])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("none", {}),
+        ("vtw", {"layer": 2}),
+        ("fastv", {"layer": 2, "kept": 9}),
+        ("pyramiddrop", {"stages": {0: 30, 2: 11}}),
+        ("fitprune", {"recipe": {0: 12, 1: 0, 2: 20}}),
+    ],
+)
+def test_methods_inside_the_model_cost_what_they_multiply(method, settings, sizes):
+    """The executor on 20 text and 40 image rows, with attention in matrix products, which the counter sees."""
+    config = language_config(**sizes)
+    config._attn_implementation = "sdpa"
+    model = LlamaForCausalLM(config).eval()
+    policy = POLICIES[method](**settings) if settings else KeepAll()
+    with sdpa_kernel(SDPBackend.MATH):
+        total = counted(lambda: prefill(model, [torch.randn(60, config.hidden_size)], [(7, 47)], policy))
+    shape = ModelShape(vision=MODELS["llava-1.5-7b"].vision, language=LanguageShape.from_config(config))
+    flops = true_flops(shape, method, num_text=20, num_visual=40, **settings)
+    assert flops.policy + flops.prefill == total
 
 
 def test_anyres_images_cost_their_crops_and_start_from_the_packed_tokens():

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from helpers import QUICK, addresses, fake_encoder, fake_generator
 
+from pipelines import gate
 from pipelines.caption import prepare
 from pipelines.gate import Compared, judge
 from pipelines.metrics import cider_d
@@ -135,9 +136,27 @@ def test_a_gate_that_holds_lets_the_run_begin(ray_session, corpus: Path, tmp_pat
     assert outcome.gate is not None
     assert outcome.gate.interval == (pytest.approx(1), pytest.approx(1))
     assert outcome.metrics["gate/quality"] == pytest.approx(1)
+    parts = {name: value for name, value in outcome.metrics.items() if name.startswith("usd/")}
+    assert parts["usd/gate"] > 0, "its sample is no start-up and no idle time"
+    assert sum(parts.values()) == pytest.approx(outcome.metrics["usd_total"])
     assert len(addresses(tmp_path / "pruned")) == 24
     outcome = run(corpus, tmp_path / "none", "gate.min_quality=0.99", "prune.method=none")
     assert (outcome.code, outcome.gate) == (0, None), "unpruned there is nothing to compare"
+
+
+def test_the_numbers_of_another_part_of_the_corpus_are_not_taken_over(ray_session, corpus: Path, tmp_path: Path):
+    assert run(corpus, tmp_path, "gate.min_quality=0.9", "input.limit=16").code == 0
+    outcome = run(corpus, tmp_path, "gate.min_quality=0.9", pruned="a scene")
+    assert outcome.code == 3
+    assert len(addresses(tmp_path)) == 16
+
+
+def test_too_few_images_are_no_verdict(ray_session, corpus: Path, tmp_path: Path, monkeypatch):
+    compare = gate._compare
+    monkeypatch.setattr(gate, "_compare", lambda *sides: dict(list(compare(*sides).items())[:7]))
+    outcome = run(corpus, tmp_path, "gate.min_quality=0.1")
+    assert outcome.code == 1
+    assert "too little to compare: 7 of 16 sampled images came through twice" in outcome.message
 
 
 def test_the_cap_counts_the_earlier_runs_of_the_output(ray_session, corpus: Path, tmp_path: Path):

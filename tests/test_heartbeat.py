@@ -11,10 +11,12 @@ import pytest
 from helpers import QUICK, addresses, fake_encoder, fake_generator, s3_server
 
 from pipelines.caption import Job, prepare
-from pipelines.cost import Meter, Tariff
+from pipelines.config import Config
+from pipelines.cost import Meter, Tariff, make_tariff
 from pipelines.heartbeat import FILE, Heartbeat
 from pipelines.ledger import Spent, record_run
 from pipelines.measures import Account
+from pipelines.measures import _dollars as dollars_of
 from pipelines.progress import Progress
 from pipelines.run import Outcome, run_job
 from pipelines.settings import load_config
@@ -103,6 +105,28 @@ def test_the_dollars_of_a_run_divide_into_stages_start_up_and_idle(ray_session, 
     assert 0 < metrics["idle_share"] < 1
     assert metrics["usd_per_million_images_steady"] < metrics["usd_per_million_images"]
     assert metrics["tokens_per_usd"] == pytest.approx(24 / metrics["usd_total"])
+
+
+def test_a_node_that_joins_without_a_price_is_said_and_leaves_no_price_of_an_image(
+    corpus, tmp_path, monkeypatch, caplog
+):
+    """Spot nodes, say, that come up once the job asks for GPUs."""
+    head = {"NodeID": "1", "Alive": True, "Labels": {"instance-type": "m7i.xlarge"}, "Resources": {"CPU": 4}}
+    spot = {"instance-type": "g6e.2xlarge", "ray.io/market-type": "spot"}
+    nodes = [head]
+    monkeypatch.setattr("pipelines.heartbeat.ray.nodes", lambda: nodes)
+    meter = Meter(make_tariff(Config().cost), 0.0)
+    progress, account = Progress(12, 0, meter, 5.0, 0.0), Account(meter, Spent())
+    beat = Heartbeat(job_of(corpus, f"output.path={tmp_path}"), "run", progress, account)
+    beat.look()
+    progress.totals.images_captioned = 10
+    assert {"usd_per_image", "usd/idle"} <= dollars_of(progress, account).keys()
+    nodes.append({"NodeID": "2", "Alive": True, "Labels": spot, "Resources": {"GPU": 1}})
+    beat.look(joined=True)
+    assert "not in the dollars: a node that joined, g6e.2xlarge: no spot price" in caplog.text
+    metrics = dollars_of(progress, account)
+    assert metrics["nodes_unpriced"] == 1
+    assert {name for name in metrics if "usd" in name} == {"usd_total", "usd_of_output"}
 
 
 def test_a_store_that_refuses_is_said_once_and_the_thread_lives_on(corpus, tmp_path, monkeypatch, caplog):

@@ -171,6 +171,28 @@ def test_the_spend_cap_stops_the_job_with_code_4_and_it_can_be_resumed(
     assert addresses(tmp_path / "out") == [("scenes.parquet", row) for row in range(12)]
 
 
+def test_a_cap_that_is_reached_with_the_last_unit_stops_nothing(ray_session, tmp_path: Path, corpus: Path):
+    arguments = [f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "unit.images=12"]
+    outcome = run_fake(*arguments, "cost.usd_per_hour=1000", "budget.max_usd=0.0001")
+    assert (outcome.code, outcome.message) == (0, "")
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["finished"]
+
+
+def test_an_output_that_was_stopped_at_its_last_unit_is_finished_by_the_same_command(
+    ray_session, tmp_path: Path, corpus: Path
+):
+    arguments = [f"input.path={corpus}", f"output.path={tmp_path / 'out'}"]
+    assert run_fake(*arguments).code == 0
+    file = tmp_path / "out" / "run.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps(before | {"finished": False}))
+    assert run_fake(*arguments).code == 0
+    after = json.loads(file.read_text())
+    assert after["finished"]
+    assert after["last_run"] == before["last_run"]
+    assert run_fake(*arguments).message == "nothing to do: the output is complete"
+
+
 def test_a_dead_tracking_server_does_not_stop_the_job(ray_session, tmp_path: Path, corpus: Path):
     dead = f"mlflow.tracking_uri=http://127.0.0.1:{free_port()}"
     outcome = run_fake(f"input.path={corpus}", f"output.path={tmp_path}", "mlflow.enabled=true", dead)

@@ -6,9 +6,21 @@ import llama_oracle
 import pytest
 import torch
 from llama_oracle import WIDTH, tiny_model
+from test_decoding import Looks, broken_logits, nan_for_rows_that_see_nothing
 from torch.nn.utils.rnn import pad_sequence
 
-from otprune.layerwise import POLICIES, VTW, FastV, FitPrune, KeepAll, PyramidDrop, generate_layerwise, prefill_logits
+from otprune.layerwise import (
+    POLICIES,
+    VTW,
+    FastV,
+    FitPrune,
+    KeepAll,
+    PyramidDrop,
+    executor,
+    generate_layerwise,
+    prefill_logits,
+    steps,
+)
 from otprune.layerwise.executor import prefill
 from otprune.layerwise.layout import pad_prompts
 from otprune.layerwise.policy import keep_top
@@ -177,6 +189,45 @@ def test_an_answer_ends_with_its_end_token_and_the_others_go_on(model, prompts):
     first_tokens = {ids[0] for ids in free}
     ended = generate_layerwise(model, prompts, SPANS, policy, max_new_tokens=10, end_tokens=first_tokens)
     assert ended == [ids[:1] for ids in free]
+
+
+def test_a_gpu_is_looked_at_once_in_some_steps(model, prompts, monkeypatch):
+    policy = FastV(layer=2, kept=4)
+    with Looks() as before:
+        prefill(model, prompts, SPANS, policy)
+    monkeypatch.setattr(executor, "check_every", lambda device: steps.CHECK_EVERY)
+    with Looks() as looks:
+        generate_layerwise(model, prompts, SPANS, policy, max_new_tokens=17, end_tokens=[999])
+    assert looks.count - before.count <= 17 // steps.CHECK_EVERY
+
+
+def test_looking_seldom_changes_no_answer(model, prompts, monkeypatch):
+    policy = FastV(layer=2, kept=4)
+    free = generate_layerwise(model, prompts, SPANS, policy, max_new_tokens=20)
+    for ends in ([ids[3] for ids in free], [free[0][2]], [ids[0] for ids in free]):
+        expected = generate_layerwise(model, prompts, SPANS, policy, max_new_tokens=20, end_tokens=ends)
+        with monkeypatch.context() as patch:
+            patch.setattr(executor, "check_every", lambda device: steps.CHECK_EVERY)
+            assert generate_layerwise(model, prompts, SPANS, policy, max_new_tokens=20, end_tokens=ends) == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_row_of_a_mask_is_empty(model, prompts, monkeypatch, name):
+    policy, settings = CASES[name]
+    expected = generate_layerwise(model, prompts, SPANS, policy(**settings), max_new_tokens=4)
+    with nan_for_rows_that_see_nothing(monkeypatch) as masks:
+        assert generate_layerwise(model, prompts, SPANS, policy(**settings), max_new_tokens=4) == expected
+    assert all(mask is None or mask.any(-1).all() for mask in masks)
+    assert any(mask is not None for mask in masks)
+
+
+@pytest.mark.parametrize(("step", "broken"), [(0, [1]), (3, [0, 2])])
+def test_logits_that_are_not_finite_give_no_answer(model, prompts, monkeypatch, step, broken):
+    with (
+        broken_logits(model, monkeypatch, [step], broken),
+        pytest.raises(FloatingPointError, match=f"not finite in {len(broken)} of 4 prompts"),
+    ):
+        generate_layerwise(model, prompts, SPANS, FastV(layer=2, kept=4), max_new_tokens=6)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_the_canary_checks_its_input():
     with pytest.raises(ValueError, match="same ids"):
         canary(CAPTIONS, CAPTIONS, {})
     with pytest.raises(ValueError, match="max_same"):
-        canary(CAPTIONS, CAPTIONS, CAPTIONS, max_same=1.0)
+        canary(CAPTIONS, CAPTIONS, CAPTIONS, max_same=1.5)
 
 
 def mean(sums: np.ndarray) -> dict[str, np.ndarray]:

@@ -70,9 +70,15 @@ def test_a_pod_with_some_of_its_instances_gpus_costs_its_share():
     assert on_demand({"instance-type": "p5.48xlarge"}, GPU=2) == NodePrice("2/8 of p5.48xlarge", 55.04 / 4)
 
 
+def test_only_a_price_of_each_gpu_is_multiplied():
+    assert on_demand({"instance-type": "nebius-h100"}, GPU=8) == NodePrice("8 x nebius-h100", 8 * 2.95)
+    assert on_demand({"instance-type": "nebius-h100"}, GPU=1) == NodePrice("nebius-h100", 2.95)
+
+
 @pytest.mark.parametrize(
     ("labels", "resources", "problem"),
     [
+        ({"instance-type": "g6.xlarge"}, {"GPU": 4}, "g6.xlarge has 1 in the price files"),
         ({}, {"CPU": 4}, "neither an instance-type label nor an accelerator type"),
         ({"instance-type": "x9.huge"}, {"GPU": 1}, "no price file knows the instance x9.huge"),
         ({}, {"GPU": 3, "accelerator_type__T4": 1}, "no price file has an instance with 3 x T4"),
@@ -103,7 +109,7 @@ def test_a_nodes_market_and_region_come_before_the_configurations(file):
 
 def test_skypilot_catalogs_are_read_with_machines_without_gpus(file):
     rows = load_prices([file(CATALOG, "aws.csv")])
-    assert rows[0] == Price("g6.xlarge", 0.8048, 0.31, "L4", 1.0, "us-east-1", "", rows[0].source)
+    assert rows[0] == Price("g6.xlarge", 0.8048, 0.31, "L4", 1.0, region="us-east-1", source=rows[0].source)
     assert find_instance(rows, "m7i.xlarge", region=None, spot=False).usd_per_hour == 0.2016
 
 
@@ -122,6 +128,7 @@ def test_the_first_file_that_knows_an_instance_wins(file):
         ("prices: [{instance: a, usd_per_hour: .nan}]", "usd_per_hour of a must be a number, at least 0, got nan"),
         ("prices: [{instance: a}]", "a must have usd_per_hour or spot_usd_per_hour"),
         ("prices: [{usd_per_hour: 1}]", "every row must name its instance"),
+        ("prices: [{instance: a, usd_per_hour: 1, per_gpu: 2}]", "per_gpu of a must be true or false, got 2"),
         ("prices: [{instance: a, usd: 1}]", "unknown key usd of a"),
         ("rows: []", "must hold a list of rows under `prices`"),
         ("- a", "must hold a list of rows under `prices`"),

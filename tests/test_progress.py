@@ -72,6 +72,18 @@ def test_the_rate_counts_from_the_start_of_the_first_unit_and_so_without_the_sta
     assert shown.rates()["tokens_per_second"] == pytest.approx(100)
 
 
+def test_the_rate_lies_in_its_interval_however_slow_the_first_unit_was(clock):
+    shown = started(clock)
+    clock.now += 100
+    shown.update(unit(20, seconds={"encode": 30.0}))
+    for _ in range(8):
+        clock.now += 2
+        shown.update(unit(20))
+    rates = shown.rates()
+    assert rates["images_per_second"] == pytest.approx(180 / 46)
+    assert rates["images_per_second_low"] < rates["images_per_second"] < rates["images_per_second_high"]
+
+
 def test_the_line_shows_the_rate_of_the_last_minute_and_the_run_has_its_own(clock):
     shown = started(clock, num_rows=10_000)
     for step in range(120):

@@ -10,7 +10,7 @@ from helpers import DEMO, write_corpus
 from jobs.quality import main
 from pipelines.config import QualityConfig
 from pipelines.metrics import cider_d
-from pipelines.quality import Quality, measure_quality
+from pipelines.quality import Quality, measure_agreement, measure_quality
 from pipelines.settings import load_config
 from pipelines.sink import Sink
 from pipelines.storage import Store
@@ -50,6 +50,22 @@ def test_captions_are_judged_by_themselves(tmp_path: Path):
     assert quality.health["empty"] == quality.health["truncated"] == quality.health["looping"] == 0.25
     assert quality.health["distinct"] == 0.75
     assert quality.agreement is quality.references is None
+
+
+def test_prompts_of_one_image_are_no_further_evidence():
+    """Four prompts with the same answers leave the interval as wide as one does."""
+    theirs = [SAID[0], "two cats", "nothing", SAID[3]]
+
+    def measured(prompts: int) -> dict:
+        ours, others = (
+            {("a", row, f"prompt {i}"): text for row, text in enumerate(said) for i in range(prompts)}
+            for said in (SAID, theirs)
+        )
+        return measure_agreement(ours, others, 200)
+
+    four, one = measured(4), measured(1)
+    for name in ("rouge_l", "exact_match"):  # CIDEr weighs words by how many captions have them
+        assert four[name] == pytest.approx(one[name])
 
 
 def test_agreement_is_over_what_both_outputs_hold(tmp_path: Path):

@@ -24,7 +24,16 @@ METRICS = {
     "images_quarantined": 10,
     "wall_seconds": 80.0,
 }
-DOLLARS = {"usd_total": 1.5, "usd_per_image": 0.0015, "usd_per_million_images": 1515.15}
+DOLLARS = {
+    "usd_total": 1.5,
+    "usd_of_output": 1.5,
+    "usd_per_image": 0.0015,
+    "usd_per_million_images": 1515.15,
+    "usd_per_million_images_steady": 1500.0,
+    "usd_per_hour": 67.5,
+    "usd/startup": 0.015,
+    "startup_seconds": 1.0,
+}
 
 
 def jpeg() -> str:
@@ -78,8 +87,8 @@ def test_the_page_shows_its_numbers():
         "1,000 / 1,000 rows accounted for",
         "990 images captioned",
         "10 quarantined",
-        "$1,500.00 a million images at steady speed",  # 1.5 dollars in 80 s are 67.50 an hour, for 45,000 images
-        "$1.5000 for this run of it $0.0150 for 1 s of start-up",
+        "$1,500.00 a million images at steady speed",
+        "$1.5000 for the last run of it $0.0150 for 1 s of start-up",
         "12.5 images a second",
         "346 generated tokens a second",
         "10.0 tokens a caption",
@@ -99,6 +108,16 @@ def test_dollars_by_stage_and_idle_time_are_shown_where_they_are_known():
     text = text_of(page(Outcome(metrics=METRICS | DOLLARS | more | busy)))
     assert "encode $0.3000 20 % generate $0.6000 40 % start-up $0.4000 27 % idle $0.2000 13 %" in text
     assert "the encode actors worked 25 % and the generate actors 50 %. 40 % of what was paid for stood idle." in text
+
+
+def test_the_dollars_of_a_resumed_output_and_nodes_without_a_price_are_said():
+    assert "$4.0000 for this output, earlier runs included" in text_of(
+        page(Outcome(metrics=METRICS | DOLLARS | {"usd_of_output": 4.0}))
+    )
+    partly = METRICS | {"usd_total": 1.5, "usd_of_output": 1.5, "nodes_unpriced": 8}
+    text = text_of(page(Outcome(metrics=partly)))
+    assert "$ ? 8 nodes have no price the others cost $1.5000" in text
+    assert "a million images" not in text
 
 
 def test_without_a_price_the_page_says_how_to_see_dollars():

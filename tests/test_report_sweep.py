@@ -45,7 +45,7 @@ def test_the_first_thing_it_says_is_what_to_buy_and_why(sweep):
     text = text_of(render_sweep(sweep, known(sweep), JUDGE))
     assert text.index("Buy otprune at 10 % of the visual tokens (e1g1)") < text.index("Cost against quality")
     for part in (
-        "It is the cheapest setting that keeps at least 95 % of the unpruned quality for sure",
+        "It is the cheapest setting whose 95 % interval stays above 95 % of the unpruned quality",
         "It costs 70 % less than the unpruned model on the same machines",
         "$30.00 per million images at steady speed",
         "$100.00 unpruned",

@@ -1,11 +1,13 @@
 """Decoding in fixed shapes gives the answers of the plain loop: with CUDA graphs on a GPU, elsewhere without them."""
 
 import copy
+import weakref
 
 import pytest
 import torch
-from test_decoding import END, make_model, make_prompts
+from test_decoding import END, broken_logits, make_model, make_prompts, nan_for_rows_that_see_nothing
 
+from otprune.models import static_decoding
 from otprune.models.decoding import decode
 from otprune.models.static_decoding import MAX_SHAPES, StaticDecoder, check_model
 
@@ -86,6 +88,62 @@ def test_memory_that_runs_out_frees_every_shape_and_is_tried_once_more(model, st
     with pytest.raises(torch.OutOfMemoryError):
         static(*prompts, max_new_tokens=4, end_tokens=END)
     assert not static._shapes
+
+
+@pytest.mark.parametrize("fails", ["read", "record"])
+def test_nothing_of_the_failed_attempt_is_left_when_it_is_tried_again(model, static, prompts, monkeypatch, fails):
+    made = []
+
+    class Batch(static_decoding._Batch):
+        def __init__(self, *args):
+            assert all(batch() is None for batch in made), "the memory of the failed attempt is still held"
+            made.append(weakref.ref(self))
+            super().__init__(*args)
+
+        def read(self, *args):
+            if fails == "read" and len(made) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().read(*args)
+
+    def record(step):
+        if fails == "record" and len(made) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step
+
+    monkeypatch.setattr(static_decoding, "_Batch", Batch)
+    monkeypatch.setattr(static, "record", record)
+    options = {"max_new_tokens": 9, "end_tokens": END}
+    assert static(*prompts, **options) == decode(model, *prompts, **options)
+    assert len(made) == 2
+
+
+def test_memory_that_runs_out_while_a_known_shape_reads_its_prompts(model, static, prompts, monkeypatch):
+    options = {"max_new_tokens": 9, "end_tokens": END}
+    expected = static(*prompts, **options)
+    ((batch, _),) = static._shapes.values()
+    monkeypatch.setattr(batch, "read", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    assert static(*prompts, **options) == expected == decode(model, *prompts, **options)
+    assert len(static._shapes) == 1
+
+
+def test_no_row_of_a_mask_is_empty(static, prompts, monkeypatch):
+    options = {"max_new_tokens": 9, "end_tokens": END}
+    expected = static(*prompts, **options)
+    with nan_for_rows_that_see_nothing(monkeypatch) as masks:
+        assert static(*prompts, **options) == expected
+    assert all(mask.any(-1).all() for mask in masks)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"seeds": range(16), **SAMPLED}])
+@pytest.mark.parametrize(("at", "ends"), [(range(20), END), ([6], [])])
+def test_logits_that_are_not_finite_give_no_answer(model, static, prompts, monkeypatch, sampling, at, ends):
+    """A new shape reads, is recorded in two steps and reads again: call 6 of the model gives the fourth token."""
+    options = {"max_new_tokens": 6, "end_tokens": ends, **sampling}
+    with (
+        broken_logits(model, monkeypatch, at, [2, 7]),
+        pytest.raises(FloatingPointError, match="not finite in 2 of 16 prompts"),
+    ):
+        static(*prompts, **options)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from mlflow.tracking import MlflowClient
 from pipelines import sweep_submit, sweep_track
 from pipelines.caption import prepare
 from pipelines.config import SweepConfig
+from pipelines.ledger import record_run
 from pipelines.run import run_job
 from pipelines.settings import UserError, load_config
+from pipelines.storage import Store
 from pipelines.sweep import SweepOutcome, prepare_sweep, run_sweep
 from pipelines.sweep_estimate import Trial, estimate_points, seconds_per_image
 from pipelines.work import Work
@@ -79,12 +81,12 @@ def corpus(tmp_path_factory, scene_png) -> Path:
 def sweep_of(corpus, tmp_path):
     """The outcome of a sweep of eight images; the same call again resumes it."""
 
-    def run(grid: str = GRID, *more: str) -> SweepOutcome:
+    def run(grid: str = GRID, *more: str, encoder: type | None = None) -> SweepOutcome:
         settings = [*DEMO, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6"]
         settings.append("sweep.baselines=false")
         paths = [f"input.path={corpus}", f"output.path={tmp_path / 'sweep'}"]
         config = load_config([*settings, *paths, f"sweep.grid={grid}", *more], SweepConfig)
-        return run_sweep(prepare_sweep(config), shortening_encoder(), wording_generator())
+        return run_sweep(prepare_sweep(config), encoder or shortening_encoder(), wording_generator())
 
     return run
 
@@ -117,6 +119,56 @@ def test_points_are_measured_skipped_when_finished_and_reported(sweep_of, tmp_pa
     left = [each for each in estimates.values() if not each.finished]
     assert [each.point.config.prune.retention for each in left] == [0.75]
     assert all(each.images == 8 and each.usd and each.seconds for each in left)
+    assert not list((tmp_path / "sweep").glob("trial-*")), "the trials leave nothing behind"
+
+
+def broken_encoder() -> type:
+    """One that fails on every unit unpruned."""
+
+    class Broken(shortening_encoder()):
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            if self.words == 8:
+                work = Work.from_row(row)
+                work.error, work.arrays = "encode: out of memory", {}
+                return work.to_row()
+            return super().__call__(row)
+
+    return Broken
+
+
+def test_points_that_finished_before_the_unpruned_one_are_held_against_it_once_it_is_there(sweep_of):
+    grid = "{method: [none, otprune], retention: [0.5]}"
+    first = sweep_of(grid, encoder=broken_encoder())
+    assert first.code == 1
+    assert [r["quality"]["relative"] for r in first.records.values() if r["status"] == "finished"] == [None]
+    second = sweep_of(grid)
+    assert (second.code, second.skipped) == (0, 1)
+    (pruned,) = (r for r in second.records.values() if r["values"]["method"] == "otprune")
+    assert pruned["quality"]["relative"][0] < 1
+    assert second.advice is not None
+    assert "the best is otprune at 50 %" in second.advice.reasons[0]
+    third = sweep_of(grid, "sweep.resamples=50")
+    assert third.skipped == 2
+    assert all(r["quality"]["judged"]["resamples"] == 50 for r in third.records.values())
+
+
+def test_finished_points_are_priced_by_the_prices_of_now(sweep_of):
+    grid = "{method: [none]}"
+    (cheap,) = sweep_of(grid).records.values()
+    (dear,) = sweep_of(grid, "cost.usd_per_hour=36").records.values()
+    assert dear["metrics"]["images_per_second"] == cheap["metrics"]["images_per_second"]  # it did not run again
+    for name in ("usd_total", "usd_per_million_images", "usd_per_million_images_steady", "usd/startup", "usd_per_hour"):
+        assert dear["metrics"][name] == pytest.approx(10 * cheap["metrics"][name], rel=0.02), name
+    by_node = sweep_of(grid, "cost.usd_per_hour=null")
+    assert by_node.advice is not None
+    assert any("1 points were priced by other prices" in text for text in by_node.advice.warnings)
+
+
+def test_the_cap_counts_points_of_earlier_grids_too(sweep_of, tmp_path):
+    record_run(Store(str(tmp_path / "sweep" / "points" / "forgotten")), "20260101T000000-old", 7.0, 10.0, {})
+    outcome = sweep_of("{method: [none]}", "budget.max_usd=5")
+    assert outcome.code == 4
+    assert "$7.0000 spent" in outcome.message
 
 
 def _prepared(tmp_path: Path, corpus: Path):
@@ -249,6 +301,22 @@ def test_a_submitted_job_that_fails_says_why_and_is_submitted_anew(sweep_of, mon
     for attempt in range(2):
         (record,) = sweep_of(grid, "sweep.poll_seconds=0.01").records.values()
         assert record["reason"] == f"job {record['name']}-{attempt} failed: error: out of luck"
+
+
+def test_an_interrupt_stays_one_where_the_other_cluster_does_not_answer_any_more(sweep_of, monkeypatch, caplog):
+    cluster = FakeCluster()
+
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    def gone() -> None:
+        raise ConnectionError("nobody there")
+
+    cluster.submit_job, cluster.list_jobs = interrupted, gone  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(sweep_submit, "connect", lambda address: cluster)
+    outcome = sweep_of("{method: [none], cluster: [{name: there, address: 'http://x:1'}]}", "sweep.poll_seconds=0.01")
+    assert outcome.code == 130
+    assert "may still run on http://x:1" in caplog.text
 
 
 def test_a_wrong_address_is_told_from_a_cluster_that_is_down():

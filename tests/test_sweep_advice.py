@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from pipelines.steady import steady_dollars
 from pipelines.sweep_advice import Advice, advise, settings_of
 
 
@@ -129,26 +128,20 @@ def test_the_saving_is_against_the_unpruned_model_on_the_same_machines():
     assert "70 % less" in advice([other, *RECORDS]).reasons[1]
 
 
+def test_other_prices_and_other_machines_are_no_fair_comparison():
+    stale = advice([UNPRUNED, RECORDS[2] | {"stale_price": True}, *RECORDS[3:]])
+    assert stale.buy is not None
+    assert stale.buy.cost[0] < 100, "in hours, not in dollars of two tariffs"
+    assert any("1 points were priced by other prices" in text for text in stale.warnings)
+    where = [record | {"ran_on": "embedded Ray: 2 CPUs"} for record in RECORDS]
+    assert advice(where).warnings == []
+    where[2]["ran_on"] = "embedded Ray: 64 CPUs, dashboard http://x"
+    assert "Points of e1g1 ran on embedded Ray: 2 CPUs and on embedded Ray: 64 CPUs" in advice(where).warnings[0]
+
+
 def test_without_prices_settings_compare_by_hours():
     records = [record("none", 1.0, None, [1, 1, 1]), record("otprune", 0.1, None, [0.97, 0.96, 0.99])]
     records[1]["metrics"]["images_per_second"] = 20.0
     first, second = settings_of(records)
     assert (first.label, second.label) == ("otprune at 10 %", "unpruned")
     assert first.cost[0] == pytest.approx(1e6 / 20 / 3600)
-
-
-def test_steady_dollars_leave_the_start_up_out():
-    metrics = {
-        "usd_total": 2.0,
-        "wall_seconds": 3600.0,
-        "startup_seconds": 900.0,
-        "images_per_second": 10.0,
-        "images_per_second_low": 8.0,
-        "images_per_second_high": 12.5,
-    }
-    steady = steady_dollars(metrics)
-    assert steady["usd_per_million_images_steady"] == pytest.approx(2.0 / 36_000 * 1e6)
-    assert steady["usd_per_million_images_steady_low"] == pytest.approx(2.0 / 45_000 * 1e6)
-    assert steady["usd_per_million_images_steady_high"] == pytest.approx(2.0 / 28_800 * 1e6)
-    assert steady["usd_startup"] == pytest.approx(0.5)
-    assert steady_dollars({"images_per_second": 1.0, "wall_seconds": 1.0}) == {}

@@ -1,8 +1,11 @@
 """The fused CUDA kernels against the PyTorch code: on the GPU where there is one, else under Triton's interpreter."""
 
+import logging
 import os
+import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -69,6 +72,54 @@ def test_the_kernel_gram_keeps_float32():
     rows = randn(2, 150, 150)
     expected = rows.double() @ rows.double().mT
     assert torch.allclose(triton_greedy.gram(rows.to(DEVICE)).cpu().double(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("ulps", [-1, 0, 1])
+def test_every_block_of_the_triangle_is_found_with_a_root_that_is_off(ulps):
+    num_rows = -(-4096 // 128)
+    found = []
+    for block in range(num_rows * (num_rows + 1) // 2):
+        root = np.sqrt(np.float32(8) * np.float32(block) + np.float32(1))
+        root = np.nextafter(root, np.float32(ulps * np.inf)) if ulps else root
+        found.append(int(triton_greedy._triangle_row.fn(int((root - np.float32(1)) / np.float32(2)), block)))
+    assert found == [row for row in range(num_rows) for _ in range(row + 1)]
+    for row, block in ((500, 500 * 501 // 2), (500, 500 * 501 // 2 + 500)):
+        assert [triton_greedy._triangle_row.fn(row + off, block) for off in (-1, 0, 1)] == [row] * 3
+
+
+def test_without_a_c_compiler_there_are_no_fused_kernels(monkeypatch, caplog):
+    monkeypatch.setattr(kernel, "find_spec", lambda name: object())
+    monkeypatch.setattr(shutil, "which", lambda name: {"clang": "/bin/clang", "mycc": "/bin/mycc"}.get(name))
+    possible = kernel._can_compile.__wrapped__
+    for named, expected in ((None, True), ("mycc", True), ("nowhere", False), ("", False)):
+        with monkeypatch.context() as patch:
+            patch.delenv("CC", raising=False)
+            if named is not None:
+                patch.setenv("CC", named)
+            assert possible() is expected
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    caplog.clear()
+    kernel._can_compile.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert not any(kernel._can_compile() for _ in range(3))
+        assert ["no C compiler" in record.message for record in caplog.records] == [True]
+    finally:
+        kernel._can_compile.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize("num_tokens", [2880, 4096])
+def test_long_grams_have_every_block(num_tokens):
+    features = randn(1, num_tokens, 96) + 0.3
+    ours = triton_greedy.token_gram(features.to(DEVICE), centered=False).cpu()
+    expected = oracle_gram(features, centered=False)
+    norm = expected.diagonal(dim1=-2, dim2=-1).sqrt()
+    assert ((ours - expected).abs() <= 2**-10 * norm[:, :, None] * norm[:, None] + 1e-6).all()
+    exact = features.double() @ features.double().mT
+    assert torch.allclose(triton_greedy.gram(features.to(DEVICE)).cpu().double(), exact, atol=1e-3)
 
 
 def test_values_are_rounded_to_the_nearest_tf32():

@@ -1,8 +1,9 @@
 """The few attention weights that a policy reads, beside the fused attention that gives none.
 
 A layer is run fused and unchanged. What a policy needs is computed again from the layer's own weights and, where the
-layer has run, its cached keys: one row costs O(L D) and a projection of one token; the head-wise maximum O(L^2 D) and
-never holds more than one head's matrix at a time.
+layer has run, its cached keys: one row costs O(L D) and the projection of one query, and of all keys where the layer
+has not run; the head-wise maximum O(L^2 D) and the projection of all queries, and never holds more than one head's
+matrix at a time. `otprune.flops` counts all of it.
 
 Written for the attention of LLaMA and its descendants (Mistral, Qwen2, Qwen3): RMS norm, projections, an optional norm
 of queries and keys, rotary embedding with the halves of a head rotated against each other.

@@ -28,6 +28,7 @@ from otprune.layerwise.attention import headmax, last_row, limited_attention
 from otprune.layerwise.cache import LayerCache
 from otprune.layerwise.layout import Layout, keep_rows, pad_prompts
 from otprune.layerwise.policy import KeepAll, Need, Policy, State
+from otprune.layerwise.steps import check_every, marked, settled
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -67,6 +68,7 @@ def generate_layerwise(
 
     Raises:
         ValueError: as `pad_prompts` and the policy; max_new_tokens below 1; a model that cannot be driven.
+        FloatingPointError: if logits are not finite.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -75,14 +77,16 @@ def generate_layerwise(
     token_B = choose(state.logits, 0)
     ends = torch.tensor(sorted(end_tokens), dtype=torch.int64, device=token_B.device)
     position_B1 = torch.tensor(state.num_prompt_tokens, device=token_B.device)[:, None]
-    new, finished_B = [token_B], torch.isin(token_B, ends)
-    for step in range(max_new_tokens - 1):
-        if bool(finished_B.all()):
+    new = [marked(token_B, state.logits)]
+    open_B, every = (new[0] >= 0) & ~torch.isin(token_B, ends), check_every(token_B.device)
+    for step in range(1, max_new_tokens):
+        if len(ends) and step % every == 0 and not open_B.any():
             break
-        token_B = choose(_decode_step(model, state, token_B, position_B1 + step), step + 1)
-        finished_B = finished_B | torch.isin(token_B, ends)
-        new.append(token_B)
-    return [_until_end(ids, end_tokens) for ids in torch.stack(new, dim=1).tolist()]
+        logits = _decode_step(model, state, token_B, position_B1 + step - 1)
+        token_B = choose(logits, step)
+        new.append(marked(token_B, logits))
+        open_B = open_B & (new[-1] >= 0) & ~torch.isin(token_B, ends)
+    return settled([_until_end(ids, end_tokens) for ids in torch.stack(new, dim=1).tolist()])
 
 
 @torch.inference_mode()

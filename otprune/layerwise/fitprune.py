@@ -9,7 +9,7 @@ sample. Written from the formulas: the release has no licence.
 
 Departures:
 - Rows leave after the whole layer. The release drops them behind its attention, before its FFN, which costs the FFN of
-  the deleted rows less and changes nothing in those that stay; `schedules.visual_rows` counts the release's way.
+  the deleted rows less and changes nothing in those that stay; `schedules.visual_rows` counts either way.
 - One head's matrix at a time beside the fused kernel, instead of eager attention.
 """
 

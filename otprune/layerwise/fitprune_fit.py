@@ -14,8 +14,8 @@ Departures:
 - The sample is the user's; the authors' is not published.
 - What a layer deletes is lost to all later ones: a sample's deleted tokens count as spent mass in every later layer.
   The paper leaves this open. test_a_deleted_token_is_spent_mass_later
-- Deleted rows are charged to their layer's attention and not to its FFN, as the runtime removes them. The release
-  charges them to neither: only so do its own recipes keep what they promise.
+- Deleted rows are charged to their layer, attention and FFN, for here they leave after it. The release charges them to
+  neither: only so do its own recipes keep what they promise.
   test_the_released_recipes_promise_what_charges_deleted_rows_to_nothing
 
 Shape suffixes: S samples, T layers, N image tokens.
@@ -121,7 +121,7 @@ def _deletable(mass_SN: Tensor, left_SN: Tensor, alpha: float) -> Tensor:
     spent_S1 = mass_SN.masked_fill(left_SN, 0).sum(dim=1, keepdim=True)
     order_SN = mass_SN.argsort(dim=1, stable=True)
     cumulated_SN = spent_S1 + mass_SN.masked_fill(~left_SN, 0).gather(1, order_SN).cumsum(dim=1)
-    inside_SN = cumulated_SN <= alpha * mass_SN.sum(dim=1, keepdim=True)
+    inside_SN = cumulated_SN <= alpha * cumulated_SN[:, -1:]  # not a sum in another order, which rounds otherwise
     return torch.zeros_like(left_SN).scatter_(1, order_SN, inside_SN) & left_SN
 
 

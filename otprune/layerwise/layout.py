@@ -30,16 +30,19 @@ class Layout:
         return min(self.lengths) < max(self.lengths)
 
     def causal_mask(self) -> Tensor | None:
-        """bool [B, 1, L, L], True where a row may look; None where plain causal attention is right.
+        """bool [B, 1, L, L], True where a row may look; None where plain causal attention is right."""
+        return causal_mask(self.valid) if self.is_padded else None
 
-        A padding row looks at itself, for a softmax over nothing has no value.
-        """
-        if not self.is_padded:
-            return None
-        length = self.valid.shape[1]
-        causal_LL = torch.ones(length, length, dtype=torch.bool, device=self.valid.device).tril()
-        itself_LL = torch.eye(length, dtype=torch.bool, device=self.valid.device)
-        return ((causal_LL & self.valid[:, None, :]) | itself_LL)[:, None]
+
+def causal_mask(valid_BL: Tensor) -> Tensor:
+    """bool [B, 1, L, L], True where a row may look, from `valid_BL`, which is False for padding.
+
+    A padding row looks at itself: a softmax over nothing is NaN in some of SDPA's CUDA kernels, and so is what other
+    rows then make of it, with a weight of 0.
+    """
+    place_L = torch.arange(valid_BL.shape[1], device=valid_BL.device)
+    causal_LL, itself_LL = place_L[:, None] >= place_L, place_L[:, None] == place_L
+    return ((causal_LL & valid_BL[:, None]) | itself_LL)[:, None]
 
 
 def pad_prompts(embeds: list[Tensor], image_spans: list[tuple[int, int]]) -> tuple[Tensor, Layout]:

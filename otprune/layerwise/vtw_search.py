@@ -3,7 +3,7 @@
     D(K) = mean over samples of KL(p || p_K),    K = first layer with D(K) <= threshold
 
 p is the unpruned model's next-token distribution and p_K the one with withdrawal at K. The release searches K from 5
-on some 20 samples of the target task, with the thresholds in `THRESHOLDS`.
+on some 20 samples of the target task; its threshold is 0.003, 0.0005 for LLaVA-1.5-13B, 0.0001 for LLaVA-1.6-7B.
 
 The unpruned run is done once a sample and its text rows are kept at every layer: withdrawal at K continues from those
 that enter layer K, with text alone. T layers cost one full prefill and T^2 / 2 layers of text a sample at most, where
@@ -26,9 +26,6 @@ from otprune.layerwise.cache import LayerCache
 from otprune.layerwise.executor import last_logits, prefill, run_layers
 from otprune.layerwise.layout import Layout, keep_rows
 from otprune.layerwise.policy import KeepAll, Need, State, check_layer
-
-THRESHOLDS = {"llava-1.5-7b": 0.003, "llava-1.5-13b": 0.0005, "llava-1.6-7b": 0.0001}
-"""The release's, by the models of the published tables; 0.003 is its default."""
 
 
 def find_vtw_layer(

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from otprune.layerwise.attention import limited_attention
+from otprune.layerwise.layout import causal_mask
+from otprune.layerwise.steps import FILL, check_every, marked, settled
+
 LEAVE = 0.75  # finished rows leave once no more than this share of the batch is still being answered
-CHECK_EVERY = 8  # steps between looks at what is finished, on a GPU, where each look waits for it
 
 
 @torch.inference_mode()
@@ -35,34 +38,42 @@ def decode(
 
     Finished rows are dropped from the key-value cache when a quarter of the batch has finished: what is left costs what
     it would alone.
+
+    Raises:
+        FloatingPointError: if logits are not finite.
     """
     rows = torch.arange(len(embeds), device=embeds.device)  # of the output, for each row of the shrinking batch
-    answers = torch.full((len(embeds), max_new_tokens), -1, device=embeds.device)
+    answers = torch.full((len(embeds), max_new_tokens), FILL, device=embeds.device)
     ends = torch.tensor(list(end_tokens), dtype=torch.long, device=embeds.device)
     draws = uniform_draws(seeds, max_new_tokens, embeds.device) if temperature > 0 else None
-    check_every = 1 if embeds.device.type == "cpu" else CHECK_EVERY
+    every = check_every(embeds.device)
 
     cache = DynamicCache(config=model.config)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
+    padded, only_2d = not mask.all(), needs_2d_mask(model.config)
     inputs: dict[str, Tensor] = {"inputs_embeds": embeds}
     open_rows = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
     for step in range(max_new_tokens):
+        shown = mask if padded else None
+        if padded and not only_2d:  # transformers passes on what has 4 dimensions; of 2, it asks the GPU at each step
+            shown = mask[:, None, None].bool() if step else causal_mask(mask.bool())
         logits = model(
             **inputs,
-            attention_mask=mask,
+            attention_mask=shown,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
         tokens = logits.argmax(1) if draws is None else draw(logits, temperature, top_p, draws[rows, step])
-        answers[rows, step] = torch.where(open_rows, tokens, -1)
-        open_rows = open_rows & ~torch.isin(tokens, ends)
+        written = marked(tokens, logits)
+        answers[rows, step] = torch.where(open_rows, written, FILL)
+        open_rows = open_rows & (written >= 0) & ~torch.isin(tokens, ends)
         if step + 1 == max_new_tokens:
             break
         positions = positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if len(ends) and (step + 1) % check_every == 0:
+        if len(ends) and (step + 1) % every == 0:
             still = open_rows.nonzero()[:, 0]
             if not len(still):
                 break
@@ -71,7 +82,12 @@ def decode(
                 rows, tokens, positions, mask = rows[still], tokens[still], positions[still], mask[still]
                 open_rows = open_rows[still]
         inputs = {"input_ids": tokens[:, None]}
-    return [[token for token in row if token >= 0] for row in answers.tolist()]
+    return settled(answers.tolist())
+
+
+def needs_2d_mask(config: Any) -> bool:
+    """Whether transformers must make the masks: for windows, and for attention that takes no bool [B, 1, L, L]."""
+    return config._attn_implementation != "sdpa" or limited_attention(config) is not None
 
 
 def uniform_draws(seeds: Sequence[int], count: int, device: torch.device) -> Tensor:
@@ -91,5 +107,5 @@ def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> T
     inside = mass - order.values < top_p  # the mass before a token; so the likeliest is always inside
     total = (order.values * inside).sum(1)
     picks = torch.searchsorted(mass, (uniform * total)[:, None], right=True)
-    last = inside.sum(1, keepdim=True) - 1
+    last = (inside.sum(1, keepdim=True) - 1).clamp_min(0)  # of logits that are NaN none is inside
     return order.indices.gather(1, picks.minimum(last))[:, 0]

@@ -47,8 +47,12 @@ def load_decoder(folder: Path, *, dtype: torch.dtype, device: str, cuda_graphs: 
     """
     config = AutoConfig.from_pretrained(folder)
     names = {HEAD_PREFIX: "", LANGUAGE_PREFIX: "model."}
-    model = load_part(AutoModelForCausalLM, folder, config.text_config, names, dtype)
-    return LlavaDecoder(config, model.to(device), AutoTokenizer.from_pretrained(folder), folder, cuda_graphs)
+    model = load_part(AutoModelForCausalLM, folder, config.text_config, names, dtype).to(device)
+    if model.device.type == "cuda":
+        # On sm_90 torch tries cuDNN's attention first, which builds a plan for each new key length, so for each step of
+        # the plain loops; what that costs is not measured.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    return LlavaDecoder(config, model, AutoTokenizer.from_pretrained(folder), folder, cuda_graphs)
 
 
 class LlavaDecoder(Prompter):
@@ -84,6 +88,7 @@ class LlavaDecoder(Prompter):
         Raises:
             ValueError: if a prompt and its answer would not fit the model's context, seeds are needed and missing, or
                 the policy refuses a prompt.
+            FloatingPointError: if the model's logits are not finite.
         """
         if temperature > 0 and len(seeds) != len(prompts):
             raise ValueError(f"sampling needs a seed for each of {len(prompts)} prompts, got {len(seeds)}")

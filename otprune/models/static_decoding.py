@@ -25,7 +25,9 @@ from torch.nn.functional import pad
 from transformers import AutoConfig, StaticCache
 
 from otprune.layerwise.attention import limited_attention
-from otprune.models.decoding import CHECK_EVERY, draw, uniform_draws
+from otprune.layerwise.layout import causal_mask
+from otprune.layerwise.steps import CHECK_EVERY, FILL, marked, settled
+from otprune.models.decoding import draw, uniform_draws
 
 LENGTH_STEP = 64
 MAX_SHAPES = 4  # whose caches and graphs are kept
@@ -63,6 +65,7 @@ class StaticDecoder:
 
         Raises:
             torch.OutOfMemoryError: if the batch does not fit by itself, without what was kept for other shapes.
+            FloatingPointError: if logits are not finite.
         """
         num_rows, num_tokens = mask.shape
         rows = 1 << (num_rows - 1).bit_length()
@@ -70,22 +73,28 @@ class StaticDecoder:
         draws = uniform_draws(seeds, max_new_tokens, embeds.device) if temperature > 0 else None
         shape = (rows, length, max_new_tokens, tuple(end_tokens), temperature, top_p)
         try:
-            batch, step = self._prepared(shape, embeds, mask, draws)
+            ready = self._ready(shape, embeds, mask, draws)
         except torch.OutOfMemoryError:
-            self._shapes.clear()
-            torch.cuda.empty_cache()
-            batch, step = self._prepared(shape, embeds, mask, draws)
-        batch.read(embeds, mask, draws)
+            ready = None  # not tried again in here, where the error's frames keep what was allocated
+        if ready is None:
+            self.forget()
+            ready = self._ready(shape, embeds, mask, draws)
+        batch, step = ready
         for number in range(1, max_new_tokens):
             if number % CHECK_EVERY == 0 and not batch.open.any():
                 break
             step()
-        return [[token for token in row if token >= 0] for row in batch.answers[:num_rows].tolist()]
+        return settled(batch.answers[:num_rows].tolist())
 
-    def _prepared(
+    def forget(self) -> None:
+        """Frees the memory of every shape."""
+        self._shapes.clear()
+        torch.cuda.empty_cache()
+
+    def _ready(
         self, shape: tuple[Any, ...], embeds: Tensor, mask: Tensor, draws: Tensor | None
     ) -> tuple["_Batch", Step]:
-        """The memory and the step of this shape, recorded if it is new."""
+        """The memory of this shape with the prompts in it, and its step, recorded if the shape is new."""
         if shape not in self._shapes:
             while len(self._shapes) >= MAX_SHAPES:
                 self._shapes.popitem(last=False)
@@ -93,7 +102,9 @@ class StaticDecoder:
             batch.read(embeds, mask, draws)  # allocates the cache; recording then spoils what it holds
             self._shapes[shape] = batch, self.record(batch.step)
         self._shapes.move_to_end(shape)
-        return self._shapes[shape]
+        batch, step = self._shapes[shape]
+        batch.read(embeds, mask, draws)
+        return batch, step
 
 
 class _Batch:
@@ -122,17 +133,14 @@ class _Batch:
         embeds = torch.cat([embeds, embeds[:1].expand(spare, -1, -1)])
         valid = torch.cat([mask, mask[:1].expand(spare, -1)]).bool()
         self.cache.reset()
-        self.answers.fill_(-1)
+        self.answers.fill_(FILL)
         self.open.copy_(torch.arange(len(self.open), device=mask.device) < num_rows)
         if draws is not None:
             self.draws[:num_rows, : draws.shape[1]] = draws
-        places = torch.arange(num_tokens, device=mask.device)
-        causal = (places[:, None] >= places) & valid[:, None]
-        causal |= places[:, None] == places  # a row of padding sees itself: softmax over nothing is NaN
         length = self.seen.shape[-1]
         logits = self.model(
             inputs_embeds=embeds,
-            attention_mask=pad(causal, (0, length - num_tokens))[:, None],
+            attention_mask=pad(causal_mask(valid), (0, length - num_tokens)),
             position_ids=(valid.long().cumsum(1) - 1).clamp_min(0),
             past_key_values=self.cache,
             use_cache=True,
@@ -164,8 +172,9 @@ class _Batch:
             tokens = draw(logits, self.temperature, self.top_p, uniform)
         else:
             tokens = logits.argmax(dim=1)
-        self.answers.index_copy_(1, self.number, torch.where(self.open, tokens, -1)[:, None])
-        self.open &= (tokens[:, None] != self.ends).all(dim=1)
+        written = marked(tokens, logits)
+        self.answers.index_copy_(1, self.number, torch.where(self.open, written, FILL)[:, None])
+        self.open &= (written >= 0) & (tokens[:, None] != self.ends).all(dim=1)
         self.tokens.copy_(tokens[:, None])
         self.number += 1
 

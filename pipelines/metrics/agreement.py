@@ -83,10 +83,10 @@ def canary(
     swapped images should show something else; `max_same` leaves room for pairs that truly deserve one caption.
 
     Raises:
-        ValueError: if the ids differ, there are none, or max_same is outside [0, 1).
+        ValueError: if the ids differ, there are none, or max_same is outside [0, 1].
     """
-    if not 0 <= max_same < 1:
-        raise ValueError(f"max_same must be in [0, 1), got {max_same}")
+    if not 0 <= max_same <= 1:
+        raise ValueError(f"max_same must be in [0, 1], got {max_same}")
     shares = []
     for others in (of_blank, of_swapped):
         check_pairs(captions, {key: [text] for key, text in others.items()})
