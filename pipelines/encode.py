@@ -171,12 +171,12 @@ def run_batched(
     `ahead` is told of the batch after the one that is about to run.
 
     Raises:
-        the last error, if SYSTEMATIC images or more were tried and every one failed, or if there is no memory for one
-            image alone, after OOM_WAITS: then they are not to blame.
+        the last error, if SYSTEMATIC images or more were tried and every one failed, or if for SYSTEMATIC of them there
+            was no memory even alone: then they are not to blame.
     """
     failed: dict[int, Exception] = {}
     todo = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    waits = iter(OOM_WAITS)
+    waits, starved = iter(OOM_WAITS), 0
     while todo:
         batch = todo.pop()
         if todo:
@@ -188,12 +188,13 @@ def run_batched(
             error = error.with_traceback(None)  # whose frames would keep the batch's tensors
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
-                if len(batch) == 1:
-                    if (seconds := next(waits, None)) is None:
-                        raise error
+                if len(batch) == 1 and (seconds := next(waits, None)) is not None:
                     time.sleep(seconds)  # a neighbour on the GPU may be done with its own by then
                     todo.append(batch)
                     continue
+                starved += len(batch) == 1
+                if starved == SYSTEMATIC:
+                    raise error
             if len(batch) == 1:
                 failed[batch[0]] = error
                 if len(failed) == len(indices) >= SYSTEMATIC:

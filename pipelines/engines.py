@@ -147,9 +147,7 @@ def engine_bundles(config: Config) -> list[dict[str, float]]:
     """
     if config.engine.kwargs.get("distributed_executor_backend") != "ray":
         return []
-    kind = config.generate.accelerator
-    of_kind = {f"accelerator_type:{kind}": 0.001} if kind else {}  # without it no bundle would fit the actor
-    return [{"GPU": 1.0, "CPU": config.generate.num_cpus, **of_kind} for _ in range(num_workers(config))]
+    return [{"GPU": 1.0, "CPU": config.generate.num_cpus} for _ in range(num_workers(config))]
 
 
 def units_in_flight(config: Config) -> int:

@@ -78,10 +78,11 @@ class Stage:
     bundles: Sequence[dict[str, float]] = ()  # of the placement group that an actor and the actors it starts live in
     accelerator: str | None = None
 
-    def needs(self) -> dict[str, float]:
-        """What one actor holds of a node."""
+    def all_bundles(self) -> list[dict[str, float]]:
+        """`bundles`, or without them what one actor holds of a node; of its kind of accelerator, if it asks for one."""
         kind = {f"accelerator_type:{self.accelerator}": ACCELERATOR_SHARE} if self.accelerator else {}
-        return {"CPU": self.num_cpus, "GPU": self.num_gpus, **kind}
+        held = self.bundles or ({"CPU": self.num_cpus, "GPU": self.num_gpus},)
+        return [{**bundle, **kind} for bundle in held]
 
     def remote(
         self, num_units: int, retries: int, one_at_a_time: bool, place: Callable[[], dict[str, Any]] | None
@@ -122,12 +123,13 @@ def placers(
 ) -> list[Callable[[], dict[str, Any]] | None]:
     """Who says where the actors of both stages go; None leaves it to Ray."""
     if generate.bundles:
-        return [None, partial(groups.place, generate.bundles)]
+        return [None, partial(groups.place, generate.all_bundles())]
     if not (pairs := num_pairs(encode, generate, num_units)):
         return [None, None]
     assert encode is not None
-    bundle = Counter(encode.needs())
-    bundle.update(generate.needs())
+    bundle: Counter[str] = Counter()
+    for stage in (encode, generate):
+        bundle.update(*stage.all_bundles())
     return [partial(groups.pair, dict(bundle), pairs, itertools.count()) for _ in (encode, generate)]
 
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,7 +26,6 @@ from pipelines.metrics.bootstrap import bootstrap
 from pipelines.metrics.cider import cider_d_scores
 from pipelines.metrics.ptb import tokenize
 from pipelines.sample import draw_units, run_sample
-from pipelines.source import SpanRow
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +93,12 @@ def pass_gate(job: Job, encoder: type, generator: type | None) -> Gate:
     """
     config = job.config.gate
     assert config.min_quality is not None
-    spans = draw_units(job, config.images, config.seed, shown=True)
-    sample = _describe_sample(job, spans)
-    stored = _read(job, sample)
+    stored = _read(job)
     if stored is not None:
         return stored
-    started, drawn = time.perf_counter(), sum(span.units[0].num_images for span in spans)
+    started = time.perf_counter()
+    spans = draw_units(job, config.images, config.seed, shown=True)
+    drawn = sum(span.units[0].num_images for span in spans)
     logger.info("gate: captioning %d images without and with pruning", drawn)
     unpruned = _images(run_sample(job, spans, encoder, generator, method=UNPRUNED))
     pruned = _images(run_sample(job, spans, encoder, generator))
@@ -109,7 +107,7 @@ def pass_gate(job: Job, encoder: type, generator: type | None) -> Gate:
     if came < min(ENOUGH, max(1, drawn // 2)):
         raise JobFailedError(f"the gate has too little to compare: {came} of {drawn} sampled images came through twice")
     gate = judge(compared, config.min_quality, drawn, time.perf_counter() - started)
-    stored = {"fingerprint": job.fingerprint, "sample": sample, **asdict(gate)}
+    stored = {"fingerprint": job.fingerprint, "sample": _sample(job), **asdict(gate)}
     job.output.write(FILE, json.dumps(stored | {"compared": None}, indent=1).encode())
     return gate
 
@@ -185,26 +183,27 @@ def _compare(pruned: dict[tuple[str, int], Any], unpruned: dict[tuple[str, int],
     }
 
 
-def _describe_sample(job: Job, spans: Sequence[SpanRow]) -> dict[str, Any]:
+def _sample(job: Job) -> dict[str, Any]:
     """What decides the gate's numbers beside the fingerprint: which images, and what they are held against."""
     config = job.config
-    units = "\n".join(span.units[0].name for span in spans)
+    files = "\n".join(f"{file.source} {file.size}" for file in job.corpus.files)
     return {
         "images": config.gate.images,
         "seed": config.gate.seed,
         "corpus": job.corpus.store.path,
+        "files": hashlib.sha256(files.encode()).hexdigest()[:12],
+        "limit": config.input.limit,
         "references": config.input.reference_column,
-        "units": hashlib.sha256(units.encode()).hexdigest()[:12],
     }
 
 
-def _read(job: Job, sample: dict[str, Any]) -> Gate | None:
+def _read(job: Job) -> Gate | None:
     """The numbers of an earlier run of this configuration and sample, judged by gate.min_quality of now."""
     try:
         stored = json.loads(job.output.read(FILE))
     except (FileNotFoundError, ValueError):
         return None
-    if stored.pop("fingerprint", None) != job.fingerprint or stored.pop("sample", None) != sample:
+    if stored.pop("fingerprint", None) != job.fingerprint or stored.pop("sample", None) != _sample(job):
         return None
     interval, least = tuple(stored.pop("interval")), job.config.gate.min_quality
     stored |= {"min_quality": least, "passed": interval[0] >= least, "compared": []}

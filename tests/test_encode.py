@@ -237,6 +237,16 @@ def test_an_image_is_not_blamed_for_memory_that_its_neighbours_hold(monkeypatch)
         run_batched(list(range(16)), 4, run)
 
 
+def test_one_image_that_is_too_large_for_the_gpu_is_its_own_fault(monkeypatch):
+    monkeypatch.setattr(encode, "OOM_WAITS", (0.0, 0.0))
+
+    def run(batch):
+        if 5 in batch:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert list(run_batched(list(range(16)), 4, run)) == [5]
+
+
 def test_failures_do_not_keep_what_their_batch_held():
     class Tensors:
         pass

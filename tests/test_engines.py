@@ -174,8 +174,6 @@ def test_an_engine_that_ray_spreads_gets_a_bundle_for_each_worker():
     assert engine_bundles(configured(VLLM, "engine.kwargs.tensor_parallel_size=2")) == []
     spread = ("engine.kwargs.tensor_parallel_size=2", "engine.kwargs.distributed_executor_backend=ray")
     assert engine_bundles(configured(VLLM, *spread)) == [{"GPU": 1.0, "CPU": 1.0}] * 2
-    kind = configured(VLLM, *spread, "generate.accelerator=H100")
-    assert engine_bundles(kind) == [{"GPU": 1.0, "CPU": 1.0, "accelerator_type:H100": 0.001}] * 2
 
 
 @pytest.mark.usefixtures("gpus")
@@ -225,6 +223,8 @@ def test_each_actor_of_several_bundles_gets_a_placement_group_that_is_given_back
     groups = PlacementGroups()
     placed = stage(bundles=({"CPU": 1.0},) * 2)
     none, place = placers(None, placed, 100, groups)
+    of_kind = stage(bundles=({"CPU": 1.0},), accelerator="H100")
+    assert of_kind.all_bundles() == [{"CPU": 1.0, "accelerator_type:H100": 0.001}], "else no bundle would fit the actor"
     asked = placed.remote(100, 2, False, place)
     assert none is None
     assert asked["num_gpus"] == 0
