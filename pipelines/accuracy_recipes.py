@@ -36,7 +36,7 @@ def lacks_recipe(config: AccuracyConfig) -> bool:
 def known_recipes(config: AccuracyConfig, output: Store, model: Path) -> Recipes:
     """Those that an earlier run of this grid fitted to the same model and number of images."""
     stored = json.loads(output.read(FILE)) if output.exists(FILE) else {}
-    if {name: stored.get(name) for name in ("model", "images")} != _fitted_to(config, model):
+    if any(stored.get(name) != value for name, value in _fitted_to(config, model).items()):
         return {}
     return {float(r): {int(layer): n for layer, n in recipe.items()} for r, recipe in stored["recipes"].items()}
 
