@@ -280,6 +280,7 @@ print("left", {group["state"] for group in ray.util.placement_group_table().valu
 """
 
 
+@pytest.mark.slow
 def test_actors_that_share_gpus_come_in_pairs_and_all_start():
     """With what Ray makes of 0.3 and 0.7 by itself, the second generator would never start."""
     done = subprocess.run(
