@@ -15,6 +15,7 @@ import ray.data
 
 from pipelines.config import Config
 from pipelines.engines import engine_bundles, num_workers, takes_images
+from pipelines.flow import share_a_gpu
 from pipelines.settings import UserError
 from pipelines.work import clean
 
@@ -139,7 +140,7 @@ def gpus_needed(config: Config) -> float:
     do not fit one GPU together need another."""
     encode, generate = actor_gpus(config)
     actors = config.encode.actors, config.generate.actors
-    pairs = min(actors) if encode > 0 and generate > 0 and encode + generate <= 1 else 0
+    pairs = min(actors) if share_a_gpu(encode, generate) else 0
     shares = [encode + generate] * pairs + [generate] * (actors[1] - pairs) + [encode] * (actors[0] - pairs)
     whole, free = 0.0, []  # GPUs taken whole; what is left of those that are shared
     for share in sorted(filter(None, shares), reverse=True):

@@ -107,12 +107,17 @@ class Stage:
         }
 
 
+def share_a_gpu(encode: float, generate: float) -> bool:
+    """Whether an encode and a generate actor that hold so many GPUs can live on one."""
+    return encode > 0 and generate > 0 and encode + generate <= 1
+
+
 def num_pairs(encode: Stage | None, generate: Stage, num_units: int) -> int:
     """Pairs of an encode and a generate actor that have to share a GPU; 0 where Ray finds places by itself."""
     if encode is None or generate.bundles or encode.accelerator != generate.accelerator:
         return 0
     grows = any(stage.min_actors != stage.max_actors for stage in (encode, generate))
-    share = encode.num_gpus > 0 and generate.num_gpus > 0 and encode.num_gpus + generate.num_gpus <= 1
+    share = share_a_gpu(encode.num_gpus, generate.num_gpus)
     if grows or not share or max(encode.min_actors, generate.min_actors) == 1:
         return 0
     return min(encode.min_actors, generate.min_actors, num_units)

@@ -26,6 +26,7 @@ from pipelines.metrics.bootstrap import bootstrap
 from pipelines.metrics.cider import cider_d_scores
 from pipelines.metrics.ptb import tokenize
 from pipelines.sample import draw_units, run_sample
+from pipelines.storage import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -199,11 +200,12 @@ def _sample(job: Job) -> dict[str, Any]:
 
 def _read(job: Job) -> Gate | None:
     """The numbers of an earlier run of this configuration and sample, judged by gate.min_quality of now."""
-    try:
-        stored = json.loads(job.output.read(FILE))
-    except (FileNotFoundError, ValueError):
-        return None
-    if stored.pop("fingerprint", None) != job.fingerprint or stored.pop("sample", None) != _sample(job):
+    stored = read_json(job.output, FILE)
+    if (
+        stored is None
+        or stored.pop("fingerprint", None) != job.fingerprint
+        or stored.pop("sample", None) != _sample(job)
+    ):
         return None
     interval, least = tuple(stored.pop("interval")), job.config.gate.min_quality
     stored |= {"min_quality": least, "passed": interval[0] >= least, "compared": []}

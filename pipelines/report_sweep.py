@@ -10,10 +10,12 @@ from pipelines.metrics.ptb import tokenize
 from pipelines.metrics.rouge import rouge_l
 from pipelines.report import HERE, STAGES, packages, pruned_area
 from pipelines.report_plots import Axes, Mark, colors, lines, log_window, scatter, window
+from pipelines.run import SAMPLES
 from pipelines.schema import REASONS
 from pipelines.settings import to_yaml
+from pipelines.storage import read_json
 from pipelines.sweep_advice import Advice, Setting, advise, has_prices, percent, settings_of
-from pipelines.sweep_point import FINISHED, SAMPLES, Record, read_json, store_of
+from pipelines.sweep_point import FINISHED, Record, store_of
 
 if TYPE_CHECKING:
     from pipelines.sweep import Sweep

@@ -21,6 +21,7 @@ from pipelines.ledger import new_run, read_spent
 from pipelines.measures import Account, output_totals, run_metrics
 from pipelines.progress import Progress, Totals
 from pipelines.report import render_report
+from pipelines.storage import read_json
 from pipelines.track import NullTracker, Tracker
 from pipelines.tracking import start_tracker
 
@@ -60,7 +61,7 @@ def run_job(
     An output that is complete is left as it is. Another kind of job brings its own `stages` and its own `conclude`,
     which is `report_captions` here.
     """
-    stored = None if job.plan.spans else _read_record(job)
+    stored = None if job.plan.spans else read_json(job.output, RECORD)
     if stored is not None and stored.get("finished"):
         return Outcome(message="nothing to do: the output is complete")
     started, outcome, name = time.perf_counter(), Outcome(), new_run()
@@ -95,7 +96,7 @@ def run_job(
     if stored is None:
         outcome.metrics = run_metrics(job, progress, account) | (outcome.gate.metrics() if outcome.gate else {})
     else:
-        outcome.metrics, outcome.samples = stored["last_run"], _read_samples(job)
+        outcome.metrics, outcome.samples = stored["last_run"], read_json(job.output, SAMPLES) or []
     outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
     _finish(job, outcome, progress, tracker, summarized, conclude or report_captions, account)
     beat.finish(outcome.code, outcome.message)
@@ -150,18 +151,6 @@ def _gate_passed(
     if not gate.passed:
         outcome.code, outcome.message = GATED, f"gate failed: {gate}"
     return gate.passed and not _over_budget(job, outcome, account)
-
-
-def _read_record(job: Job) -> dict[str, Any] | None:
-    """run.json of an earlier run; None if there is none."""
-    try:
-        return json.loads(job.output.read(RECORD))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _read_samples(job: Job) -> list[dict[str, Any]]:
-    return json.loads(job.output.read(SAMPLES)) if job.output.exists(SAMPLES) else []
 
 
 def _finish(

@@ -1,6 +1,7 @@
 """Local folders and S3 prefixes behind one small interface, picklable so that tasks can open them anywhere."""
 
 import contextlib
+import json
 import os
 import posixpath
 import uuid
@@ -108,3 +109,11 @@ def make_store(path: str, *, endpoint_url: str | None = None, anonymous: bool = 
     if path.startswith("s3://"):
         return Store(path.rstrip("/"), endpoint_url, anonymous)
     return Store(os.path.abspath(os.path.expanduser(path.removeprefix("file://"))))
+
+
+def read_json(store: Store, name: str) -> Any:
+    """The object's content; None if there is none, or a killed writer of another tool left half of one."""
+    try:
+        return json.loads(store.read(name))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -18,7 +18,7 @@ from pipelines.ledger import read_spent
 from pipelines.report_sweep import advise_sweep, headline_metrics, render_sweep
 from pipelines.run import CAPPED, DONE, FAILED, INTERRUPTED, interruptible
 from pipelines.settings import UserError, with_values
-from pipelines.storage import STORE_ERRORS, Store, make_store
+from pipelines.storage import STORE_ERRORS, Store, make_store, read_json
 from pipelines.sweep_advice import Advice
 from pipelines.sweep_grid import POINTS, Point, make_points
 from pipelines.sweep_measure import Judge
@@ -28,7 +28,6 @@ from pipelines.sweep_point import (
     failed_record,
     finished_record,
     price_again,
-    read_json,
     read_record,
     run_here,
     store_of,

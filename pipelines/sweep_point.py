@@ -23,12 +23,12 @@ from pipelines.encode import Encoder
 from pipelines.run import RECORD as RUN_RECORD
 from pipelines.run import Outcome, run_job
 from pipelines.settings import UserError
-from pipelines.storage import Store, make_store
+from pipelines.storage import Store, make_store, read_json
 from pipelines.sweep_grid import Point
 
 logger = logging.getLogger(__name__)
 
-RECORD, SAMPLES = "point.json", "samples.json"
+RECORD = "point.json"
 FINISHED, FAILED = "finished", "failed"
 ENOUGH = 0.5  # share of a point's images that one run must have captioned for its speed to be the point's
 
@@ -143,14 +143,6 @@ def failed_record(point: Point, reason: str) -> Record:
 def _identity(point: Point) -> Record:
     known = {"name": point.name, "key": point.key, "values": point.values, "group": point.group}
     return {**known, "ended": time.time()}
-
-
-def read_json(store: Store, name: str) -> Any:
-    """The object's content; None if there is none, or a killed writer of another tool left half of one."""
-    try:
-        return json.loads(store.read(name))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def unpruned_of(point: Point, points: Sequence[Point], records: Mapping[str, Record]) -> Point | None:
