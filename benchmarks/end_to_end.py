@@ -18,9 +18,9 @@ import ray
 
 from benchmarks.random_model import make_checkpoint
 from benchmarks.scale import REPOSITORY, make_corpus
-from pipelines.caption import prepare
-from pipelines.run import run_job
-from pipelines.settings import load_config
+from pipelines.config.load import load_config
+from pipelines.run.job import prepare
+from pipelines.run.run import run_job
 
 
 def caption(settings: dict[str, object]) -> dict[str, float]:

@@ -14,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipelines.caption import prepare
-from pipelines.estimate import run_estimate
-from pipelines.run import run_job
-from pipelines.settings import REPOSITORY, load_config
+from pipelines.config.load import REPOSITORY, load_config
+from pipelines.preflight.estimate import run_estimate
+from pipelines.run.job import prepare
+from pipelines.run.run import run_job
 
 SETTINGS = {
     "otprune": ["prune.retention=0.098"],

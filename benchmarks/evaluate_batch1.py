@@ -24,15 +24,15 @@ import torch
 
 from otprune import num_kept, select_tokens
 from otprune.models import load_decoder, load_encoder
+from pipelines.accuracy.evaluate import Evaluation, prepare_evaluation, run_evaluation
+from pipelines.accuracy.read_questions import load_images
+from pipelines.accuracy.scores import read_records
 from pipelines.benchmarks import Benchmark, Row
-from pipelines.caption import decode_settings
-from pipelines.config import EvaluateConfig
-from pipelines.decode import decode_image
-from pipelines.encode import image_seed, torch_dtype
-from pipelines.evaluate import Evaluation, prepare_evaluation, run_evaluation
-from pipelines.questions import load_images
-from pipelines.scores import read_records
-from pipelines.settings import REPOSITORY, load_config
+from pipelines.config.keys import EvaluateConfig
+from pipelines.config.load import REPOSITORY, load_config
+from pipelines.images.decode import decode_image
+from pipelines.run.job import decode_settings
+from pipelines.stages.encode import image_seed, torch_dtype
 
 CONFIG = REPOSITORY / "conf" / "evaluate_demo.yaml"
 

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from demo import ensure_corpus
-from pipelines.calibrate import calibrate
-from pipelines.config import CalibrateConfig
-from pipelines.settings import UserError, help_text, load_config
+from pipelines.accuracy.calibrate import calibrate
+from pipelines.config.keys import CalibrateConfig
+from pipelines.config.load import UserError, help_text, load_config
 
 
 def main(argv: list[str]) -> int:

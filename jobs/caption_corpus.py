@@ -13,11 +13,11 @@ import logging
 import sys
 
 from demo import ensure_corpus
-from pipelines.caption import prepare
-from pipelines.estimate import run_estimate
-from pipelines.run import run_job
-from pipelines.settings import UserError, help_text, load_config
-from pipelines.summary import print_estimate, print_summary
+from pipelines.config.load import UserError, help_text, load_config
+from pipelines.preflight.estimate import run_estimate
+from pipelines.report.terminal import print_estimate, print_summary
+from pipelines.run.job import prepare
+from pipelines.run.run import run_job
 
 
 def main(argv: list[str]) -> int:

@@ -12,10 +12,10 @@ import logging
 import sys
 
 from demo import ensure_corpus
-from pipelines.config import NOT_IN_EVALUATION, EvaluateConfig
-from pipelines.evaluate import prepare_evaluation, run_evaluation
-from pipelines.settings import REPOSITORY, UserError, help_text, load_config
-from pipelines.summary import print_scores
+from pipelines.accuracy.evaluate import prepare_evaluation, run_evaluation
+from pipelines.config.keys import NOT_IN_EVALUATION, EvaluateConfig
+from pipelines.config.load import REPOSITORY, UserError, help_text, load_config
+from pipelines.report.terminal import print_scores
 
 DEMO_CONFIG = REPOSITORY / "conf" / "evaluate_demo.yaml"
 

@@ -12,10 +12,10 @@ import logging
 import sys
 
 from demo import ensure_corpus
-from pipelines.accuracy_grid import GridStoppedError, run_accuracy_grid
-from pipelines.accuracy_page import print_accuracy
-from pipelines.config import NOT_IN_EVALUATION, AccuracyConfig
-from pipelines.settings import REPOSITORY, UserError, help_text, load_config
+from pipelines.accuracy.grid import GridStoppedError, run_accuracy_grid
+from pipelines.accuracy.page import print_accuracy
+from pipelines.config.keys import NOT_IN_EVALUATION, AccuracyConfig
+from pipelines.config.load import REPOSITORY, UserError, help_text, load_config
 
 DEMO_CONFIG = REPOSITORY / "conf" / "accuracy_grid_demo.yaml"
 

@@ -15,12 +15,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.config import QualityConfig
-from pipelines.faults import JobFailedError
-from pipelines.quality import measure_quality, track_quality
-from pipelines.settings import UserError, help_text, load_config
-from pipelines.storage import make_store
-from pipelines.summary import print_quality
+from pipelines.config.keys import QualityConfig
+from pipelines.config.load import UserError, help_text, load_config
+from pipelines.quality.captions import measure_quality, track_quality
+from pipelines.report.terminal import print_quality
+from pipelines.run.isolate import JobFailedError
+from pipelines.store import make_store
 
 
 def main(argv: list[str]) -> int:

@@ -11,10 +11,10 @@ Exit codes: 0 done; 1 a piece failed; 2 bad configuration or input; 130 interrup
 import logging
 import sys
 
-from pipelines.settings import REPOSITORY, UserError, help_text, load_config
+from pipelines.config.load import REPOSITORY, UserError, help_text, load_config
+from pipelines.report.terminal import print_study
 from pipelines.study.config import NOT_IN_STUDY, StudyConfig
 from pipelines.study.run import prepare_study, run_study
-from pipelines.summary import print_study
 
 QUICK = REPOSITORY / "conf" / "study_quick.yaml"
 

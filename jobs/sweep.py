@@ -14,11 +14,11 @@ import logging
 import sys
 
 from demo import ensure_corpus
-from pipelines.config import SweepConfig
-from pipelines.settings import REPOSITORY, UserError, help_text, load_config
-from pipelines.sweep import prepare_sweep, run_sweep
-from pipelines.sweep_estimate import estimate_points
-from pipelines.sweep_summary import print_estimates, print_sweep
+from pipelines.config.keys import SweepConfig
+from pipelines.config.load import REPOSITORY, UserError, help_text, load_config
+from pipelines.sweep.dry_run import estimate_points
+from pipelines.sweep.run import prepare_sweep, run_sweep
+from pipelines.sweep.summary import print_estimates, print_sweep
 
 DEMO_CONFIG = REPOSITORY / "conf" / "sweep_demo.yaml"
 

@@ -11,8 +11,8 @@ Exit codes: 0 proven; 1 not so, with the first differences; 2 bad configuration,
 import logging
 import sys
 
-from pipelines.settings import UserError, help_text, load_config
-from pipelines.verify import verify
+from pipelines.config.load import UserError, help_text, load_config
+from pipelines.verify.captions import verify
 
 
 def main(argv: list[str]) -> int:

@@ -92,7 +92,7 @@ def scene_row(index: int, png: bytes) -> dict:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """An embedded Ray that jobs in this process join (`pipelines.cluster.connected`); started once, on first use."""
+    """An embedded Ray that jobs in this process join (`connected`); started once, on first use."""
     import ray
 
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

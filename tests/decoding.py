@@ -5,7 +5,7 @@ import pytest
 from hostile import LIMITS
 from PIL import Image
 
-from pipelines.decode import DECODE_REASONS, Reject, decode_image
+from pipelines.images.decode import DECODE_REASONS, Reject, decode_image
 
 MEAN = (122, 116, 104)
 SETTINGS = {"size": 56, "aspect": "pad", "background": MEAN, **LIMITS}

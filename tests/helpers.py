@@ -18,11 +18,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.caption import prepare
-from pipelines.run import Outcome, run_job
-from pipelines.settings import load_config
-from pipelines.storage import Store
-from pipelines.work import Work
+from pipelines.config.load import load_config
+from pipelines.run.job import prepare
+from pipelines.run.run import Outcome, run_job
+from pipelines.stages.unit_batch import Work
+from pipelines.store import Store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = ("--config", str(REPOSITORY / "conf" / "demo.yaml"), f"model.path={REPOSITORY / 'demo' / 'checkpoint'}")

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.corpus import Corpus, find_corpus
-from pipelines.source import DecodeSettings, ReadDecode, SpanRow
-from pipelines.storage import make_store
-from pipelines.units import plan_images, plan_rows
-from pipelines.work import Work
+from pipelines.corpus.find import Corpus, find_corpus
+from pipelines.output.unit import plan_images, plan_rows
+from pipelines.stages.read import DecodeSettings, ReadDecode, SpanRow
+from pipelines.stages.unit_batch import Work
+from pipelines.store import make_store
 
 SIDE = 8
 LIMIT = 10_000  # bytes of an image

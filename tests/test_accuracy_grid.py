@@ -28,16 +28,16 @@ from otprune import num_kept, select_tokens
 from otprune.distance import gaussian_w2, trace_objective
 from otprune.flops import true_flops
 from otprune.models import load_encoder
-from pipelines.accuracy_distance import without_distance
-from pipelines.accuracy_grid import grid_points, run_accuracy_grid
-from pipelines.accuracy_table import Measured, Point, accuracy_table, relative_scores
-from pipelines.accuracy_work import encoded_on_cpu, model_shape
+from pipelines.accuracy.distance import without_distance
+from pipelines.accuracy.grid import grid_points, run_accuracy_grid
+from pipelines.accuracy.point_cost import encoded_on_cpu, model_shape
+from pipelines.accuracy.table import Measured, Point, accuracy_table, relative_scores
 from pipelines.benchmarks import Benchmark, Comparison, get_benchmark
-from pipelines.charts import line_chart, scatter, series_styles, ticks
-from pipelines.config import AccuracyConfig, GridConfig
-from pipelines.settings import load_config
-from pipelines.storage import Store
-from pipelines.work import Work
+from pipelines.config.keys import AccuracyConfig, GridConfig
+from pipelines.config.load import load_config
+from pipelines.report.plots import line_chart, scatter, series_styles, ticks
+from pipelines.stages.unit_batch import Work
+from pipelines.store import Store
 
 TOKENS = 256
 
@@ -291,7 +291,7 @@ def test_a_finished_grid_is_read_again_and_can_grow(
         raise AssertionError("a finished point was evaluated again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipelines.caption.run_flow", refuse)
+        patched.setattr("pipelines.run.job.run_flow", refuse)
         again = run_accuracy_grid(quiet, counting_encoder(), lucky_generator())
     timing = ["images_per_second", "ms_per_image", "encode_ms", "generate_ms"]
     assert again.drop_columns(timing).equals(table.drop_columns(timing))
@@ -336,7 +336,7 @@ def test_fitprune_is_fitted_to_the_grids_own_images_once(
     def refuse(*_: object) -> None:
         raise AssertionError("fitted again")
 
-    monkeypatch.setattr("pipelines.accuracy_grid.fit_recipes", refuse)
+    monkeypatch.setattr("pipelines.accuracy.grid.fit_recipes", refuse)
     run_accuracy_grid(config, counting_encoder(), lucky_generator())
 
 

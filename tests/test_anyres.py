@@ -24,13 +24,13 @@ from otprune import num_kept, select_tokens
 from otprune.anyres import pack_tiles
 from otprune.models import LlavaEncoder, load_decoder
 from otprune.shapes import MODELS
-from pipelines.anyres import best_resolution, cut_tiles, stack_pictures
-from pipelines.encode import Encoder
-from pipelines.generate import Generator
-from pipelines.resize import Raster
-from pipelines.tokens import unpack
-from pipelines.units import Unit
-from pipelines.work import Image, Work
+from pipelines.engines.transformers_actor import Generator
+from pipelines.images.resize import Raster
+from pipelines.images.tiles import best_resolution, cut_tiles, stack_pictures
+from pipelines.output.unit import Unit
+from pipelines.stages.encode import Encoder
+from pipelines.stages.token_arrays import unpack
+from pipelines.stages.unit_batch import Image, Work
 
 SIDE = 28  # pixels of a crop: 2 x 2 patches
 RESOLUTIONS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]

@@ -10,14 +10,14 @@ from helpers import DEMO, fake_encoder
 from safetensors.torch import load_file, save_file
 
 from jobs.quality import main
-from pipelines.canary import CanaryResult, compare, run_canary, sample_spans
-from pipelines.canary_stages import collect, partners
-from pipelines.config import QualityConfig
-from pipelines.corpus import Columns, Corpus
-from pipelines.settings import UserError, load_config
-from pipelines.storage import Store
-from pipelines.units import CorpusFile, Unit
-from pipelines.work import Image, Work
+from pipelines.config.keys import QualityConfig
+from pipelines.config.load import UserError, load_config
+from pipelines.corpus.find import Columns, Corpus
+from pipelines.output.unit import CorpusFile, Unit
+from pipelines.preflight.canary import CanaryResult, compare, run_canary, sample_spans
+from pipelines.preflight.canary_stages import collect, partners
+from pipelines.stages.unit_batch import Image, Work
+from pipelines.store import Store
 
 
 def canary(tmp_path: Path, corpus: Path, *arguments: str, **stages: type) -> CanaryResult:

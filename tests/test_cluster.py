@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import cluster
-from pipelines.config import Config
-from pipelines.settings import UserError
+from pipelines.config.keys import Config
+from pipelines.config.load import UserError
+from pipelines.run import cluster
 
 SLOW = Exception("The current node timed out during startup. This could happen because ...")
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from pipelines.config import AccuracyConfig, Config, EvaluateConfig, SweepConfig
-from pipelines.settings import DEMO_CONFIG, UserError, check_bounds, help_text, load_config, to_yaml
+from pipelines.config.keys import AccuracyConfig, Config, EvaluateConfig, SweepConfig
+from pipelines.config.load import DEMO_CONFIG, UserError, check_bounds, help_text, load_config, to_yaml
 from pipelines.study.config import StudyConfig
 
 OWN_MODEL = "model.path=some/model"  # without it the demo configuration is the base

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.corpus import Columns, Corpus, find_columns, find_corpus, template_fields
-from pipelines.settings import UserError
-from pipelines.storage import make_store
+from pipelines.config.load import UserError
+from pipelines.corpus.find import Columns, Corpus, find_columns, find_corpus, template_fields
+from pipelines.store import make_store
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PLAIN = pa.table({"image": pa.array([b"a", b"b", b"c"])})

@@ -2,10 +2,18 @@
 
 import pytest
 
-from pipelines.cost import Attribution, Meter, Tariff, attribute, price_run, price_steady, usd_per_million_images
-from pipelines.ledger import Spent, new_run, read_spent, record_run
-from pipelines.prices import Price
-from pipelines.storage import Store
+from pipelines.dollars.ledger import Spent, new_run, read_spent, record_run
+from pipelines.dollars.meter import (
+    Attribution,
+    Meter,
+    Tariff,
+    attribute,
+    price_run,
+    price_steady,
+    usd_per_million_images,
+)
+from pipelines.dollars.prices import Price
+from pipelines.store import Store
 
 PRICES = (Price("a", 3.6), Price("b", 7.2, gpu="L4", count=1))
 

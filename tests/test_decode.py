@@ -11,7 +11,7 @@ from hostile import encode, exif_rotated_jpeg, picture, png_16_bit, tiff
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from pipelines.decode import Reject, mean_color
+from pipelines.images.decode import Reject, mean_color
 
 SHAPES = [(64, 48), (48, 64), (501, 333), (333, 501), (57, 56), (20, 13), (336, 336), (1000, 40), (2, 2)]
 

@@ -13,7 +13,7 @@ from decoding import decode, noise, rejected
 from hostile import FILES, encode, exif_rotated_jpeg, picture, png, png_chunk
 from PIL import Image, ImageFile
 
-from pipelines.decode import DECODE_REASONS, MAX_JPEG_SCANS, Reject
+from pipelines.images.decode import DECODE_REASONS, MAX_JPEG_SCANS, Reject
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -58,7 +58,7 @@ import resource, sys
 import numpy as np
 from PIL import Image
 from hostile import LIMITS, encode, png
-from pipelines.decode import Reject, decode_image
+from pipelines.images.decode import Reject, decode_image
 
 settings = dict(size=336, background=(122, 116, 104), **LIMITS)
 files = [encode(Image.new("L", shape), "PNG") for shape in ((30_000, 400), (400, 30_000))]

@@ -16,7 +16,7 @@ from demo.train_clip import main as train_clip
 from demo.world import scene_at
 from otprune.models import load_encoder
 from otprune.models.relevance import ClipRelevance
-from pipelines.prune import Pruner
+from pipelines.stages.prune import Pruner
 
 SCENES = [scene_at("corpus", index) for index in range(40)]
 RETENTION = 0.05

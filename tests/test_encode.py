@@ -12,8 +12,9 @@ from PIL import Image as PILImage
 
 from otprune import num_kept, select_tokens
 from otprune.select import METHODS
-from pipelines import encode
-from pipelines.encode import (
+from pipelines.output.unit import Unit
+from pipelines.stages import encode
+from pipelines.stages.encode import (
     SYSTEMATIC,
     Encoder,
     Suspicion,
@@ -22,9 +23,8 @@ from pipelines.encode import (
     run_batched,
     torch_dtype,
 )
-from pipelines.tokens import from_numpy, to_numpy
-from pipelines.units import Unit
-from pipelines.work import Image, Work
+from pipelines.stages.token_arrays import from_numpy, to_numpy
+from pipelines.stages.unit_batch import Image, Work
 
 SETTINGS = {
     "dtype": "float32",

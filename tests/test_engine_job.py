@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from helpers import addresses, captions_of, read_rows, run_fake, write_corpus
 
-from pipelines.work import Work
+from pipelines.stages.unit_batch import Work
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -19,7 +19,7 @@ VLLM = ("engine.name=vllm", "unit.images=2", "engine.units_in_flight=3", "faults
 
 @pytest.fixture
 def corpus(tmp_path: Path, scene_png: Callable[[int], bytes], monkeypatch) -> Path:
-    monkeypatch.setattr("pipelines.caption.check_engine", lambda config: None)  # vLLM need not be installed here
+    monkeypatch.setattr("pipelines.run.job.check_engine", lambda config: None)  # vLLM need not be installed here
     return write_corpus(tmp_path / "in" / "a.parquet", [scene_png(i) for i in range(IMAGES)])
 
 

@@ -12,14 +12,21 @@ import ray
 from helpers import DEMO, REPOSITORY
 
 from otprune.methods import METHODS
-from pipelines import engines
-from pipelines.caption import prepare
-from pipelines.cluster import actor_cpus, actor_gpus, check_room, gpus_needed
-from pipelines.config import Config
-from pipelines.engines import check_engine, engine_arguments, engine_bundles, identity, known_names, units_in_flight
-from pipelines.fingerprint import describe, fingerprint
-from pipelines.flow import PlacementGroups, Stage, num_pairs, placers
-from pipelines.settings import UserError, load_config
+from pipelines.config.keys import Config
+from pipelines.config.load import UserError, load_config
+from pipelines.engines import checks as engines
+from pipelines.engines.checks import (
+    check_engine,
+    engine_arguments,
+    engine_bundles,
+    identity,
+    known_names,
+    units_in_flight,
+)
+from pipelines.output.fingerprint import describe, fingerprint
+from pipelines.run.cluster import actor_cpus, actor_gpus, check_room, gpus_needed
+from pipelines.run.flow import PlacementGroups, Stage, num_pairs, placers
+from pipelines.run.job import prepare
 
 VLLM = "engine.name=vllm"
 FIELDS = ("max_num_seqs", "max_model_len", "quantization", "model", "tensor_parallel_size")
@@ -244,8 +251,8 @@ def test_each_actor_of_several_bundles_gets_a_placement_group_that_is_given_back
 ON_TWO_GPUS = """
 import os, sys
 import ray
-from pipelines.flow import Stage, run_flow
-from pipelines.source import SpanRow
+from pipelines.run.flow import Stage, run_flow
+from pipelines.stages.read import SpanRow
 
 class Says:
     def __init__(self, name):

@@ -14,10 +14,10 @@ from otprune.layerwise.fitprune import LLAVA_15_7B_RECIPES
 from otprune.layerwise.fitprune_fit import recipe_at
 from otprune.schedules import visual_rows
 from otprune.shapes import MODELS, LanguageShape
-from pipelines.calibrate import Sample, first_layer, fit_to_retentions
-from pipelines.caption import check_pruning
-from pipelines.equal_flops import match_budget, num_text, prefill_flops_of, resolve_pruning
-from pipelines.settings import UserError, load_config
+from pipelines.accuracy.calibrate import Sample, first_layer, fit_to_retentions
+from pipelines.config.load import UserError, load_config
+from pipelines.run.job import check_pruning
+from pipelines.run.pruning import match_budget, num_text, prefill_flops_of, resolve_pruning
 
 SHAPE = MODELS["llava-1.5-7b"].language
 NOTHING = {"fastv": {"layer": None, "kept": None}, "vtw": {"layer": None}, "pyramiddrop": {"stages": None}}
@@ -109,7 +109,7 @@ def test_fitprune_pays_for_the_layer_that_deletes(monkeypatch):
     """Of all alphas the cheapest recipe that costs no less than the selector, where a layer works, attention and FFN,
     on all rows that enter it: 4 n d^2 + 2 n^2 d + 3 n d m."""
     masses = torch.rand(2, 7, 4, 16, generator=torch.Generator().manual_seed(3)).pow(4)
-    monkeypatch.setattr("pipelines.calibrate.measure", lambda *_: masses)
+    monkeypatch.setattr("pipelines.accuracy.calibrate.measure", lambda *_: masses)
     sizes = {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 2}
     model = SimpleNamespace(config=SimpleNamespace(**sizes, vocab_size=9))
 

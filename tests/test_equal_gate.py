@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import random
 
-from pipelines.equal_gate import EqualGate
+from pipelines.engines.one_size_at_a_time import EqualGate
 
 
 def pass_all(sizes: list[int], capacity: int, seed: int = 0) -> tuple[list[int], list[list[int]]]:

@@ -8,10 +8,10 @@ import pytest
 from helpers import QUICK, fake_encoder, fake_generator, run_fake
 
 from jobs.caption_corpus import main
-from pipelines.caption import prepare
-from pipelines.estimate import UNSEEN_DRIFT, Measured, pace, run_estimate, scale, spread
-from pipelines.sample import draw_units
-from pipelines.settings import load_config
+from pipelines.config.load import load_config
+from pipelines.preflight.estimate import UNSEEN_DRIFT, Measured, pace, run_estimate, scale, spread
+from pipelines.preflight.sample import draw_units
+from pipelines.run.job import prepare
 
 
 def measured(num_units: int = 12, *, noise: float = 0.0, seed: int = 0, **more) -> Measured:
@@ -185,7 +185,7 @@ def test_nodes_that_join_during_the_sample_are_priced(ray_session, corpus: Path,
         seen.append(1)
         return nodes[: len(seen)]
 
-    monkeypatch.setattr("pipelines.estimate.ray.nodes", growing)
+    monkeypatch.setattr("pipelines.preflight.estimate.ray.nodes", growing)
     arguments = [*QUICK, *SMALL, f"input.path={corpus}", f"output.path={tmp_path}", "cost.usd_per_hour=null"]
     job = prepare(load_config([*arguments, "run.estimate=true"]))
     found = run_estimate(job, fake_encoder(), fake_generator())[0]

@@ -23,15 +23,15 @@ from demo.corpus import SCHEMA
 from demo.language import questions
 from demo.world import scene_at
 from jobs.evaluate import DEMO_CONFIG, main
+from pipelines.accuracy.evaluate import Results, prepare_evaluation, run_evaluation
 from pipelines.benchmarks import DEMO, PUBLISHED, get_benchmark
-from pipelines.config import EvaluateConfig
-from pipelines.evaluate import Results, prepare_evaluation, run_evaluation
-from pipelines.run import Outcome
-from pipelines.schema import PREDICTIONS
-from pipelines.settings import UserError, load_config
-from pipelines.sink import read_totals
-from pipelines.storage import Store
-from pipelines.work import Work
+from pipelines.config.keys import EvaluateConfig
+from pipelines.config.load import UserError, load_config
+from pipelines.output.schema import PREDICTIONS
+from pipelines.run.run import Outcome
+from pipelines.stages.unit_batch import Work
+from pipelines.stages.write import read_totals
+from pipelines.store import Store
 
 SETTINGS = (
     f"--config={DEMO_CONFIG}",

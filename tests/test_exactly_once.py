@@ -13,9 +13,9 @@ import pytest
 from helpers import QUICK, addresses, captions_of, fake_encoder, fake_generator, read_rows, run_fake, write_corpus
 
 from jobs.verify import main as verify
-from pipelines.caption import Job, prepare
-from pipelines.run import run_job
-from pipelines.settings import UserError, load_config
+from pipelines.config.load import UserError, load_config
+from pipelines.run.job import Job, prepare
+from pipelines.run.run import run_job
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -8,14 +8,14 @@ import pytest
 from helpers import read_rows
 from reading import corpus_at, png, reader_of, write
 
-from pipelines.corpus import Corpus
-from pipelines.faults import JobFailedError, run_with_isolation
-from pipelines.plan import make_plan
-from pipelines.sink import Sink
-from pipelines.source import SpanRow
-from pipelines.storage import Store
-from pipelines.units import Unit
-from pipelines.work import Image, Work
+from pipelines.corpus.find import Corpus
+from pipelines.output.plan import make_plan
+from pipelines.output.unit import Unit
+from pipelines.run.isolate import JobFailedError, run_with_isolation
+from pipelines.stages.read import SpanRow
+from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.write import Sink
+from pipelines.store import Store
 
 FINGERPRINT = "0123456789abcdef"
 Address = tuple[str, int]

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from reading import LIMIT, number_of, png, read, reasons
 
-from pipelines.decode import Reject
-from pipelines.fetch import fetch
-from pipelines.storage import Store
+from pipelines.corpus.fetch import fetch
+from pipelines.images.decode import Reject
+from pipelines.store import Store
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 import pytest
 
 import otprune
-from pipelines.config import Config
-from pipelines.fingerprint import FILE, claim_output, describe, fingerprint, read_claim
-from pipelines.settings import UserError
-from pipelines.storage import Store
+from pipelines.config.keys import Config
+from pipelines.config.load import UserError
+from pipelines.output.fingerprint import FILE, claim_output, describe, fingerprint, read_claim
+from pipelines.store import Store
 
 # A key is on one of these two lists, or this file fails: whoever adds a key decides whether it changes captions.
 DECIDES = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipelines.gaps import MIN_GAPS, Gaps
+from pipelines.run.rate_interval import MIN_GAPS, Gaps
 
 
 def gaps(seconds, images) -> Gaps:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from helpers import QUICK, addresses, fake_encoder, fake_generator
 
-from pipelines import gate
-from pipelines.caption import prepare
-from pipelines.gate import Compared, judge
+from pipelines.config.load import UserError, load_config
 from pipelines.metrics import cider_d
-from pipelines.run import Outcome, run_job
-from pipelines.settings import UserError, load_config
-from pipelines.work import Work
+from pipelines.preflight import gate
+from pipelines.preflight.gate import Compared, judge
+from pipelines.run.job import prepare
+from pipelines.run.run import Outcome, run_job
+from pipelines.stages.unit_batch import Work
 
 TEXTS = ["a red circle", "two blue squares on grass", "a small cat by a door", "the digit 7", "nothing at all here"]
 

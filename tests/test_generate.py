@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from otprune.models import load_encoder
-from pipelines.encode import SYSTEMATIC
-from pipelines.generate import Generator
-from pipelines.tokens import to_numpy
-from pipelines.units import Unit
-from pipelines.work import Image, Work
+from pipelines.engines.transformers_actor import Generator
+from pipelines.output.unit import Unit
+from pipelines.stages.encode import SYSTEMATIC
+from pipelines.stages.token_arrays import to_numpy
+from pipelines.stages.unit_batch import Image, Work
 
 SETTINGS = {
     "dtype": "float32",

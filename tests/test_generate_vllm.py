@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from otprune.models import load_prompter
-from pipelines.encode import SYSTEMATIC
-from pipelines.generate_vllm import VllmGenerator
-from pipelines.guard import guard
-from pipelines.units import Unit
-from pipelines.vllm_engine import Answer, EngineDiedError
-from pipelines.work import Image, Work
+from pipelines.engines.kill_with_parent import guard
+from pipelines.engines.vllm_actor import VllmGenerator
+from pipelines.engines.vllm_client import Answer, EngineDiedError
+from pipelines.output.unit import Unit
+from pipelines.stages.encode import SYSTEMATIC
+from pipelines.stages.unit_batch import Image, Work
 
 CAPTION = "describe the image ."
 Complete = Callable[[dict[str, Any], dict[str, Any]], Any]

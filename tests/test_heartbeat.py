@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from helpers import QUICK, addresses, fake_encoder, fake_generator, s3_server
 
-from pipelines.caption import Job, prepare
-from pipelines.config import Config
-from pipelines.cost import Meter, Tariff, make_tariff
-from pipelines.heartbeat import FILE, Heartbeat
-from pipelines.ledger import Spent, record_run
-from pipelines.measures import Account
-from pipelines.measures import _dollars as dollars_of
-from pipelines.progress import Progress
-from pipelines.run import Outcome, run_job
-from pipelines.settings import load_config
-from pipelines.storage import Store
+from pipelines.config.keys import Config
+from pipelines.config.load import load_config
+from pipelines.dollars.ledger import Spent, record_run
+from pipelines.dollars.meter import Meter, Tariff, make_tariff
+from pipelines.run.heartbeat import FILE, Heartbeat
+from pipelines.run.job import Job, prepare
+from pipelines.run.metrics import Account
+from pipelines.run.metrics import _dollars as dollars_of
+from pipelines.run.progress import Progress
+from pipelines.run.run import Outcome, run_job
+from pipelines.store import Store
 
 RATE = "cost.usd_per_hour=3600"  # a dollar a second
 FIELDS = {"run", "state", "started", "updated", "rows", "done", "images_per_second", "seconds_to_finish", "usd"}
@@ -114,7 +114,7 @@ def test_a_node_that_joins_without_a_price_is_said_and_leaves_no_price_of_an_ima
     head = {"NodeID": "1", "Alive": True, "Labels": {"instance-type": "m7i.xlarge"}, "Resources": {"CPU": 4}}
     spot = {"instance-type": "g6e.2xlarge", "ray.io/market-type": "spot"}
     nodes = [head]
-    monkeypatch.setattr("pipelines.heartbeat.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("pipelines.run.heartbeat.ray.nodes", lambda: nodes)
     meter = Meter(make_tariff(Config().cost), 0.0)
     progress, account = Progress(12, 0, meter, 5.0, 0.0), Account(meter, Spent())
     beat = Heartbeat(job_of(corpus, f"output.path={tmp_path}"), "run", progress, account)
@@ -137,8 +137,8 @@ def test_a_store_that_refuses_is_said_once_and_the_thread_lives_on(corpus, tmp_p
         beats.append(name)
         raise PermissionError("no")
 
-    monkeypatch.setattr("pipelines.heartbeat.ray.nodes", list)
-    monkeypatch.setattr("pipelines.heartbeat.Heartbeat._set_gauges", lambda *_: None)
+    monkeypatch.setattr("pipelines.run.heartbeat.ray.nodes", list)
+    monkeypatch.setattr("pipelines.run.heartbeat.Heartbeat._set_gauges", lambda *_: None)
     monkeypatch.setattr(Store, "write", refuse)
     meter = Meter(Tariff(usd_per_hour=1.0), 0.0)
     progress = Progress(12, 0, meter, 5.0, 0.0)

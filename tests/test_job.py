@@ -15,8 +15,8 @@ from hostile import LIMITS, write_hostile_folder
 
 from jobs.caption_corpus import main
 from jobs.verify import main as verify
-from pipelines.schema import REASONS
-from pipelines.sink import METADATA_KEY
+from pipelines.output.schema import REASONS
+from pipelines.stages.write import METADATA_KEY
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

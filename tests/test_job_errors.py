@@ -15,9 +15,9 @@ import pytest
 from helpers import QUICK, REPOSITORY, addresses, fake_encoder, fake_generator, free_port, run_fake, s3_server
 
 from jobs.caption_corpus import main
-from pipelines.caption import prepare
-from pipelines.run import run_job
-from pipelines.settings import load_config
+from pipelines.config.load import load_config
+from pipelines.run.job import prepare
+from pipelines.run.run import run_job
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_a_dead_tracking_server_does_not_stop_the_job(ray_session, tmp_path: Pat
 
 def test_a_silent_tracking_server_does_not_slow_the_job(ray_session, tmp_path: Path, corpus: Path, monkeypatch):
     """A server that accepts connections and never answers."""
-    monkeypatch.setattr("pipelines.track.FLUSH_SECONDS", 1.0)
+    monkeypatch.setattr("pipelines.tracker.FLUSH_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"mlflow.tracking_uri=http://127.0.0.1:{silent.getsockname()[1]}"
         outcome = run_fake(f"input.path={corpus}", f"output.path={tmp_path}", "mlflow.enabled=true", address)

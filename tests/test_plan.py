@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import pytest
 
-from pipelines.corpus import Columns, Corpus
-from pipelines.plan import Plan, make_plan
-from pipelines.settings import UserError
-from pipelines.sink import Sink
-from pipelines.storage import Store
-from pipelines.units import CorpusFile, Unit
-from pipelines.work import Rejected, Work
+from pipelines.config.load import UserError
+from pipelines.corpus.find import Columns, Corpus
+from pipelines.output.plan import Plan, make_plan
+from pipelines.output.unit import CorpusFile, Unit
+from pipelines.stages.unit_batch import Rejected, Work
+from pipelines.stages.write import Sink
+from pipelines.store import Store
 
 PARQUET = Columns(image="image", kind="struct", id=None, references=None, fields=())
 FINGERPRINT = "0123456789abcdef"

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from pipelines.prices import NodePrice, Price, find_instance, load_prices, price_node
-from pipelines.settings import UserError
+from pipelines.config.load import UserError
+from pipelines.dollars.prices import NodePrice, Price, find_instance, load_prices, price_node
 
 CATALOG = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,Price,Region,GpuInfo,SpotPrice,AvailabilityZone
 g6.xlarge,L4,1.0,4.0,0.8048,us-east-1,"{'Gpus': [{'Name': 'L4'}]}",0.31,us-east-1a

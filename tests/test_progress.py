@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from pipelines import progress
-from pipelines.cost import Meter, Tariff
-from pipelines.progress import Progress, Totals
+from pipelines.dollars.meter import Meter, Tariff
+from pipelines.run import progress
+from pipelines.run.progress import Progress, Totals
 
 
 class Clock:

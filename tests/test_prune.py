@@ -13,10 +13,10 @@ from otprune.models import CheckpointError
 from otprune.models.relevance import ClipRelevance
 from otprune.reducers import prumerge
 from otprune.selectors.cdpruner import cdpruner
-from pipelines.encode import Encoder
-from pipelines.tokens import Kept, pack, unpack
-from pipelines.units import Unit
-from pipelines.work import Image, Work
+from pipelines.output.unit import Unit
+from pipelines.stages.encode import Encoder
+from pipelines.stages.token_arrays import Kept, pack, unpack
+from pipelines.stages.unit_batch import Image, Work
 
 SETTINGS = {
     "dtype": "float32",

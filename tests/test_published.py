@@ -8,14 +8,14 @@ import pytest
 from scipy.stats import rankdata
 
 from otprune.flops import paper_table
-from pipelines.published import (
+from pipelines.study.published import (
     average_ranks,
     mean_relative_score,
     published_ranks,
     relative_gains,
     wilcoxon_variants,
 )
-from pipelines.published_tables import BENCHMARKS, ONE_SHOT, ORIGINAL, TABLE_1, TABLE_2, WILCOXON_P
+from pipelines.study.published_tables import BENCHMARKS, ONE_SHOT, ORIGINAL, TABLE_1, TABLE_2, WILCOXON_P
 
 PRUNED = [(model, method) for model in TABLE_1 for method in TABLE_1[model] if method != ORIGINAL]
 

@@ -8,14 +8,14 @@ import pytest
 from helpers import DEMO, write_corpus
 
 from jobs.quality import main
-from pipelines.config import QualityConfig
+from pipelines.config.keys import QualityConfig
+from pipelines.config.load import load_config
 from pipelines.metrics import cider_d
-from pipelines.quality import Quality, measure_agreement, measure_quality
-from pipelines.settings import load_config
-from pipelines.sink import Sink
-from pipelines.storage import Store
-from pipelines.units import CorpusFile, Unit, unit_key
-from pipelines.work import Image, Work
+from pipelines.output.unit import CorpusFile, Unit, unit_key
+from pipelines.quality.captions import Quality, measure_agreement, measure_quality
+from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.write import Sink
+from pipelines.store import Store
 
 SAID = ["a red bus .", "two dogs play with a ball .", "a cat sleeps on a mat .", "a train at the station ."]
 REFERENCES = [["a red bus"], ["dogs with a ball", "two dogs"], ["the cat on the mat"], ["a train"]]

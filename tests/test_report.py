@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.config import Config
-from pipelines.progress import Totals
-from pipelines.report import THUMBNAIL, pruned_area, render_report
-from pipelines.run import Outcome
-from pipelines.settings import load_config
-from pipelines.storage import Store
-from pipelines.summary import print_summary
+from pipelines.config.keys import Config
+from pipelines.config.load import load_config
+from pipelines.report.page import THUMBNAIL, pruned_area, render_report
+from pipelines.report.terminal import print_summary
+from pipelines.run.progress import Totals
+from pipelines.run.run import Outcome
+from pipelines.store import Store
 
 METRICS = {
     "images_per_second": 12.5,

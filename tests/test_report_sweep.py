@@ -8,14 +8,14 @@ import pytest
 from test_report import sample, text_of
 from test_sweep_advice import RECORDS, UNPRUNED, around, record
 
-from pipelines.config import SweepConfig
-from pipelines.report_plots import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Axes, Mark, scatter, window
-from pipelines.report_sweep import pareto_front, render_sweep
-from pipelines.run import SAMPLES
-from pipelines.settings import load_config, with_values
-from pipelines.sweep_advice import settings_of
-from pipelines.sweep_grid import make_points
-from pipelines.sweep_point import store_of
+from pipelines.config.keys import SweepConfig
+from pipelines.config.load import load_config, with_values
+from pipelines.report.caption_plots import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Axes, Mark, scatter, window
+from pipelines.run.run import SAMPLES
+from pipelines.sweep.advice import settings_of
+from pipelines.sweep.grid import make_points
+from pipelines.sweep.page import pareto_front, render_sweep
+from pipelines.sweep.point import store_of
 
 GRID = "{method: [otprune], retention: [0.05, 0.1, 0.2], cluster: [{}, {generate.actors: 2}]}"
 JUDGE: Any = SimpleNamespace(difference=lambda ours, theirs: (0.2, 0.1, 0.3))

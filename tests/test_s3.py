@@ -11,7 +11,7 @@ from helpers import QUICK, addresses, captions_of, read_rows, run_fake, s3_serve
 
 from jobs.caption_corpus import main
 from jobs.verify import main as verify
-from pipelines.storage import Store
+from pipelines.store import Store
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.schema import CAPTIONS, QUARANTINE, REASONS
-from pipelines.sink import METADATA_KEY, Sink, read_totals, summarize
-from pipelines.storage import Store
-from pipelines.units import Unit
-from pipelines.work import Image, Rejected, Work
+from pipelines.output.schema import CAPTIONS, QUARANTINE, REASONS
+from pipelines.output.unit import Unit
+from pipelines.stages.unit_batch import Image, Rejected, Work
+from pipelines.stages.write import METADATA_KEY, Sink, read_totals, summarize
+from pipelines.store import Store
 
 UNIT = Unit("0123456789ab", 10, 13, ("a.parquet",))
 NAME = "part-0123456789ab-000000010-000000013.parquet"

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from reading import LIMIT, SIDE, STRUCT, corpus_at, number_of, png, read, reader_of, reasons, spans_of, write
 
-import pipelines.source
-from pipelines.source import SpanRow, fill_template
-from pipelines.work import Work
+import pipelines.stages.read
+from pipelines.stages.read import SpanRow, fill_template
+from pipelines.stages.unit_batch import Work
 
 # Rows and layouts
 
@@ -42,7 +42,7 @@ def test_every_row_comes_once_with_its_own_bytes_whatever_the_layout(seed, tmp_p
 def test_large_read_batches_are_no_different_from_small_ones(tmp_path, monkeypatch):
     write(tmp_path / "a.parquet", [png(i) for i in range(50)], rows=20)
     before = [work.images for work in read(tmp_path, num_images=7)]
-    monkeypatch.setattr(pipelines.source, "BATCH_BYTES", 1)
+    monkeypatch.setattr(pipelines.stages.read, "BATCH_BYTES", 1)
     assert [work.images for work in read(tmp_path, num_images=7)] == before
 
 
@@ -96,8 +96,8 @@ def test_a_parquet_file_that_changes_after_planning_fails_its_units(tmp_path, ch
 def test_units_of_a_span_come_one_by_one(tmp_path, monkeypatch):
     write(tmp_path / "a.parquet", [png(i) for i in range(40)])
     decoded = []
-    decode = pipelines.source.decode_image
-    monkeypatch.setattr(pipelines.source, "decode_image", lambda data, **k: decoded.append(1) or decode(data, **k))
+    decode = pipelines.stages.read.decode_image
+    monkeypatch.setattr(pipelines.stages.read, "decode_image", lambda data, **k: decoded.append(1) or decode(data, **k))
     corpus = corpus_at(tmp_path)
     (span,) = spans_of(corpus, num_images=10)
     units = reader_of(corpus)(span.to_row())
@@ -207,7 +207,7 @@ def test_a_file_that_vanished_or_grew_too_large_is_rejected_and_the_rest_is_read
 
 
 def test_an_image_is_identified_without_being_decoded(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipelines.source, "decode_image", None)
+    monkeypatch.setattr(pipelines.stages.read, "decode_image", None)
     corpus = corpus_at(folder)
     span = spans_of(corpus, num_images=1)[3]
     sha256 = hashlib.sha256(png(3)).hexdigest()

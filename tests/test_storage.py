@@ -7,8 +7,8 @@ import threading
 import pytest
 from helpers import s3_server
 
-from pipelines import storage
-from pipelines.storage import STORE_ERRORS, Store, make_store
+from pipelines import store as storage
+from pipelines.store import STORE_ERRORS, Store, make_store
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 from conftest import REPOSITORY
 
 from jobs.study import main
-from pipelines.run import Outcome
-from pipelines.settings import UserError, load_config
-from pipelines.storage import Store
+from pipelines.config.load import UserError, load_config
+from pipelines.run.run import Outcome
+from pipelines.store import Store
 from pipelines.study.config import StudyConfig
 from pipelines.study.experiments import EXPERIMENTS
 from pipelines.study.greedy import greedy_study
@@ -21,7 +21,7 @@ from pipelines.study.page import render_study
 from pipelines.study.pieces import Model, Piece, commit, load, missing
 from pipelines.study.run import prepare_study, run_study, track_study
 from pipelines.study.synthetic import synthetic_study
-from pipelines.track import MlflowTracker
+from pipelines.tracker import MlflowTracker
 
 QUICK = REPOSITORY / "conf" / "study_quick.yaml"
 TINY = (

@@ -8,8 +8,8 @@ import torch
 
 from otprune.distance import trace_objective
 from otprune.select import select_tokens
-from pipelines.published_tables import TABLE_2
 from pipelines.study.greedy import greedy_study
+from pipelines.study.published_tables import TABLE_2
 from pipelines.study.subsets import (
     all_subsets,
     best_by_swaps,

@@ -16,16 +16,17 @@ import pytest
 from helpers import DEMO, REPOSITORY, addresses, free_port, write_corpus
 from mlflow.tracking import MlflowClient
 
-from pipelines import sweep_submit, sweep_track
-from pipelines.caption import prepare
-from pipelines.config import SweepConfig
-from pipelines.ledger import record_run
-from pipelines.run import run_job
-from pipelines.settings import UserError, load_config
-from pipelines.storage import Store
-from pipelines.sweep import SweepOutcome, prepare_sweep, run_sweep
-from pipelines.sweep_estimate import Trial, estimate_points, seconds_per_image
-from pipelines.work import Work
+from pipelines.config.keys import SweepConfig
+from pipelines.config.load import UserError, load_config
+from pipelines.dollars.ledger import record_run
+from pipelines.run.job import prepare
+from pipelines.run.run import run_job
+from pipelines.stages.unit_batch import Work
+from pipelines.store import Store
+from pipelines.sweep import submit as sweep_submit
+from pipelines.sweep import tracker as sweep_track
+from pipelines.sweep.dry_run import Trial, estimate_points, seconds_per_image
+from pipelines.sweep.run import SweepOutcome, prepare_sweep, run_sweep
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -313,9 +314,9 @@ KILLED = """
 import sys
 sys.path[:0] = ["tests"]
 from test_sweep import shortening_encoder, wording_generator
-from pipelines.config import SweepConfig
-from pipelines.settings import load_config
-from pipelines.sweep import prepare_sweep, run_sweep
+from pipelines.config.keys import SweepConfig
+from pipelines.config.load import load_config
+from pipelines.sweep.run import prepare_sweep, run_sweep
 
 class Slow(shortening_encoder()):
     def __call__(self, row):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.sweep_advice import Advice, advise, settings_of
+from pipelines.sweep.advice import Advice, advise, settings_of
 
 
 def record(method: str, retention: float, cost, quality, cluster: str = "e1g1", **more: Any) -> dict[str, Any]:

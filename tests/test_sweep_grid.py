@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipelines.config import SweepConfig
-from pipelines.settings import UserError, load_config, with_values
-from pipelines.sweep_grid import make_points
-from pipelines.sweep_submit import entrypoint
+from pipelines.config.keys import SweepConfig
+from pipelines.config.load import UserError, load_config, with_values
+from pipelines.sweep.grid import make_points
+from pipelines.sweep.submit import entrypoint
 
 
 def sweep(grid: str, *more: str) -> SweepConfig:

@@ -11,8 +11,8 @@ import time
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines import track
-from pipelines.track import MlflowTracker, NullTracker, make_tracker
+from pipelines import tracker as track
+from pipelines.tracker import MlflowTracker, NullTracker, make_tracker
 
 PARAMS = {"prune.retention": 0.1, "prompt.template": "x" * 8000, "input.limit": None}
 PARAMS |= {f"section.key{i}": i for i in range(120)}  # more than MLflow takes in one call
@@ -119,7 +119,7 @@ def silent_port():
 
 def test_a_server_that_is_down_is_noted_once_and_costs_nothing(closed_port, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with caplog.at_level(logging.WARNING, "pipelines.track"):
+    with caplog.at_level(logging.WARNING, "pipelines.tracker"):
         tracker = MlflowTracker(f"http://127.0.0.1:{closed_port}", "captions", "r", None)
         use(tracker)
         line = tracker.finish("FINISHED")

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from pipelines.units import (
+from pipelines.output.unit import (
     SPAN_UNITS,
     CorpusFile,
     Unit,

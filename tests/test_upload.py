@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from pipelines.encode import run_batched
-from pipelines.upload import CudaCopy, Uploader
+from pipelines.stages.encode import run_batched
+from pipelines.stages.upload import CudaCopy, Uploader
 
 PIXELS = torch.arange(10 * 3, dtype=torch.uint8).view(10, 3)
 

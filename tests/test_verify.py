@@ -9,11 +9,11 @@ import pytest
 from helpers import write_corpus
 
 from jobs.verify import main
-from pipelines.fingerprint import FILE, fingerprint
-from pipelines.sink import Sink
-from pipelines.storage import Store
-from pipelines.units import CorpusFile, Unit, plan_images, unit_key
-from pipelines.work import Image, Rejected, Work
+from pipelines.output.fingerprint import FILE, fingerprint
+from pipelines.output.unit import CorpusFile, Unit, plan_images, unit_key
+from pipelines.stages.unit_batch import Image, Rejected, Work
+from pipelines.stages.write import Sink
+from pipelines.store import Store
 
 CLAIM = {
     "prompt.template": "describe the image .",

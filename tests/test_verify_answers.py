@@ -14,13 +14,13 @@ from conftest import scene_row
 
 from demo.corpus import SCHEMA
 from jobs.verify import main
-from pipelines.fingerprint import FILE, fingerprint
-from pipelines.questions import prediction_rows
-from pipelines.schema import PREDICTIONS
-from pipelines.sink import Sink
-from pipelines.storage import Store
-from pipelines.units import CorpusFile, Unit, unit_key
-from pipelines.work import Image, Rejected, Work
+from pipelines.accuracy.read_questions import prediction_rows
+from pipelines.output.fingerprint import FILE, fingerprint
+from pipelines.output.schema import PREDICTIONS
+from pipelines.output.unit import CorpusFile, Unit, unit_key
+from pipelines.stages.unit_batch import Image, Rejected, Work
+from pipelines.stages.write import Sink
+from pipelines.store import Store
 
 DONE = {
     "caption": "red",

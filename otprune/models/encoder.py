@@ -51,7 +51,7 @@ class LlavaEncoder(nn.Module):
     mean: Tensor
     std: Tensor
     newline: Tensor | None = None
-    """LLaVA-1.6's token [D] at the end of each row of tiles; its pixels are the crops of `pipelines.anyres`."""
+    """LLaVA-1.6's token [D] at the end of each row of tiles; its pixels are the crops of `pipelines.images.tiles`."""
 
     def __init__(
         self,

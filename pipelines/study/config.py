@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipelines.config import Config, EncodeConfig, GenerateConfig, MlflowConfig, key
+from pipelines.config.keys import Config, EncodeConfig, GenerateConfig, MlflowConfig, key
 
 EXPERIMENTS = ("table2", "greedy", "gamma", "distance", "ranks")
 SECTIONS = ("output", "model", "mlflow", "ray", "run")  # of the caption job's, those that mean something here

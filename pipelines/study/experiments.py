@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from pipelines.published_tables import TABLE_2
 from pipelines.study import findings
 from pipelines.study.config import StudyConfig
 from pipelines.study.greedy import greedy_ratio, summarize_greedy
 from pipelines.study.on_demo import conclude_distance, conclude_gamma, plan_distance, plan_gamma
 from pipelines.study.pieces import Conclusion, Model, Piece, Row
+from pipelines.study.published_tables import TABLE_2
 from pipelines.study.ranks import recomputed_p_values, recomputed_ranks
 from pipelines.study.synthetic import TABLE_2_POOLS, DataSetResult, judge_data_set, summarize_data_sets
 

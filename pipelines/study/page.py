@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipelines.settings import to_yaml
+from pipelines.config.load import to_yaml
 from pipelines.study.config import StudyConfig
 from pipelines.study.demo_points import TASKS
 from pipelines.study.findings import GUARANTEE, NAMES, closest, how
@@ -16,7 +16,7 @@ from pipelines.study.pieces import Row
 from pipelines.study.plots import COLORS, Interval, Series, chart, interval_chart, legend
 
 if TYPE_CHECKING:
-    from pipelines.run import Outcome
+    from pipelines.run.run import Outcome
     from pipelines.study.pieces import Conclusion
 
 METHODS = {"divprune": "DivPrune", "otprune": "OTPrune"}

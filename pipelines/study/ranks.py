@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 
-from pipelines.published import published_ranks, wilcoxon_variants
-from pipelines.published_tables import TABLE_1, WILCOXON_P
 from pipelines.study.pieces import Row
+from pipelines.study.published import published_ranks, wilcoxon_variants
+from pipelines.study.published_tables import TABLE_1, WILCOXON_P
 
 
 def recomputed_ranks() -> list[Row]:

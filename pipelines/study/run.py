@@ -17,18 +17,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.cluster import connected
-from pipelines.fingerprint import read_claim
-from pipelines.run import DONE, FAILED, INTERRUPTED, Outcome, interruptible
-from pipelines.settings import UserError, to_yaml
-from pipelines.storage import STORE_ERRORS, Store, make_store
+from pipelines.config.load import UserError, to_yaml
+from pipelines.output.fingerprint import read_claim
+from pipelines.run.cluster import connected
+from pipelines.run.run import DONE, FAILED, INTERRUPTED, Outcome, interruptible
+from pipelines.run.tracked import git_tag
+from pipelines.store import STORE_ERRORS, Store, make_store
 from pipelines.study.checks import check_demo_model, check_values, choose_experiments
 from pipelines.study.config import NOT_IN_STUDY, StudyConfig
 from pipelines.study.experiments import EXPERIMENTS
 from pipelines.study.page import render_study
 from pipelines.study.pieces import Conclusion, Model, Piece, compute_on_ray, load, missing
-from pipelines.track import MlflowTracker, make_tracker
-from pipelines.tracking import git_tag
+from pipelines.tracker import MlflowTracker, make_tracker
 
 logger = logging.getLogger(__name__)
 

@@ -27,12 +27,12 @@ from helpers import (
 )
 
 from jobs.verify import main as verify
-from pipelines.caption import prepare
-from pipelines.encode import Encoder
-from pipelines.run import run_job
-from pipelines.settings import load_config
-from pipelines.source import ReadDecode
-from pipelines.work import Work
+from pipelines.config.load import load_config
+from pipelines.run.job import prepare
+from pipelines.run.run import run_job
+from pipelines.stages.encode import Encoder
+from pipelines.stages.read import ReadDecode
+from pipelines.stages.unit_batch import Work
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
@@ -130,7 +130,7 @@ def test_an_image_that_kills_its_decoder_is_isolated_from_all_units_of_its_task(
 
             super()._fill(work, watched(), num_samples)
 
-    monkeypatch.setattr("pipelines.caption.ReadDecode", Deadly)
+    monkeypatch.setattr("pipelines.run.job.ReadDecode", Deadly)
     outcome = run_fake(*arguments)
     assert outcome.code == 0, outcome.message
     assert_only_these_crashed(tmp_path / "out", [10], images)

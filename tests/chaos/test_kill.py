@@ -15,7 +15,7 @@ from helpers import QUICK, Driver, addresses, captions_of, s3_server, write_corp
 
 from jobs.caption_corpus import main
 from jobs.verify import main as verify
-from pipelines.storage import Store
+from pipelines.store import Store
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 

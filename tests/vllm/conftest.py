@@ -8,7 +8,7 @@ import torch
 from engines_on_demo import TEXT, Running, pixels_of
 
 from otprune.models import load_encoder
-from pipelines.generate import Generator
+from pipelines.engines.transformers_actor import Generator
 
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 

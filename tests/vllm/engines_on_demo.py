@@ -11,12 +11,12 @@ from helpers import DEMO
 from PIL import Image as PILImage
 
 from otprune import num_kept, select_tokens
-from pipelines.engines import engine_arguments
-from pipelines.generate_vllm import VllmGenerator
-from pipelines.settings import load_config
-from pipelines.tokens import to_numpy
-from pipelines.units import Unit
-from pipelines.work import Image, Work
+from pipelines.config.load import load_config
+from pipelines.engines.checks import engine_arguments
+from pipelines.engines.vllm_actor import VllmGenerator
+from pipelines.output.unit import Unit
+from pipelines.stages.token_arrays import to_numpy
+from pipelines.stages.unit_batch import Image, Work
 
 SMALL = (
     "engine.name=vllm",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from engines_on_demo import CAPTION, DiedError, Running, answers, kept, pixels_of, unit
 
-from pipelines.work import Work
+from pipelines.stages.unit_batch import Work
 
 SCENES = range(48)
 RETENTION = 0.098

@@ -8,8 +8,8 @@ import pytest
 from engines_on_demo import SMALL, answers, kept, unit
 from helpers import DEMO, Driver, addresses, captions_of
 
-from pipelines.storage import Store
-from pipelines.work import Work
+from pipelines.stages.unit_batch import Work
+from pipelines.store import Store
 
 IMAGES = 64
 SLOW = ("engine.kwargs.max_num_seqs=2", "engine.units_in_flight=2", "unit.images=2")

@@ -1,0 +1,221 @@
+"""The evaluation: benchmarks' questions through the caption job's own stages, answers committed as captions are.
+
+predictions/part-<unit>.parquet   one row for each question, with its answer and its references
+quarantine/part-<unit>.parquet    images that could not be read; their questions count as answered by nothing
+scores.json, scores.html          metrics, intervals, categories
+run.json                          fingerprint, configuration, totals, scores
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pipelines.accuracy.find_questions import Asked, find_questions, plan_questions
+from pipelines.accuracy.read_questions import ReadQuestions, prediction_rows
+from pipelines.accuracy.scores import (
+    as_json,
+    category_table,
+    compare_outputs,
+    predictions_parquet,
+    render_scores,
+    score_metrics,
+    score_output,
+)  # fmt: skip
+from pipelines.benchmarks import Benchmark, Comparison, Scores, get_benchmarks
+from pipelines.config.keys import NOT_IN_EVALUATION, Config, EvaluateConfig
+from pipelines.config.load import UserError
+from pipelines.corpus.find import Corpus
+from pipelines.dollars.meter import make_tariff
+from pipelines.output.fingerprint import describe, fingerprint, read_claim
+from pipelines.output.schema import PREDICTIONS, PREDICTIONS_FOLDER
+from pipelines.run.job import (
+    Job,
+    Stages,
+    check_model,
+    check_pruning,
+    decode_settings,
+    inside_model,
+    model_stages,
+    open_output,
+)
+from pipelines.run.metrics import prefill_tflops
+from pipelines.run.progress import Totals
+from pipelines.run.run import DONE, Outcome, run_job
+from pipelines.stages.encode import Encoder
+from pipelines.stages.write import Sink
+from pipelines.store import STORE_ERRORS, Store, make_store
+from pipelines.tracker import Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A checked evaluation, before any cluster is touched."""
+
+    config: EvaluateConfig
+    benchmarks: tuple[Benchmark, ...]
+    asked: Asked
+    job: Job
+    baseline: Store | None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Scores of every benchmark, and how they compare with the baseline's."""
+
+    scores: list[Scores]
+    comparisons: dict[str, Comparison]
+
+
+def prepare_evaluation(
+    config: EvaluateConfig, asked: Asked | None = None, tags: Mapping[str, str] | None = None
+) -> Evaluation:
+    """Checks model, benchmarks, files and output, in seconds, and plans what is left to ask.
+
+    `asked` spares looking for the questions again where several runs ask the same; `tags` are added to the tracked run.
+
+    Raises:
+        UserError: for anything that the user has to correct.
+    """
+    default = Config().dotted()
+    for name in NOT_IN_EVALUATION:
+        if config.dotted()[name] != default[name]:
+            raise UserError(f"{name} has no meaning here: each benchmark has its own prompts and columns")
+    make_tariff(config.cost)
+    model = check_model(config)
+    benches = tuple(choose_benchmarks(config.benchmarks))
+    store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
+    asked = asked or find_questions(store, benches, config.limit)
+    pruning = check_pruning(config, model)
+    described = describe_evaluation(config, model, benches, pruning if inside_model(config) else None)
+    baseline = open_baseline(config, described)
+    output = open_output(config, described)
+    plan = plan_questions(asked, output, fingerprint(described), config.unit.images)
+    job = Job(
+        config,
+        model,
+        Corpus(store, tuple(asked.files), None),
+        output,
+        described,
+        plan,
+        pruning=pruning,
+        folder=PREDICTIONS_FOLDER,
+        counted="questions",
+        tags={"benchmarks": ",".join(described["benchmarks"]), **(tags or {})},
+    )
+    return Evaluation(config, benches, asked, job, baseline)
+
+
+def run_evaluation(
+    evaluation: Evaluation, encoder: type = Encoder, generator: type | None = None
+) -> tuple[Outcome, Results | None]:
+    """Asks what is left to ask, and scores the whole output once it is complete."""
+    results: list[Results] = []
+
+    def conclude(job: Job, outcome: Outcome, totals: Totals, tracker: Tracker) -> dict[str, Any]:
+        if outcome.code != DONE:
+            return {}
+        results.append(score_evaluation(evaluation))
+        outcome.metrics |= score_metrics(results[0].scores) | {"prefill_tflops_per_image": prefill_tflops(job, totals)}
+        return report_scores(evaluation, results[0], outcome, totals, tracker)
+
+    def stages(job: Job, encoder: type, generator: type | None) -> Stages:
+        return make_question_stages(evaluation.asked, job, encoder, generator)
+
+    outcome = run_job(evaluation.job, encoder, generator, stages=stages, conclude=conclude)
+    if outcome.code == DONE and not results:  # complete before this run
+        results.append(score_evaluation(evaluation))
+    return outcome, results[0] if results else None
+
+
+def choose_benchmarks(names: Any) -> list[Benchmark]:
+    """Raises UserError unless `names` is a benchmark, a set of them or a list of either."""
+    if not isinstance(names, str) and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"benchmarks must be a name or a list of names, got {names!r}")
+    try:
+        return get_benchmarks(names)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def describe_evaluation(
+    config: EvaluateConfig, model: Path, benches: tuple[Benchmark, ...], pruning: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The keys and values that the fingerprint stands for: the caption job's, and what is asked."""
+    chosen = {name: value for name, value in describe(config, model, pruning).items() if name not in NOT_IN_EVALUATION}
+    return {**chosen, "benchmarks": sorted(bench.name for bench in benches), "limit": config.limit}
+
+
+def open_baseline(config: EvaluateConfig, described: dict[str, Any]) -> Store | None:
+    """The output to compare with, if one is named.
+
+    Raises:
+        UserError: if it is no evaluation of the same questions.
+    """
+    if config.baseline.path is None:
+        return None
+    store = make_store(config.baseline.path, endpoint_url=config.baseline.endpoint_url)
+    try:
+        claim = read_claim(store)
+    except STORE_ERRORS as error:
+        raise UserError(f"baseline.path {store.path} cannot be read: {type(error).__name__}: {error}") from error
+    if claim is None or "benchmarks" not in claim:
+        raise UserError(f"baseline.path must be the output of an evaluation, found none in {store.path}")
+    missing = set(described["benchmarks"]) - set(claim["benchmarks"])
+    if missing or claim["limit"] != described["limit"]:
+        raise UserError(
+            f"baseline.path must hold the same questions: benchmarks {', '.join(described['benchmarks'])} with limit "
+            f"{described['limit']}, got {', '.join(claim['benchmarks'])} with limit {claim['limit']}"
+        )
+    return store
+
+
+def make_question_reader(asked: Asked, job: Job) -> ReadQuestions:
+    """The first stage."""
+    return ReadQuestions(
+        store=asked.store,
+        files=asked.readers,
+        wanted=asked.wanted,
+        decode=decode_settings(job),
+        max_new_tokens=job.config.generate.max_new_tokens,
+    )
+
+
+def make_question_stages(asked: Asked, job: Job, encoder: type, generator: type | None) -> Stages:
+    """The caption job's stages, but for what is read and what is written."""
+    sink = Sink(
+        store=job.output,
+        fingerprint=job.fingerprint,
+        model=job.config.model.path,
+        method=job.config.prune.method,
+        folder=PREDICTIONS_FOLDER,
+        schema=PREDICTIONS,
+        rows=prediction_rows,
+    )
+    return Stages(make_question_reader(asked, job), *model_stages(job, encoder, generator), sink)
+
+
+def score_evaluation(evaluation: Evaluation) -> Results:
+    """Scores of the complete output, and the comparison with the baseline."""
+    resamples, output = evaluation.config.resamples, evaluation.job.output
+    scores = score_output(output, evaluation.benchmarks, evaluation.asked.questions, resamples)
+    if evaluation.baseline is None:
+        return Results(scores, {})
+    theirs = score_output(evaluation.baseline, evaluation.benchmarks, evaluation.asked.questions, resamples)
+    return Results(scores, compare_outputs(evaluation.benchmarks, scores, theirs, resamples))
+
+
+def report_scores(
+    evaluation: Evaluation, results: Results, outcome: Outcome, totals: Totals, tracker: Tracker
+) -> dict[str, Any]:
+    """Writes scores.json and scores.html, tracks them with the predictions; returns the scores for run.json."""
+    output, record = evaluation.job.output, as_json(results.scores, results.comparisons)
+    page = render_scores(evaluation.job, results.scores, results.comparisons, outcome, totals)
+    output.write("scores.json", json.dumps(record, indent=1).encode())
+    output.write("scores.html", page.encode())
+    tracker.artifact("scores.json", json.dumps(record, indent=1))
+    tracker.artifact("scores.html", page)
+    tracker.artifact("categories.json", category_table(results.scores))
+    tracker.artifact("predictions.parquet", predictions_parquet(output))
+    return {"scores": cast(dict[str, Any], record)}

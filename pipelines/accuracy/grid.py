@@ -1,0 +1,193 @@
+"""The accuracy grid: methods x retentions x benchmarks, every point an evaluation of its own, on one Ray session.
+
+points/<method>-<retention>/   an evaluation's output each: predictions, scores.html, run.json, distance.json
+accuracy.parquet               one row for each point and benchmark; accuracy_table.py says what is in it
+accuracy.html                  the same for people, self-contained
+grid.json                      the tracked parent run, so that a resumed grid goes on in it
+
+The same command again resumes: finished points are scored from their predictions, without a model.
+"""
+
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from pipelines.accuracy.distance import measure_distances, without_distance
+from pipelines.accuracy.evaluate import choose_benchmarks, prepare_evaluation, run_evaluation
+from pipelines.accuracy.find_questions import find_questions
+from pipelines.accuracy.page import render_accuracy
+from pipelines.accuracy.point_cost import measure_work
+from pipelines.accuracy.recipes import fit_recipes, known_recipes, lacks_recipe
+from pipelines.accuracy.table import Measured, Point, accuracy_table, image_of_groups
+from pipelines.config.keys import AccuracyConfig, EvaluateConfig, GridConfig
+from pipelines.config.load import UserError, to_yaml, with_values
+from pipelines.run.cluster import connected
+from pipelines.run.job import check_model, check_pruning
+from pipelines.run.pruning import resolve_pruning
+from pipelines.run.run import FAILED, INTERRUPTED
+from pipelines.run.tracked import git_tag
+from pipelines.stages.encode import Encoder
+from pipelines.store import Store, make_store
+from pipelines.tracker import Tracker, default_store, make_tracker
+
+logger = logging.getLogger(__name__)
+
+STATE, TABLE, PAGE = "grid.json", "accuracy.parquet", "accuracy.html"
+OF_PRUNE = ("gamma", "gamma_scale", "seed", "per_tile")  # keys that a method of the grid may have for itself
+PARENT_SECONDS = 60.0  # longest wait for the tracked parent run; without it the points' runs stand alone
+
+
+class GridStoppedError(Exception):
+    """A point that did not come to its end. Everything committed is kept; the same command resumes."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+def run_accuracy_grid(config: AccuracyConfig, encoder: type = Encoder, generator: type | None = None) -> pa.Table:
+    """Evaluates every point that is not finished; writes and returns the table of all of them.
+
+    Raises:
+        UserError: for anything that the user has to correct.
+        GridStoppedError: if a point failed, was interrupted or met the spend cap; it holds the exit code.
+    """
+    points = grid_points(config.grid)
+    model = check_points(config, points)
+    benches = choose_benchmarks(config.benchmarks)
+    store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
+    asked = find_questions(store, benches, config.limit)
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    measured: list[Measured] = []
+    recipes = known_recipes(config, output, model) if lacks_recipe(config) else {}
+    with ExitStack() as cluster, tracked(config, output) as (tracker, tags):
+        for number, point in enumerate(points, 1):
+            if point.method == "fitprune" and lacks_recipe(config) and point.retention not in recipes:
+                join(cluster, config)
+                missing = [each.retention for each in points if each.method == "fitprune"]
+                recipes = fit_recipes(config, asked, measured[0].job, output, recipes, missing)
+            evaluation = prepare_evaluation(point_config(config, point, recipes.get(point.retention)), asked, tags)
+            if evaluation.job.plan.spans:
+                join(cluster, config)
+            outcome, results = run_evaluation(evaluation, encoder, generator)
+            if results is None:
+                raise GridStoppedError(outcome.code, f"{point.name}: {outcome.message}")
+            scores = {score.benchmark: score for score in results.scores}
+            images, work = image_of_groups(evaluation.job.output), measure_work(evaluation.job)
+            measured.append(Measured(point, evaluation.job, scores, images, work))
+            logger.info("point %d of %d is finished: %s", number, len(points), point.name)
+        if missing := without_distance(measured, config.grid.distance_images):
+            join(cluster, config)
+            measure_distances(config, asked, missing, config.grid.distance_images)
+        table = accuracy_table(measured, benches, config.resamples)
+        write_results(output, table, render_accuracy(config, table, measured, benches), tracker)
+    return table
+
+
+def grid_points(grid: GridConfig) -> list[Point]:
+    """Unpruned first and random second, since all others are held against them.
+
+    Raises:
+        UserError: if nothing is to be compared, a retention is outside (0, 1], or settings belong to nothing.
+    """
+    methods = [method for method in dict.fromkeys(grid.methods) if method != "none"]
+    if not methods or not grid.retentions:
+        raise UserError("grid.methods and grid.retentions must name at least one each")
+    if strangers := [method for method in grid.settings if method not in methods]:
+        raise UserError(f"grid.settings must be of methods in grid.methods, got {strangers[0]!r}")
+    if wrong := [method for method, own in grid.settings.items() if not isinstance(own, Mapping)]:
+        raise UserError(f"grid.settings of {wrong[0]} must map settings to values, got {grid.settings[wrong[0]]!r}")
+    if unknown := [method for method in methods if ":" in method and not grid.settings.get(method)]:
+        raise UserError(f"grid.settings must say what {unknown[0]!r} is: {{{unknown[0]}: {{setting: value}}}}")
+    if wrong := [retention for retention in grid.retentions if not 0 < retention <= 1]:
+        raise UserError(f"grid.retentions must be above 0 and at most 1, got {wrong[0]:g}")
+    methods.sort(key=lambda method: method != "random")
+    retentions = sorted(set(grid.retentions), reverse=True)
+    return [Point("none", 1.0), *(Point(method, retention) for method in methods for retention in retentions)]
+
+
+def check_points(config: AccuracyConfig, points: Sequence[Point]) -> Path:
+    """The checkpoint's folder.
+
+    Raises:
+        UserError: if a method, one of its settings or the model does not fit.
+    """
+    configs = [point_config(config, point, recipe={}) for point in points]  # the right recipes are not known yet
+    *_, model = (check_model(each) for each in configs)
+    budgets = logging.getLogger(resolve_pruning.__module__)
+    level = budgets.level
+    budgets.setLevel(logging.WARNING)  # each point says its own when it is prepared
+    try:
+        for each in configs:
+            check_pruning(each, model)
+    finally:
+        budgets.setLevel(level)
+    return model
+
+
+def point_config(config: AccuracyConfig, point: Point, recipe: dict[int, int] | None = None) -> EvaluateConfig:
+    """The evaluation of one point: its own output, one store of tracked runs; FitPrune's recipe unless it is given."""
+    shared = {f.name: getattr(config, f.name) for f in fields(EvaluateConfig)}
+    settings = dict(config.grid.settings.get(point.method, {}))
+    own = {f"prune.{key}": settings.pop(key) for key in OF_PRUNE if key in settings}
+    if point.method == "fitprune" and lacks_recipe(config):
+        settings["recipe"] = recipe
+    prune = with_values(config, own).prune if own else config.prune
+    prune = replace(prune, method=point.base, retention=point.retention, settings=settings)
+    output = replace(config.output, path=f"{config.output.path.rstrip('/')}/points/{point.name}")
+    mlflow = replace(config.mlflow, tracking_uri=tracking_uri(config), run_name=point.name)
+    return EvaluateConfig(**{**shared, "prune": prune, "output": output, "mlflow": mlflow})
+
+
+def tracking_uri(config: AccuracyConfig) -> str:
+    """Where the parent and all points are tracked."""
+    return config.mlflow.tracking_uri or default_store(make_store(config.output.path).path)[0]
+
+
+def join(cluster: ExitStack, config: AccuracyConfig) -> None:
+    """Connects to the cluster until the end of the grid, the first time that there is work for it."""
+    if not ray.is_initialized():
+        cluster.enter_context(connected(config))
+
+
+@contextmanager
+def tracked(config: AccuracyConfig, output: Store) -> Iterator[tuple[Tracker, dict[str, str]]]:
+    """The parent run, and the tags that put a point's run below it."""
+    known = json.loads(output.read(STATE))["mlflow_run"] if output.exists(STATE) else None
+    name = config.mlflow.run_name or f"grid of {len(config.grid.methods)} methods"
+    mlflow = config.mlflow
+    tracker = make_tracker(mlflow.enabled, mlflow.tracking_uri, mlflow.experiment, name, output.path, known)
+    tracker.start(config.dotted(), {"model": config.model.path, **git_tag()}, to_yaml(config))
+    run_id = tracker.wait_for_id(PARENT_SECONDS)
+    output.write(STATE, json.dumps({"mlflow_run": run_id}).encode())
+    status = "FAILED"
+    try:
+        yield tracker, {"mlflow.parentRunId": run_id} if run_id else {}
+        status = "FINISHED"
+    except (KeyboardInterrupt, GridStoppedError) as stopped:
+        status = "FAILED" if isinstance(stopped, GridStoppedError) and stopped.code == FAILED else "KILLED"
+        if isinstance(stopped, KeyboardInterrupt):
+            raise GridStoppedError(INTERRUPTED, "interrupted; the same command resumes") from stopped
+        raise
+    finally:
+        logger.info("mlflow: %s", tracker.finish(status))
+
+
+def write_results(output: Store, table: pa.Table, page: str, tracker: Tracker) -> None:
+    """accuracy.parquet and accuracy.html, in the output and in the parent run."""
+    pq.write_table(table, stream := io.BytesIO(), compression="zstd")
+    output.write(TABLE, stream.getvalue())
+    output.write(PAGE, page.encode())
+    tracker.artifact(TABLE, stream.getvalue())
+    tracker.artifact(PAGE, page)
+    tracker.artifact("accuracy.json", table.to_pydict())
+    relative = {Point(row["method"], row["retention"]).name: row["relative"] for row in table.to_pylist()}
+    tracker.log({f"relative/{name}": value for name, value in relative.items()}, 0)

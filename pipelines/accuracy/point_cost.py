@@ -1,0 +1,110 @@
+"""What an evaluated point costs: kept tokens, multiply-adds, seconds. Read from its output, which survives its run."""
+
+import json
+import re
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+from transformers import AutoConfig
+
+from otprune.flops import TrueFlops, true_flops
+from otprune.schedules import SETTINGS
+from otprune.shapes import LanguageShape, ModelShape, VisionShape
+from pipelines.run.job import Job, inside_model
+from pipelines.run.pruning import has_tiles, selector_prefill
+from pipelines.run.run import RECORD
+
+COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
+
+
+def measure_work(job: Job) -> dict[str, float | None]:
+    """Means over all questions of the output at `job`.
+
+    num_visual_tokens, num_kept_tokens   of a question's images; of methods inside the model the mean over its layers
+    tflops_per_image                     multiply-adds / 1e12 of encoding one image, choosing its tokens and answering
+                                         one mean question, the choice by the algorithm of the device that made it;
+                                         None for a method or model whose cost is not known
+    budget                               its prefill / that of retention x N tokens in every layer, which is what a
+                                         selector reads; of tokens where multiply-adds are not known
+    images_per_second                    of the point's last run, from its first finished unit on
+    ms_per_image, encode_ms, generate_ms milliseconds of work of all stages, and of the two model stages, divided by
+                                         the encoded images; each image is asked several questions
+    """
+    record = json.loads(job.output.read(RECORD))
+    totals = record["totals"]
+    images = max(1, totals["images_captioned"])
+    means = _mean_counts(job)
+    flops = _flops(job, means, encoded_on_cpu(record))
+    seconds = totals["seconds"]
+    return {
+        "num_visual_tokens": means["num_visual_tokens"],
+        "num_kept_tokens": means["num_kept_tokens"],
+        "tflops_per_image": None if flops is None else flops.total / 1e12,
+        "budget": _budget(job, means, flops),
+        "images_per_second": record["last_run"].get("images_per_second"),
+        "ms_per_image": 1000 * sum(seconds.values()) / images,
+        "encode_ms": 1000 * seconds.get("encode", 0.0) / images,
+        "generate_ms": 1000 * seconds.get("generate", 0.0) / images,
+    }
+
+
+def model_shape(job: Job) -> ModelShape:
+    """Sizes of the checkpoint's two models; the tower ends at the layer that LLaVA reads."""
+    config: Any = AutoConfig.from_pretrained(job.model)
+    layers, feature = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    deepest = max(f if f >= 0 else layers + 1 + f for f in ([feature] if isinstance(feature, int) else feature))
+    vision = VisionShape.from_config(config.vision_config, layers=deepest)
+    return ModelShape(vision=vision, language=LanguageShape.from_config(config.text_config))
+
+
+def encoded_on_cpu(record: dict[str, Any]) -> bool:
+    """Whether the encode stage of a run with this `run.json` had no GPU: as configured, or as its cluster had none.
+
+    The record of a run on a Ray that was there before may not say what that has: then this process's is asked.
+    """
+    gpus = record["config"]["encode.num_gpus"]
+    if gpus is None:
+        said = re.search(r"([\d.]+) GPUs", record["cluster"])
+        here = ray.cluster_resources().get("GPU", 0) if not said and ray.is_initialized() else 0
+        gpus = float(said[1]) if said else here
+    return not gpus
+
+
+def _flops(job: Job, means: dict[str, float], select_on_cpu: bool) -> TrueFlops | None:
+    method, kept, visual = job.config.prune.method, means["num_kept_tokens"], means["num_visual_tokens"]
+    if has_tiles(job.model):  # images of different numbers of crops
+        return None
+    settings: dict[str, Any] = {"retention": min(1.0, kept / max(1.0, visual))}
+    if method in SETTINGS:
+        settings = job.pruning if inside_model(job.config) else {name: round(kept) for name in SETTINGS[method]}
+    counts = {"num_text": _num_text(job, means), "num_generated": max(1, round(means["num_generated_tokens"]))}
+    try:
+        return true_flops(model_shape(job), method, **counts, select_on_cpu=select_on_cpu, **settings)
+    except ValueError:  # a method whose own cost is not known
+        return None
+
+
+def _num_text(job: Job, means: dict[str, float]) -> int:
+    in_prompt = means["num_visual_tokens" if inside_model(job.config) else "num_kept_tokens"]
+    return round(means["num_prompt_tokens"] - in_prompt)
+
+
+def _budget(job: Job, means: dict[str, float], flops: TrueFlops | None) -> float:
+    retention, visual = job.config.prune.retention, means["num_visual_tokens"]
+    if flops is None:
+        return means["num_kept_tokens"] / max(1.0, retention * visual)
+    shape = model_shape(job).language
+    return flops.prefill / selector_prefill(shape, _num_text(job, means), round(visual), retention)
+
+
+def _mean_counts(job: Job) -> dict[str, float]:
+    """Means over answered questions."""
+    sums, answered = dict.fromkeys(COUNTS, 0), 0
+    for name in job.output.list(job.folder):
+        with job.output.fs.open(job.output.join(job.folder, name), "rb") as stream:
+            table = pq.read_table(stream, columns=list(COUNTS)).drop_null()
+        answered += table.num_rows
+        for column in COUNTS:
+            sums[column] += table[column].to_numpy().sum().item()
+    return {column: total / max(1, answered) for column, total in sums.items()}

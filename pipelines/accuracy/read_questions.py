@@ -1,0 +1,156 @@
+"""First stage of an evaluation, a CPU task: a span of units -> one row per unit with questions and decoded images.
+
+A unit is a range of rows of one file, as in the caption job. Questions about the same image (18 in POPE, 32 in GQA, 9
+in the demo) share one `Image` of the unit, which is decoded and encoded once. A question whose image cannot be decoded
+stays with its `Rejected`, so that it is scored as an empty answer and not forgotten.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.benchmarks import RECORDS, Benchmark, Row, get_benchmark
+from pipelines.images.decode import Reject, decode_image
+from pipelines.images.tiles import Tiles, stack_pictures
+from pipelines.stages.read import DecodeSettings, SpanRow, fill_units, row_batches
+from pipelines.stages.unit_batch import Image, Rejected, Work, clean
+from pipelines.store import Store
+
+KEPT = [name for name in RECORDS.names if name != "prediction"]  # of a question, on its way to its score
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionFile:
+    """What a reader has to know of a file of questions."""
+
+    benchmarks: tuple[str, ...]  # that ask about its rows
+    first_row: int  # rows in the benchmark's files before it
+    image_files: tuple[str, ...] = ()  # of the second table, where the images are apart
+
+
+class ReadQuestions:
+    """Reads the questions of a span and decodes their images, one unit at a time.
+
+    `wanted` holds the scoring groups to ask, for each benchmark that has a limit. `max_new_tokens` caps the benchmarks'
+    own numbers.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        files: Mapping[str, QuestionFile],
+        wanted: Mapping[str, frozenset[str]],
+        decode: DecodeSettings,
+        max_new_tokens: int,
+    ):
+        self.store, self.files, self.wanted, self.decode = store, files, wanted, decode
+        self.max_new_tokens = max_new_tokens
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        span = SpanRow.from_row(row)
+        rows = self._rows(span)
+        yield from fill_units(span, lambda work: self._fill(work, rows))
+
+    def identify(self, span: SpanRow) -> dict[str, Any]:
+        """id, source, row, sha256 and questions of a span of one row, without decoding its image."""
+        source = span.units[0].sources[0]
+        number, batch = next(self._rows(span))
+        identity = {"id": f"{source}#{number}", "source": source, "row": number, "sha256": None, "questions": []}
+        for bench, question in self._questions(source, number, batch):
+            data = b"".join(question["images"])
+            identity |= {"id": question["image_id"], "sha256": hashlib.sha256(data).hexdigest()}
+            identity["questions"].append(as_record(bench, question, source, number))
+        return identity
+
+    def _fill(self, work: Work, rows: Iterator[tuple[int, pa.RecordBatch]]) -> None:
+        source = work.unit.sources[0]
+        with work.timed("read"):
+            taken = list(itertools.islice(rows, work.unit.num_images))
+        if len(taken) != work.unit.num_images:
+            raise ValueError(f"expected {work.unit.num_images} rows in {work.unit.name}, got {len(taken)}")
+        seen: dict[str, Image | Rejected] = {}
+        pixels: list[np.ndarray | Tiles] = []
+        with work.timed("decode"):
+            for number, batch in taken:
+                for bench, question in self._questions(source, number, batch):
+                    key = question["image_id"]
+                    if key not in seen:
+                        seen[key] = self._decode(question, source, number, pixels)
+                    record = as_record(bench, question, source, number)
+                    seen[key].questions.append(record)
+                    if isinstance(image := seen[key], Image):
+                        image.prompts.append(record["prompt"])
+                        image.max_new_tokens.append(min(bench.max_new_tokens, self.max_new_tokens))
+        work.images = [image for image in seen.values() if isinstance(image, Image)]
+        work.rejected = [image for image in seen.values() if isinstance(image, Rejected)]
+        work.arrays = stack_pictures(pixels, self.decode.size)
+
+    def _decode(self, question: Row, source: str, number: int, pixels: list[np.ndarray | Tiles]) -> Image | Rejected:
+        """The question's image (or several as one), its pixels appended to `pixels`."""
+        sha256 = hashlib.sha256(b"".join(question["images"])).hexdigest()
+        where = {"id": question["image_id"], "source": source, "row": number, "sha256": sha256}
+        try:
+            decoded = [decode_image(data, **asdict(self.decode)) for data in question["images"]]
+        except Reject as reject:
+            return Rejected(**where, reason=reject.reason, detail=clean(reject.detail))
+        pixels += decoded
+        return Image(**where, prompts=[], num_pictures=len(decoded))
+
+    def _questions(self, source: str, number: int, batch: pa.RecordBatch) -> Iterator[tuple[Benchmark, Row]]:
+        """The questions about one row of a file, benchmark by benchmark."""
+        file = self.files[source]
+        for name in file.benchmarks:
+            bench = get_benchmark(name)
+            images = load_images(self.store, name, file.image_files) if file.image_files else None
+            for question in bench.rows(batch, file.first_row + number, images):
+                if name not in self.wanted or question["group_id"] in self.wanted[name]:
+                    yield bench, question
+
+    def _rows(self, span: SpanRow) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The span's rows one by one, with their numbers in the file."""
+        benches = [get_benchmark(name) for name in self.files[span.units[0].sources[0]].benchmarks]
+        columns = list(dict.fromkeys(column for bench in benches for column in bench.columns))
+        for row, batch in row_batches(self.store, span, columns):
+            yield from ((row + i, batch.slice(i, 1)) for i in range(batch.num_rows))
+
+
+@lru_cache(maxsize=1)
+def load_images(store: Store, benchmark: str, files: tuple[str, ...]) -> dict[str, bytes]:
+    """Encoded images of a benchmark's second table by id; held by each process that reads (66 MB for GQA)."""
+    bench = get_benchmark(benchmark)
+    assert bench.image_table is not None
+    images: dict[str, bytes] = {}
+    for file in files:
+        with store.fs.open(store.join(file), "rb") as stream:
+            images |= bench.image_lookup(pq.read_table(stream, columns=list(bench.image_table.columns)))
+    return images
+
+
+def as_record(bench: Benchmark, question: Row, source: str, number: int) -> dict[str, Any]:
+    """What the predictions say of a question beside its answer."""
+    fields: Mapping[str, Any] = question
+    return {name: fields[name] for name in KEPT} | {"prompt": bench.prompt(question), "source": source, "row": number}
+
+
+def prediction_rows(work: Work, *, model: str, method: str) -> list[dict[str, Any]]:
+    """One row for each question of a unit, in the columns of `PREDICTIONS`; no answer where the image was rejected."""
+    names = {"model": model, "method": method}
+    answered = [
+        {**question, **done, **names, "prediction": done["caption"], "sha256": image.sha256}
+        | {"num_visual_tokens": image.num_visual_tokens or work.num_visual_tokens * image.num_pictures}
+        for image in work.images
+        for question, done in zip(image.questions, image.captions, strict=True)
+    ]
+    return answered + [
+        {**question, **names, "prediction": None, "sha256": rejected.sha256}
+        for rejected in work.rejected
+        for question in rejected.questions
+    ]

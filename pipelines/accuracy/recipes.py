@@ -1,0 +1,86 @@
+"""Recipes of a grid's FitPrune points, fitted to the grid's own images where `grid.settings` has none.
+
+recipes.json in the grid's output holds them: a resumed grid goes on with the same, and another model or sample has
+others. No answer is looked at, only how the unpruned model reads its first images and questions.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from otprune.models import weights_digest
+from pipelines.accuracy.calibrate import fit_to_retentions, read_sample
+from pipelines.accuracy.evaluate import make_question_reader
+from pipelines.accuracy.find_questions import Asked, first_spans
+from pipelines.accuracy.read_questions import ReadQuestions
+from pipelines.config.keys import AccuracyConfig
+from pipelines.config.load import UserError
+from pipelines.run.cluster import actor_gpus
+from pipelines.run.job import Job
+from pipelines.stages.read import SpanRow
+from pipelines.stages.unit_batch import Work
+from pipelines.store import Store
+
+FILE = "recipes.json"
+Recipes = dict[float, dict[int, int]]  # retention -> {layer: tokens that leave after it}
+
+
+def lacks_recipe(config: AccuracyConfig) -> bool:
+    """Whether the grid has FitPrune and is not told its recipe."""
+    return "fitprune" in config.grid.methods and not config.grid.settings.get("fitprune", {}).get("recipe")
+
+
+def known_recipes(config: AccuracyConfig, output: Store, model: Path) -> Recipes:
+    """Those that an earlier run of this grid fitted to the same model and number of images."""
+    stored = json.loads(output.read(FILE)) if output.exists(FILE) else {}
+    if any(stored.get(name) != value for name, value in _fitted_to(config, model).items()):
+        return {}
+    return {float(r): {int(layer): n for layer, n in recipe.items()} for r, recipe in stored["recipes"].items()}
+
+
+def fit_recipes(
+    config: AccuracyConfig, asked: Asked, job: Job, output: Store, known: Recipes, retentions: Sequence[float]
+) -> Recipes:
+    """`known` with those of `retentions`, kept in `output`; one task that holds an encode actor's share of a GPU.
+
+    `job` is any point's: the images are read and the model is found as it says.
+
+    Raises:
+        UserError: if none of the first `grid.calibration_images` images can be read.
+    """
+    read, spans = make_question_reader(asked, job), first_spans(asked, config.grid.calibration_images)
+    remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=actor_gpus(config)[0])(_fit)
+    fitted = ray.get(
+        remote.remote(read, spans, str(job.model), config.model.dtype, config.prompt.conversation, list(retentions))
+    )
+    if fitted is None:
+        raise UserError(f"grid.calibration_images: none of the first {config.grid.calibration_images} can be read")
+    recipes = {**known, **dict(zip(retentions, fitted, strict=True))}
+    stored = {**_fitted_to(config, job.model), "recipes": {str(r): recipe for r, recipe in recipes.items()}}
+    output.write(FILE, json.dumps(stored).encode())
+    return recipes
+
+
+def _fitted_to(config: AccuracyConfig, model: Path) -> dict[str, Any]:
+    return {"model": weights_digest(model), "images": config.grid.calibration_images, "budget": "as executed"}
+
+
+def _fit(
+    read: ReadQuestions, spans: list[SpanRow], model: str, dtype: str, style: str, retentions: list[float]
+) -> list[dict[int, int]] | None:
+    """Every image with one of its questions, another one from image to image."""
+    pictures = []
+    for span in spans:
+        for row in read(span.to_row()):
+            work = Work.from_row(row)
+            if work.error is not None:
+                raise RuntimeError(work.error)
+            for image, rows in zip(work.images, work.rows(), strict=True):
+                if image.num_pictures == 1:
+                    prompt = image.prompts[len(pictures) % len(image.prompts)]
+                    pictures.append((work.arrays["pixels"][rows.start], prompt))
+    sample = read_sample(Path(model), pictures, dtype=dtype, style=style)
+    return fit_to_retentions(sample, retentions) if pictures else None

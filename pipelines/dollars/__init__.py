@@ -1,0 +1,1 @@
+"""Prices, what nodes are held for, where the dollars went, and the cap."""

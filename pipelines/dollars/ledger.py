@@ -1,0 +1,67 @@
+"""What every run of an output cost, kept beside it, so that a killed driver's dollars are not lost.
+
+runs/<run>.json    one object a run, rewritten every few seconds while it lives: node-seconds held, dollars
+"""
+
+import json
+import logging
+import secrets
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.stages.unit_batch import clean
+from pipelines.store import Store
+
+logger = logging.getLogger(__name__)
+
+FOLDER, THREADS = "runs", 16
+
+
+@dataclass(slots=True)
+class Spent:
+    """Sums over runs of an output. `usd` holds the runs with a price; `unpriced` counts the others."""
+
+    runs: int = 0
+    unpriced: int = 0
+    usd: float = 0.0
+    wall_seconds: float = 0.0
+    node_seconds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, usd: float | None, wall_seconds: float, node_seconds: dict[str, float]) -> None:
+        self.runs += 1
+        self.unpriced += usd is None
+        self.usd += usd or 0.0
+        self.wall_seconds += wall_seconds
+        self.node_seconds.update(node_seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: dict(v) if isinstance(v := getattr(self, name), Counter) else v for name in self.__slots__}
+
+
+def new_run() -> str:
+    """A name for a run that sorts by time."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def record_run(store: Store, run: str, usd: float | None, wall_seconds: float, node_seconds: dict[str, float]) -> None:
+    """Writes what a run has cost so far, in place of what it wrote before."""
+    record = {"usd": usd, "wall_seconds": wall_seconds, "node_seconds": node_seconds}
+    store.write(f"{FOLDER}/{run}.json", json.dumps(record, indent=1).encode())
+
+
+def read_spent(store: Store, without: str = "") -> Spent:
+    """What the runs of an output have cost, all but the one called `without`."""
+    names = [name for name in store.list(FOLDER) if name.endswith(".json") and name != f"{without}.json"]
+    spent = Spent()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name, content in zip(names, pool.map(lambda name: store.read(f"{FOLDER}/{name}"), names), strict=True):
+            try:
+                spent.add(**json.loads(content))
+            except (ValueError, TypeError) as error:
+                logger.warning(
+                    "%s/%s/%s is none of a run's and is left out: %s", store.path, FOLDER, name, clean(str(error))
+                )
+    return spent

@@ -1,0 +1,1 @@
+"""What decodes the pruned prompts, one file an engine, and what all engines share."""

@@ -1,0 +1,103 @@
+"""Third stage, a GPU actor: kept visual tokens and prompts -> captions, by the transformers engine.
+
+Fills `captions` of every image; drops `tokens` and `kept`. Holds the language model and the tokenizer, nothing of the
+vision tower.
+"""
+
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from otprune.methods import get_method
+from otprune.models import Completion, load_decoder
+from pipelines.engines.requests import Request, RequestMaker, as_caption, give_answers, sampling_seed
+from pipelines.run.pruning import layer_rows, make_policy
+from pipelines.stages.encode import Suspicion, exit_if_cuda_is_broken, limit_memory, run_batched, torch_dtype
+from pipelines.stages.token_arrays import unpack
+from pipelines.stages.unit_batch import Work, clean
+
+
+class Generator:
+    """The actor. Arguments are plain values, so that it runs without Ray as well."""
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        dtype: str,
+        device: str,
+        conversation: str,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        batch_size: int,
+        method: str = "none",
+        settings: dict[str, Any] | None = None,
+        cuda_graphs: bool = False,
+        gpu_share: float = 1.0,
+    ):
+        """`method` and its resolved `settings` matter where it prunes inside the model."""
+        limit_memory(device, gpu_share)
+        self.decoder = load_decoder(
+            Path(model_path), dtype=torch_dtype(dtype, device), device=device, cuda_graphs=cuda_graphs
+        )
+        self.conversation, self.batch_size, self.seed = conversation, batch_size, seed
+        self.max_new_tokens = max_new_tokens
+        self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+        self.method, self.settings = method, settings or {}
+        self.suspicion = Suspicion()
+        self.policy = make_policy(method, self.settings) if get_method(method).kind == "in_llm" else None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        work = Work.from_row(row)
+        if work.error is None:
+            try:
+                with work.timed("generate"):
+                    self._generate(work)
+            except Exception as error:
+                exit_if_cuda_is_broken(error)
+                work.error = f"generate: {type(error).__name__}: {clean(str(error))}"
+        work.arrays = {}
+        return work.to_row()
+
+    def _generate(self, work: Work) -> None:
+        maker = RequestMaker(self.decoder, self.conversation, self.max_new_tokens, self.decoder.max_length)
+        one_picture = None if self.policy is None else self.method
+        requests, bad = maker.of_unit(work, unpack(work), one_picture=one_picture)
+        requests.sort(key=lambda r: (r.max_new_tokens, r.length))  # similar lengths together: less padding
+        done: dict[tuple[int, int], dict[str, Any]] = {}
+
+        def run(indices: list[int]) -> None:
+            batch = [requests[i] for i in indices]
+            for request, completion in zip(batch, self._complete(work, batch), strict=True):
+                num_kept = self._num_kept(request.num_visual)
+                done[request.image, request.prompt] = as_caption(completion, num_kept)
+
+        failed: dict[int, Exception] = {}
+        for _, alike in groupby(range(len(requests)), key=lambda i: requests[i].max_new_tokens):
+            failed |= run_batched(list(alike), self.batch_size, run)
+        guilty = {requests[r].image: error for r, error in failed.items()}
+        self.suspicion.note(len(done), guilty.values())
+        for i, error in guilty.items():
+            work.reject(i, "generate", f"{type(error).__name__}: {error}")
+            bad.add(i)
+        give_answers(work, done, bad)
+
+    def _num_kept(self, num_visual: int) -> int:
+        """Visual tokens that were decoded: of methods inside the model, the mean over its layers."""
+        layers = self.decoder.model.config.num_hidden_layers
+        rows = layer_rows(self.method, self.settings, num_visual, layers)
+        return num_visual if rows is None else round(fmean(attended for attended, _ in rows))
+
+    def _complete(self, work: Work, batch: list[Request]) -> list[Completion]:
+        images = [work.images[request.image] for request in batch]
+        return self.decoder.generate(
+            [request.visual for request in batch],
+            [request.ids for request in batch],
+            max_new_tokens=batch[0].max_new_tokens,
+            seeds=[sampling_seed(i.sha256, r.prompt, self.seed) for i, r in zip(images, batch, strict=True)],
+            policy=self.policy,
+            **self.sampling,
+        )

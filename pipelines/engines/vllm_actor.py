@@ -1,0 +1,222 @@
+"""Third stage with engine.name=vllm, a GPU actor: kept visual tokens, or whole images, and prompts -> captions.
+
+Fills `captions` of every image; drops `tokens` and `kept`, or `pixels`. Ray Data hands the actor several units at once:
+their requests share the engine's slots, so that it does not run empty at the end of each. A request that fails rejects
+its image. An engine that is dead, or hangs, ends the process; Ray starts it again and retries the units, and what kills
+every engine is isolated like anything else that kills its process (faults.py).
+"""
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+
+from otprune.models import Completion, load_prompter
+from otprune.models.checkpoint import num_visual_tokens
+from pipelines.engines.one_size_at_a_time import EqualGate
+from pipelines.engines.requests import Request, RequestMaker, as_caption, give_answers, sampling_seed
+from pipelines.engines.vllm_client import Answer, EngineDiedError, VllmEngine
+from pipelines.stages.encode import SYSTEMATIC, Suspicion, thumbnail
+from pipelines.stages.token_arrays import as_tensor, unpack
+from pipelines.stages.unit_batch import Work, clean
+
+QUEUED = 1.25  # requests in the engine for each of its slots: the next are at hand when one is free
+
+
+class Engine(Protocol):
+    """What the stage needs of an engine; vLLM's is `VllmEngine`."""
+
+    max_length: int  # tokens of prompt and answer
+    num_slots: int  # requests that it runs at once
+
+    async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Answer:
+        """Raises EngineDiedError; or anything else, and this request alone has failed."""
+        ...
+
+    def kill(self) -> None:
+        """Ends the engine's processes at once."""
+        ...
+
+
+class VllmGenerator:
+    """The actor. Arguments are plain values; `engine` is vLLM's keyword arguments, `sampling` its further sampling
+    parameters. With `images` the engine gets the images themselves and encodes them."""
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        conversation: str,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        engine: dict[str, Any],
+        sampling: dict[str, Any],
+        images: bool,
+        timeout_seconds: float,
+    ):
+        self.images, self.seed, self.timeout_seconds = images, seed, timeout_seconds
+        self.prompter = load_prompter(Path(model_path))
+        self.num_visual_tokens = num_visual_tokens(Path(model_path))
+        self.sampling = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "stop_token_ids": self.prompter.end_tokens,
+            "ignore_eos": True,  # the tokenizer's; what ends an answer is the checkpoint's
+            **sampling,
+        }
+        self.engine = self.start_engine(model_path, engine)
+        length = min(self.prompter.max_length, self.engine.max_length)
+        self.requests = RequestMaker(self.prompter, conversation, max_new_tokens, length)
+        self.gate = EqualGate(math.ceil(QUEUED * self.engine.num_slots))
+        self.clock = SharedClock()
+        self.suspicion = Suspicion()
+        self.last_progress = time.monotonic()
+        self.watchdog: asyncio.Task | None = None
+
+    def start_engine(self, model_path: str, arguments: dict[str, Any]) -> Engine:
+        return VllmEngine(model_path, arguments)
+
+    async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self.watchdog is None or self.watchdog.done():
+            self.watchdog = asyncio.create_task(self._watch())
+        work = Work.from_row(row)
+        if work.error is None:
+            try:
+                with self.clock.share(work):
+                    await self._generate(work)
+            except EngineDiedError as error:
+                self.die(f"the engine died: {clean(str(error))}")
+            except Exception as error:
+                work.error = f"generate: {type(error).__name__}: {clean(str(error))}"
+        work.arrays = {}
+        return work.to_row()
+
+    async def _generate(self, work: Work) -> None:
+        if self.images:
+            pixels = as_tensor(work.arrays["pixels"])
+            work.num_visual_tokens = self.num_visual_tokens
+            add_samples(work, pixels, self.num_visual_tokens)
+            pictures = [
+                [list(pixels[rows.start : rows.stop])] * len(image.prompts)
+                for image, rows in zip(work.images, work.rows(), strict=True)
+            ]
+            requests, bad = self.requests.of_unit(work, pictures, num_tokens=self.num_visual_tokens)
+        else:
+            requests, bad = self.requests.of_unit(work, unpack(work))
+        results = await asyncio.gather(*(self._answer(work, r) for r in requests), return_exceptions=True)
+        done: dict[tuple[int, int], dict[str, Any]] = {}
+        failed: dict[int, BaseException] = {}
+        for request, result in zip(requests, results, strict=True):
+            if isinstance(result, EngineDiedError | asyncio.CancelledError):
+                raise result
+            if isinstance(result, BaseException):
+                failed[request.image] = result
+            else:
+                done[request.image, request.prompt] = result
+        if not done and len(failed) >= SYSTEMATIC:
+            raise next(iter(failed.values()))
+        self.suspicion.note(len(done), failed.values())
+        for i, error in failed.items():
+            work.reject(i, "generate", f"{type(error).__name__}: {error}")
+        give_answers(work, done, bad | set(failed))
+
+    async def _answer(self, work: Work, request: Request) -> dict[str, Any]:
+        sizes = {len(picture) for picture in request.visual}
+        if len(sizes) > 1:
+            raise ValueError(f"vLLM must get equal numbers of tokens of all pictures of a prompt, got {sorted(sizes)}")
+        async with self.gate.admit(sizes.pop()):
+            if self.gate.inside == 1:
+                self.last_progress = time.monotonic()
+            sampling = self.sampling | {"max_tokens": request.max_new_tokens}
+            if sampling["temperature"] > 0:
+                sampling["seed"] = sampling_seed(work.images[request.image].sha256, request.prompt, self.seed)
+            name = f"{work.unit.name}:{request.image}:{request.prompt}"
+            try:
+                answer = await self.engine.complete(self._prompt(request), sampling, name)
+            finally:
+                self.last_progress = time.monotonic()
+        return as_caption(self._completion(request, answer), request.num_visual)
+
+    def _prompt(self, request: Request) -> dict[str, Any]:
+        """One placeholder for each picture, which vLLM widens to the number of the picture's tokens."""
+        first, *rest = request.ids
+        ids = [*first, *(token for after in rest for token in (self.prompter.image_token, *after))]
+        if self.images:
+            pictures = [PILImage.fromarray(pixels.numpy()) for pixels in request.visual]
+        else:
+            pictures = torch.stack(request.visual)  # [P, K, D]
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
+
+    def _completion(self, request: Request, answer: Answer) -> Completion:
+        """By the tokens, as the transformers engine does; by vLLM's own text where stop strings cut it."""
+        by_tokens = self.prompter.completion(request.length, answer.ids)
+        if answer.text is None:
+            return by_tokens
+        return Completion(
+            text=answer.text.strip(),
+            num_prompt_tokens=request.length,
+            num_generated_tokens=len(answer.ids),
+            finish_reason=answer.finish_reason,
+        )
+
+    async def _watch(self) -> None:
+        """Ends an engine in which requests are, and none has come back for `timeout_seconds`."""
+        while True:
+            await asyncio.sleep(self.timeout_seconds / 20)
+            if self.gate.inside and time.monotonic() - self.last_progress > self.timeout_seconds:
+                self.die(f"the engine finished no request for engine.timeout_seconds={self.timeout_seconds:g}")
+
+    def die(self, reason: str) -> NoReturn:
+        """Ends the process and its engine, so that Ray starts both afresh.
+
+        `os._exit`, since an orderly exit would tell Ray that the actor is meant to stay dead.
+        """
+        print(f"{reason}; the actor restarts", flush=True)
+        self.engine.kill()
+        os._exit(1)
+
+
+class SharedClock:
+    """Divides wall time among the units at work, so that the seconds of all add up to the actor's."""
+
+    def __init__(self) -> None:
+        self._shares: dict[int, float] = {}
+        self._last = 0.0
+
+    @contextmanager
+    def share(self, work: Work) -> Iterator[None]:
+        self._tick()
+        self._shares[id(work)] = 0.0
+        try:
+            yield
+        finally:
+            self._tick()
+            work.seconds["generate"] = work.seconds.get("generate", 0.0) + self._shares.pop(id(work))
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        for key in self._shares:
+            self._shares[key] += (now - self._last) / len(self._shares)
+        self._last = now
+
+
+def add_samples(work: Work, pixels: Tensor, num_tokens: int) -> None:
+    """Thumbnails for the report; every token is kept."""
+    for image, (i, *_) in zip(work.images, work.rows(), strict=True):
+        if image.sample is not None:
+            image.sample = {
+                "jpeg": thumbnail(pixels[i]),
+                "kept": np.arange(num_tokens).tolist(),
+                "num_tokens": num_tokens,
+            }

@@ -1,0 +1,1 @@
+"""Encoded bytes -> upright RGB pixels of the size that a model takes. No torch."""

@@ -1,0 +1,102 @@
+"""The fingerprint: one hash of everything that decides what a caption says, so that an output never mixes two.
+
+Model weights, prompt, pruning, decoding of images and of text, and this package's version are in it; cluster size,
+batch sizes, unit size and store locations are not.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import otprune
+from otprune.models import weights_digest
+from pipelines.config.keys import Config
+from pipelines.config.load import UserError
+from pipelines.engines.checks import identity
+from pipelines.output.schema import CAPTIONS_FOLDER, PREDICTIONS_FOLDER
+from pipelines.stages.prune import find_clip
+from pipelines.store import Store
+
+FILE = "fingerprint.json"
+SECTIONS = ("prompt", "prune", "decode")
+KEYS = (
+    "model.path",
+    "model.dtype",
+    "generate.max_new_tokens",
+    "generate.temperature",
+    "generate.top_p",
+    "generate.seed",
+    "input.image_column",
+    "input.id_column",
+)
+
+
+def describe(config: Config, model: Path, pruning: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The keys and values that the fingerprint stands for; `pruning` are resolved settings, if any."""
+    chosen = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
+    described = {**chosen, **identity(config), "model.weights": weights_digest(model), "version": otprune.__version__}
+    if config.prune.settings.get("clip"):  # cdpruner's, whose weights decide as well
+        described["prune.clip.weights"] = weights_digest(find_clip(config.prune.settings))
+    if pruning:
+        described["prune.resolved"] = pruning
+    return json.loads(json.dumps(described))  # as it is read back: keys of dicts are text
+
+
+def fingerprint(described: dict[str, Any]) -> str:
+    """16 hex digits."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def claim_output(store: Store, described: dict[str, Any], on_mismatch: str, *, mark: bool = True) -> Store:
+    """The store to write to: `store`, marked with the fingerprint, or its sibling if it holds another's output.
+
+    Without `mark` nothing is written.
+
+    Raises:
+        UserError: if the output belongs to another configuration (naming the keys that differ) and
+            `on_mismatch` is `refuse`.
+    """
+    mine = fingerprint(described)
+    stored = read_claim(store)
+    if stored is not None and fingerprint(stored) != mine and _holds(store):
+        if on_mismatch == "new":
+            sibling = Store(f"{store.path}-{mine[:8]}", store.endpoint_url, store.anonymous)
+            return claim_output(sibling, described, "refuse", mark=mark)
+        raise UserError(
+            f"{store.path} belongs to another configuration, which differs in {_differences(stored, described)}; "
+            "choose another output.path, or output.on_mismatch=new for a sibling folder"
+        )
+    if stored is None or fingerprint(stored) != mine:
+        if stored is None and (folder := _holds(store)):
+            raise UserError(
+                f"{store.path} holds {folder} but no {FILE} that says how they were made; choose another output.path"
+            )
+        if mark:
+            store.write(FILE, json.dumps(described, indent=1, sort_keys=True).encode())
+    return store
+
+
+def _holds(store: Store) -> str:
+    """The folder that the output of a job lies in, if any."""
+    return next((folder for folder in (CAPTIONS_FOLDER, PREDICTIONS_FOLDER) if store.list(folder)), "")
+
+
+def read_claim(store: Store) -> dict[str, Any] | None:
+    """What an earlier run wrote into `fingerprint.json` of this output, if any."""
+    try:
+        content = store.read(FILE)
+    except FileNotFoundError:
+        return None
+    try:
+        claim = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{store.path}/{FILE} must be JSON: {error}") from error
+    if not isinstance(claim, dict):
+        raise UserError(f"{store.path}/{FILE} must be a JSON object, got {type(claim).__name__}")
+    return claim
+
+
+def _differences(stored: dict[str, Any], mine: dict[str, Any]) -> str:
+    keys = sorted(k for k in {*stored, *mine} if stored.get(k) != mine.get(k))
+    return ", ".join(f"{k} ({stored.get(k)!r} there, {mine.get(k)!r} here)" for k in keys)

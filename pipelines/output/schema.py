@@ -1,0 +1,62 @@
+"""Columns and Arrow types of everything the job writes, and the closed list of quarantine reasons."""
+
+import pyarrow as pa
+
+from pipelines.benchmarks import RECORDS
+from pipelines.images.decode import DECODE_REASONS
+
+CAPTIONS_FOLDER, PREDICTIONS_FOLDER = "captions", "predictions"
+
+CAPTIONS = pa.schema(
+    [
+        ("id", pa.string()),  # the corpus's own key, or the row address `source#row`
+        ("source", pa.string()),  # file, relative to the input
+        ("row", pa.int64()),  # row in that file; 0 for an image file
+        ("caption", pa.string()),
+        ("prompt", pa.string()),  # the user's text, columns filled in
+        ("model", pa.string()),
+        ("method", pa.string()),
+        ("num_visual_tokens", pa.int32()),
+        ("num_kept_tokens", pa.int32()),  # that were decoded; of methods inside the model the mean over its layers
+        ("num_prompt_tokens", pa.int32()),  # text and visual tokens that enter the first layer
+        ("num_generated_tokens", pa.int32()),  # end token included
+        ("finish_reason", pa.string()),  # stop | length
+        ("sha256", pa.string()),  # of the encoded image
+    ]
+)
+
+_COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
+PREDICTIONS = pa.schema(
+    [
+        *RECORDS,
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("prompt", pa.string()),
+        *((name, pa.string()) for name in ("model", "method")),
+        *((name, pa.int32()) for name in _COUNTS),  # null, as prediction is, where the image could not be read
+        ("finish_reason", pa.string()),
+        ("sha256", pa.string()),  # of the encoded image, or of several one after the other
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("sha256", pa.string()),  # null if there were no bytes
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+REASONS = {
+    **dict.fromkeys(DECODE_REASONS, "decode"),
+    "fetch": "read",  # the URI could not be fetched
+    "prompt": "read",  # a column of the prompt template is null, or the prompt does not fit the model
+    "encode": "encode",  # the vision tower or the selection failed on this image alone
+    "generate": "generate",  # decoding failed on this image alone
+    "crash": "process",  # the process that worked on this image died, again and again
+}
+"""Quarantine reason -> the stage it belongs to. The list is closed: counts by reason mean something."""

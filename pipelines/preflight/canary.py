@@ -1,0 +1,147 @@
+"""Did the model look? A few images captioned as they are, blank, and with each other's pixels.
+
+A pipeline that feeds wrong, constant or mixed-up visual tokens still writes fluent captions; they just do not depend on
+the image. Every sampled image goes three times through the caption job's own stages, in one unit:
+
+    true       as it is
+    blank      every pixel in the mean colour of the model's training images
+    swapped    its row and prompts, but the pixels of another image of the sample
+
+Captions of the blank and of the swapped image must differ from the true one. Where the prompt is the same for all
+images, the swapped caption should moreover be the other image's own: if not, images and rows are mixed up somewhere.
+Decoding is greedy whatever `generate.temperature` says, for two samples differ whether the model looks or not.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.config.keys import QualityConfig
+from pipelines.config.load import UserError
+from pipelines.corpus.find import Corpus
+from pipelines.metrics.agreement import canary
+from pipelines.metrics.ptb import tokenize
+from pipelines.output.plan import Plan
+from pipelines.output.unit import CorpusFile, Unit
+from pipelines.preflight.canary_stages import Captions, ReadThreefold, collect
+from pipelines.run.cluster import connected
+from pipelines.run.flow import run_flow
+from pipelines.run.isolate import JobFailedError
+from pipelines.run.job import Job, check_model, check_pruning, decode_settings, find_input, make_stages
+from pipelines.run.watchdog import cause_of
+from pipelines.stages.encode import Encoder
+from pipelines.stages.read import SpanRow
+from pipelines.store import make_store
+
+PIECES = 4  # files that a sample is spread over
+LEVEL = 0.95
+
+Interval = tuple[float, float, float]  # value and the ends of its 95 % interval
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryResult:
+    """Shares of captions, with exact binomial (Clopper-Pearson) intervals."""
+
+    images: int
+    captions: int  # one for each image and prompt
+    left_out: int  # sampled images that could not be captioned, or had no other image to swap with
+    same_as_blank: Interval
+    same_as_swapped: Interval
+    follows_swap: Interval | None  # swapped captions that are the other image's own; None if prompts differ by row
+    saw_the_images: bool  # neither share of equal captions is above `canary.max_same`
+
+
+def run_canary(config: QualityConfig, encoder: type = Encoder, generator: type | None = None) -> CanaryResult:
+    """Captions `canary.images` of the corpus three times and compares.
+
+    Raises:
+        UserError: for anything that the user has to correct, such as a corpus of one image.
+        JobFailedError: if Ray gives up, or a unit fails as a whole.
+    """
+    config = replace(config, generate=replace(config.generate, temperature=0.0))
+    model, corpus = check_model(config), find_input(config)
+    spans = sample_spans(corpus, config.canary.images)
+    output = make_store(config.output.path)  # nothing is written there
+    pruning = check_pruning(config, model)
+    job = Job(config, model, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning)
+    with connected(config):
+        stages = make_stages(job, encoder, generator)
+        summaries = run_flow(
+            spans,
+            read=ReadThreefold(stages.read, decode_settings(job).background),
+            encode=stages.encode,
+            generate=stages.generate,
+            sink=collect,
+            retries=config.faults.retries,
+            max_lost=0,
+            no_progress_seconds=config.faults.no_progress_seconds,
+        )
+        try:
+            units = [json.loads(row["summary"]) for row in summaries]
+        except Exception as error:  # whatever its executor ran into, Ray raises as it is
+            raise JobFailedError(f"the canary failed: {type(error).__name__}: {cause_of(str(error))}") from error
+    if failed := [unit["error"] for unit in units if unit["error"]]:
+        raise JobFailedError(f"the canary failed: {failed[0]}")
+    return compare(units, sum(span.units[0].num_images for span in spans), config.canary.max_same)
+
+
+def compare(units: list[dict[str, Any]], num_sampled: int, max_same: float) -> CanaryResult:
+    """The result over units as `collect` summarises them.
+
+    Raises:
+        UserError: if fewer than two images came through.
+    """
+    captions: Captions = {"true": {}, "blank": {}, "swapped": {}}
+    others: dict[str, str] = {}
+    for unit in units:
+        for variant, found in unit["captions"].items():
+            captions[variant] |= found
+        others |= unit["others"]
+    whole = [key for key in captions["true"] if all(key in found for found in captions.values())]
+    if len(whole) < 2:
+        raise UserError(f"canary.images must find at least two different images in input.path, got {len(whole)}")
+    true, blank, swapped = ({key: found[key] for key in whole} for found in captions.values())
+    result = canary(true, blank, swapped, max_same)
+    count, images = len(whole), len({key.partition(" ")[0] for key in whole})
+    pairs = [(swapped[key], captions["true"].get(others[key])) for key in whole if key in others]
+    follows = [tokenize(ours) == tokenize(theirs) for ours, theirs in pairs if theirs is not None]
+    return CanaryResult(
+        images=images,
+        captions=count,
+        left_out=num_sampled - images,
+        same_as_blank=_share(round(result.same_as_blank * count), count),
+        same_as_swapped=_share(round(result.same_as_swapped * count), count),
+        follows_swap=_share(sum(follows), len(follows)) if follows else None,
+        saw_the_images=result.saw_the_images,
+    )
+
+
+def sample_spans(corpus: Corpus, num_images: int) -> list[SpanRow]:
+    """The first rows of some files spread over the corpus; of a folder of image files, files spread over it."""
+    if corpus.columns is None:
+        files = _spread(corpus.files, num_images)
+        return [SpanRow((Unit("0" * 12, 0, len(files), tuple(file.source for file in files)),), (), 0)]
+    count = min(PIECES, max(1, num_images // 8))
+    while sum(file.num_rows for file in _spread(corpus.files, count)) < num_images and count < len(corpus.files):
+        count *= 2  # small files
+    files = _spread(corpus.files, count)
+    spans, left = [], num_images
+    for i, file in enumerate(files):
+        rows = min(file.num_rows, -(-left // (len(files) - i)))
+        spans.append(SpanRow((Unit(f"{i:012d}", 0, rows, (file.source,)),), file.row_groups, 0))
+        left -= rows
+    return spans
+
+
+def _spread(files: Sequence[CorpusFile], count: int) -> list[CorpusFile]:
+    count = min(count, len(files))
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def _share(count: int, of: int) -> Interval:
+    from scipy.stats import binomtest  # scipy takes a second to load
+
+    interval = binomtest(count, of).proportion_ci(LEVEL, method="exact")
+    return count / of, float(interval.low), float(interval.high)

@@ -1,0 +1,36 @@
+"""The last stage of a sample run: what `sink.py` would write is made, weighed and thrown away.
+
+A module of its own, since the tasks that run it import it: with `sample.py` they would load torch and all models' code.
+"""
+
+import json
+from typing import Any
+
+from pipelines.stages.unit_batch import Work, clean
+from pipelines.stages.write import Sink, encode_table, summarize, totals
+
+
+class SampleSink(Sink):
+    """A sink that writes nothing; its summaries also say how many bytes it would have written."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        work, sizes = Work.from_row(row), (0, 0.0)
+        if work.error is None:
+            try:
+                with work.timed("write"):
+                    sizes = self._sizes(work)
+            except Exception as error:
+                work.error = f"write: {type(error).__name__}: {clean(str(error))}"
+        more = {"output_bytes": sizes[0], "object_bytes": sizes[1]}
+        return {"summary": json.dumps(summarize(work) | more)}
+
+    def _sizes(self, work: Work) -> tuple[int, float]:
+        """Bytes of all the unit's objects, and of its captions object what does not grow with the rows in it."""
+        whole = {name: len(content) for name, content in self.objects(work).items()}
+        rows = self.rows(work, **self.names)
+        half = len(rows) // 2
+        if not half:
+            return sum(whole.values()), float(list(whole.values())[-1])
+        metadata = {**totals(work), "sources": work.unit.sources}
+        part, full = (len(encode_table(some, self.schema, metadata)) for some in (rows[:half], rows))
+        return sum(whole.values()), max(0.0, full - (full - part) / (len(rows) - half) * len(rows))

@@ -1,0 +1,53 @@
+"""Captioning a random sample of the corpus through the job's own stages, without writing anything to its output.
+
+Units are drawn from equal stretches of the corpus in file order, one of each: so every large file is in the sample, and
+of many small ones a share.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from pipelines.output.plan import plan_everything
+from pipelines.preflight.dry_write import SampleSink
+from pipelines.run.job import Job, Stages, check_pruning, make_stages
+from pipelines.stages.read import SpanRow
+
+MIN_UNITS = 12  # wanted in a sample, as intervals come from the differences between units
+
+
+def draw_units(job: Job, num_images: int, seed: int, *, shown: bool = False) -> list[SpanRow]:
+    """Units with about `num_images` images in all; with `shown`, each image comes back as a sample for people."""
+    config = job.config
+    least = max(config.encode.batch_size, config.generate.batch_size)  # smaller units would not fill a batch
+    size = min(config.unit.images, max(least, math.ceil(num_images / MIN_UNITS)))
+    spans = plan_everything(job.corpus, job.fingerprint, num_images=size, limit=config.input.limit)
+    units = [(unit, groups) for units, groups in spans for unit in units]
+    count = min(len(units), math.ceil(num_images / size))
+    rng = random.Random(seed)
+    drawn = [units[rng.randrange(i * len(units) // count, (i + 1) * len(units) // count)] for i in range(count)]
+    return [SpanRow((unit,), groups, unit.num_images if shown else 0) for unit, groups in drawn]
+
+
+def run_sample(
+    job: Job, spans: list[SpanRow], encoder: type, generator: type | None, *, method: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Summaries of the units as they come through, on the connected cluster; `method` in place of prune.method.
+
+    A unit that fails, or whose process dies, does not come through.
+
+    Raises:
+        JobFailedError: if Ray gives up.
+    """
+    config = job.config
+    if method is not None:
+        config = replace(config, prune=replace(config.prune, method=method, settings={}))
+        job = replace(job, config=config, pruning=check_pruning(config, job.model))
+    stages = make_stages(job, encoder, generator)
+    sink = SampleSink(
+        store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method
+    )
+    sampled = Stages(stages.read, stages.encode, stages.generate, sink)
+    yield from (summary for summary in sampled.run(spans, config, False) if summary["error"] is None)

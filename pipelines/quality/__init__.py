@@ -1,0 +1,1 @@
+"""Captions judged by themselves, without questions."""

@@ -1,0 +1,216 @@
+"""Joining a Ray cluster or starting an embedded one, with the resources that the pools need."""
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import ray
+import ray.data
+
+from pipelines.config.keys import Config
+from pipelines.config.load import UserError
+from pipelines.engines.checks import engine_bundles, num_workers, takes_images
+from pipelines.run.flow import share_a_gpu
+from pipelines.stages.unit_batch import clean
+
+logger = logging.getLogger(__name__)
+
+TASK_CPUS = 2  # for reading, decoding and writing beside the actors
+ANSWER_SECONDS = 15.0  # within which a cluster that is there opens a connection
+START_ATTEMPTS = 3  # of an embedded Ray, 30 s each, which Ray does not let us change
+TOO_SLOW = "timed out during startup"
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[str]:
+    """Joins the cluster, or starts an embedded one, for the block; yields one line that says which.
+
+    A Ray that is running in this process already is used and left running.
+
+    Raises:
+        UserError: if `ray.address` names no cluster in reach, or the cluster is too small for the pools.
+    """
+    _quiet()
+    if ray.is_initialized():
+        yield f"this process's Ray: {size_of(ray.cluster_resources())}"
+        return
+    try:
+        where = _start(config)
+        logger.info("%s", where)
+        yield where
+    finally:
+        ray.shutdown()
+
+
+def _start(config: Config) -> str:
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_answers(address)
+        try:
+            environment = {"env_vars": {"OMP_WAIT_POLICY": "passive"}}
+            context = ray.init(address=address, log_to_driver=False, runtime_env=environment)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"ray.address must name a running cluster, got {address}: {error}") from error
+        where = f"Ray cluster {address}"
+    else:
+        # Threads that spin while they wait take the cores from their neighbours: four times slower on a busy machine.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray logs an error at each pool's start, about constructor arguments that are safe while the driver lives.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        context = _start_embedded(config)
+        where = "embedded Ray"
+    resources = ray.cluster_resources()
+    check_room(config, resources, may_grow=bool(address))
+    dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
+    return f"{where}: {size_of(resources)}{dashboard}"
+
+
+def size_of(resources: Mapping[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+
+
+def _start_embedded(config: Config) -> Any:
+    """A Ray of this process's own; once more where it did not come up in time, as on a machine that others keep busy.
+
+    Raises:
+        UserError: if it never does.
+    """
+    store, slow = config.ray.object_store_mb, None
+    for _ in range(START_ATTEMPTS):
+        try:
+            return ray.init(
+                address="local",
+                num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, actor_cpus(config) + TASK_CPUS),
+                include_dashboard=config.ray.dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=store * 2**20 if store else None,
+            )
+        except Exception as error:
+            if TOO_SLOW not in str(error):  # Ray has no type of its own for it
+                raise
+            slow = error
+            logger.warning("Ray did not start within 30 s: is the machine busy?")
+    raise UserError(f"an embedded Ray must start in {START_ATTEMPTS} attempts of 30 s: {slow}") from slow
+
+
+def _check_answers(address: str) -> None:
+    """Where no Ray answers, `ray.init` would end this process after a while, without an exception.
+
+    Raises:
+        UserError: if nothing at a host:port address speaks gRPC.
+    """
+    target = address.removeprefix("ray://")
+    if ":" not in target or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    with grpc.insecure_channel(target) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
+        except grpc.FutureTimeoutError as error:
+            raise UserError(f"ray.address must name a running cluster, got {address}: no Ray answers there") from error
+
+
+def actor_cpus(config: Config) -> int:
+    """CPUs that the actors of both pools hold at their smallest."""
+    encode = 0 if takes_images(config) else config.encode.actors * config.encode.num_cpus
+    return math.ceil(encode + config.generate.actors * config.generate.num_cpus)
+
+
+def actor_gpus(config: Config) -> tuple[float, float]:
+    """GPUs of one encode and one generate actor: as configured, else a share of one where the cluster has any; an
+    engine of several workers, or of a placement group, takes whole ones, and one that encodes the images itself leaves
+    no encode actor."""
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    encode = (0.3 if has_gpus else 0.0) if config.encode.num_gpus is None else config.encode.num_gpus
+    is_whole = num_workers(config) > 1 or takes_images(config) or engine_bundles(config)
+    share = float(num_workers(config)) if is_whole else 0.7
+    generate = (share if has_gpus else 0.0) if config.generate.num_gpus is None else config.generate.num_gpus
+    return (0.0 if takes_images(config) else encode), generate
+
+
+def gpus_needed(config: Config) -> float:
+    """GPUs that both pools hold at their smallest. An actor that takes less than one lives on one of them: shares that
+    do not fit one GPU together need another."""
+    encode, generate = actor_gpus(config)
+    actors = config.encode.actors, config.generate.actors
+    pairs = min(actors) if share_a_gpu(encode, generate) else 0
+    shares = [encode + generate] * pairs + [generate] * (actors[1] - pairs) + [encode] * (actors[0] - pairs)
+    whole, free = 0.0, []  # GPUs taken whole; what is left of those that are shared
+    for share in sorted(filter(None, shares), reverse=True):
+        if share >= 1:
+            whole += share
+            continue
+        place = next((i for i, left in enumerate(free) if share <= left + 1e-9), None)
+        if place is None:
+            free.append(1 - share)
+        else:
+            free[place] -= share
+    return whole + len(free)
+
+
+def wait_for_room(config: Config, seconds: float = 60.0) -> None:
+    """Waits until there is room for all actors and a task, at most so long.
+
+    An actor that is restarting when its pool is closed holds its CPUs and GPUs until it is up again and learns that
+    nobody wants it.
+    """
+    encode, generate = actor_gpus(config)
+    gpus = config.encode.actors * encode + config.generate.actors * generate
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        free = ray.available_resources()
+        if free.get("CPU", 0) >= actor_cpus(config) + 1 and free.get("GPU", 0) >= gpus:
+            return
+        time.sleep(0.2)
+
+
+def check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool) -> None:
+    """A pool that never fits would wait in silence; say so instead. An autoscaling cluster may still grow.
+
+    Raises:
+        UserError: if the pools do not fit a cluster that cannot grow.
+    """
+    needs = {"GPU": gpus_needed(config), "CPU": actor_cpus(config) + 1}  # one CPU for the tasks
+    problems = [
+        f"encode.actors, generate.actors and one task need {need:g} {kind}s, the cluster has {has:g}"
+        for kind, need in needs.items()
+        if need > (has := resources.get(kind, 0))
+    ]
+    for name, pool in (("encode", config.encode), ("generate", config.generate)):
+        if pool.accelerator and f"accelerator_type:{pool.accelerator}" not in resources:
+            known = sorted(kind.partition(":")[2] for kind in resources if kind.startswith("accelerator_type:"))
+            has = ", ".join(known) or "none"
+            problems.append(f"{name}.accelerator must be one of the cluster's ({has}), got {pool.accelerator}")
+    for text in problems:
+        if not may_grow:
+            raise UserError(text)
+        logger.warning("%s: the job waits until it has grown", text)
+
+
+def _quiet() -> None:
+    """Ray's progress bars and its chatter off: this package has its own progress line."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A pool may get less work than it has actors: rejected files, or the last few units of a resumed job.
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.execution.streaming_executor_state").addFilter(_in_one_line)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """A unit whose process died is one line, not forty; and whoever keeps a record would keep, by its traceback, the
+    dead unit's actor with its CPUs and GPUs."""
+    if record.exc_info and record.exc_info[1]:
+        error = record.exc_info[1]
+        record.msg, record.args = f"{record.getMessage()} {type(error).__name__}: {clean(str(error))}", ()
+        record.exc_info = None
+    return True

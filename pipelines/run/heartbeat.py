@@ -1,0 +1,143 @@
+"""The pulse of a run, in a thread of its own on the driver: every few seconds it looks at the cluster's nodes, so that
+dollars follow those that come and go, sets Ray's gauges, and writes
+
+    heartbeat.json     beside the captions: state, progress, rates, dollars, time; the newest run's
+    runs/<run>.json    what this run has cost so far; it stays, and adds up with those of other runs
+
+A store that refuses is said once and never ends the run.
+"""
+
+import json
+import logging
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.util.metrics import Gauge
+
+from pipelines.dollars.ledger import record_run
+from pipelines.run.job import Job
+from pipelines.run.metrics import Account
+from pipelines.run.progress import Progress
+from pipelines.stages.unit_batch import clean
+
+logger = logging.getLogger(__name__)
+
+FILE = "heartbeat.json"
+JOIN_SECONDS = 30.0  # for a last write on its way to a slow store
+STATES = {0: "done", 3: "gate failed", 4: "capped", 130: "interrupted"}  # by exit code; others failed
+GAUGES = {
+    "images_per_second": "Images captioned a second in the last minute.",
+    "tokens_per_second": "Tokens generated a second in the last minute.",
+    "done": "Images (or questions) of the output that are done.",
+    "quarantined": "Images of this run that are quarantined.",
+    "usd": "Dollars of this run so far.",
+    "usd_to_finish": "Dollars to the end of the plan at the rate of the last minute.",
+}
+
+
+class Heartbeat:
+    """Context manager: beats from the first moment to the end of the block; `finish` writes the last state."""
+
+    def __init__(self, job: Job, run: str, progress: Progress, account: Account):
+        self.job, self.run, self.progress, self.account = job, run, progress, account
+        self.every = job.config.run.heartbeat_seconds
+        self.started = time.time()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
+        self._gauges: dict[str, Gauge] = {}
+        self._warned: set[str] = set()
+        self._written = False
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(JOIN_SECONDS)
+
+    def finish(self, code: int, message: str) -> None:
+        """The last beat, once the run has ended; nothing for a run that never began."""
+        if self._written:
+            self._write(STATES.get(code, "failed"), message)
+
+    def content(self, state: str, message: str) -> dict[str, Any]:
+        """What heartbeat.json says."""
+        progress, account = self.progress, self.account
+        rates = progress.rates(recent=True)
+        return {
+            "run": self.run,
+            "state": state,
+            "message": message,
+            "started": _iso(self.started),
+            "updated": _iso(time.time()),
+            "counted": progress.counted,
+            "rows": progress.num_rows,
+            "done": progress.num_done + progress.count,
+            "done_by_this_run": progress.count,
+            "quarantined": progress.totals.images_quarantined,
+            **rates,
+            "elapsed_seconds": progress.elapsed,
+            "seconds_to_finish": progress.seconds_left,
+            "usd": progress.usd,
+            "usd_per_hour": account.meter.usd_per_hour,
+            "usd_to_finish": progress.usd_left,
+            "usd_of_output": account.usd_of_output,
+            "earlier_runs": account.earlier.runs,
+            "node_seconds": account.meter.node_seconds,
+            "nodes_without_price": dict(account.meter.unpriced),
+        }
+
+    def _work(self) -> None:
+        while True:
+            self._write("running", "")
+            if self._stop.wait(self.every):
+                return
+            self.look(joined=True)
+
+    def look(self, *, joined: bool = False) -> None:
+        """Takes note of the cluster's nodes; says of those that `joined` in mid-run if they have no price."""
+        try:
+            for held in self.account.meter.poll(ray.nodes()):
+                price = held.price
+                if self.account.meter.tariff.usd_per_hour is not None:
+                    continue
+                if price.usd_per_hour is not None:
+                    logger.info("node %s at $%g an hour", price.name, price.usd_per_hour)
+                elif joined:
+                    logger.warning("not in the dollars: a node that joined, %s: %s", price.name, price.problem)
+        except Exception as error:  # a head that is gone for a moment: the nodes stay on the bill
+            self._warn("the cluster's nodes", error)
+
+    def _write(self, state: str, message: str) -> None:
+        content, meter = self.content(state, message), self.account.meter
+        if state == "running":
+            self._set_gauges(content)
+        try:
+            record_run(self.job.output, self.run, meter.usd, meter.elapsed, meter.node_seconds)
+            self.job.output.write(FILE, json.dumps(content, indent=1).encode())
+            self._written = True
+        except Exception as error:  # the captions matter more
+            self._warn(FILE, error)
+
+    def _set_gauges(self, content: dict[str, Any]) -> None:
+        try:
+            for name, meaning in GAUGES.items():
+                gauge = self._gauges.get(name) or self._gauges.setdefault(
+                    name, Gauge(f"otprune_{name}", meaning, ("run",))
+                )
+                if content[name] is not None:
+                    gauge.set(content[name], {"run": self.run})
+        except Exception as error:  # say, in a Ray client, which has no metrics
+            self._warn("Ray's gauges", error)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        if what not in self._warned:
+            logger.warning("%s: %s: %s; the job goes on", what, type(error).__name__, clean(str(error)))
+            self._warned.add(what)
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,0 +1,200 @@
+"""How far the job is, as one live line on a terminal, or a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from pipelines.dollars.meter import Meter
+from pipelines.run.rate_interval import Gaps
+
+RATE_WINDOW = 60.0  # seconds over which the shown rate is taken
+AFTER_START = ("encode", "generate", "write")  # what happens to a unit once the actors are up
+
+Counted = Literal["images", "questions"]
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over the units of this run (`add`), or of a whole output."""
+
+    images_captioned: int = 0
+    images_quarantined: int = 0
+    captions: int = 0
+    unanswered: int = 0  # questions of benchmarks about images that could not be read
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished_by_length: int = 0
+    units: int = 0
+    reasons: Counter = field(default_factory=Counter)
+    seconds: Counter = field(default_factory=Counter)
+
+    def add(self, unit: dict[str, Any]) -> None:
+        for name in (
+            "images_captioned",
+            "images_quarantined",
+            "captions",
+            "unanswered",
+            "prompt_tokens",
+            "generated_tokens",
+            "finished_by_length",
+        ):
+            setattr(self, name, getattr(self, name) + unit[name])
+        self.units += 1
+        self.reasons.update(unit["reasons"])
+        self.seconds.update(unit["seconds"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: dict(v) if isinstance(v := getattr(self, name), Counter) else v for name in self.__slots__}
+
+    @property
+    def images(self) -> int:
+        return self.images_captioned + self.images_quarantined
+
+    @property
+    def questions(self) -> int:
+        return self.captions + self.unanswered
+
+
+class Progress:
+    """Counts images (or questions) of this run against the plan. Context manager: leaves the terminal as it was."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        num_done: int,
+        meter: Meter,
+        every: float,
+        started: float,
+        counted: Counted = "images",
+    ):
+        self.num_rows, self.num_done, self.meter, self.every = num_rows, num_done, meter, every
+        self.counted: Counted = counted
+        self.totals = Totals()
+        self.started = started
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
+        self._shown = 0.0
+        self._history: deque[tuple[float, int]] = deque()  # (time, count) at the units of the last minute
+        self._first: tuple[float, int] | None = None  # when the actors began the first unit with captions
+        self._gaps = Gaps()
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        self.show(force=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, unit: dict[str, Any]) -> bool:
+        """Counts a committed unit; says whether a progress point is due."""
+        before = self.count
+        self.totals.add(unit)
+        now = time.perf_counter()
+        if unit["captions"] or self._history:  # a unit of broken images alone comes through before the actors are up
+            if self._history:
+                self._gaps.add(now - self._history[-1][0], self.count - self._history[-1][1])
+            self._history.append((now, self.count))
+            if self._first is None:
+                worked = sum(unit["seconds"].get(stage, 0.0) for stage in AFTER_START)
+                self._first = (max(self.started, now - worked), before)
+                self._gaps.add(now - self._first[0], self.count - before)
+        while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
+            self._history.popleft()
+        return self.show()
+
+    def show(self, force: bool = False) -> bool:
+        now = time.perf_counter()
+        if not force and now - self._shown < self.every:
+            if self._live:
+                self._live.update(Text(self.line()), refresh=True)
+            return False
+        self._shown = now
+        if self._live:
+            self._live.update(Text(self.line()), refresh=True)
+        else:
+            self._console.print(self.line(), highlight=False, soft_wrap=True)
+        return True
+
+    @property
+    def count(self) -> int:
+        """Images, or questions, of this run."""
+        return self.totals.images if self.counted == "images" else self.totals.questions
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the job started, start-up included: what the cluster has been held for."""
+        return time.perf_counter() - self.started
+
+    @property
+    def startup_seconds(self) -> float:
+        """Seconds until the actors began their first unit with captions; all so far where there is none yet."""
+        return self.elapsed if self._first is None else self._first[0] - self.started
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars of this run so far; None without a price."""
+        return self.meter.usd
+
+    @property
+    def seconds_left(self) -> float | None:
+        """To the end of the plan at the rate of the last minute; None before there is one."""
+        rate = self.rates(recent=True)[f"{self.counted}_per_second"]
+        return (self.num_rows - self.num_done - self.count) / rate if rate > 0 and self._first else None
+
+    @property
+    def usd_left(self) -> float | None:
+        """What that costs with the nodes of now; None without a price."""
+        left, price = self.seconds_left, self.meter.usd_per_hour
+        return None if left is None or price is None else price * left / 3600
+
+    def rates(self, *, recent: bool = False) -> dict[str, float]:
+        """Images, or questions too, and generated tokens a second: of the whole run, or of its last minute.
+
+        Counted from when the actors began the first unit with captions, so they hold nothing of the start-up. `_low`
+        and `_high` are the ends of the rate's 95 % interval (gaps.py).
+        """
+        if self._first is None:
+            rate = self.count / max(1e-9, self.elapsed)
+        else:
+            end, after = self._history[-1]
+            start, before = self._history[0] if recent and end - self._first[0] > RATE_WINDOW else self._first
+            rate = (after - before) / max(1e-9, end - start)
+        each = rate / max(1, self.count)
+        rates = {
+            "images_per_second": each * self.totals.images,
+            f"{self.counted}_per_second": rate,
+            "tokens_per_second": each * self.totals.generated_tokens,
+        }
+        if not recent and (ends := self._gaps.interval()):
+            rates |= {
+                f"{self.counted}_per_second_{end}": value for end, value in zip(("low", "high"), ends, strict=True)
+            }
+        return rates
+
+    def line(self) -> str:
+        done, rates = self.num_done + self.count, self.rates(recent=True)
+        rate, left, usd_left = rates[f"{self.counted}_per_second"], self.seconds_left, self.usd_left
+        parts = [
+            f"{done:,}/{self.num_rows:,} {self.counted}",
+            f"{rate:.1f} {self.counted}/s",
+            f"{rates['tokens_per_second']:.0f} tokens/s",
+            f"{self.totals.images_quarantined} quarantined",
+            f"ETA {'-' if left is None else _duration(left)}",
+        ]
+        if self.usd is not None:
+            parts.append(f"${self.usd:.4f} so far" + ("" if usd_left is None else f", ${usd_left:.4f} to finish"))
+        return " | ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

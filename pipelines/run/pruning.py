@@ -1,0 +1,171 @@
+"""Pruning inside the language model at the budget of a selector: settings that match FLOPs, checked on the driver.
+
+A selector's `prune.retention` keeps k of N tokens in every layer. A method inside the model sees all of them in its
+first layers, so equal budgets mean equal work: the method gets the smallest setting whose prefill costs no less than
+the selector's, counted with three FFN matrices and the whole prompt (`otprune.flops`), as this package runs it; what
+choosing the tokens costs is left out on both sides. Where even its smallest setting costs more, it gets that one; the
+log says what both cost.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from otprune.flops import match_flops, prefill_flops
+from otprune.layerwise import POLICIES, Policy
+from otprune.layerwise.executor import MODEL_TYPES
+from otprune.methods import check_settings, get_method
+from otprune.models import weights_digest
+from otprune.models.checkpoint import ANYRES, read_config
+from otprune.models.prompts import encode_prompt
+from otprune.reducers import m3_grids
+from otprune.schedules import Schedule, visual_rows
+from otprune.shapes import LanguageShape
+from pipelines.config.keys import Config
+from pipelines.stages.prune import find_clip
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_pruning(config: Config, model: Path) -> dict[str, Any]:
+    """The method's settings for the checkpoint in `model`, complete; {} where retention says it all.
+
+    Raises:
+        ValueError: settings that do not fit the method or the model, or an engine that cannot run it.
+    """
+    method, settings = config.prune.method, check_settings(config.prune.method, config.prune.settings)
+    if method == "cdpruner" and settings["relevance"] == "clip":
+        find_clip(settings)
+    if method == "m3" and settings["grid"] is not None:
+        grids = m3_grids(num_patches(model))
+        if settings["grid"] not in grids:
+            raise ValueError(f"settings.grid must be one of {grids} for this model, got {settings['grid']}")
+    if get_method(method).kind != "in_llm":
+        return settings
+    language = AutoConfig.from_pretrained(model).text_config
+    if language.model_type not in MODEL_TYPES:
+        raise ValueError(f"method {method} runs language models {', '.join(MODEL_TYPES)}, got {language.model_type}")
+    if has_tiles(model) and method != "vtw":
+        raise ValueError(f"method {method} takes images of one size: of LLaVA-1.6 it cannot be told what to keep")
+    if config.engine.name != "transformers":
+        raise ValueError(f"method {method} prunes inside the model: engine.name must be transformers")
+    if method == "fitprune":
+        settings["recipe"] = read_recipe(settings["recipe"], model)
+    shape, text = LanguageShape.from_config(language), num_text(config, model)
+    try:
+        matched = match_budget(method, settings, config.prune.retention, shape, text, num_visual(model))
+        make_policy(method, matched).events(shape.layers)
+    except ValueError as error:
+        raise ValueError(f"settings of {method} must fit the model: {error}") from error
+    return matched
+
+
+def make_policy(method: str, settings: dict[str, Any]) -> Policy:
+    """The policy of an in-LLM method with resolved settings."""
+    return POLICIES[method](**settings)
+
+
+def match_budget(
+    method: str, settings: dict[str, Any], retention: float, shape: LanguageShape, text: int, num_visual: int
+) -> dict[str, Any]:
+    """`settings` with what is None in them filled in, so that prefill costs no less than a selector's at `retention`.
+
+    Raises:
+        ValueError: as `visual_rows`, on settings that the model's layers or tokens do not allow.
+    """
+
+    def flops(**given: Any) -> int:
+        return prefill_flops(shape, text, visual=visual_rows(method, num_visual, shape.layers, **given))
+
+    target = selector_prefill(shape, text, num_visual, retention)
+    full = prefill_flops(shape, text + num_visual)
+    sizes: dict[str, Any] = {"num_visual": num_visual, "num_layers": shape.layers}
+    match method:
+        case "fastv" if settings["kept"] is None:
+            layer = settings["layer"] or (2 if flops(layer=2, kept=1) <= target else 1)
+            settings = match_flops("fastv", flops, target, layer=layer, **sizes)
+        case "fastv":
+            settings = {"layer": settings["layer"] or 2, "kept": settings["kept"]}
+        case "vtw" if settings["layer"] is None:
+            settings = match_flops("vtw", flops, target, **sizes)
+        case "pyramiddrop" if settings["stages"] is None:
+            layers = sorted({shape.layers * quarter // 4 for quarter in (1, 2, 3)})
+            settings = match_flops("pyramiddrop", flops, target, layers=layers, **sizes)
+    share, wanted = 100 * flops(**settings) / full, 100 * target / full
+    logger.info("%s %s: prefill at %.1f %% of unpruned, a selector's at %.1f %%", method, settings, share, wanted)
+    return settings
+
+
+def selector_prefill(shape: LanguageShape, text: int, num_visual: int, retention: float) -> int:
+    """Multiply-adds of the prefill that a selector leaves at `retention`: the budget of every other method."""
+    return prefill_flops(shape, text, visual=visual_rows("otprune", num_visual, shape.layers, retention=retention))
+
+
+def layer_rows(method: str, settings: dict[str, Any], num_visual: int, num_layers: int) -> Schedule | None:
+    """Visual tokens of each layer for a method that prunes inside the model; None for the others."""
+    if get_method(method).kind != "in_llm":
+        return None
+    return visual_rows(method, num_visual, num_layers, **settings)
+
+
+def read_recipe(recipe: Any, model: Path) -> dict[int, int]:
+    """The recipe itself, from wherever `settings.recipe` has it; warns if it was fitted to another model.
+
+    Raises:
+        ValueError: if there is none, or the file is no calibration's.
+    """
+    if recipe is None:
+        raise ValueError("settings.recipe must be set: jobs/calibrate.py fits one to your images and prune.retention")
+    if isinstance(recipe, str):
+        file = recipe
+        try:
+            stored = json.loads(Path(file).read_text())
+            recipe, fitted_to = stored["recipe"], stored["model"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"settings.recipe must be a file of jobs/calibrate.py: {error!r}") from error
+        if fitted_to != weights_digest(model):
+            logger.warning("%s was fitted to another model than %s", file, model)
+    return check_settings("fitprune", {"recipe": recipe})["recipe"]
+
+
+def num_patches(model: Path) -> int:
+    """Patches of one square image."""
+    vision = AutoConfig.from_pretrained(model).vision_config
+    return (vision.image_size // vision.patch_size) ** 2
+
+
+def num_visual(model: Path) -> int:
+    """Visual tokens of an image: of LLaVA-1.6 those of the most crops, 2,880, newlines and padding not counted."""
+    if not has_tiles(model):
+        return num_patches(model)
+    config = AutoConfig.from_pretrained(model)
+    side = config.vision_config.image_size
+    return num_patches(model) * (1 + max(height * width // side**2 for height, width in config.image_grid_pinpoints))
+
+
+def prefill_flops_of(config: Config, model: Path, settings: dict[str, Any], num_prompt_tokens: int) -> int:
+    """Multiply-adds of the language model on a prompt, by the method with its resolved settings."""
+    shape = LanguageShape.from_config(AutoConfig.from_pretrained(model).text_config)
+    if get_method(config.prune.method).kind != "in_llm":
+        return prefill_flops(shape, num_prompt_tokens)
+    visual = num_visual(model)
+    if has_tiles(model):
+        visual = min(visual, max(num_prompt_tokens - num_text(config, model), 1))
+    rows = layer_rows(config.prune.method, settings, visual, shape.layers)
+    return prefill_flops(shape, max(num_prompt_tokens - visual, 0), visual=rows)
+
+
+def has_tiles(model: Path) -> bool:
+    """Whether the checkpoint is a LLaVA-1.6, whose images have different numbers of tokens."""
+    return read_config(model)["model_type"] == ANYRES
+
+
+def num_text(config: Config, model: Path) -> int:
+    """Text tokens of the configured prompt in its conversation format, columns left as they stand."""
+    image_token = AutoConfig.from_pretrained(model).image_token_index
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = encode_prompt(config.prompt.template, config.prompt.conversation, model, tokenizer, image_token)
+    return sum(map(len, ids))

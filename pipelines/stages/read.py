@@ -1,0 +1,234 @@
+"""First stage, a CPU task: a span of units -> one row per unit with decoded pixels.
+
+Adds `meta` and `pixels` (uint8 [n, H, H, 3], images fit to be captioned; LLaVA-1.6's crops: `stack_pictures`). An
+image that cannot be read is rejected here; a file that cannot be read fails its unit.
+"""
+
+import hashlib
+import itertools
+import json
+import string
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.corpus.fetch import fetch
+from pipelines.corpus.find import Columns
+from pipelines.images.decode import Reject, decode_image
+from pipelines.images.tiles import Tiles, stack_pictures
+from pipelines.output.unit import Unit
+from pipelines.stages.unit_batch import Image, Rejected, Work, clean
+from pipelines.store import Store
+
+BATCH_BYTES = 32 * 2**20  # encoded images held by a reader at a time
+BLOCK_BYTES = 8 * 2**20  # of one ranged GET
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """Arguments of `decode_image`; `size`, `background` and `resolutions` come from the checkpoint."""
+
+    size: int
+    aspect: str
+    background: tuple[int, int, int]
+    max_bytes: int
+    max_pixels: int
+    min_side: int
+    resolutions: tuple[tuple[int, int], ...] = ()  # of LLaVA-1.6
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRow:
+    """Plan of one read task, as it stands in a Ray Data row."""
+
+    units: tuple[Unit, ...]
+    row_groups: tuple[int, ...]  # rows of each row group of the file; empty for image files
+    num_samples: int  # images of the span's first unit to show in the report
+
+    def to_row(self) -> dict[str, Any]:
+        return {"span": json.dumps(asdict(self))}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "SpanRow":
+        span = json.loads(row["span"])
+        units = tuple(Unit(**{**unit, "sources": tuple(unit["sources"])}) for unit in span["units"])
+        return cls(units, tuple(span["row_groups"]), span["num_samples"])
+
+
+class Reader(Protocol):
+    """The first stage, of whatever kind of job."""
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A row for each unit of the span in `row`, images decoded."""
+        ...
+
+    def identify(self, span: SpanRow) -> dict[str, Any]:
+        """What a `Rejected` says of the only image of a span, without decoding it."""
+        ...
+
+
+class ReadDecode:
+    """Reads the images of a span and decodes them, one unit at a time; memory holds one unit and one read batch."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        columns: Columns | None,
+        templates: list[str],
+        decode: DecodeSettings,
+        fetch_threads: int,
+        fetch_timeout: float,
+    ):
+        self.store, self.columns, self.templates, self.decode = store, columns, templates, decode
+        self.fetch_threads, self.fetch_timeout = fetch_threads, fetch_timeout
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        span = SpanRow.from_row(row)
+        records = self._records(span)
+        yield from fill_units(
+            span, lambda work: self._fill(work, records, span.num_samples if work.unit == span.units[0] else 0)
+        )
+
+    def identify(self, span: SpanRow) -> dict[str, Any]:
+        """id, source, row and sha256 of the only image of a span, without decoding it."""
+        record = next(self._records(span))
+        self._fetch_missing([record])
+        data = record["data"]
+        sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
+        return {"id": record["id"], "source": record["source"], "row": record["row"], "sha256": sha256}
+
+    def _fill(self, work: Work, records: Iterator[dict[str, Any]], num_samples: int) -> None:
+        with work.timed("read"):
+            rows = list(itertools.islice(records, work.unit.num_images))
+            self._fetch_missing(rows)
+        if len(rows) != work.unit.num_images:
+            raise ValueError(f"expected {work.unit.num_images} rows in {work.unit.name}, got {len(rows)}")
+        pixels: list[np.ndarray | Tiles] = []
+        with work.timed("decode"):
+            for record in rows:
+                data = record["data"]
+                sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
+                where = {"id": record["id"], "source": record["source"], "row": record["row"], "sha256": sha256}
+                try:
+                    if isinstance(data, Reject):
+                        raise data
+                    prompts = [fill_template(template, record["fields"]) for template in self.templates]
+                    pixels.append(decode_image(data, **asdict(self.decode)))
+                    work.images.append(Image(**where, prompts=prompts))
+                except Reject as reject:
+                    work.rejected.append(Rejected(**where, reason=reject.reason, detail=clean(reject.detail)))
+                    continue
+                if len(work.images) <= num_samples:
+                    work.images[-1].sample = {}
+                    work.images[-1].references = record["references"]
+        work.arrays = stack_pictures(pixels, self.decode.size)
+
+    def _fetch_missing(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces URIs by the bytes they name, several at a time."""
+        if self.columns is None or self.columns.kind != "uri":
+            return
+        with ThreadPoolExecutor(self.fetch_threads) as pool:
+            uris = [row["data"] for row in rows]
+            got = pool.map(lambda uri: fetch(uri, self.store, self.decode.max_bytes, self.fetch_timeout), uris)
+            for row, data in zip(rows, got, strict=True):
+                row["data"] = data
+
+    def _records(self, span: SpanRow) -> Iterator[dict[str, Any]]:
+        if self.columns is None:
+            for unit in span.units:
+                yield from (self._file_record(source) for source in unit.sources)
+        else:
+            yield from self._parquet_records(span, self.columns)
+
+    def _file_record(self, source: str) -> dict[str, Any]:
+        path = self.store.join(source)
+        record = {"id": source, "source": source, "row": 0, "fields": {}, "references": []}
+        try:
+            size = self.store.fs.info(path)["size"]
+            if size > self.decode.max_bytes:
+                return {**record, "data": Reject("too_large_bytes", f"{size} bytes")}
+            return {**record, "data": self.store.fs.cat_file(path)}
+        except (FileNotFoundError, PermissionError) as error:
+            return {**record, "data": Reject("fetch", f"{type(error).__name__}: {source}")}
+
+    def _parquet_records(self, span: SpanRow, columns: Columns) -> Iterator[dict[str, Any]]:
+        source = span.units[0].sources[0]
+        for row, batch in row_batches(self.store, span, columns.to_read(with_references=span.num_samples > 0)):
+            yield from self._rows(batch, source, row, columns)
+
+    def _rows(self, batch: Any, source: str, row: int, columns: Columns) -> Iterator[dict[str, Any]]:
+        """One record a row; the image is the only large value and is copied out of Arrow once."""
+        images = batch.column(columns.image)
+        if columns.kind == "struct":
+            images = images.field("bytes")
+        for i in range(batch.num_rows):
+            fields = {name: batch.column(name)[i].as_py() for name in columns.fields}
+            key = batch.column(columns.id)[i].as_py() if columns.id else None
+            references = columns.references and columns.references in batch.schema.names
+            texts = batch.column(columns.references)[i].as_py() if references else []
+            yield {
+                "id": f"{source}#{row + i}" if key is None else str(key),
+                "source": source,
+                "row": row + i,
+                "fields": fields,
+                "references": [texts] if isinstance(texts, str) else list(texts or []),
+                "data": images[i].as_py(),
+            }
+
+
+def fill_units(span: SpanRow, fill: Callable[[Work], None]) -> Iterator[dict[str, Any]]:
+    """A row for each unit of the span, filled in order; what cannot be filled is a unit with an error."""
+    for unit in span.units:
+        work = Work(unit)
+        try:
+            fill(work)
+        except Exception as error:  # an unreadable file or store fails its units; the driver decides what then
+            work = Work(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
+        yield work.to_row()
+
+
+def row_batches(store: Store, span: SpanRow, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(row, batch from that row on) for rows [first unit's start, last unit's stop) of the span's Parquet file.
+
+    Reads only the row groups that hold them, and no more than BATCH_BYTES at a time.
+    """
+    source, start, stop = span.units[0].sources[0], span.units[0].start, span.units[-1].stop
+    ends = np.cumsum(span.row_groups)
+    first = int(np.searchsorted(ends, start, side="right"))
+    last = int(np.searchsorted(ends, stop - 1, side="right"))
+    row = int(ends[first]) - span.row_groups[first]
+    with store.fs.open(store.join(source), "rb", block_size=BLOCK_BYTES) as stream:
+        parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
+        sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(first, last + 1)]
+        mean_bytes = sum(sizes) / max(1, sum(span.row_groups[first : last + 1]))
+        batches = parquet.iter_batches(
+            batch_size=int(max(1, min(64, BATCH_BYTES // max(1, mean_bytes)))),
+            row_groups=range(first, last + 1),
+            columns=columns,
+            use_threads=False,
+        )
+        for batch in batches:
+            begin, end = max(start - row, 0), min(stop - row, batch.num_rows)
+            if begin < end:
+                yield row + begin, batch.slice(begin, end - begin)
+            row += batch.num_rows
+            if row >= stop:
+                return
+
+
+def fill_template(template: str, fields: dict[str, Any]) -> str:
+    """The template with the row's columns in its braces.
+
+    Raises:
+        Reject: reason `prompt`, if a column is null.
+    """
+    if missing := [name for name, value in fields.items() if value is None]:
+        raise Reject("prompt", f"column {missing[0]} is null")
+    parts = ((text, name) for text, name, _, _ in string.Formatter().parse(template))
+    return "".join(text + ("" if name is None else str(fields[name])) for text, name in parts)

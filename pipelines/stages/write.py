@@ -1,0 +1,140 @@
+"""Last stage, a CPU task: writes what a unit came to, exactly once.
+
+The quarantine object goes first, then the captions object (of benchmarks: the predictions), which commits the unit: its
+name is a pure function of file, row range and configuration, and it appears as a whole or not at all. A unit written
+twice is one object.
+Returns `summary`, one JSON string a unit, which streams to the driver.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.output.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
+from pipelines.stages.unit_batch import Work, clean
+from pipelines.store import Store
+
+METADATA_KEY = b"otprune"
+
+
+class Sink:
+    """Writes units; holds nothing but names. `rows` says what a unit came to, in the columns of `schema`."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        fingerprint: str,
+        model: str,
+        method: str,
+        folder: str = CAPTIONS_FOLDER,
+        schema: pa.Schema = CAPTIONS,
+        rows: Callable[..., list[dict[str, Any]]] | None = None,
+    ):
+        self.store, self.fingerprint, self.folder, self.schema = store, fingerprint, folder, schema
+        self.rows, self.names = rows or caption_rows, {"model": model, "method": method}
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        work = Work.from_row(row)
+        if work.error is None:
+            try:
+                self.commit(work)
+            except Exception as error:  # a store that refuses: nothing is committed, and the driver is told
+                work.error = f"write: {type(error).__name__}: {clean(str(error))}"
+        return {"summary": json.dumps(summarize(work))}
+
+    def commit(self, work: Work) -> None:
+        """Writes quarantine (if any), then what commits the unit."""
+        with work.timed("write"):
+            objects = self.objects(work)
+            if not work.rejected:  # an earlier try may have rejected images, say for a time-out, and died before this
+                self.store.delete(f"quarantine/{work.unit.part}")
+            for name, content in objects.items():
+                self.store.write(name, content)
+
+    def objects(self, work: Work) -> dict[str, bytes]:
+        """Name -> content of what the unit came to; the object that commits it comes last."""
+        objects, name = {}, work.unit.part
+        if work.rejected:
+            rows = [
+                {**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail} for r in work.rejected
+            ]
+            objects[f"quarantine/{name}"] = encode_table(rows, QUARANTINE, {})
+        metadata = {
+            **totals(work),
+            "unit": work.unit.name,
+            "fingerprint": self.fingerprint,
+            "sources": work.unit.sources,
+        }
+        rows = self.rows(work, **self.names)
+        return objects | {f"{self.folder}/{name}": encode_table(rows, self.schema, metadata)}
+
+
+def caption_rows(work: Work, *, model: str, method: str) -> list[dict[str, Any]]:
+    """One row for each caption, in the columns of `CAPTIONS`."""
+    names = {"model": model, "method": method}
+    return [
+        {**_where(image), **done, **names, "prompt": prompt}
+        | {"num_visual_tokens": image.num_visual_tokens or work.num_visual_tokens}
+        for image in work.images
+        for prompt, done in zip(image.prompts, image.captions, strict=True)
+    ]
+
+
+def totals(work: Work) -> dict[str, Any]:
+    """What a unit adds to the run's totals; stored with its output, so that totals survive the driver."""
+    captions = [caption for image in work.images for caption in image.captions]
+    return {
+        "images_captioned": len(work.images),
+        "images_quarantined": len(work.rejected),
+        "captions": len(captions),
+        "unanswered": sum(len(rejected.questions) for rejected in work.rejected),
+        "prompt_tokens": sum(c["num_prompt_tokens"] for c in captions),
+        "generated_tokens": sum(c["num_generated_tokens"] for c in captions),
+        "finished_by_length": sum(c["finish_reason"] == "length" for c in captions),
+        "reasons": {
+            reason: sum(r.reason == reason for r in work.rejected) for reason in {r.reason for r in work.rejected}
+        },
+        "seconds": work.seconds,
+    }
+
+
+def summarize(work: Work) -> dict[str, Any]:
+    """What the driver learns of a unit: its totals, or its error; and the sampled images."""
+    summary: dict[str, Any] = {"unit": work.unit.name, "error": work.error}
+    if work.error is None:
+        samples = [
+            {
+                "source": i.source,
+                "row": i.row,
+                "references": i.references,
+                "captions": i.captions,
+                "prompts": i.prompts,
+                **i.sample,
+            }
+            for i in work.images
+            if i.sample
+        ]
+        summary |= totals(work) | {"samples": samples}
+    return summary
+
+
+def read_totals(store: Store, name: str, folder: str = CAPTIONS_FOLDER) -> dict[str, Any]:
+    """The totals in the metadata of a committed object."""
+    with store.fs.open(store.join(folder, name), "rb") as stream:
+        return json.loads(pq.read_metadata(stream).metadata[METADATA_KEY])
+
+
+def _where(image: Any) -> dict[str, Any]:
+    return {"id": image.id, "source": image.source, "row": image.row, "sha256": image.sha256}
+
+
+def encode_table(rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, Any]) -> bytes:
+    """The rows as a Parquet file."""
+    table = pa.Table.from_pylist(rows, schema.with_metadata({METADATA_KEY: json.dumps(metadata)}))
+    pq.write_table(table, stream := io.BytesIO(), compression="zstd")
+    return stream.getvalue()

@@ -1,0 +1,1 @@
+"""Grids of whole jobs, and which setting to buy."""

@@ -1,0 +1,191 @@
+"""The grid of a sweep: from axes and their values to points, each the whole configuration of one caption job.
+
+An axis is `method`, `retention`, `engine`, `batch`, `cluster` or any key of the caption job, and holds a list of
+values. A method with settings of its own is a mapping, such as `{fastv: {layer: 2}}`. A cluster is a mapping of keys
+(pool sizes, accelerators, prices ...), with a `name`, and with the `address` of a Ray dashboard if the point is to be
+submitted to another cluster. `none` keeps every token, so it is one point whatever the retentions; it comes first,
+since the others are measured against it.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.keys import Config, SweepConfig
+from pipelines.config.load import UserError, read_yaml, with_values
+from pipelines.output.fingerprint import describe, fingerprint
+from pipelines.run.job import check_model, check_pruning, inside_model
+from pipelines.store import make_store
+
+AXES = {
+    "method": "prune.method",
+    "retention": "prune.retention",
+    "engine": "engine.name",
+    "batch": "generate.batch_size",
+}
+BASELINES = ("none", "random", "uniform")
+POINTS = "points"  # folder of the sweep's output
+CAPTIONS_ALIKE = ("method", "retention", "batch", "cluster")  # what does not change what the unpruned model says
+NOT_SPEED = ("engine.timeout_seconds", "engine.max_restarts")  # what a finished point never met
+NOT_OF_POINTS = (
+    "input.path",
+    "output.path",
+    "output.on_mismatch",
+    "ray.address",
+    "mlflow.",
+    "run.",
+    "budget.",
+    "gate.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting, and the configuration of its caption job."""
+
+    name: str  # of its folder and of its run
+    values: dict[str, Any]  # axis -> value, as shown; the cluster by its name
+    config: Config
+    address: str | None  # of the cluster that it is submitted to; None is the connected one
+    key: str  # changes with everything that changes captions or speed
+
+    @property
+    def group(self) -> str:
+        """Points of a group caption alike without pruning."""
+        return json.dumps({axis: value for axis, value in self.values.items() if axis not in CAPTIONS_ALIKE})
+
+    @property
+    def is_unpruned(self) -> bool:
+        return self.values["method"] == "none"
+
+
+def make_points(config: SweepConfig) -> list[Point]:
+    """All points, in the order in which they run.
+
+    Raises:
+        UserError: for anything in the grid that the user has to correct.
+    """
+    axes = read_axes(config)
+    methods, retentions = axes.pop("method"), axes.pop("retention")
+    own = dict(map(_read_method, methods))
+    if len(own) < len(methods):
+        raise UserError("sweep.grid must hold every value of an axis once")
+    settings = [("none", 1.0)] * ("none" in own) + [(m, r) for m in own if m != "none" for r in retentions]
+    varied = {name for name, values in axes.items() if len(values) > 1}
+    clusters = axes.pop("cluster")
+    points = []
+    for cluster in clusters:
+        for method, retention in settings:
+            for rest in itertools.product(*axes.values()):
+                values = {"method": method, "retention": retention, **dict(zip(axes, rest, strict=True))}
+                points.append(_make_point(config, values, own[method], cluster, varied))
+    if len({point.name for point in points}) < len(points):
+        raise UserError("sweep.grid must hold every value of an axis once")
+    return points
+
+
+def read_axes(config: SweepConfig) -> dict[str, list[Any]]:
+    """Axis -> its values, the four axes that every sweep has first.
+
+    Raises:
+        UserError: unless every axis is a known key with a list of values.
+    """
+    grid = config.sweep.grid
+    if isinstance(grid, str):
+        grid = read_yaml(Path(grid), "sweep.grid")
+    if not isinstance(grid, dict) or not grid:
+        raise UserError(f"sweep.grid must map axes to lists of values, got {grid!r}")
+    known = Config().dotted()
+    for axis, values in grid.items():
+        if axis != "cluster" and axis not in AXES and (axis not in known or axis.startswith(NOT_OF_POINTS)):
+            raise UserError(f"sweep.grid: an axis must be {', '.join(AXES)}, cluster or a key of points, got {axis!r}")
+        if not isinstance(values, list) or not values:
+            raise UserError(f"sweep.grid: {axis} must be a list of values, got {values!r}")
+    axes: dict[str, list[Any]] = {
+        "method": list(grid.get("method", [config.prune.method])),
+        "retention": [_share(value) for value in grid.get("retention", [config.prune.retention])],
+        **{axis: list(values) for axis, values in grid.items() if axis not in ("method", "retention", "cluster")},
+        "cluster": [_read_cluster(config, each) for each in grid.get("cluster", [{}])],
+    }
+    if config.sweep.baselines:
+        axes["method"] += [method for method in BASELINES if method not in axes["method"]]
+    names = [cluster["name"] for cluster in axes["cluster"]]
+    if len(set(names)) < len(names):
+        raise UserError(f"sweep.grid: clusters must have different names, got {', '.join(names)}")
+    return axes
+
+
+def _read_method(method: Any) -> tuple[str, dict[str, Any]]:
+    """The method and its own settings."""
+    if isinstance(method, str):
+        return method, {}
+    if isinstance(method, dict) and len(method) == 1 and all(isinstance(value, dict) for value in method.values()):
+        return next((str(name), settings) for name, settings in method.items())
+    raise UserError(f"sweep.grid: a method must be its name, or a name with a mapping of settings, got {method!r}")
+
+
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise UserError(f"sweep.grid: retention must be above 0 and at most 1, got {value!r}")
+    return float(value)
+
+
+def _read_cluster(config: SweepConfig, cluster: Any) -> dict[str, Any]:
+    """`{"name": ..., "address": ..., "values": {key: value}}`."""
+    if not isinstance(cluster, dict):
+        raise UserError(f"sweep.grid: a cluster must be a mapping of keys, got {cluster!r}")
+    values = {str(key): value for key, value in cluster.items() if key not in ("name", "address")}
+    allowed = ("encode.", "generate.", "cost.", "ray.", "unit.")
+    for key in values:
+        if key == "ray.address" or not key.startswith(allowed):
+            raise UserError(
+                "sweep.grid: a cluster must hold name, address (of a Ray dashboard), and keys of encode, generate, "
+                f"unit, cost and ray; got {key!r}"
+            )
+    pools = with_values(config, values)
+    kinds = [pool.accelerator for pool in (pools.encode, pools.generate) if pool.accelerator]
+    name = f"e{pools.encode.actors}g{pools.generate.actors}" + "".join(f"-{kind}" for kind in dict.fromkeys(kinds))
+    address = cluster.get("address")
+    if address and "name" not in cluster:
+        name = f"{_plain(address.rpartition('//')[2])}-{name}"
+    return {"name": _plain(str(cluster.get("name", name))), "address": address, "values": values}
+
+
+def _make_point(
+    config: SweepConfig, values: dict[str, Any], own: dict[str, Any], cluster: dict[str, Any], varied: set[str]
+) -> Point:
+    sections: dict[str, Any] = {part.name: getattr(config, part.name) for part in fields(Config)}
+    plain = replace(Config(**sections), prune=replace(config.prune, settings={}))
+    keys = {AXES.get(axis, axis): value for axis, value in values.items()} | cluster["values"]
+    keys["prune.settings"] = own or (config.prune.settings if values["method"] == config.prune.method else {})
+    job = with_values(plain, keys | {"mlflow.enabled": False, "output.on_mismatch": "refuse"})
+    model = check_model(job)
+    pruning = check_pruning(job, model)
+    decides = {
+        "fingerprint": fingerprint(describe(job, model, pruning if inside_model(job) else None)),
+        "input.path": make_store(job.input.path).path,
+        "address": cluster["address"],
+        **{
+            name: value
+            for name, value in job.dotted().items()
+            if name in ("input.limit", "ray.address", "unit.images")
+            or (name.startswith(("encode.", "generate.", "engine.")) and name not in NOT_SPEED)
+        },
+    }
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    shown = {**values, "cluster": cluster["name"]}
+    parts = ["none" if values["method"] == "none" else f"{values['method']}-{values['retention']:g}"]
+    parts += [f"{axis.rpartition('.')[2]}-{shown[axis]}" for axis in shown if axis in varied and axis != "cluster"]
+    parts += [cluster["name"]] if "cluster" in varied else []
+    name = "-".join(_plain(part) for part in [*parts, key])
+    output = "/".join((make_store(config.output.path).path, POINTS, name))
+    return Point(name, shown, replace(job, output=replace(job.output, path=output)), cluster["address"], key)
+
+
+def _plain(text: str) -> str:
+    """Fit for a folder's name."""
+    return re.sub(r"[^\w.+=]+", "-", text).strip("-")[:60]

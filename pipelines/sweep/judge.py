@@ -1,0 +1,125 @@
+"""The quality of a sweep's points: by themselves, against references, and against the unpruned point's captions.
+
+`relative` is what settings are chosen by: the point's quality as a share of the unpruned model's on the same images.
+With references it is the ratio of the two CIDEr scores, with an interval from resampling images (both captions of an
+image together); without, the mean ROUGE-L of the point's captions against the unpruned ones, which then is agreement,
+not accuracy.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipelines.config.keys import QualityConfig, SweepConfig
+from pipelines.metrics.agreement import health
+from pipelines.metrics.bootstrap import bootstrap, percentile_interval, resampled_sums
+from pipelines.metrics.cider import cider_d_scores
+from pipelines.metrics.ptb import tokenize
+from pipelines.metrics.rouge import rouge_l
+from pipelines.metrics.sums import ratio
+from pipelines.quality.captions import (
+    Address,
+    address_of,
+    measure_agreement,
+    measure_references,
+    read_captions,
+    read_references,
+    sample_order,
+    sum_by_image,
+)  # fmt: skip
+from pipelines.store import Store
+
+Interval = tuple[float, float, float]  # value and the ends of its 95 % interval
+
+
+@dataclass(slots=True)
+class Judge:
+    """Holds what every point is measured against: the corpus's references, once they are read."""
+
+    config: SweepConfig
+    _references: dict[Address, list[str]] = field(default_factory=dict)
+    _asked: set[Address] = field(default_factory=set)
+
+    def measure(self, output: Store, unpruned: Store | None) -> dict[str, Any]:
+        """What a point's captions are like; `references`, `agreement` and `relative` are None without their other side.
+
+        Raises:
+            UserError: if the output holds no captions.
+        """
+        rows = self._rows(output)
+        captions = {address_of(row): row["caption"] for row in rows}
+        references = self.references(captions)
+        resamples = self.config.sweep.resamples
+        others = {} if unpruned is None else {address_of(row): row["caption"] for row in self._rows(unpruned)}
+        common = [address for address in captions if address in others]
+        agreed = {key: captions[key] for key in common}
+        return {
+            "judged": self.settings,
+            "captions": len(rows),
+            "health": health([row["caption"] for row in rows], [row["finish_reason"] for row in rows]),
+            "references": measure_references(captions, references, resamples) if references else None,
+            "referenced": len(references),
+            "agreement": measure_agreement(agreed, others, resamples) if common else None,
+            "relative": self.relative(captions, others),
+            "relative_by": "CIDEr against the references" if references else "ROUGE-L against unpruned captions",
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides a point's quality beside its captions."""
+        sweep = self.config.sweep
+        return {"sample": sweep.sample, "resamples": sweep.resamples, "references": self.config.input.reference_column}
+
+    def relative(self, captions: Mapping[Address, str], unpruned: Mapping[Address, str]) -> Interval | None:
+        """Quality as a share of the unpruned model's; None if the two have no image in common."""
+        references = self.references(captions)
+        common = [address for address in (references or captions) if address in unpruned and address in captions]
+        if not common:
+            return None
+        if not references:
+            rows = [[rouge_l(tokenize(captions[key]), [tokenize(unpruned[key])]), 1] for key in common]
+        else:
+            rows = list(zip(*(scores(texts, references, common) for texts in (captions, unpruned)), strict=True))
+        table = sum_by_image(common, rows)
+
+        def combine(sums: np.ndarray) -> dict[str, np.ndarray]:
+            return {"relative": ratio(sums[..., 0], sums[..., 1])}
+
+        value = float(combine(table.sum(axis=0))["relative"])
+        return (value, *bootstrap(table, combine, resamples=self.config.sweep.resamples)["relative"])
+
+    def difference(self, ours: Store, theirs: Store) -> Interval | None:
+        """Quality of one point minus that of another on the same images, in CIDEr (raw); None without references."""
+        a, b = ({address_of(row): row["caption"] for row in self._rows(store)} for store in (ours, theirs))
+        references = self.references(a)
+        common = [address for address in references if address in b]
+        if not common:
+            return None
+        pairs = zip(*(scores(texts, references, common) for texts in (a, b)), strict=True)
+        table = sum_by_image(common, [[our - their, 1] for our, their in pairs])
+        sums = resampled_sums(table, self.config.sweep.resamples)
+        total, count = table.sum(axis=0)
+        return (float(total / count), *percentile_interval(sums[:, 0] / sums[:, 1]))
+
+    def references(self, captions: Mapping[Address, str]) -> dict[Address, list[str]]:
+        """References of the captioned images, where the corpus has some. A row is looked up once."""
+        if missing := [address for address in captions if address not in self._asked]:
+            asked = QualityConfig(input=self.config.input, output=self.config.output)
+            self._references |= read_references(asked, missing)
+            self._asked.update(missing)
+        return {address: texts for address, texts in self._references.items() if address in captions}
+
+    def _rows(self, output: Store) -> list[dict[str, Any]]:
+        return heapq.nsmallest(self.config.sweep.sample, read_captions(output, "output.path"), key=sample_order)
+
+
+def scores(
+    captions: Mapping[Address, str], references: Mapping[Address, Sequence[str]], addresses: Sequence[Address]
+) -> list[float]:
+    """CIDEr (raw scale) of the captions at `addresses`."""
+    known = {key: [tokenize(text) for text in references[key]] for key in addresses}
+    done = cider_d_scores({key: tokenize(captions[key]) for key in addresses}, known)
+    return [done[key] for key in addresses]

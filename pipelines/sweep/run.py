@@ -1,0 +1,270 @@
+"""A sweep: one caption job after the other, each with its record; what is finished is skipped, what fails is noted.
+
+Points of the connected cluster share one Ray session, so that each costs the start of its actors and no more; those of
+other clusters are submitted there. The unpruned point of each group runs first: quality is measured against it.
+"""
+
+import contextlib
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipelines.config.keys import Config, SweepConfig
+from pipelines.config.load import UserError, with_values
+from pipelines.dollars.ledger import read_spent
+from pipelines.run.cluster import actor_cpus, connected
+from pipelines.run.run import CAPPED, DONE, FAILED, INTERRUPTED, interruptible
+from pipelines.stages.encode import Encoder
+from pipelines.stages.unit_batch import clean
+from pipelines.store import STORE_ERRORS, Store, make_store, read_json
+from pipelines.sweep.advice import Advice
+from pipelines.sweep.grid import POINTS, Point, make_points
+from pipelines.sweep.judge import Judge
+from pipelines.sweep.page import advise_sweep, headline_metrics, render_sweep
+from pipelines.sweep.point import (
+    FINISHED,
+    Record,
+    failed_record,
+    finished_record,
+    price_again,
+    read_record,
+    run_here,
+    store_of,
+    unpruned_of,
+    write_record,
+)  # fmt: skip
+from pipelines.sweep.submit import run_there
+from pipelines.sweep.tracker import SweepTracker
+
+logger = logging.getLogger(__name__)
+
+FILE = "sweep.json"
+NOT_IN_SWEEP = ("run.estimate", "gate.min_quality")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A checked sweep, before anything runs."""
+
+    config: SweepConfig
+    points: list[Point]
+    output: Store
+
+
+@dataclass(slots=True)
+class SweepOutcome:
+    """How a sweep ended; records by the name of their point."""
+
+    code: int = DONE
+    message: str = ""
+    records: dict[str, Record] = field(default_factory=dict)
+    skipped: int = 0
+    tracked: str = ""
+    advice: Advice | None = None
+
+
+def prepare_sweep(config: SweepConfig) -> Sweep:
+    """Checks grid, model and output, in seconds.
+
+    Raises:
+        UserError: for anything that the user has to correct.
+    """
+    for name in NOT_IN_SWEEP:
+        if config.dotted()[name] != Config().dotted()[name]:
+            raise UserError(f"{name} has no meaning here: a sweep measures every point, whatever comes of it")
+    points = make_points(config)
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    try:
+        output.write(".probe", b"")
+        output.delete(".probe")
+    except STORE_ERRORS as error:
+        raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
+    return Sweep(config, points, output)
+
+
+def run_sweep(sweep: Sweep, encoder: type = Encoder, generator: type | None = None) -> SweepOutcome:
+    """Runs what is not finished, and reports after each point.
+
+    Raises:
+        UserError: if the connected cluster cannot be joined.
+    """
+    outcome = SweepOutcome(records={point.name: record for point in sweep.points if (record := read_record(point))})
+    done = [name for name, record in outcome.records.items() if record["status"] == FINISHED]
+    outcome.skipped = len(done)
+    todo = [point for point in sweep.points if point.name not in done]
+    before = read_json(sweep.output, FILE) or {}
+    tracker = SweepTracker(sweep.config, sweep.output.path, before.get("mlflow_run"))
+    logger.info("%d points, %d of them finished before", len(sweep.points), len(done))
+    judge, session = Judge(sweep.config), Session(sweep)
+    for point in sweep.points:
+        if point.name in done:
+            outcome.records[point.name] = price_again(point, outcome.records[point.name])
+    _judge_again(sweep, outcome, judge)
+    try:
+        with interruptible(), session:
+            if any(point.address is None for point in todo):
+                session.join()
+            if todo or tracker.lacks(outcome.records.values()):
+                tracker.start(len(sweep.points))
+                _report(sweep, outcome, judge, tracker)
+            for number, point in enumerate(todo, 1):
+                logger.info("point %d of %d: %s", number, len(todo), point.name)
+                record = _run_point(sweep, point, session, judge, outcome, encoder, generator)
+                if record is None:
+                    break
+                write_record(point, record)
+                outcome.records[point.name] = record
+                if point.is_unpruned:
+                    _judge_again(sweep, outcome, judge)
+                tracker.point(point, record)
+                _report(sweep, outcome, judge, tracker)
+    except KeyboardInterrupt:
+        outcome.code, outcome.message = INTERRUPTED, "interrupted; the same command resumes"
+    _conclude(sweep, outcome, judge, tracker)
+    return outcome
+
+
+class Session(contextlib.AbstractContextManager):
+    """The connected Ray of all points that run on it: joined when the first one needs it, and anew after a failure."""
+
+    def __init__(self, sweep: Sweep):
+        here = [point.config for point in sweep.points if point.address is None]
+        pools = max(here, key=actor_cpus, default=sweep.config)
+        self._config, self._stack = pools, contextlib.ExitStack()
+        self.where = ""
+
+    def join(self) -> None:
+        if not self.where:
+            self.where = self._stack.enter_context(connected(self._config))
+            self._stack.enter_context(interruptible())  # Ray installs a handler of its own as it starts
+
+    def leave(self) -> None:
+        self._stack.close()
+        self.where = ""
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+
+def _run_point(
+    sweep: Sweep,
+    point: Point,
+    session: Session,
+    judge: Judge,
+    outcome: SweepOutcome,
+    encoder: type,
+    generator: type | None,
+) -> Record | None:
+    """The record of the point; None if the sweep is to stop, with code and message set."""
+    cap = sweep.config.budget.max_usd
+    if cap is not None:
+        others = _spent_on_others(sweep, point)
+        if others >= cap:
+            outcome.code = CAPPED
+            outcome.message = f"stopped at budget.max_usd={cap:g}: ${others:.4f} spent; a higher cap resumes"
+            return None
+        point = replace(point, config=with_values(point.config, {"budget.max_usd": cap - others}))
+    try:
+        if point.address is None:
+            session.join()
+    except UserError as error:
+        outcome.code, outcome.message = FAILED, f"the cluster is gone: {error}; the same command resumes"
+        return None
+    try:
+        if point.address is None:
+            ran = run_here(point, encoder, generator)
+        else:
+            ran = run_there(point, sweep.config.sweep.poll_seconds)
+        if ran.code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if ran.code == CAPPED:
+            outcome.code, outcome.message = CAPPED, ran.message
+            return None
+        if ran.code != DONE:
+            session.leave()  # whatever broke, the next point meets a fresh one
+            return _failed(point, ran.message)
+        record = finished_record(point, judge.measure(store_of(point), _unpruned_store(sweep, point, outcome)))
+        return record | {"ran_on": session.where} if point.address is None else record
+    except UserError as error:  # an unreachable cluster among them
+        return _failed(point, str(error))
+    except Exception as error:  # one point is never worth the sweep
+        logger.debug("%s", point.name, exc_info=True)
+        session.leave()
+        return _failed(point, f"{type(error).__name__}: {clean(str(error))}")
+
+
+def _spent_on_others(sweep: Sweep, point: Point) -> float:
+    """Dollars of everything under points/, those of earlier grids too, but for this point's own."""
+    own, root = store_of(point).path, f"{sweep.output.path}/{POINTS}"
+    others = (replace(sweep.output, path=f"{root}/{name}") for name in sweep.output.folders(POINTS))
+    return sum(read_spent(other).usd for other in others if other.path != own)
+
+
+def _judge_again(sweep: Sweep, outcome: SweepOutcome, judge: Judge) -> None:
+    """Measures finished points whose quality was taken in other ways, or before there was an unpruned point."""
+    for point in sweep.points:
+        record = outcome.records.get(point.name)
+        if record is None or record["status"] != FINISHED:
+            continue
+        unpruned, quality = _unpruned_store(sweep, point, outcome), record["quality"]
+        stands = quality.get("judged") == judge.settings and (quality["relative"] is not None or unpruned is None)
+        if stands:
+            continue
+        try:
+            record["quality"] = judge.measure(store_of(point), unpruned)
+        except (UserError, *STORE_ERRORS) as error:
+            logger.warning("%s keeps the quality that it had: %s", point.name, clean(str(error)))
+            continue
+        record["tracked_before"] = record.pop("tracked", None)
+        write_record(point, record)
+
+
+def _failed(point: Point, reason: str) -> Record:
+    logger.warning("%s failed: %s; the sweep goes on", point.name, reason)
+    return failed_record(point, reason)
+
+
+def _unpruned_store(sweep: Sweep, point: Point, outcome: SweepOutcome) -> Store | None:
+    if point.is_unpruned:
+        return store_of(point)
+    unpruned = unpruned_of(point, sweep.points, outcome.records)
+    return None if unpruned is None else store_of(unpruned)
+
+
+def _report(sweep: Sweep, outcome: SweepOutcome, judge: Judge, tracker: SweepTracker) -> str:
+    """Writes sweep.json and report.html as of now; returns the page."""
+    page = render_sweep(sweep, outcome.records, judge)
+    record: dict[str, Any] = {
+        "grid": sweep.config.sweep.grid,
+        "points": list(outcome.records.values()),
+        "left": [point.name for point in sweep.points if point.name not in outcome.records],
+        "mlflow_run": tracker.run_id,
+    }
+    sweep.output.write(FILE, json.dumps(record, indent=1).encode())
+    sweep.output.write("report.html", page.encode())
+    return page
+
+
+def _conclude(sweep: Sweep, outcome: SweepOutcome, judge: Judge, tracker: SweepTracker) -> None:
+    counts = Counter(record["status"] for record in outcome.records.values())
+    if outcome.code == DONE and counts[FINISHED] < len(sweep.points):
+        failed = [record for record in outcome.records.values() if record["status"] != FINISHED]
+        outcome.code = FAILED
+        outcome.message = (
+            f"{len(failed)} of {len(sweep.points)} points failed, the first by: {failed[0]['reason']}; "
+            "the same command tries them again"
+        )
+    page = _report(sweep, outcome, judge, tracker)
+    outcome.advice = advise_sweep(sweep, outcome.records, judge)
+    pairs = [(point, outcome.records[point.name]) for point in sweep.points if point.name in outcome.records]
+    status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.code, "FAILED")
+    metrics = {"points_finished": counts[FINISHED], "points_failed": counts.total() - counts[FINISHED]}
+    if outcome.skipped == len(sweep.points) and not tracker.lacks(outcome.records.values()):
+        outcome.message, outcome.tracked = "nothing to do: every point is finished", tracker.run_id or "off"
+        return
+    metrics |= headline_metrics(outcome.advice)
+    artifacts = {"report.html": page, FILE: sweep.output.read(FILE).decode()}
+    outcome.tracked = tracker.finish(pairs, metrics, artifacts, status)
+    _report(sweep, outcome, judge, tracker)

@@ -1,0 +1,158 @@
+"""Points on other clusters: submitted to their Ray dashboards, polled, and read from the output that they share.
+
+A point's submission is named after it, so a sweep that was killed finds a job that is still running and waits for it
+instead of paying twice.
+"""
+
+import json
+import logging
+import shlex
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from pipelines.config.keys import Config
+from pipelines.config.load import REPOSITORY, UserError, with_values
+from pipelines.run.run import CAPPED, DONE, FAILED, Outcome
+from pipelines.stages.unit_batch import clean
+from pipelines.store import make_store
+from pipelines.sweep.grid import Point
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 15.0  # within which a dashboard that is there answers
+SILENCE_SECONDS = 60.0  # for which a dashboard may not answer while a job runs
+GONE = (ConnectionError, OSError, RuntimeError)  # what the client raises when nobody answers, or says no
+
+
+class UnreachableError(UserError):
+    """No Ray dashboard answers at a cluster's address."""
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the cluster whose dashboard is at `address`.
+
+    Raises:
+        UnreachableError: if none answers there.
+    """
+    wanted = "the cluster's address must be that of a Ray dashboard, such as http://host:8265"
+    if not address.startswith(("http://", "https://")):
+        raise UnreachableError(f"{wanted}, got {address}")
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # it answers; the client brings the token that it may ask for
+    except (OSError, ValueError) as error:
+        raise UnreachableError(f"no Ray dashboard answers at {address}: {clean(str(error))}") from error
+    try:
+        return JobSubmissionClient(address)
+    except GONE as error:
+        raise UnreachableError(f"the Ray dashboard at {address} refuses: {clean(str(error))}") from error
+
+
+def run_there(point: Point, poll_seconds: float) -> Outcome:
+    """Submits the point's job, or finds it running, and waits for its end. Ctrl-C stops the job over there too.
+
+    Raises:
+        UnreachableError: if the cluster does not answer, or stops answering.
+    """
+    assert point.address is not None
+    client = connect(point.address)
+    try:
+        submission = submit(client, point)
+        status = wait(client, submission, poll_seconds)
+    except KeyboardInterrupt:
+        _stop(client, point)
+        raise
+    if status == JobStatus.SUCCEEDED:
+        return Outcome(code=DONE, cluster=f"Ray cluster {point.address}")
+    info = client.get_job_info(submission)
+    code = CAPPED if getattr(info, "driver_exit_code", None) == CAPPED else FAILED
+    return Outcome(code=code, message=f"job {submission} {status.lower()}: {_last_words(client, submission)}")
+
+
+def submit(client: JobSubmissionClient, point: Point) -> str:
+    """The submission id of the point's job, which is running already or is submitted now."""
+    for attempt in range(1000):
+        name = f"{point.name}-{attempt}"
+        known = _status(client, name)
+        if known is not None and known.is_terminal():
+            continue
+        if known is None:
+            client.submit_job(
+                entrypoint=entrypoint(point.config),
+                submission_id=name,
+                runtime_env={"working_dir": str(REPOSITORY)},
+                metadata={"point": point.name},
+            )
+            logger.info("%s: submitted to %s", name, point.address)
+        else:
+            logger.info("%s: runs on %s already", name, point.address)
+        return name
+    raise UserError(f"{point.name} was submitted to {point.address} a thousand times")
+
+
+def entrypoint(config: Config) -> str:
+    """The command of the point's job over there. Local stores go by absolute paths, which both sides must share."""
+    paths = {
+        "input.path": make_store(config.input.path).path,
+        "output.path": make_store(config.output.path).path,
+    }
+    there, default = with_values(config, paths).dotted(), Config().dotted()
+    changed = {name: value for name, value in there.items() if value != default[name] and name != "ray.address"}
+    arguments = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in changed.items()]
+    return shlex.join(["python", "jobs/caption_corpus.py", *arguments])
+
+
+def wait(client: JobSubmissionClient, submission: str, poll_seconds: float) -> JobStatus:
+    """The status that the job ends with.
+
+    Raises:
+        UnreachableError: if the dashboard does not answer for SILENCE_SECONDS; the job may go on, and is found again.
+    """
+    heard = time.monotonic()
+    while True:
+        try:
+            status = client.get_job_status(submission)
+            heard = time.monotonic()
+            if status.is_terminal():
+                return status
+        except GONE as error:
+            if time.monotonic() - heard > SILENCE_SECONDS:
+                raise UnreachableError(
+                    f"the cluster stopped answering while {submission} ran: {clean(str(error))}"
+                ) from error
+        time.sleep(poll_seconds)
+
+
+def _status(client: JobSubmissionClient, submission: str) -> Any:
+    """None if there is no such job."""
+    try:
+        return client.get_job_status(submission)
+    except RuntimeError as error:
+        if "404" in str(error) or "does not exist" in str(error):
+            return None
+        raise UnreachableError(f"the cluster refuses: {clean(str(error))}") from error
+
+
+def _stop(client: JobSubmissionClient, point: Point) -> None:
+    try:
+        for job in client.list_jobs():
+            mine = (job.metadata or {}).get("point") == point.name and not job.status.is_terminal()
+            if mine and job.submission_id:
+                client.stop_job(job.submission_id)
+                logger.info("%s: stopped on %s", job.submission_id, point.address)
+    except GONE as error:
+        logger.warning(
+            "%s may still run on %s, which does not answer: %s", point.name, point.address, clean(str(error))
+        )
+
+
+def _last_words(client: JobSubmissionClient, submission: str) -> str:
+    """The line that says why: an `error:` or `status` of ours, else the last of the log."""
+    lines = [line.strip() for line in client.get_job_logs(submission).splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith(("error:", "status "))]
+    return clean((ours or lines or ["it left no log"])[-1])

@@ -1,0 +1,1 @@
+"""Proofs that an output holds every input row exactly once."""

@@ -1,0 +1,252 @@
+"""Proving an output: every row of the input is in exactly one of captions and quarantine, exactly once.
+
+Of an evaluation: every question of its benchmarks has exactly one prediction (verify_answers.py).
+
+Asks the written Parquet objects alone, not the job's own records of them. Memory holds CHUNK objects at a time, and for
+a folder of image files one counter a file.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.config.keys import Config
+from pipelines.config.load import UserError
+from pipelines.corpus.find import Corpus, find_corpus, template_fields
+from pipelines.output.fingerprint import FILE, fingerprint, read_claim
+from pipelines.output.schema import CAPTIONS_FOLDER
+from pipelines.output.unit import parse_part, unit_key
+from pipelines.stages.unit_batch import clean
+from pipelines.stages.write import read_totals
+from pipelines.store import STORE_ERRORS, Store, make_store
+
+THREADS, CHUNK = 16, 64
+MAX_SHOWN = 20  # differences kept in words; all are counted
+
+DAMAGE = (pa.ArrowException, OSError, LookupError, TypeError)  # no Parquet, no metadata, no such column
+
+Row = tuple[str, int]  # source and row
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Counts of what was found, and where it is not what it must be."""
+
+    counted: Literal["rows", "questions"] = "rows"
+    rows: int = 0  # of the input, as far as input.limit asks; or questions
+    captioned: int = 0  # images with their captions or answers
+    captions: int = 0  # one for each prompt; or answers
+    unanswered: int = 0  # questions about images in quarantine
+    objects: int = 0  # committed
+    reasons: Counter[str] = field(default_factory=Counter)  # of the quarantined images
+    num_differences: int = 0
+    differences: list[str] = field(default_factory=list)  # the first MAX_SHOWN
+
+    @property
+    def quarantined(self) -> int:
+        return self.reasons.total()
+
+    def lines(self) -> list[str]:
+        """What was found, for people."""
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common())
+        where = f"{self.quarantined:,} images{f' ({reasons})' if reasons else ''}"
+        if self.counted == "questions":
+            return [
+                f"input        {self.rows:,} questions",
+                f"answered     {self.captions:,} questions about {self.captioned:,} images in {self.objects:,} objects",
+                f"unanswered   {self.unanswered:,} questions about {where} in quarantine",
+            ]
+        return [
+            f"input        {self.rows:,} rows",
+            f"captioned    {self.captioned:,} images, {self.captions:,} captions in {self.objects:,} objects",
+            f"quarantined  {where}",
+        ]
+
+    def differ(self, text: str) -> None:
+        self.num_differences += 1
+        if len(self.differences) < MAX_SHOWN:
+            self.differences.append(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A committed object with its quarantine: what it says of itself, and the rows that it holds."""
+
+    name: str
+    stored: dict[str, Any]  # metadata of the captions object
+    prompts: dict[Row, list[str]]  # of every caption
+    rejected: Counter[Row]
+    reasons: Counter[str]
+
+
+def verify(config: Config) -> Verdict:
+    """Holds the output against the input; prompts, columns and benchmarks are those that the output was made with.
+
+    Raises:
+        UserError: if there is no such input, or the output is none of a caption job or an evaluation.
+    """
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    claim = _read_claim(output)
+    if "benchmarks" in claim:
+        from pipelines.verify.answers import verify_answers  # which needs this module
+
+        return verify_answers(config, output, claim)
+    templates = [claim["prompt.template"], *claim["prompt.more"]]
+    corpus = find_corpus(
+        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
+        image_column=claim["input.image_column"],
+        id_column=claim["input.id_column"],
+        reference_column="none",
+        templates=templates,
+    )
+    verdict, mine = Verdict(), fingerprint(claim)
+    committed = committed_names(output, CAPTIONS_FOLDER, verdict)
+    expected = _parquet_rows if corpus.columns else _image_rows
+    with ThreadPoolExecutor(THREADS) as pool:
+
+        def read(names: list[str]) -> Iterator[Part]:
+            for i in range(0, len(names), CHUNK):
+                for part in pool.map(lambda name: _read_part(output, name), names[i : i + CHUNK]):
+                    if isinstance(part, Part):
+                        yield part
+                    else:
+                        verdict.differ(part)
+
+        for part, rows in expected(corpus, committed, mine, config.input.limit, verdict, read):
+            _check_part(part, rows, templates, mine, verdict)
+    return verdict
+
+
+def _read_claim(output: Store) -> dict[str, Any]:
+    try:
+        claim = read_claim(output)
+    except STORE_ERRORS as error:
+        raise UserError(f"output.path {output.path} cannot be read: {type(error).__name__}: {error}") from error
+    if claim is None:
+        raise UserError(
+            f"output.path must be the output of a caption job or an evaluation, found no {FILE} in {output.path}"
+        )
+    return claim
+
+
+def committed_names(output: Store, folder: str, verdict: Verdict) -> list[str]:
+    """Sorted names of the committed objects; whatever else lies in `folder` or the quarantine is a difference."""
+    found = {each: sorted(output.list(each)) for each in (folder, "quarantine")}
+    names = []
+    for name in found[folder]:
+        try:
+            parse_part(name)
+        except ValueError:
+            verdict.differ(f"{folder}/{name} is no object of this job")
+        else:
+            names.append(name)
+    for name in sorted({*found["quarantine"]} - {*names}):
+        verdict.differ(f"quarantine/{name} belongs to no {folder} object: its unit was never committed")
+    verdict.objects = len(names)
+    return names
+
+
+def _read_part(output: Store, name: str) -> Part | str:
+    """The part, or why it is unreadable."""
+    try:
+        return _load_part(output, name)
+    except DAMAGE as error:
+        return f"{name} is damaged: {type(error).__name__}: {clean(str(error))}"
+
+
+def _load_part(output: Store, name: str) -> Part:
+    prompts: dict[Row, list[str]] = defaultdict(list)
+    table = read_table(output, f"captions/{name}", ["source", "row", "prompt"])
+    for source, row, prompt in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        prompts[source, row].append(prompt)
+    rejected, reasons = Counter(), Counter()
+    if output.exists(f"quarantine/{name}"):
+        table = read_table(output, f"quarantine/{name}", ["source", "row", "reason"])
+        rejected.update(zip(*(column.to_pylist() for column in table.columns[:2]), strict=True))
+        reasons.update(table["reason"].to_pylist())
+    return Part(name, read_totals(output, name), prompts, rejected, reasons)
+
+
+def read_table(output: Store, name: str, columns: list[str]) -> pa.Table:
+    with output.fs.open(output.join(name), "rb") as stream:
+        return pq.read_table(stream, columns=columns)
+
+
+Read = Callable[[list[str]], Iterable[Part]]
+Expected = Iterator[tuple[Part, list[Row]]]
+
+
+def _parquet_rows(
+    corpus: Corpus, committed: list[str], mine: str, limit: int | None, verdict: Verdict, read: Read
+) -> Expected:
+    """Every part with the rows that its name promises; overlaps, gaps and unknown files are differences."""
+    by_key: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for name in committed:
+        key, start, stop = parse_part(name)
+        by_key[key].append((start, stop, name))
+    for file in corpus.files:
+        end = file.num_rows if limit is None else min(file.num_rows, limit - verdict.rows)
+        ranges, reached = sorted(by_key.pop(unit_key([file], mine), [])), 0
+        for start, stop, name in [*ranges, (max(end, 0), file.num_rows, "")]:
+            if start > reached:
+                verdict.differ(f"{file.source}: rows {reached} to {start - 1} have no output")
+            if name and start < reached:
+                verdict.differ(
+                    f"{file.source}: rows {start} to {min(stop, reached) - 1} are in two objects, one is {name}"
+                )
+            reached = max(reached, stop)
+        verdict.rows += max(end, 0)
+        for part in read([name for *_, name in ranges]):
+            _, start, stop = parse_part(part.name)
+            yield part, [(file.source, row) for row in range(start, stop)]
+    for name in sorted(name for ranges in by_key.values() for *_, name in ranges):
+        verdict.differ(f"captions/{name} is of a file that is not in the input, or of another configuration")
+
+
+def _image_rows(
+    corpus: Corpus, committed: list[str], mine: str, limit: int | None, verdict: Verdict, read: Read
+) -> Expected:
+    """Every part with the files that its metadata promises; files in none or in two of them are differences."""
+    files, seen = {file.source: file for file in corpus.files}, Counter()
+    for part in read(committed):
+        sources = part.stored["sources"]
+        seen.update(sources)
+        known = [files[source] for source in sources if source in files]
+        if len(known) != len(sources) or parse_part(part.name)[0] != unit_key(known, mine):
+            verdict.differ(f"captions/{part.name} is of files that are not in the input, or of another configuration")
+        yield part, [(source, 0) for source in sources]
+    wanted = [file.source for file in corpus.files[:limit]]
+    verdict.rows = len(wanted)
+    for source in wanted:
+        if not seen[source]:
+            verdict.differ(f"{source} has no output")
+    for source in (source for source, count in seen.items() if count > 1):
+        verdict.differ(f"{source} is in {seen[source]} objects")
+
+
+def _check_part(part: Part, rows: list[Row], templates: list[str], mine: str, verdict: Verdict) -> None:
+    """Every expected row is captioned under every prompt or quarantined, and the metadata says the same."""
+    captioned = 0
+    fixed = Counter(template for template in templates if not template_fields(template))
+    for row in rows:
+        prompts, rejected = part.prompts.get(row, []), part.rejected[row]
+        fits = len(prompts) == len(templates) and Counter(prompts) >= fixed
+        if rejected + bool(prompts) != 1 or (prompts and not fits):
+            where = f"{row[0]} row {row[1]} in {part.name}"
+            verdict.differ(f"{where}: {len(prompts)} of {len(templates)} captions, {rejected} quarantine rows")
+        captioned += bool(prompts)
+    for source, row in sorted(({*part.prompts} | {*part.rejected}) - {*rows}):
+        verdict.differ(f"{source} row {row} does not belong into {part.name}")
+    stored = part.stored
+    if stored["fingerprint"] != mine:
+        verdict.differ(f"captions/{part.name} has the fingerprint {stored['fingerprint']}, the output {mine}")
+    if (stored["images_captioned"], stored["images_quarantined"]) != (captioned, part.rejected.total()):
+        verdict.differ(f"captions/{part.name} counts other images in its metadata than it holds")
+    verdict.captioned += captioned
+    verdict.captions += sum(map(len, part.prompts.values()))
+    verdict.reasons += part.reasons
