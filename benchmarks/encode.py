@@ -6,7 +6,7 @@
 The second line has LLaVA-1.5-7B's shapes.
 
 Random weights, 336-pixel images, 576 visual tokens. Every method alternates with the unpruned pass in one process; on a
-GPU so do batches whose pictures are uploaded ahead (`pipelines/upload.py`) and batches uploaded when their turn comes.
+GPU so do batches whose pictures are uploaded ahead (`stages/upload.py`) and batches uploaded when their turn comes.
 Prints medians and, as its last line, JSON: seconds an image, and of each method its share of the encode stage.
 """
 

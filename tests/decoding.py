@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from hostile import LIMITS
 from PIL import Image
 
 from pipelines.images.decode import DECODE_REASONS, Reject, decode_image
+from tests.hostile import LIMITS
 
 MEAN = (122, 116, 104)
 SETTINGS = {"size": 56, "aspect": "pad", "background": MEAN, **LIMITS}

@@ -14,7 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from helpers import (
+
+from jobs.verify import main as verify
+from pipelines.config.load import load_config
+from pipelines.run.job import prepare
+from pipelines.run.run import run_job
+from pipelines.stages.encode import Encoder
+from pipelines.stages.read import ReadDecode
+from pipelines.stages.unit_batch import Work
+from tests.helpers import (
     QUICK,
     addresses,
     captions_of,
@@ -25,14 +33,6 @@ from helpers import (
     run_fake,
     write_corpus,
 )
-
-from jobs.verify import main as verify
-from pipelines.config.load import load_config
-from pipelines.run.job import prepare
-from pipelines.run.run import run_job
-from pipelines.stages.encode import Encoder
-from pipelines.stages.read import ReadDecode
-from pipelines.stages.unit_batch import Work
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 

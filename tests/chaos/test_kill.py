@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import QUICK, Driver, addresses, captions_of, s3_server, write_corpus
 
 from jobs.caption_corpus import main
 from jobs.verify import main as verify
 from pipelines.store import Store
+from tests.helpers import QUICK, Driver, addresses, captions_of, s3_server, write_corpus
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 

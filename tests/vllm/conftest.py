@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
-from engines_on_demo import TEXT, Running, pixels_of
 
 from otprune.models import load_encoder
 from pipelines.engines.transformers_actor import Generator
+from tests.vllm.engines_on_demo import TEXT, Running, pixels_of
 
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 

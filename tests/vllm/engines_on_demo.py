@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import DEMO
 from PIL import Image as PILImage
 
 from otprune import num_kept, select_tokens
@@ -17,6 +16,7 @@ from pipelines.engines.vllm_actor import VllmGenerator
 from pipelines.output.unit import Unit
 from pipelines.stages.token_arrays import to_numpy
 from pipelines.stages.unit_batch import Image, Work
+from tests.helpers import DEMO
 
 SMALL = (
     "engine.name=vllm",

@@ -7,9 +7,9 @@ import time
 import psutil
 import pytest
 import torch
-from engines_on_demo import CAPTION, DiedError, Running, answers, kept, pixels_of, unit
 
 from pipelines.stages.unit_batch import Work
+from tests.vllm.engines_on_demo import CAPTION, DiedError, Running, answers, kept, pixels_of, unit
 
 SCENES = range(48)
 RETENTION = 0.098

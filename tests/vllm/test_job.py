@@ -5,11 +5,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engines_on_demo import SMALL, answers, kept, unit
-from helpers import DEMO, Driver, addresses, captions_of
 
 from pipelines.stages.unit_batch import Work
 from pipelines.store import Store
+from tests.helpers import DEMO, Driver, addresses, captions_of
+from tests.vllm.engines_on_demo import SMALL, answers, kept, unit
 
 IMAGES = 64
 SLOW = ("engine.kwargs.max_num_seqs=2", "engine.units_in_flight=2", "unit.images=2")

@@ -1,0 +1,163 @@
+"""Decoding what was made to break it: every file gives an array or a reject, soon, in little memory and in silence."""
+
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from pipelines.images.decode import DECODE_REASONS, MAX_JPEG_SCANS, Reject
+from tests.decoding import decode, noise, rejected
+from tests.hostile import FILES, encode, exif_rotated_jpeg, picture, png, png_chunk
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("aspect", ["pad", "crop"])
+def test_every_hostile_file_has_its_stated_outcome(name, aspect, capfd):
+    build, expected = FILES[name]
+    data = build()
+    with warnings.catch_warnings(record=True) as caught:
+        if expected == "ok":
+            assert decode(data, aspect=aspect).shape == (56, 56, 3)
+        else:
+            reject = rejected(data, aspect=aspect)
+            assert reject.reason == expected
+            assert "0x" not in reject.detail
+            assert reject.detail.isprintable()
+            assert rejected(data, aspect=aspect).detail == reject.detail
+    assert not caught
+    assert capfd.readouterr().err == ""
+
+
+def test_every_reason_is_met_by_a_test():
+    assert rejected(None).reason == "missing"
+    assert rejected(encode(picture(), "PNG"), max_bytes=100).reason == "too_large_bytes"
+    assert {outcome for _, outcome in FILES.values()} | {"missing", "too_large_bytes"} == {"ok", *DECODE_REASONS}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_pixels_are_counted_before_any_is_decoded(kind, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    data = encode(picture(100, 101), kind)
+    assert rejected(data, max_pixels=100 * 101 - 1).reason == "too_many_pixels"
+    assert rejected(data, min_side=101).reason == "too_small"
+
+
+def test_the_limits_themselves_are_allowed():
+    data = encode(picture(100, 101), "PNG")
+    assert decode(data, max_pixels=100 * 101, min_side=100, max_bytes=len(data)).shape == (56, 56, 3)
+
+
+_IN_LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+from PIL import Image
+from tests.hostile import LIMITS, encode, png
+from pipelines.images.decode import Reject, decode_image
+
+settings = dict(size=336, background=(122, 116, 104), **LIMITS)
+files = [encode(Image.new("L", shape), "PNG") for shape in ((30_000, 400), (400, 30_000))]
+files.append(png(60_000, 60_000, b""))
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+for aspect in ("pad", "crop"):
+    for data in files[:2]:
+        assert decode_image(data, aspect=aspect, **settings).shape == (336, 336, 3)
+    try:
+        decode_image(files[2], aspect=aspect, **settings)
+    except Reject as reject:
+        assert reject.reason == "too_many_pixels", reject
+print("done")
+"""
+
+
+def test_long_thin_images_and_huge_headers_fit_in_little_memory():
+    """In 1 GiB of address space; the padded squares alone would take 3.6 GB each."""
+    folder = Path(__file__).parents[2]
+    environment = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _IN_LITTLE_MEMORY]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert run.stdout == "done\n", run.stderr
+
+
+def test_a_jpeg_of_endless_scans_is_rejected_at_once():
+    """The last scan of a flat picture takes 14 bytes, and a pass over all of it to decode."""
+    data = encode(Image.new("L", (1000, 1000), 90), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    decode(data[:last] + 50 * data[last:-2] + data[-2:])
+    started = time.perf_counter()
+    assert rejected(data[:last] + 20_000 * data[last:-2] + data[-2:]).reason == "corrupt"
+    assert time.perf_counter() - started < 2  # 20 s and more without the limit
+
+
+def test_scans_of_what_lies_behind_the_image_do_not_count():
+    video = b"\xff\xda\0\x02" * (2 * MAX_JPEG_SCANS)  # phones append one to a JPEG
+    np.testing.assert_array_equal(decode(encode(picture(), "JPEG") + video), decode(encode(picture(), "JPEG")))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_a_file_that_lost_its_second_half_is_truncated(kind):
+    data = encode(noise(64, 48), kind)
+    assert rejected(data[: len(data) // 2]).reason == "truncated"
+
+
+def test_a_truncated_jpeg_with_a_whole_thumbnail_is_truncated():
+    thumbnail = encode(picture(16, 12), "JPEG")
+    exif = b"Exif\0\0" + b"MM\0*\0\0\0\x08\0\0\0\0\0\0" + thumbnail
+    data = encode(noise(64, 48), "JPEG", exif=exif)
+    assert rejected(data[: data.index(b"\xff\xc0", len(exif))]).reason == "truncated"
+
+
+def test_a_flipped_bit_in_the_pixels_of_a_png_is_found():
+    data = bytearray(encode(noise(64, 48), "PNG"))
+    data[len(data) // 2] ^= 1
+    assert rejected(bytes(data)).reason == "corrupt"
+
+
+def test_text_that_decompresses_without_end_is_rejected():
+    bomb = png_chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(50_000_000)))
+    data = png(8, 8, bytes(8 * 25))
+    assert rejected(data[:33] + bomb + data[33:]).reason == "corrupt"
+
+
+def _specimens() -> dict[str, bytes]:
+    image, palette = picture(48, 32), picture(48, 32).quantize(16)
+    return {
+        "jpeg": exif_rotated_jpeg(6),
+        "progressive": encode(image, "JPEG", progressive=True),
+        "cmyk": encode(image.convert("CMYK"), "JPEG"),
+        "png": encode(image, "PNG"),
+        "png palette": encode(palette, "PNG", transparency=bytes(16)),
+        "gif": encode(palette, "GIF", save_all=True, append_images=[palette.rotate(90)]),
+        "webp": encode(image, "WEBP"),
+        "webp lossless": encode(image.convert("RGBA"), "WEBP", lossless=True),
+        "bmp": encode(image, "BMP"),
+        "tiff": encode(image, "TIFF"),
+        "tiff lzw": encode(image, "TIFF", compression="tiff_lzw"),
+        "tiff fax": encode(image.convert("1"), "TIFF", compression="group4"),
+        "tiff jpeg": encode(image, "TIFF", compression="jpeg"),
+    }
+
+
+@pytest.mark.parametrize("name", _specimens())
+def test_damage_at_random_gives_an_array_or_a_reject(name, capfd):
+    whole = _specimens()[name]
+    rng = np.random.default_rng(len(whole))
+    outcomes = set()
+    for _ in range(150):
+        data = bytearray(whole)
+        for position in rng.integers(0, len(data) if rng.random() < 0.5 else min(200, len(data)), rng.integers(1, 8)):
+            data[position] = rng.integers(256)
+        if rng.random() < 0.2:
+            data = data[: rng.integers(4, len(data))]
+        try:
+            outcomes.add(decode(bytes(data), size=16, max_pixels=10**7).shape)
+        except Reject as reject:
+            outcomes.add(reject.reason)
+    assert outcomes <= {(16, 16, 3), *DECODE_REASONS}
+    assert len(outcomes) > 1
+    assert capfd.readouterr().err == ""

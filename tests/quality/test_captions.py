@@ -1,0 +1,131 @@
+"""Quality of captions without questions: read from outputs and corpora as the caption job leaves them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from jobs.quality import main
+from pipelines.config.keys import QualityConfig
+from pipelines.config.load import load_config
+from pipelines.metrics import cider_d
+from pipelines.output.unit import CorpusFile, Unit, unit_key
+from pipelines.quality.captions import Quality, measure_agreement, measure_quality
+from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.write import Sink
+from pipelines.store import Store
+from tests.helpers import DEMO, write_corpus
+
+SAID = ["a red bus .", "two dogs play with a ball .", "a cat sleeps on a mat .", "a train at the station ."]
+REFERENCES = [["a red bus"], ["dogs with a ball", "two dogs"], ["the cat on the mat"], ["a train"]]
+
+
+def write_output(folder: Path, captions: Sequence[str], reasons: Sequence[str] | None = None) -> Path:
+    """An output with two captions a unit, of rows 0 and on of `a.parquet`."""
+    key = unit_key([CorpusFile("a.parquet", 1, (len(captions),))], "f")
+    sink = Sink(store=Store(str(folder)), fingerprint="f", model="m", method="none")
+    counts = {"num_kept_tokens": 1, "num_prompt_tokens": 2, "num_generated_tokens": 3}
+    for start in range(0, len(captions), 2):
+        stop = min(start + 2, len(captions))
+        images = [
+            Image(f"row-{i}", "a.parquet", i, "0" * 64, ["describe"], [
+                {"caption": captions[i], "finish_reason": reasons[i] if reasons else "stop", **counts}
+            ])
+            for i in range(start, stop)
+        ]  # fmt: skip
+        sink.commit(Work(Unit(key, start, stop, ("a.parquet",)), images))
+    return folder
+
+
+def measure(*arguments: str) -> Quality:
+    return measure_quality(load_config([*DEMO, "input.path=", "resamples=20", *arguments], QualityConfig))
+
+
+def test_captions_are_judged_by_themselves(tmp_path: Path):
+    looping = "a dog and a dog and a dog and a dog and"
+    write_output(tmp_path, [SAID[0], "", looping, SAID[0]], ["stop", "stop", "length", "stop"])
+    quality = measure(f"output.path={tmp_path}")
+    assert quality.captions == 4
+    assert quality.health["empty"] == quality.health["truncated"] == quality.health["looping"] == 0.25
+    assert quality.health["distinct"] == 0.75
+    assert quality.agreement is quality.references is None
+
+
+def test_prompts_of_one_image_are_no_further_evidence():
+    """Four prompts with the same answers leave the interval as wide as one does."""
+    theirs = [SAID[0], "two cats", "nothing", SAID[3]]
+
+    def measured(prompts: int) -> dict:
+        ours, others = (
+            {("a", row, f"prompt {i}"): text for row, text in enumerate(said) for i in range(prompts)}
+            for said in (SAID, theirs)
+        )
+        return measure_agreement(ours, others, 200)
+
+    four, one = measured(4), measured(1)
+    for name in ("rouge_l", "exact_match"):  # CIDEr weighs words by how many captions have them
+        assert four[name] == pytest.approx(one[name])
+
+
+def test_agreement_is_over_what_both_outputs_hold(tmp_path: Path):
+    ours = write_output(tmp_path / "a", SAID)
+    theirs = write_output(tmp_path / "b", [SAID[0], SAID[1], "a cat ."])
+    quality = measure(f"output.path={ours}", f"baseline.path={theirs}")
+    assert quality.agreed_on == 3
+    assert quality.agreement
+    assert quality.agreement["exact_match"][0] == pytest.approx(2 / 3)
+    assert quality.agreement["extra_tokens"][0] == pytest.approx(4 / 3)  # "sleeps on a mat"
+    expected = cider_d(dict(enumerate(SAID[:3])), {0: [SAID[0]], 1: [SAID[1]], 2: ["a cat ."]})
+    value, low, high = quality.agreement["cider"]
+    assert value == pytest.approx(expected)
+    assert low <= value <= high
+
+
+def test_references_come_from_the_corpus_row_by_row(tmp_path: Path, scene_png):
+    images = [scene_png(0)] * 5
+    corpus = write_corpus(tmp_path / "in" / "a.parquet", images, references=[*REFERENCES, []])
+    output = write_output(tmp_path / "out", [*SAID, "nobody knows"])
+    quality = measure(f"output.path={output}", f"input.path={corpus.parent}")
+    assert quality.referenced == 4
+    assert quality.references
+    assert quality.references["CIDEr"][0] == pytest.approx(cider_d(dict(enumerate(SAID)), dict(enumerate(REFERENCES))))
+    assert set(quality.references) == {"CIDEr", "Bleu_4", "ROUGE_L"}
+
+
+def test_a_sample_holds_the_same_images_of_every_output(tmp_path: Path):
+    many = [f"thing number {i}" for i in range(40)]
+    ours, theirs = write_output(tmp_path / "a", many), write_output(tmp_path / "b", many)
+    quality = measure(f"output.path={ours}", f"baseline.path={theirs}", "sample=7")
+    assert (quality.captions, quality.agreed_on) == (7, 7)
+    assert quality.agreement
+    assert quality.agreement["exact_match"][0] == 1
+
+
+def test_the_command_line_prints_and_writes_what_it_measured(tmp_path: Path, capsys):
+    output = write_output(tmp_path, SAID)
+    assert main([*DEMO, "input.path=", f"output.path={output}"]) == 0
+    assert "4 captions" in capsys.readouterr().out
+    assert json.loads((output / "quality.json").read_text())["health"]["distinct"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("output.path={0}/none", "output.path must be the output of a caption job"),
+        ("output.path={0}/a baseline.path={0}/none", "baseline.path must be the output of a caption job"),
+        ("output.path={0}/a baseline.path={0}/b", "captions of the same images and prompts"),
+        ("output.path={0}/a sample=1", "sample must be at least 2"),
+    ],
+)
+def test_mistakes_end_with_code_2(arguments: str, says: str, tmp_path: Path, capsys):
+    write_output(tmp_path / "a", SAID)
+    other = write_output(tmp_path / "b", SAID)
+    for part in sorted((other / "captions").iterdir()):
+        part.unlink()
+    sink = Sink(store=Store(str(other)), fingerprint="f", model="m", method="none")
+    image = Image("x", "b.parquet", 0, "0" * 64, ["describe"], [{"caption": "x", "finish_reason": "stop"}])
+    image.captions[0] |= {"num_kept_tokens": 1, "num_prompt_tokens": 2, "num_generated_tokens": 3}
+    sink.commit(Work(Unit("0" * 12, 0, 1, ("b.parquet",)), [image]))
+    assert main([*DEMO, "input.path=", *arguments.format(tmp_path).split()]) == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,202 @@
+"""An output that is right is proven so, and each way to be wrong is found. Outputs are written without a cluster."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.verify import main
+from pipelines.output.fingerprint import FILE, fingerprint
+from pipelines.output.unit import CorpusFile, Unit, plan_images, unit_key
+from pipelines.stages.unit_batch import Image, Rejected, Work
+from pipelines.stages.write import Sink
+from pipelines.store import Store
+from tests.helpers import write_corpus
+
+CLAIM = {
+    "prompt.template": "describe the image .",
+    "prompt.more": ["is it day ?"],
+    "input.image_column": "auto",
+    "input.id_column": "auto",
+}
+MINE = fingerprint(CLAIM)
+DONE = {
+    "caption": "a picture",
+    "num_kept_tokens": 5,
+    "num_prompt_tokens": 9,
+    "num_generated_tokens": 3,
+    "finish_reason": "stop",
+}
+
+
+class Output:
+    """An output folder of which every detail can be got wrong."""
+
+    def __init__(self, folder: Path):
+        self.store = Store(str(folder))
+        self.store.write(FILE, json.dumps(CLAIM).encode())
+
+    def commit(
+        self,
+        unit: Unit,
+        *,
+        rejected: tuple[int, ...] = (),
+        prompts: int = 2,
+        fingerprint: str = MINE,
+        rows: list[int] | None = None,
+        files: bool = False,
+    ) -> str:
+        texts = [CLAIM["prompt.template"], *CLAIM["prompt.more"]][:prompts]
+        work = Work(unit)
+        for row in rows or range(unit.start, unit.stop):
+            where = {"id": str(row), "source": unit.sources[row if files else 0], "row": 0 if files else row}
+            if row in rejected:
+                work.rejected.append(Rejected(**where, sha256=None, reason="missing", detail=""))
+            else:
+                work.images.append(Image(**where, sha256="", prompts=texts, captions=[DONE] * prompts))
+        Sink(store=self.store, fingerprint=fingerprint, model="m", method="otprune").commit(work)
+        return f"part-{unit.name}.parquet"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Ten rows in one file."""
+    return write_corpus(tmp_path / "in" / "a.parquet", [b"x"] * 10, rows_per_group=5)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    return Output(tmp_path / "out")
+
+
+@pytest.fixture
+def unit(corpus: Path) -> Callable[[int, int], Unit]:
+    size, footer = corpus.stat().st_size, pq.read_metadata(corpus)
+    groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+    key = unit_key([CorpusFile("a.parquet", size, groups)], MINE)
+    return lambda start, stop: Unit(key, start, stop, ("a.parquet",))
+
+
+@pytest.fixture
+def check(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
+    def run(*more: str) -> tuple[int, str]:
+        code = main([f"input.path={tmp_path / 'in'}", f"output.path={tmp_path / 'out'}", *more])
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def test_a_whole_output_is_proven_and_counted(output, unit, check):
+    output.commit(unit(0, 4), rejected=(1, 2))
+    output.commit(unit(4, 10))
+    code, text = check()
+    assert code == 0
+    assert "10 rows" in text
+    assert "8 images, 16 captions in 2 objects" in text
+    assert "2 images (missing 2)" in text
+
+
+def test_rows_without_output_are_named(output, unit, check):
+    output.commit(unit(0, 4))
+    output.commit(unit(6, 8))
+    code, text = check()
+    assert code == 1
+    assert "a.parquet: rows 4 to 5 have no output" in text
+    assert "a.parquet: rows 8 to 9 have no output" in text
+    assert "2 differences" in text
+
+
+def test_a_limited_run_is_whole_up_to_its_limit(output, unit, check):
+    output.commit(unit(0, 4))
+    assert check("input.limit=4")[0] == 0
+    assert check("input.limit=5")[0] == 1
+    output.commit(unit(4, 10))
+    assert check("input.limit=4")[0] == 0, "more than the limit asks for is no fault"
+
+
+def test_overlapping_objects_are_found(output, unit, check):
+    output.commit(unit(0, 6))
+    output.commit(unit(4, 10))
+    code, text = check()
+    assert code == 1
+    assert "rows 4 to 5 are in two objects" in text
+
+
+def test_a_row_both_captioned_and_quarantined_is_found(output, unit, check):
+    name = output.commit(unit(0, 10), rejected=(3,))
+    rejected = output.store.read(f"quarantine/{name}")
+    output.commit(unit(0, 10))
+    output.store.write(f"quarantine/{name}", rejected)
+    code, text = check()
+    assert code == 1
+    assert "a.parquet row 3 in" in text
+    assert "2 of 2 captions, 1 quarantine rows" in text
+
+
+def test_a_row_with_one_of_two_prompts_is_found(output, unit, check):
+    output.commit(unit(0, 10), prompts=1)
+    code, text = check()
+    assert code == 1
+    assert "10 differences" in text
+    assert "1 of 2 captions, 0 quarantine rows" in text
+
+
+def test_missing_and_foreign_rows_inside_an_object_are_found(output, unit, check):
+    output.commit(unit(0, 10), rows=[0, 1, 2, 3, 4, 5, 6, 7, 8, 11])
+    code, text = check()
+    assert code == 1
+    assert "a.parquet row 9 in" in text
+    assert "a.parquet row 11 does not belong" in text
+
+
+def test_another_fingerprint_is_found(output, unit, check):
+    output.commit(unit(0, 10), fingerprint="0123456789abcdef")
+    code, text = check()
+    assert code == 1
+    assert "has the fingerprint 0123456789abcdef" in text
+
+
+def test_stray_and_damaged_objects_are_found(output, unit, check):
+    whole = output.commit(unit(0, 5))
+    damaged = output.commit(unit(5, 10))
+    data = output.store.read(f"captions/{whole}")
+    output.store.write(f"captions/{damaged}", data[: len(data) // 2])
+    output.store.write("captions/notes.parquet", b"")
+    output.store.write("captions/part-000000000000-000000000-000000005.parquet", data)
+    output.store.write("quarantine/part-000000000000-000000007-000000008.parquet", data)
+    code, text = check()
+    assert code == 1
+    assert f"{damaged} is damaged" in text
+    assert "captions/notes.parquet is no object of this job" in text
+    assert "captions/part-000000000000-000000000-000000005.parquet is of a file that is not in the input" in text
+    assert "quarantine/part-000000000000-000000007-000000008.parquet belongs to no captions object" in text
+
+
+def test_a_folder_of_image_files_is_proven_file_by_file(tmp_path, output, check):
+    (tmp_path / "in").mkdir()
+    files = [CorpusFile(f"{i}.png", i + 1) for i in range(5)]
+    for file in files:
+        (tmp_path / "in" / file.source).write_bytes(b"x" * file.size)
+    units = plan_images(files, MINE, 2)
+    for unit in units:
+        output.commit(unit, files=True)
+    assert check()[0] == 0
+    output.store.delete(f"captions/part-{units[1].name}.parquet")
+    (again,) = plan_images(files[:1], MINE, 1)
+    output.commit(again, files=True)
+    code, text = check()
+    assert code == 1
+    assert "2.png has no output" in text
+    assert "3.png has no output" in text
+    assert "0.png is in 2 objects" in text
+
+
+def test_what_is_no_output_or_no_input_exits_with_2(tmp_path, corpus, output, capsys):
+    assert main([f"input.path={corpus}", f"output.path={tmp_path / 'nothing'}"]) == 2
+    assert "found no fingerprint.json" in capsys.readouterr().err
+    assert main([f"input.path={tmp_path / 'nothing'}", f"output.path={tmp_path / 'out'}"]) == 2
+    assert "input.path" in capsys.readouterr().err
+    assert main(["input.pth=x"]) == 2
+    assert "did you mean input.path?" in capsys.readouterr().err
