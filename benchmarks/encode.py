@@ -22,7 +22,7 @@ from benchmarks.generate import synchronize, timing_parser
 from benchmarks.random_model import make_checkpoint
 from otprune import num_kept, select_tokens
 from otprune.models import load_encoder
-from pipelines.stages.encode import run_batched
+from pipelines.stages.batches import run_batched
 from pipelines.stages.upload import CudaCopy, Uploader
 
 METHODS = ("none", "otprune", "logdet_linear", "divprune", "random")

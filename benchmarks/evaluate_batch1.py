@@ -31,8 +31,9 @@ from pipelines.benchmarks import Benchmark, Row
 from pipelines.config.keys import EvaluateConfig
 from pipelines.config.load import REPOSITORY, load_config
 from pipelines.images.decode import decode_image
-from pipelines.run.job import decode_settings
-from pipelines.stages.encode import image_seed, torch_dtype
+from pipelines.run.stages import decode_settings
+from pipelines.stages.encode import image_seed
+from pipelines.stages.gpu import torch_dtype
 
 CONFIG = REPOSITORY / "conf" / "evaluate_demo.yaml"
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from demo import ensure_corpus
 from pipelines.accuracy.calibrate import calibrate
 from pipelines.config.keys import CalibrateConfig
-from pipelines.config.load import UserError, help_text, load_config
+from pipelines.config.load import help_text, load_config
+from pipelines.errors import UserError
 
 
 def main(argv: list[str]) -> int:

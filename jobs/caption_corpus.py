@@ -13,9 +13,11 @@ import logging
 import sys
 
 from demo import ensure_corpus
-from pipelines.config.load import UserError, help_text, load_config
+from pipelines.config.load import help_text, load_config
+from pipelines.errors import UserError
 from pipelines.preflight.estimate import run_estimate
-from pipelines.report.terminal import print_estimate, print_summary
+from pipelines.preflight.summary import print_estimate
+from pipelines.report.terminal import print_summary
 from pipelines.run.job import prepare
 from pipelines.run.run import run_job
 

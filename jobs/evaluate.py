@@ -13,9 +13,10 @@ import sys
 
 from demo import ensure_corpus
 from pipelines.accuracy.evaluate import prepare_evaluation, run_evaluation
+from pipelines.accuracy.summary import print_scores
 from pipelines.config.keys import NOT_IN_EVALUATION, EvaluateConfig
-from pipelines.config.load import REPOSITORY, UserError, help_text, load_config
-from pipelines.report.terminal import print_scores
+from pipelines.config.load import REPOSITORY, help_text, load_config
+from pipelines.errors import UserError
 
 DEMO_CONFIG = REPOSITORY / "conf" / "evaluate_demo.yaml"
 

@@ -15,7 +15,8 @@ from demo import ensure_corpus
 from pipelines.accuracy.grid import GridStoppedError, run_accuracy_grid
 from pipelines.accuracy.page import print_accuracy
 from pipelines.config.keys import NOT_IN_EVALUATION, AccuracyConfig
-from pipelines.config.load import REPOSITORY, UserError, help_text, load_config
+from pipelines.config.load import REPOSITORY, help_text, load_config
+from pipelines.errors import UserError
 
 DEMO_CONFIG = REPOSITORY / "conf" / "accuracy_grid_demo.yaml"
 

@@ -16,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.config.keys import QualityConfig
-from pipelines.config.load import UserError, help_text, load_config
+from pipelines.config.load import help_text, load_config
+from pipelines.errors import JobFailedError, UserError
 from pipelines.quality.captions import measure_quality, track_quality
-from pipelines.report.terminal import print_quality
-from pipelines.run.isolate import JobFailedError
+from pipelines.quality.summary import print_quality
 from pipelines.store import make_store
 
 

@@ -11,10 +11,11 @@ Exit codes: 0 done; 1 a piece failed; 2 bad configuration or input; 130 interrup
 import logging
 import sys
 
-from pipelines.config.load import REPOSITORY, UserError, help_text, load_config
-from pipelines.report.terminal import print_study
+from pipelines.config.load import REPOSITORY, help_text, load_config
+from pipelines.errors import UserError
 from pipelines.study.config import NOT_IN_STUDY, StudyConfig
 from pipelines.study.run import prepare_study, run_study
+from pipelines.study.summary import print_study
 
 QUICK = REPOSITORY / "conf" / "study_quick.yaml"
 

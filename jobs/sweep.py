@@ -15,9 +15,11 @@ import sys
 
 from demo import ensure_corpus
 from pipelines.config.keys import SweepConfig
-from pipelines.config.load import REPOSITORY, UserError, help_text, load_config
+from pipelines.config.load import REPOSITORY, help_text, load_config
+from pipelines.errors import UserError
+from pipelines.sweep.checked import prepare_sweep
 from pipelines.sweep.dry_run import estimate_points
-from pipelines.sweep.run import prepare_sweep, run_sweep
+from pipelines.sweep.run import run_sweep
 from pipelines.sweep.summary import print_estimates, print_sweep
 
 DEMO_CONFIG = REPOSITORY / "conf" / "sweep_demo.yaml"

@@ -11,7 +11,8 @@ Exit codes: 0 proven; 1 not so, with the first differences; 2 bad configuration,
 import logging
 import sys
 
-from pipelines.config.load import UserError, help_text, load_config
+from pipelines.config.load import help_text, load_config
+from pipelines.errors import UserError
 from pipelines.verify.captions import verify
 
 

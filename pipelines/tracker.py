@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.stages.unit_batch import clean
+from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from pipelines.config.load import load_config
 from pipelines.run.job import prepare
-from pipelines.run.run import Outcome, run_job
+from pipelines.run.outcome import Outcome
+from pipelines.run.run import run_job
 from pipelines.stages.unit_batch import Work
 from pipelines.store import Store
 

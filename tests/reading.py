@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.corpus.find import Corpus, find_corpus
+from pipelines.output.span import SpanRow
 from pipelines.output.unit import plan_images, plan_rows
-from pipelines.stages.read import DecodeSettings, ReadDecode, SpanRow
+from pipelines.stages.read import DecodeSettings, ReadDecode
 from pipelines.stages.unit_batch import Work
 from pipelines.store import make_store
 

@@ -19,6 +19,7 @@ Departures:
 Shapes: B images, N visual tokens, W tower width, D language width, T text tokens.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoTokenizer, CLIPTextModelWithProjection
 
+from otprune.models import resolve_checkpoint
 from otprune.models.checkpoint import CheckpointError
 from otprune.models.loading import load_part, read_tensors
 
@@ -102,3 +104,36 @@ class WordRelevance:
         return normalize(self.embedding[torch.tensor(ids, dtype=torch.int64)].float(), dim=-1).sum(dim=0) / max(
             len(ids), 1
         )
+
+
+Relevance = Callable[[Tensor, Tensor, list[str]], Tensor]
+
+
+def make_relevance(settings: dict[str, Any], model: Path, dtype: torch.dtype, device: str) -> Relevance:
+    """What `settings.relevance` asks for.
+
+    Raises:
+        ValueError: if it is clip and no CLIP checkpoint is named.
+    """
+    match settings["relevance"]:
+        case "words":
+            return WordRelevance(model, dtype=dtype, device=device)
+        case "none":
+            return lambda patches, tokens, prompts: torch.ones(tokens.shape[:2], device=tokens.device)
+        case _:
+            return ClipRelevance(find_clip(settings), dtype=dtype, device=device)
+
+
+def find_clip(settings: dict[str, Any]) -> Path:
+    """Folder of the CLIP checkpoint that `settings.clip` names.
+
+    Raises:
+        ValueError: if it is not set or no such checkpoint.
+    """
+    if not settings["clip"]:
+        raise ValueError(
+            "settings.clip must name the CLIP checkpoint of the model's vision tower (LLaVA-1.5's is "
+            "openai/clip-vit-large-patch14-336), for LLaVA holds no text tower; settings.relevance=words compares with "
+            "the language model's word embeddings instead, and none keeps diverse tokens whatever is asked"
+        )
+    return resolve_checkpoint(settings["clip"], families=("clip",), key="prune.settings.clip")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from otprune.budget import selector_prefill
 from otprune.flops import match_flops, prefill_flops
 from otprune.layerwise import vtw_divergences
 from otprune.layerwise.fitprune_fit import TOLERANCE, measure, recipe_at
@@ -26,11 +27,11 @@ from otprune.models.llava import image_span
 from otprune.schedules import visual_rows
 from otprune.shapes import LanguageShape
 from pipelines.config.keys import CalibrateConfig
-from pipelines.config.load import UserError
+from pipelines.errors import UserError
 from pipelines.output.plan import make_plan
-from pipelines.run.job import Job, check_model, find_input, make_reader
-from pipelines.run.pruning import selector_prefill
-from pipelines.stages.encode import torch_dtype
+from pipelines.run.job import Job, check_model, find_input
+from pipelines.run.stages import make_reader
+from pipelines.stages.gpu import torch_dtype
 from pipelines.stages.token_arrays import as_tensor
 from pipelines.stages.unit_batch import Work
 from pipelines.store import Store

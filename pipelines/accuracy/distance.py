@@ -21,10 +21,11 @@ from pipelines.accuracy.find_questions import Asked, first_spans
 from pipelines.accuracy.read_questions import ReadQuestions
 from pipelines.accuracy.table import Measured
 from pipelines.config.keys import Config
-from pipelines.run.cluster import actor_gpus
+from pipelines.output.span import SpanRow
 from pipelines.run.pruning import has_tiles
-from pipelines.stages.encode import image_seed, torch_dtype
-from pipelines.stages.read import SpanRow
+from pipelines.run.resources import actor_gpus
+from pipelines.stages.encode import image_seed
+from pipelines.stages.gpu import torch_dtype
 from pipelines.stages.token_arrays import as_tensor
 from pipelines.stages.unit_batch import Work
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from pipelines.accuracy.find_questions import Asked, find_questions, plan_questions
 from pipelines.accuracy.read_questions import ReadQuestions, prediction_rows
+from pipelines.accuracy.schema import PREDICTIONS
 from pipelines.accuracy.scores import (
     as_json,
     category_table,
@@ -25,24 +26,18 @@ from pipelines.accuracy.scores import (
 )  # fmt: skip
 from pipelines.benchmarks import Benchmark, Comparison, Scores, get_benchmarks
 from pipelines.config.keys import NOT_IN_EVALUATION, Config, EvaluateConfig
-from pipelines.config.load import UserError
 from pipelines.corpus.find import Corpus
 from pipelines.dollars.meter import make_tariff
-from pipelines.output.fingerprint import describe, fingerprint, read_claim
-from pipelines.output.schema import PREDICTIONS, PREDICTIONS_FOLDER
-from pipelines.run.job import (
-    Job,
-    Stages,
-    check_model,
-    check_pruning,
-    decode_settings,
-    inside_model,
-    model_stages,
-    open_output,
-)
+from pipelines.errors import UserError
+from pipelines.output.fingerprint import fingerprint, read_claim
+from pipelines.output.schema import PREDICTIONS_FOLDER
+from pipelines.output.totals import Totals
+from pipelines.run.describe import describe
+from pipelines.run.job import Job, check_model, check_pruning, inside_model, open_output
 from pipelines.run.metrics import prefill_tflops
-from pipelines.run.progress import Totals
-from pipelines.run.run import DONE, Outcome, run_job
+from pipelines.run.outcome import DONE, Outcome
+from pipelines.run.run import run_job
+from pipelines.run.stages import Stages, decode_settings, model_stages
 from pipelines.stages.encode import Encoder
 from pipelines.stages.write import Sink
 from pipelines.store import STORE_ERRORS, Store, make_store

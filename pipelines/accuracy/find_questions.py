@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 from pipelines.accuracy.read_questions import QuestionFile
 from pipelines.benchmarks import Benchmark, Key, whole_groups
 from pipelines.benchmarks.columns import IMAGE, check_schema
-from pipelines.config.load import UserError
+from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import FOOTER_THREADS, read_footer
+from pipelines.errors import UserError
 from pipelines.output.plan import Plan, committed_parts, delete_orphans, done_ranges
 from pipelines.output.schema import PREDICTIONS_FOLDER
-from pipelines.output.unit import CorpusFile, Unit, plan_rows, unit_key
-from pipelines.stages.read import SpanRow
+from pipelines.output.span import SpanRow
+from pipelines.output.unit import Unit, plan_rows, unit_key
 from pipelines.store import STORE_ERRORS, Store
 
 

@@ -28,11 +28,12 @@ from pipelines.accuracy.point_cost import measure_work
 from pipelines.accuracy.recipes import fit_recipes, known_recipes, lacks_recipe
 from pipelines.accuracy.table import Measured, Point, accuracy_table, image_of_groups
 from pipelines.config.keys import AccuracyConfig, EvaluateConfig, GridConfig
-from pipelines.config.load import UserError, to_yaml, with_values
+from pipelines.config.load import to_yaml, with_values
+from pipelines.errors import UserError
 from pipelines.run.cluster import connected
 from pipelines.run.job import check_model, check_pruning
+from pipelines.run.outcome import FAILED, INTERRUPTED
 from pipelines.run.pruning import resolve_pruning
-from pipelines.run.run import FAILED, INTERRUPTED
 from pipelines.run.tracked import git_tag
 from pipelines.stages.encode import Encoder
 from pipelines.store import Store, make_store

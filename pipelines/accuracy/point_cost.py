@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import ray
 from transformers import AutoConfig
 
+from otprune.budget import selector_prefill
 from otprune.flops import TrueFlops, true_flops
 from otprune.schedules import SETTINGS
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
 from pipelines.run.job import Job, inside_model
-from pipelines.run.pruning import has_tiles, selector_prefill
-from pipelines.run.run import RECORD
+from pipelines.run.outcome import RECORD
+from pipelines.run.pruning import has_tiles
 
 COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
 

@@ -17,11 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.benchmarks import RECORDS, Benchmark, Row, get_benchmark
+from pipelines.corpus.parquet import row_batches
 from pipelines.images.decode import Reject, decode_image
 from pipelines.images.tiles import Tiles, stack_pictures
-from pipelines.stages.read import DecodeSettings, SpanRow, fill_units, row_batches
-from pipelines.stages.unit_batch import Image, Rejected, Work, clean
+from pipelines.output.span import SpanRow
+from pipelines.stages.read import DecodeSettings, fill_units
+from pipelines.stages.unit_batch import Image, Rejected, Work
 from pipelines.store import Store
+from pipelines.text import clean
 
 KEPT = [name for name in RECORDS.names if name != "prediction"]  # of a question, on its way to its score
 

@@ -17,10 +17,10 @@ from pipelines.accuracy.evaluate import make_question_reader
 from pipelines.accuracy.find_questions import Asked, first_spans
 from pipelines.accuracy.read_questions import ReadQuestions
 from pipelines.config.keys import AccuracyConfig
-from pipelines.config.load import UserError
-from pipelines.run.cluster import actor_gpus
+from pipelines.errors import UserError
+from pipelines.output.span import SpanRow
 from pipelines.run.job import Job
-from pipelines.stages.read import SpanRow
+from pipelines.run.resources import actor_gpus
 from pipelines.stages.unit_batch import Work
 from pipelines.store import Store
 

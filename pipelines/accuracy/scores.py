@@ -14,12 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipelines.benchmarks import RECORD_COLUMNS, Benchmark, Comparison, Record, Scores
 from pipelines.config.load import to_yaml
 from pipelines.output.schema import PREDICTIONS_FOLDER
-from pipelines.run.progress import Totals
+from pipelines.output.totals import Totals
 from pipelines.store import Store
 
 if TYPE_CHECKING:
     from pipelines.run.job import Job
-    from pipelines.run.run import Outcome
+    from pipelines.run.outcome import Outcome
 
 THREADS = 16
 

@@ -13,15 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pipelines.config.keys import Config
+from pipelines.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEMO_CONFIG = REPOSITORY / "conf" / "demo.yaml"
 
 C = TypeVar("C", bound=Config)
-
-
-class UserError(Exception):
-    """Something the user can correct: bad configuration, bad input, unwritable output. Jobs exit with code 2."""
 
 
 def load_config(argv: Sequence[str], schema: type[C] = Config, demo: Path = DEMO_CONFIG) -> C:

@@ -12,8 +12,8 @@ from typing import Any, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config.load import UserError
-from pipelines.output.unit import CorpusFile
+from pipelines.corpus.file import CorpusFile
+from pipelines.errors import UserError
 from pipelines.store import STORE_ERRORS, Store
 
 logger = logging.getLogger(__name__)

@@ -3,9 +3,9 @@
 import logging
 from collections import Counter
 
-from pipelines.config.load import UserError
 from pipelines.dollars.ledger import Spent
 from pipelines.dollars.meter import Meter
+from pipelines.errors import UserError
 from pipelines.run.metrics import Account
 
 logger = logging.getLogger(__name__)

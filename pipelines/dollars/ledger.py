@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.stages.unit_batch import clean
 from pipelines.store import Store
+from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config.keys import Config, CostConfig
-from pipelines.config.load import UserError
 from pipelines.dollars.prices import NodePrice, Price, find_instance, load_prices, price_node
+from pipelines.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,76 +171,3 @@ class Meter:
     def _held(self) -> list[Held]:
         with self._lock:
             return list(self._nodes.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Attribution:
-    """How a run's dollars divide, in shares: what each stage and the gate used, the start-up, and what is left, idle.
-
-    The start-up is the time in which nothing could be busy yet. Stages of the other resource have no share: where
-    GPUs are paid for, reading and decoding ride along.
-    """
-
-    stages: dict[str, float] = field(default_factory=dict)
-    startup: float = 0.0
-
-    @property
-    def idle(self) -> float:
-        """Share of the capacity that was held for nothing, start-up included."""
-        return max(0.0, 1.0 - sum(self.stages.values()))
-
-    def dollars(self, usd: float) -> dict[str, float]:
-        """`usd/<stage>`, `usd/startup` and `usd/idle`; they add up to `usd`."""
-        startup = min(self.startup, self.idle)
-        parts = {**self.stages, "startup": startup, "idle": self.idle - startup}
-        return {f"usd/{name}": usd * share for name, share in parts.items()}
-
-
-def attribute(
-    busy: Mapping[str, float], weights: Mapping[str, float], capacity: float, startup: float, gate: float = 0.0
-) -> Attribution:
-    """The attribution of a run.
-
-    Args:
-        busy: seconds of work of each stage, summed over actors or tasks.
-        weights: units of the scarce resource that one actor or task of the stage holds.
-        capacity: unit-seconds held; more than that cannot have been used (logical CPUs may be fewer than processes).
-        startup: share of the dollars that were spent before the first unit could be worked on.
-        gate: share of the dollars that the gate's sample cost.
-    """
-    used = {stage: busy.get(stage, 0.0) * weight for stage, weight in weights.items() if weight}
-    whole = max(capacity, sum(used.values()))
-    if whole <= 0:
-        return Attribution()
-    stages = {stage: seconds / whole for stage, seconds in used.items()} | ({"gate": gate} if gate else {})
-    return Attribution(stages, startup)
-
-
-def price_run(usd: float, images: int, tokens: int) -> dict[str, float]:
-    """`usd_total`, and where there are images `usd_per_image`, `usd_per_million_images` and `tokens_per_usd`
-    (generated tokens)."""
-    if not images or usd <= 0:
-        return {"usd_total": usd}
-    per_million = {"usd_per_image": usd / images, "usd_per_million_images": 1e6 * usd / images}
-    return {"usd_total": usd, **per_million, "tokens_per_usd": tokens / usd}
-
-
-def price_steady(usd: float, seconds: float, rates: Mapping[str, float]) -> dict[str, float]:
-    """What a long job costs, from the dollars and seconds of a run without its start-up; empty without a rate.
-
-    `usd_per_hour`, and `usd_per_million_images_steady` at the rate `images_per_second`, with `_low` and `_high` from
-    the ends of the rate's interval where it has one.
-    """
-    rate = rates.get("images_per_second", 0.0)
-    if rate <= 0 or seconds <= 0:
-        return {}
-    per_hour = 3600 * usd / seconds
-    ends = {"": "", "_low": "_high", "_high": "_low"}  # of dollars, of the rate
-    known = {end: rates[name] for end, of in ends.items() if (name := f"images_per_second{of}") in rates}
-    steady = {f"usd_per_million_images_steady{end}": usd_per_million_images(per_hour, r) for end, r in known.items()}
-    return {"usd_per_hour": per_hour, **steady}
-
-
-def usd_per_million_images(usd_per_hour: float, images_per_second: float) -> float:
-    """Of a cluster that captions at this rate; infinite at a rate of 0."""
-    return 1e6 * usd_per_hour / (3600 * images_per_second) if images_per_second > 0 else float("inf")

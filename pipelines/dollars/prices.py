@@ -14,7 +14,8 @@ from typing import Any
 
 from yaml import YAMLError, safe_load
 
-from pipelines.config.load import REPOSITORY, UserError
+from pipelines.config.load import REPOSITORY
+from pipelines.errors import UserError
 
 INSTANCE_LABELS = ("instance-type", "node.kubernetes.io/instance-type")
 MARKET_LABEL, REGION_LABEL = "ray.io/market-type", "ray.io/availability-region"

@@ -15,7 +15,7 @@ from otprune.methods import METHODS
 from otprune.models import CheckpointError, check_fixed_shapes, resolve_checkpoint
 from otprune.models.checkpoint import ANYRES, read_config
 from pipelines.config.keys import Config
-from pipelines.config.load import UserError
+from pipelines.errors import UserError
 
 OURS = {
     **dict.fromkeys(("model", "tokenizer", "hf_config_path"), "model.path"),

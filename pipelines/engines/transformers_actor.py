@@ -9,13 +9,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from otprune.budget import layer_rows, make_policy
 from otprune.methods import get_method
 from otprune.models import Completion, load_decoder
 from pipelines.engines.requests import Request, RequestMaker, as_caption, give_answers, sampling_seed
-from pipelines.run.pruning import layer_rows, make_policy
-from pipelines.stages.encode import Suspicion, exit_if_cuda_is_broken, limit_memory, run_batched, torch_dtype
+from pipelines.stages.batches import Suspicion, run_batched
+from pipelines.stages.gpu import exit_if_cuda_is_broken, limit_memory, torch_dtype
 from pipelines.stages.token_arrays import unpack
-from pipelines.stages.unit_batch import Work, clean
+from pipelines.stages.unit_batch import Work
+from pipelines.text import clean
 
 
 class Generator:

@@ -25,9 +25,11 @@ from otprune.models.checkpoint import num_visual_tokens
 from pipelines.engines.one_size_at_a_time import EqualGate
 from pipelines.engines.requests import Request, RequestMaker, as_caption, give_answers, sampling_seed
 from pipelines.engines.vllm_client import Answer, EngineDiedError, VllmEngine
-from pipelines.stages.encode import SYSTEMATIC, Suspicion, thumbnail
+from pipelines.stages.batches import SYSTEMATIC, Suspicion
+from pipelines.stages.thumbnail import thumbnail
 from pipelines.stages.token_arrays import as_tensor, unpack
-from pipelines.stages.unit_batch import Work, clean
+from pipelines.stages.unit_batch import Work
+from pipelines.text import clean
 
 QUEUED = 1.25  # requests in the engine for each of its slots: the next are at hand when one is free
 

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipelines.config.load import UserError
+from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import FOOTER_THREADS, Corpus
+from pipelines.errors import UserError
+from pipelines.output.parts import read_totals
 from pipelines.output.schema import CAPTIONS_FOLDER
-from pipelines.output.unit import CorpusFile, Unit, parse_part, plan_images, plan_rows, unit_key
-from pipelines.stages.read import SpanRow
-from pipelines.stages.write import read_totals
+from pipelines.output.span import SpanRow
+from pipelines.output.unit import Unit, parse_part, plan_images, plan_rows, unit_key
 from pipelines.store import Store
 
 logger = logging.getLogger(__name__)

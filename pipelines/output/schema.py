@@ -2,7 +2,6 @@
 
 import pyarrow as pa
 
-from pipelines.benchmarks import RECORDS
 from pipelines.images.decode import DECODE_REASONS
 
 CAPTIONS_FOLDER, PREDICTIONS_FOLDER = "captions", "predictions"
@@ -26,18 +25,6 @@ CAPTIONS = pa.schema(
 )
 
 _COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
-PREDICTIONS = pa.schema(
-    [
-        *RECORDS,
-        ("source", pa.string()),
-        ("row", pa.int64()),
-        ("prompt", pa.string()),
-        *((name, pa.string()) for name in ("model", "method")),
-        *((name, pa.int32()) for name in _COUNTS),  # null, as prediction is, where the image could not be read
-        ("finish_reason", pa.string()),
-        ("sha256", pa.string()),  # of the encoded image, or of several one after the other
-    ]
-)
 
 QUARANTINE = pa.schema(
     [

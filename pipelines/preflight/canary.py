@@ -18,20 +18,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.config.keys import QualityConfig
-from pipelines.config.load import UserError
+from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Corpus
+from pipelines.errors import JobFailedError, UserError
 from pipelines.metrics.agreement import canary
 from pipelines.metrics.ptb import tokenize
 from pipelines.output.plan import Plan
-from pipelines.output.unit import CorpusFile, Unit
+from pipelines.output.span import SpanRow
+from pipelines.output.unit import Unit
 from pipelines.preflight.canary_stages import Captions, ReadThreefold, collect
 from pipelines.run.cluster import connected
 from pipelines.run.flow import run_flow
-from pipelines.run.isolate import JobFailedError
-from pipelines.run.job import Job, check_model, check_pruning, decode_settings, find_input, make_stages
+from pipelines.run.job import Job, check_model, check_pruning, find_input
+from pipelines.run.stages import decode_settings, make_stages
 from pipelines.run.watchdog import cause_of
 from pipelines.stages.encode import Encoder
-from pipelines.stages.read import SpanRow
 from pipelines.store import make_store
 
 PIECES = 4  # files that a sample is spread over

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.stages.read import Reader, SpanRow
+from pipelines.output.span import SpanRow
+from pipelines.stages.read import Reader
 from pipelines.stages.unit_batch import Image, Work
 
 Captions = dict[str, dict[str, str]]

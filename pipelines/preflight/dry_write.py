@@ -6,8 +6,10 @@ A module of its own, since the tasks that run it import it: with `sample.py` the
 import json
 from typing import Any
 
-from pipelines.stages.unit_batch import Work, clean
-from pipelines.stages.write import Sink, encode_table, summarize, totals
+from pipelines.output.parts import encode_table
+from pipelines.stages.unit_batch import Work
+from pipelines.stages.write import Sink, summarize, totals
+from pipelines.text import clean
 
 
 class SampleSink(Sink):

@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from pipelines.config.load import UserError
 from pipelines.dollars.meter import Meter, check_instances, make_tariff
+from pipelines.errors import JobFailedError, UserError
 from pipelines.metrics.bootstrap import percentile_interval
 from pipelines.preflight.sample import draw_units, run_sample
-from pipelines.run.cluster import actor_cpus, connected, size_of
-from pipelines.run.isolate import JobFailedError
+from pipelines.run.cluster import connected
 from pipelines.run.job import Job
+from pipelines.run.resources import actor_cpus, size_of
 from pipelines.run.tracked import start_tracker
 from pipelines.stages.encode import Encoder
 

@@ -14,18 +14,19 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from pipelines.errors import JobFailedError
 from pipelines.metrics.agreement import agreement
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.metrics.cider import cider_d_scores
 from pipelines.metrics.ptb import tokenize
 from pipelines.preflight.sample import draw_units, run_sample
-from pipelines.run.isolate import JobFailedError
 from pipelines.run.job import Job
+from pipelines.run.outcome import Compared, Gate
 from pipelines.store import read_json
 
 logger = logging.getLogger(__name__)
@@ -35,55 +36,6 @@ UNPRUNED = "none"
 ENOUGH = 16  # images captioned under both settings
 
 Key = tuple[str, int, int]  # source, row, number of the prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """One prompt of a sampled image under both settings; `jpeg` is a base64 thumbnail, `kept` the tokens in raster
-    order of which there are `num_tokens`, `agreement` ROUGE-L of the two captions."""
-
-    source: str
-    row: int
-    prompt: str
-    pruned: str
-    unpruned: str
-    references: list[str]
-    jpeg: str
-    kept: list[int]
-    num_tokens: int
-    agreement: float
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """What the gate found. `compared` is there for the report, worst agreement first; not after a resume."""
-
-    passed: bool
-    min_quality: float
-    quality: float
-    interval: tuple[float, float]  # 95 %
-    metric: str  # cider, of references; rouge_l, of the unpruned captions
-    pruned_score: float  # CIDEr on the raw scale, or ROUGE-L
-    unpruned_score: float
-    images: int
-    drawn: int  # images of the sample; those that did not come through twice are not in `images`
-    seconds: float
-    compared: list[Compared] = field(default_factory=list)
-
-    def metrics(self) -> dict[str, float]:
-        """Under their MLflow names, `gate/...`."""
-        names = ("min_quality", "quality", "pruned_score", "unpruned_score", "images", "seconds")
-        numbers = {f"gate/{name}": float(getattr(self, name)) for name in names}
-        return numbers | {"gate/quality_low": self.interval[0], "gate/quality_high": self.interval[1]}
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        of = "CIDEr with the corpus's references" if self.metric == "cider" else "ROUGE-L with the unpruned captions"
-        return (
-            f"quality {self.quality:.4f} of unpruned ({low:.4f} to {high:.4f}; {of}, {self.pruned_score:.4f} against "
-            f"{self.unpruned_score:.4f}, {self.images} of {self.drawn} sampled images) "
-            f"{'reaches' if self.passed else 'does not reach'} gate.min_quality={self.min_quality:g} at the lower end"
-        )
 
 
 def pass_gate(job: Job, encoder: type, generator: type | None) -> Gate:

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.output.plan import plan_everything
+from pipelines.output.span import SpanRow
 from pipelines.preflight.dry_write import SampleSink
-from pipelines.run.job import Job, Stages, check_pruning, make_stages
-from pipelines.stages.read import SpanRow
+from pipelines.run.job import Job, check_pruning
+from pipelines.run.stages import Stages, make_stages
 
 MIN_UNITS = 12  # wanted in a sample, as intervals come from the differences between units
 

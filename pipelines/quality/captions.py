@@ -24,8 +24,9 @@ from pipelines.benchmarks import Record
 from pipelines.benchmarks.captions import caption_scorer
 from pipelines.benchmarks.scoring import score_records
 from pipelines.config.keys import QualityConfig
-from pipelines.config.load import UserError, to_yaml
+from pipelines.config.load import to_yaml
 from pipelines.corpus.find import find_corpus
+from pipelines.errors import UserError
 from pipelines.metrics.agreement import agreement, health
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.output.schema import CAPTIONS_FOLDER

@@ -10,11 +10,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.config.load import to_yaml
 from pipelines.output.schema import REASONS
-from pipelines.run.progress import Totals
+from pipelines.output.totals import Totals
 
 if TYPE_CHECKING:
     from pipelines.run.job import Job
-    from pipelines.run.run import Outcome
+    from pipelines.run.outcome import Outcome
 
 HERE = Path(__file__).parent
 STAGES = ("read", "decode", "encode", "generate", "write")

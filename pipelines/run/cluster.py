@@ -1,9 +1,7 @@
 """Joining a Ray cluster or starting an embedded one, with the resources that the pools need."""
 
 import logging
-import math
 import os
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,14 +12,12 @@ import ray
 import ray.data
 
 from pipelines.config.keys import Config
-from pipelines.config.load import UserError
-from pipelines.engines.checks import engine_bundles, num_workers, takes_images
-from pipelines.run.flow import share_a_gpu
-from pipelines.stages.unit_batch import clean
+from pipelines.errors import UserError
+from pipelines.run.resources import TASK_CPUS, actor_cpus, gpus_needed, size_of
+from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 
-TASK_CPUS = 2  # for reading, decoding and writing beside the actors
 ANSWER_SECONDS = 15.0  # within which a cluster that is there opens a connection
 START_ATTEMPTS = 3  # of an embedded Ray, 30 s each, which Ray does not let us change
 TOO_SLOW = "timed out during startup"
@@ -72,10 +68,6 @@ def _start(config: Config) -> str:
     return f"{where}: {size_of(resources)}{dashboard}"
 
 
-def size_of(resources: Mapping[str, float]) -> str:
-    return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
-
-
 def _start_embedded(config: Config) -> Any:
     """A Ray of this process's own; once more where it did not come up in time, as on a machine that others keep busy.
 
@@ -115,60 +107,6 @@ def _check_answers(address: str) -> None:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
         except grpc.FutureTimeoutError as error:
             raise UserError(f"ray.address must name a running cluster, got {address}: no Ray answers there") from error
-
-
-def actor_cpus(config: Config) -> int:
-    """CPUs that the actors of both pools hold at their smallest."""
-    encode = 0 if takes_images(config) else config.encode.actors * config.encode.num_cpus
-    return math.ceil(encode + config.generate.actors * config.generate.num_cpus)
-
-
-def actor_gpus(config: Config) -> tuple[float, float]:
-    """GPUs of one encode and one generate actor: as configured, else a share of one where the cluster has any; an
-    engine of several workers, or of a placement group, takes whole ones, and one that encodes the images itself leaves
-    no encode actor."""
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    encode = (0.3 if has_gpus else 0.0) if config.encode.num_gpus is None else config.encode.num_gpus
-    is_whole = num_workers(config) > 1 or takes_images(config) or engine_bundles(config)
-    share = float(num_workers(config)) if is_whole else 0.7
-    generate = (share if has_gpus else 0.0) if config.generate.num_gpus is None else config.generate.num_gpus
-    return (0.0 if takes_images(config) else encode), generate
-
-
-def gpus_needed(config: Config) -> float:
-    """GPUs that both pools hold at their smallest. An actor that takes less than one lives on one of them: shares that
-    do not fit one GPU together need another."""
-    encode, generate = actor_gpus(config)
-    actors = config.encode.actors, config.generate.actors
-    pairs = min(actors) if share_a_gpu(encode, generate) else 0
-    shares = [encode + generate] * pairs + [generate] * (actors[1] - pairs) + [encode] * (actors[0] - pairs)
-    whole, free = 0.0, []  # GPUs taken whole; what is left of those that are shared
-    for share in sorted(filter(None, shares), reverse=True):
-        if share >= 1:
-            whole += share
-            continue
-        place = next((i for i, left in enumerate(free) if share <= left + 1e-9), None)
-        if place is None:
-            free.append(1 - share)
-        else:
-            free[place] -= share
-    return whole + len(free)
-
-
-def wait_for_room(config: Config, seconds: float = 60.0) -> None:
-    """Waits until there is room for all actors and a task, at most so long.
-
-    An actor that is restarting when its pool is closed holds its CPUs and GPUs until it is up again and learns that
-    nobody wants it.
-    """
-    encode, generate = actor_gpus(config)
-    gpus = config.encode.actors * encode + config.generate.actors * generate
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        free = ray.available_resources()
-        if free.get("CPU", 0) >= actor_cpus(config) + 1 and free.get("GPU", 0) >= gpus:
-            return
-        time.sleep(0.2)
 
 
 def check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool) -> None:

@@ -20,7 +20,7 @@ from pipelines.dollars.ledger import record_run
 from pipelines.run.job import Job
 from pipelines.run.metrics import Account
 from pipelines.run.progress import Progress
-from pipelines.stages.unit_batch import clean
+from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 

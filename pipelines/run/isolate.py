@@ -9,18 +9,16 @@ fault: the job stops, and everything committed is kept.
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
+from pipelines.errors import JobFailedError
 from pipelines.output.plan import delete_orphans
+from pipelines.output.span import SpanRow
 from pipelines.output.unit import split_unit
-from pipelines.stages.read import Reader, SpanRow
+from pipelines.stages.read import Reader
 from pipelines.stages.unit_batch import Rejected, Work
 from pipelines.stages.write import Sink, summarize
 
 Run = Callable[[list[SpanRow], bool], Iterator[dict]]
 """(spans, one at a time) -> summaries of the units that came through or failed by an error."""
-
-
-class JobFailedError(RuntimeError):
-    """The job cannot go on and the images are not to blame; everything committed is kept."""
 
 
 @dataclass(slots=True)

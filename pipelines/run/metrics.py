@@ -5,15 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pipelines.config.keys import Config
+from pipelines.dollars.attribution import attribute, price_run, price_steady
 from pipelines.dollars.ledger import Spent
-from pipelines.dollars.meter import Meter, attribute, price_run, price_steady
+from pipelines.dollars.meter import Meter
+from pipelines.output.parts import read_totals
+from pipelines.output.totals import Totals
 from pipelines.run import watchdog as watch
-from pipelines.run.cluster import actor_gpus
-from pipelines.run.flow import SINK_CPUS
 from pipelines.run.job import Job
-from pipelines.run.progress import Progress, Totals
+from pipelines.run.placement import SINK_CPUS
+from pipelines.run.progress import Progress
 from pipelines.run.pruning import prefill_flops_of
-from pipelines.stages.write import read_totals
+from pipelines.run.resources import actor_gpus
 
 
 @dataclass(slots=True)

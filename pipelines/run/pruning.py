@@ -14,18 +14,17 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from otprune.flops import match_flops, prefill_flops
-from otprune.layerwise import POLICIES, Policy
+from otprune.budget import layer_rows, make_policy, match_budget
+from otprune.flops import prefill_flops
 from otprune.layerwise.executor import MODEL_TYPES
 from otprune.methods import check_settings, get_method
 from otprune.models import weights_digest
 from otprune.models.checkpoint import ANYRES, read_config
 from otprune.models.prompts import encode_prompt
+from otprune.models.relevance import find_clip
 from otprune.reducers import m3_grids
-from otprune.schedules import Schedule, visual_rows
 from otprune.shapes import LanguageShape
 from pipelines.config.keys import Config
-from pipelines.stages.prune import find_clip
 
 logger = logging.getLogger(__name__)
 
@@ -56,59 +55,13 @@ def resolve_pruning(config: Config, model: Path) -> dict[str, Any]:
         settings["recipe"] = read_recipe(settings["recipe"], model)
     shape, text = LanguageShape.from_config(language), num_text(config, model)
     try:
-        matched = match_budget(method, settings, config.prune.retention, shape, text, num_visual(model))
+        matched, share, wanted = match_budget(method, settings, config.prune.retention, shape, text, num_visual(model))
         make_policy(method, matched).events(shape.layers)
     except ValueError as error:
         raise ValueError(f"settings of {method} must fit the model: {error}") from error
+    line = "%s %s: prefill at %.1f %% of unpruned, a selector's at %.1f %%"
+    logger.info(line, method, matched, 100 * share, 100 * wanted)
     return matched
-
-
-def make_policy(method: str, settings: dict[str, Any]) -> Policy:
-    """The policy of an in-LLM method with resolved settings."""
-    return POLICIES[method](**settings)
-
-
-def match_budget(
-    method: str, settings: dict[str, Any], retention: float, shape: LanguageShape, text: int, num_visual: int
-) -> dict[str, Any]:
-    """`settings` with what is None in them filled in, so that prefill costs no less than a selector's at `retention`.
-
-    Raises:
-        ValueError: as `visual_rows`, on settings that the model's layers or tokens do not allow.
-    """
-
-    def flops(**given: Any) -> int:
-        return prefill_flops(shape, text, visual=visual_rows(method, num_visual, shape.layers, **given))
-
-    target = selector_prefill(shape, text, num_visual, retention)
-    full = prefill_flops(shape, text + num_visual)
-    sizes: dict[str, Any] = {"num_visual": num_visual, "num_layers": shape.layers}
-    match method:
-        case "fastv" if settings["kept"] is None:
-            layer = settings["layer"] or (2 if flops(layer=2, kept=1) <= target else 1)
-            settings = match_flops("fastv", flops, target, layer=layer, **sizes)
-        case "fastv":
-            settings = {"layer": settings["layer"] or 2, "kept": settings["kept"]}
-        case "vtw" if settings["layer"] is None:
-            settings = match_flops("vtw", flops, target, **sizes)
-        case "pyramiddrop" if settings["stages"] is None:
-            layers = sorted({shape.layers * quarter // 4 for quarter in (1, 2, 3)})
-            settings = match_flops("pyramiddrop", flops, target, layers=layers, **sizes)
-    share, wanted = 100 * flops(**settings) / full, 100 * target / full
-    logger.info("%s %s: prefill at %.1f %% of unpruned, a selector's at %.1f %%", method, settings, share, wanted)
-    return settings
-
-
-def selector_prefill(shape: LanguageShape, text: int, num_visual: int, retention: float) -> int:
-    """Multiply-adds of the prefill that a selector leaves at `retention`: the budget of every other method."""
-    return prefill_flops(shape, text, visual=visual_rows("otprune", num_visual, shape.layers, retention=retention))
-
-
-def layer_rows(method: str, settings: dict[str, Any], num_visual: int, num_layers: int) -> Schedule | None:
-    """Visual tokens of each layer for a method that prunes inside the model; None for the others."""
-    if get_method(method).kind != "in_llm":
-        return None
-    return visual_rows(method, num_visual, num_layers, **settings)
 
 
 def read_recipe(recipe: Any, model: Path) -> dict[int, int]:

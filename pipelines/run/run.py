@@ -2,50 +2,30 @@
 
 import json
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from pipelines.dollars.cap import check_prices, over_budget
 from pipelines.dollars.ledger import new_run, read_spent
 from pipelines.dollars.meter import Meter, make_tariff
-from pipelines.preflight.gate import UNPRUNED, Gate, pass_gate
-from pipelines.report.page import render_report
+from pipelines.errors import JobFailedError
+from pipelines.preflight.gate import UNPRUNED, pass_gate
+from pipelines.report.write import report_captions
 from pipelines.run.cluster import connected
 from pipelines.run.heartbeat import Heartbeat
-from pipelines.run.isolate import JobFailedError, run_with_isolation
-from pipelines.run.job import Job, Stages, make_stages
+from pipelines.run.isolate import run_with_isolation
+from pipelines.run.job import Job
 from pipelines.run.metrics import Account, output_totals, run_metrics
-from pipelines.run.progress import Progress, Totals
+from pipelines.run.outcome import CAPPED, DONE, FAILED, GATED, INTERRUPTED, RECORD, SAMPLES, Conclude, Outcome
+from pipelines.run.progress import Progress
+from pipelines.run.signals import interruptible
+from pipelines.run.stages import Stages, make_stages
 from pipelines.run.tracked import start_tracker
 from pipelines.stages.encode import Encoder
 from pipelines.store import read_json
 from pipelines.tracker import NullTracker, Tracker
 
 logger = logging.getLogger(__name__)
-
-RECORD, SAMPLES = "run.json", "samples.json"
-DONE, FAILED, GATED, CAPPED, INTERRUPTED = 0, 1, 3, 4, 130  # exit codes
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How a run ended: exit code, why, and the numbers."""
-
-    code: int = DONE
-    message: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    tracked: str = ""
-    cluster: str = ""
-    gate: Gate | None = None  # with the captions that were compared
-
-
-Conclude = Callable[[Job, Outcome, Totals, Tracker], dict[str, Any]]
-"""(job, outcome, totals of the output, tracker) -> more for run.json. Writes what only this kind of job has."""
 
 
 def run_job(
@@ -177,42 +157,3 @@ def _finish(
     status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.code, "FAILED")
     outcome.tracked = tracker.finish(status)
     job.output.write(RECORD, json.dumps(record, indent=1).encode())
-
-
-def report_captions(job: Job, outcome: Outcome, totals: Totals, tracker: Tracker) -> dict[str, Any]:
-    """Writes report.html and samples.json, and tracks the report with the samples' captions."""
-    report = render_report(job, outcome, totals)
-    tracker.artifact("report.html", report)
-    if outcome.samples:
-        tracker.artifact("samples.json", _sample_table(outcome.samples))
-    job.output.write("report.html", report.encode())
-    job.output.write(SAMPLES, json.dumps(outcome.samples).encode())
-    return {}
-
-
-def _sample_table(samples: list[dict[str, Any]]) -> dict[str, list]:
-    rows = [
-        (s["source"], s["row"], prompt, done["caption"], " / ".join(s["references"]))
-        for s in samples
-        for prompt, done in zip(s["prompts"], s["captions"], strict=True)
-    ]
-    return {
-        name: [row[i] for row in rows] for i, name in enumerate(("source", "row", "prompt", "caption", "references"))
-    }
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM, which clusters send, ends the block like Ctrl-C.
-
-    Entered again once Ray is up: its own handler, installed at start-up, aborts the process.
-    """
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: one that was not installed from Python

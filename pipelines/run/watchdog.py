@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from ray.core.generated.gcs_pb2 import ActorTableData  # pyright: ignore[reportAttributeAccessIssue] - generated
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from pipelines.stages.unit_batch import clean
+from pipelines.text import clean
 
 CHECK_SECONDS = 5.0
 MAX_STARTS = 3  # processes of one actor that died before it was ready

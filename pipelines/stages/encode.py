@@ -5,28 +5,21 @@ language model. Selection and merging happen here, before the stage border: 56 o
 that prune inside the language model get every token.
 """
 
-import base64
-import io
-import os
-import time
-from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
 from torch import Tensor
 
+from pipelines.stages.batches import Suspicion, run_batched
+from pipelines.stages.gpu import exit_if_cuda_is_broken, limit_memory, torch_dtype
 from pipelines.stages.prune import Pruner
+from pipelines.stages.thumbnail import thumbnail
 from pipelines.stages.token_arrays import Kept, as_tensor, pack, to_numpy
-from pipelines.stages.unit_batch import Work, clean
+from pipelines.stages.unit_batch import Work
 from pipelines.stages.upload import CudaCopy, Uploader
-
-THUMBNAIL = 224  # pixels a side
-SYSTEMATIC = 8  # when so many images all fail, it is not the images
-OOM_WAITS = (0.5, 2.0)  # seconds before one image alone is tried again on a GPU that has no memory left
-CONTEXT_BYTES = 0.6e9  # of a CUDA process, outside torch's account
+from pipelines.text import clean
 
 
 class Encoder:
@@ -127,106 +120,6 @@ class Encoder:
                 image.sample = {"jpeg": thumbnail(shown), "kept": kept, "num_tokens": num_tokens}
 
 
-def thumbnail(pixels: Tensor) -> str:
-    """uint8 [H, H, 3] as a small JPEG in base64."""
-    small = PILImage.fromarray(pixels.numpy()).resize((THUMBNAIL, THUMBNAIL))
-    small.save(stream := io.BytesIO(), "JPEG", quality=80)
-    return base64.b64encode(stream.getvalue()).decode()
-
-
 def image_seed(sha256: str, seed: int) -> int:
     """Seed of one image's random selection: it depends on the image's bytes, never on its batch."""
     return (int(sha256[:15], 16) + seed) % 2**62
-
-
-class Suspicion:
-    """Tells a broken stage from broken images over an actor's units, which may be smaller than SYSTEMATIC.
-
-    Who has failed on SYSTEMATIC images before any came out right may not blame them.
-    """
-
-    def __init__(self) -> None:
-        self._works, self._failures = False, 0
-
-    def note(self, num_right: int, errors: Collection[BaseException]) -> None:
-        """Counts the images of a unit.
-
-        Raises:
-            one of `errors`, if they are not the images' fault.
-        """
-        self._works |= num_right > 0
-        self._failures += len(errors)
-        if errors and not self._works and self._failures >= SYSTEMATIC:
-            raise next(iter(errors))
-
-
-def run_batched(
-    indices: list[int],
-    batch_size: int,
-    run: Callable[[list[int]], None],
-    ahead: Callable[[list[int]], None] = lambda indices: None,
-) -> dict[int, Exception]:
-    """Runs `run` on batches; halves a batch that fails, down to the guilty images, and returns their errors.
-
-    `ahead` is told of the batch after the one that is about to run.
-
-    Raises:
-        the last error, if SYSTEMATIC images or more were tried and every one failed, or if for SYSTEMATIC of them there
-            was no memory even alone: then they are not to blame.
-    """
-    failed: dict[int, Exception] = {}
-    todo = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    waits, starved = iter(OOM_WAITS), 0
-    while todo:
-        batch = todo.pop()
-        if todo:
-            ahead(todo[-1])
-        try:
-            run(batch)
-        except Exception as error:
-            exit_if_cuda_is_broken(error)
-            error = error.with_traceback(None)  # whose frames would keep the batch's tensors
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-                if len(batch) == 1 and (seconds := next(waits, None)) is not None:
-                    time.sleep(seconds)  # a neighbour on the GPU may be done with its own by then
-                    todo.append(batch)
-                    continue
-                starved += len(batch) == 1
-                if starved == SYSTEMATIC:
-                    raise error
-            if len(batch) == 1:
-                failed[batch[0]] = error
-                if len(failed) == len(indices) >= SYSTEMATIC:
-                    raise error
-            else:
-                half = len(batch) // 2
-                todo += [batch[half:], batch[:half]]
-    return failed
-
-
-def exit_if_cuda_is_broken(error: Exception) -> None:
-    """Ends the process after an error that poisons the CUDA context, so that Ray starts a fresh actor.
-
-    `os._exit`, since an orderly exit would tell Ray that the actor is meant to stay dead.
-    """
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "CUDA error" not in text:
-        return
-    print(f"the CUDA context is broken, the actor restarts: {clean(text)}", flush=True)
-    os._exit(1)
-
-
-def limit_memory(device: str, share: float) -> None:
-    """Keeps torch within this process's share of a GPU that it shares, its CUDA context included."""
-    if device == "cpu" or not 0 < share < 1:
-        return
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(max(0.05, share - CONTEXT_BYTES / total), device)
-
-
-def torch_dtype(name: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if name == "auto":
-        name = "float32" if device == "cpu" else "bfloat16"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

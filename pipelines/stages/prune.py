@@ -4,7 +4,7 @@ A method takes a batch of pictures through the vision tower and returns one `Kep
 each where the method looks at the prompt. What it needs beside projected tokens is computed only for it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,11 @@ from torch import Tensor
 from otprune import num_kept, select_tokens
 from otprune.anyres import pack_tiles
 from otprune.methods import check_settings, get_method
-from otprune.models import LlavaEncoder, load_encoder, resolve_checkpoint
-from otprune.models.relevance import ClipRelevance, WordRelevance
+from otprune.models import LlavaEncoder, load_encoder
+from otprune.models.relevance import Relevance, make_relevance
 from otprune.reducers import m3_grids, m3_pool, prumerge
 from otprune.selectors.cdpruner import cdpruner
 from pipelines.stages.token_arrays import Kept
-
-Relevance = Callable[[Tensor, Tensor, list[str]], Tensor]
 
 
 class Pruner:
@@ -152,33 +150,3 @@ def join_crops(crops: Sequence[Kept], num_tokens: int) -> Kept:
         for number, kept in enumerate(crops)
     ]
     return Kept(torch.cat([kept.tokens for kept in crops]), torch.cat(sources), len(crops) * num_tokens)
-
-
-def make_relevance(settings: dict[str, Any], model: Path, dtype: torch.dtype, device: str) -> Relevance:
-    """What `settings.relevance` asks for.
-
-    Raises:
-        ValueError: if it is clip and no CLIP checkpoint is named.
-    """
-    match settings["relevance"]:
-        case "words":
-            return WordRelevance(model, dtype=dtype, device=device)
-        case "none":
-            return lambda patches, tokens, prompts: torch.ones(tokens.shape[:2], device=tokens.device)
-        case _:
-            return ClipRelevance(find_clip(settings), dtype=dtype, device=device)
-
-
-def find_clip(settings: dict[str, Any]) -> Path:
-    """Folder of the CLIP checkpoint that `settings.clip` names.
-
-    Raises:
-        ValueError: if it is not set or no such checkpoint.
-    """
-    if not settings["clip"]:
-        raise ValueError(
-            "settings.clip must name the CLIP checkpoint of the model's vision tower (LLaVA-1.5's is "
-            "openai/clip-vit-large-patch14-336), for LLaVA holds no text tower; settings.relevance=words compares with "
-            "the language model's word embeddings instead, and none keeps diverse tokens whatever is asked"
-        )
-    return resolve_checkpoint(settings["clip"], families=("clip",), key="prune.settings.clip")

@@ -6,7 +6,6 @@ image that cannot be read is rejected here; a file that cannot be read fails its
 
 import hashlib
 import itertools
-import json
 import string
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +13,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.corpus.fetch import fetch
 from pipelines.corpus.find import Columns
+from pipelines.corpus.parquet import row_batches
 from pipelines.images.decode import Reject, decode_image
 from pipelines.images.tiles import Tiles, stack_pictures
-from pipelines.output.unit import Unit
-from pipelines.stages.unit_batch import Image, Rejected, Work, clean
+from pipelines.output.span import SpanRow
+from pipelines.stages.unit_batch import Image, Rejected, Work
 from pipelines.store import Store
-
-BATCH_BYTES = 32 * 2**20  # encoded images held by a reader at a time
-BLOCK_BYTES = 8 * 2**20  # of one ranged GET
+from pipelines.text import clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +36,6 @@ class DecodeSettings:
     max_pixels: int
     min_side: int
     resolutions: tuple[tuple[int, int], ...] = ()  # of LLaVA-1.6
-
-
-@dataclass(frozen=True, slots=True)
-class SpanRow:
-    """Plan of one read task, as it stands in a Ray Data row."""
-
-    units: tuple[Unit, ...]
-    row_groups: tuple[int, ...]  # rows of each row group of the file; empty for image files
-    num_samples: int  # images of the span's first unit to show in the report
-
-    def to_row(self) -> dict[str, Any]:
-        return {"span": json.dumps(asdict(self))}
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> "SpanRow":
-        span = json.loads(row["span"])
-        units = tuple(Unit(**{**unit, "sources": tuple(unit["sources"])}) for unit in span["units"])
-        return cls(units, tuple(span["row_groups"]), span["num_samples"])
 
 
 class Reader(Protocol):
@@ -191,35 +169,6 @@ def fill_units(span: SpanRow, fill: Callable[[Work], None]) -> Iterator[dict[str
         except Exception as error:  # an unreadable file or store fails its units; the driver decides what then
             work = Work(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
         yield work.to_row()
-
-
-def row_batches(store: Store, span: SpanRow, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(row, batch from that row on) for rows [first unit's start, last unit's stop) of the span's Parquet file.
-
-    Reads only the row groups that hold them, and no more than BATCH_BYTES at a time.
-    """
-    source, start, stop = span.units[0].sources[0], span.units[0].start, span.units[-1].stop
-    ends = np.cumsum(span.row_groups)
-    first = int(np.searchsorted(ends, start, side="right"))
-    last = int(np.searchsorted(ends, stop - 1, side="right"))
-    row = int(ends[first]) - span.row_groups[first]
-    with store.fs.open(store.join(source), "rb", block_size=BLOCK_BYTES) as stream:
-        parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
-        sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(first, last + 1)]
-        mean_bytes = sum(sizes) / max(1, sum(span.row_groups[first : last + 1]))
-        batches = parquet.iter_batches(
-            batch_size=int(max(1, min(64, BATCH_BYTES // max(1, mean_bytes)))),
-            row_groups=range(first, last + 1),
-            columns=columns,
-            use_threads=False,
-        )
-        for batch in batches:
-            begin, end = max(start - row, 0), min(stop - row, batch.num_rows)
-            if begin < end:
-                yield row + begin, batch.slice(begin, end - begin)
-            row += batch.num_rows
-            if row >= stop:
-                return
 
 
 def fill_template(template: str, fields: dict[str, Any]) -> str:

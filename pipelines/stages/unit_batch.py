@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.output.unit import Unit
+from pipelines.text import clean
 
 
 @dataclass(slots=True)
@@ -108,8 +109,3 @@ class Work:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-def clean(text: str, limit: int = 300) -> str:
-    """The first line of an exception's text, shortened."""
-    return next(iter(text.strip().splitlines()), "")[:limit]

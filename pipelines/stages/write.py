@@ -6,19 +6,17 @@ twice is one object.
 Returns `summary`, one JSON string a unit, which streams to the driver.
 """
 
-import io
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipelines.output.parts import encode_table
 from pipelines.output.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
-from pipelines.stages.unit_batch import Work, clean
+from pipelines.stages.unit_batch import Work
 from pipelines.store import Store
-
-METADATA_KEY = b"otprune"
+from pipelines.text import clean
 
 
 class Sink:
@@ -123,18 +121,5 @@ def summarize(work: Work) -> dict[str, Any]:
     return summary
 
 
-def read_totals(store: Store, name: str, folder: str = CAPTIONS_FOLDER) -> dict[str, Any]:
-    """The totals in the metadata of a committed object."""
-    with store.fs.open(store.join(folder, name), "rb") as stream:
-        return json.loads(pq.read_metadata(stream).metadata[METADATA_KEY])
-
-
 def _where(image: Any) -> dict[str, Any]:
     return {"id": image.id, "source": image.source, "row": image.row, "sha256": image.sha256}
-
-
-def encode_table(rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, Any]) -> bytes:
-    """The rows as a Parquet file."""
-    table = pa.Table.from_pylist(rows, schema.with_metadata({METADATA_KEY: json.dumps(metadata)}))
-    pq.write_table(table, stream := io.BytesIO(), compression="zstd")
-    return stream.getvalue()

@@ -6,7 +6,7 @@ from typing import Any
 
 from otprune.models import CheckpointError, resolve_checkpoint, weights_digest
 from otprune.models.checkpoint import read_config
-from pipelines.config.load import UserError
+from pipelines.errors import UserError
 from pipelines.study.config import EXPERIMENTS, StudyConfig
 from pipelines.study.demo_points import POINTS
 from pipelines.study.pieces import Model

@@ -16,7 +16,7 @@ from pipelines.study.pieces import Row
 from pipelines.study.plots import COLORS, Interval, Series, chart, interval_chart, legend
 
 if TYPE_CHECKING:
-    from pipelines.run.run import Outcome
+    from pipelines.run.outcome import Outcome
     from pipelines.study.pieces import Conclusion
 
 METHODS = {"divprune": "DivPrune", "otprune": "OTPrune"}

@@ -21,8 +21,8 @@ import ray
 from ray.exceptions import RayError
 
 import otprune
-from pipelines.stages.unit_batch import clean
 from pipelines.store import Store
+from pipelines.text import clean
 
 FOLDER = "pieces"
 IN_FLIGHT = 2  # tasks submitted for each CPU: enough that none waits for the driver

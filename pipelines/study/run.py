@@ -17,10 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config.load import UserError, to_yaml
+from pipelines.config.load import to_yaml
+from pipelines.errors import UserError
 from pipelines.output.fingerprint import read_claim
 from pipelines.run.cluster import connected
-from pipelines.run.run import DONE, FAILED, INTERRUPTED, Outcome, interruptible
+from pipelines.run.outcome import DONE, FAILED, INTERRUPTED, Outcome
+from pipelines.run.signals import interruptible
 from pipelines.run.tracked import git_tag
 from pipelines.store import STORE_ERRORS, Store, make_store
 from pipelines.study.checks import check_demo_model, check_values, choose_experiments

@@ -4,12 +4,17 @@ A setting is advised if the lower end of its quality interval stays within `tole
 the one that costs least at steady speed. Everything that the intervals do not settle is a warning.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.sweep.grid import BASELINES
-from pipelines.sweep.point import FINISHED, Record
+from pipelines.sweep.point import FINISHED, Record, store_of
+
+if TYPE_CHECKING:
+    from pipelines.sweep.checked import Sweep
+    from pipelines.sweep.judge import Judge
+
 
 Interval = tuple[float, float, float]
 Difference = Callable[[str, str], Interval | None]
@@ -240,3 +245,23 @@ def _named(setting: Setting) -> str:
 def percent(ends: Interval | None) -> str:
     """`97 % (95 to 99)`."""
     return "unknown" if ends is None else f"{100 * ends[0]:.0f} % ({100 * ends[1]:.0f} to {100 * ends[2]:.0f})"
+
+
+def advise_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") -> Advice:
+    by_name = {point.name: point for point in sweep.points}
+    return advise(
+        [records[point.name] for point in sweep.points if point.name in records],
+        tolerance=sweep.config.sweep.tolerance,
+        difference=lambda ours, theirs: judge.difference(store_of(by_name[ours]), store_of(by_name[theirs])),
+    )
+
+
+def headline_metrics(advice: Advice) -> dict[str, float]:
+    """Of the advised setting, for the sweep's own MLflow run."""
+    buy = advice.buy
+    if buy is None:
+        return {}
+    quality = {} if buy.quality is None else {"accuracy/unpruned/relative": buy.quality[0]}
+    name = "usd_per_million_images_steady"
+    dollars = {name: buy.record["metrics"][name]} if name in buy.record["metrics"] else {}
+    return {**quality, **dollars, "images_per_second": buy.rate}

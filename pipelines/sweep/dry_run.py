@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from functools import cache
 
 from pipelines.config.keys import InputConfig
-from pipelines.config.load import UserError, with_values
+from pipelines.config.load import with_values
 from pipelines.corpus.find import find_corpus
+from pipelines.errors import UserError
 from pipelines.run.job import prepare
-from pipelines.run.run import DONE, run_job
+from pipelines.run.outcome import DONE
+from pipelines.run.run import run_job
 from pipelines.stages.encode import Encoder
 from pipelines.store import make_store
+from pipelines.sweep.checked import Sweep
 from pipelines.sweep.grid import Point
 from pipelines.sweep.point import FINISHED, read_record
-from pipelines.sweep.run import Session, Sweep
+from pipelines.sweep.run import Session
 
 logger = logging.getLogger(__name__)
 

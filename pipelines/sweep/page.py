@@ -12,14 +12,14 @@ from pipelines.metrics.rouge import rouge_l
 from pipelines.output.schema import REASONS
 from pipelines.report.caption_plots import Axes, Mark, colors, lines, log_window, scatter, window
 from pipelines.report.page import HERE, STAGES, packages, pruned_area
-from pipelines.run.run import SAMPLES
+from pipelines.run.outcome import SAMPLES
 from pipelines.store import read_json
-from pipelines.sweep.advice import Advice, Setting, advise, has_prices, percent, settings_of
+from pipelines.sweep.advice import Advice, Setting, advise_sweep, has_prices, percent, settings_of
 from pipelines.sweep.point import FINISHED, Record, store_of
 
 if TYPE_CHECKING:
+    from pipelines.sweep.checked import Sweep
     from pipelines.sweep.judge import Judge
-    from pipelines.sweep.run import Sweep
 
 STAGE_COLORS = ("#98a2b3", "#c77800", "#0b6bcb", "#2e8b57", "#8e5cc2")
 SHOWN_IMAGES, SHOWN_LINES = 12, 6
@@ -61,26 +61,6 @@ def render_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") 
         machines=sorted({record["ran_on"] for record in known if record.get("ran_on")}),
         config_yaml=to_yaml(sweep.config),
     )
-
-
-def advise_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") -> Advice:
-    by_name = {point.name: point for point in sweep.points}
-    return advise(
-        [records[point.name] for point in sweep.points if point.name in records],
-        tolerance=sweep.config.sweep.tolerance,
-        difference=lambda ours, theirs: judge.difference(store_of(by_name[ours]), store_of(by_name[theirs])),
-    )
-
-
-def headline_metrics(advice: Advice) -> dict[str, float]:
-    """Of the advised setting, for the sweep's own MLflow run."""
-    buy = advice.buy
-    if buy is None:
-        return {}
-    quality = {} if buy.quality is None else {"accuracy/unpruned/relative": buy.quality[0]}
-    name = "usd_per_million_images_steady"
-    dollars = {name: buy.record["metrics"][name]} if name in buy.record["metrics"] else {}
-    return {**quality, **dollars, "images_per_second": buy.rate}
 
 
 def pareto_front(settings: Sequence[Setting]) -> list[Setting]:

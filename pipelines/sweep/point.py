@@ -16,12 +16,14 @@ from typing import Any
 import ray
 
 from pipelines.config.keys import Config
-from pipelines.config.load import UserError
-from pipelines.dollars.meter import make_tariff, price_run, price_steady
+from pipelines.dollars.attribution import price_run, price_steady
+from pipelines.dollars.meter import make_tariff
+from pipelines.errors import UserError
 from pipelines.run.cluster import check_room
 from pipelines.run.job import Job, prepare
-from pipelines.run.run import RECORD as RUN_RECORD
-from pipelines.run.run import Outcome, run_job
+from pipelines.run.outcome import RECORD as RUN_RECORD
+from pipelines.run.outcome import Outcome
+from pipelines.run.run import run_job
 from pipelines.stages.encode import Encoder
 from pipelines.store import Store, make_store, read_json
 from pipelines.sweep.grid import Point

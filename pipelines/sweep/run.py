@@ -11,18 +11,20 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.config.keys import Config, SweepConfig
-from pipelines.config.load import UserError, with_values
+from pipelines.config.load import with_values
 from pipelines.dollars.ledger import read_spent
-from pipelines.run.cluster import actor_cpus, connected
-from pipelines.run.run import CAPPED, DONE, FAILED, INTERRUPTED, interruptible
+from pipelines.errors import UserError
+from pipelines.run.cluster import connected
+from pipelines.run.outcome import CAPPED, DONE, FAILED, INTERRUPTED
+from pipelines.run.resources import actor_cpus
+from pipelines.run.signals import interruptible
 from pipelines.stages.encode import Encoder
-from pipelines.stages.unit_batch import clean
-from pipelines.store import STORE_ERRORS, Store, make_store, read_json
-from pipelines.sweep.advice import Advice
-from pipelines.sweep.grid import POINTS, Point, make_points
+from pipelines.store import STORE_ERRORS, Store, read_json
+from pipelines.sweep.advice import Advice, advise_sweep, headline_metrics
+from pipelines.sweep.checked import Sweep
+from pipelines.sweep.grid import POINTS, Point
 from pipelines.sweep.judge import Judge
-from pipelines.sweep.page import advise_sweep, headline_metrics, render_sweep
+from pipelines.sweep.page import render_sweep
 from pipelines.sweep.point import (
     FINISHED,
     Record,
@@ -37,20 +39,11 @@ from pipelines.sweep.point import (
 )  # fmt: skip
 from pipelines.sweep.submit import run_there
 from pipelines.sweep.tracker import SweepTracker
+from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 
 FILE = "sweep.json"
-NOT_IN_SWEEP = ("run.estimate", "gate.min_quality")
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """A checked sweep, before anything runs."""
-
-    config: SweepConfig
-    points: list[Point]
-    output: Store
 
 
 @dataclass(slots=True)
@@ -63,25 +56,6 @@ class SweepOutcome:
     skipped: int = 0
     tracked: str = ""
     advice: Advice | None = None
-
-
-def prepare_sweep(config: SweepConfig) -> Sweep:
-    """Checks grid, model and output, in seconds.
-
-    Raises:
-        UserError: for anything that the user has to correct.
-    """
-    for name in NOT_IN_SWEEP:
-        if config.dotted()[name] != Config().dotted()[name]:
-            raise UserError(f"{name} has no meaning here: a sweep measures every point, whatever comes of it")
-    points = make_points(config)
-    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
-    try:
-        output.write(".probe", b"")
-        output.delete(".probe")
-    except STORE_ERRORS as error:
-        raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
-    return Sweep(config, points, output)
 
 
 def run_sweep(sweep: Sweep, encoder: type = Encoder, generator: type | None = None) -> SweepOutcome:

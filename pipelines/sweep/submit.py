@@ -15,11 +15,12 @@ from typing import Any
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipelines.config.keys import Config
-from pipelines.config.load import REPOSITORY, UserError, with_values
-from pipelines.run.run import CAPPED, DONE, FAILED, Outcome
-from pipelines.stages.unit_batch import clean
+from pipelines.config.load import REPOSITORY, with_values
+from pipelines.errors import UserError
+from pipelines.run.outcome import CAPPED, DONE, FAILED, Outcome
 from pipelines.store import make_store
 from pipelines.sweep.grid import Point
+from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 

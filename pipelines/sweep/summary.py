@@ -6,8 +6,9 @@ from rich.table import Table
 
 from pipelines.report.terminal import make_console
 from pipelines.sweep.advice import has_prices, percent, settings_of
+from pipelines.sweep.checked import Sweep
 from pipelines.sweep.dry_run import Estimate
-from pipelines.sweep.run import Sweep, SweepOutcome
+from pipelines.sweep.run import SweepOutcome
 
 
 def print_sweep(sweep: Sweep, outcome: SweepOutcome) -> None:

@@ -14,12 +14,12 @@ from pipelines.accuracy.find_questions import Asked, find_questions
 from pipelines.benchmarks import Benchmark, get_benchmarks
 from pipelines.config.keys import Config
 from pipelines.output.fingerprint import fingerprint
+from pipelines.output.parts import read_totals
 from pipelines.output.schema import PREDICTIONS_FOLDER
 from pipelines.output.unit import parse_part, unit_key
-from pipelines.stages.unit_batch import clean
-from pipelines.stages.write import read_totals
 from pipelines.store import Store, make_store
-from pipelines.verify.captions import DAMAGE, Verdict, committed_names, read_table
+from pipelines.text import clean
+from pipelines.verify.verdict import DAMAGE, Verdict, committed_names, read_table
 
 COLUMNS = ["benchmark", "question_id", "image_id", "source", "row", "prediction"]
 

@@ -9,68 +9,24 @@ a folder of image files one counter a file.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from dataclasses import dataclass
+from typing import Any
 
 from pipelines.config.keys import Config
-from pipelines.config.load import UserError
 from pipelines.corpus.find import Corpus, find_corpus, template_fields
+from pipelines.errors import UserError
 from pipelines.output.fingerprint import FILE, fingerprint, read_claim
+from pipelines.output.parts import read_totals
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.output.unit import parse_part, unit_key
-from pipelines.stages.unit_batch import clean
-from pipelines.stages.write import read_totals
 from pipelines.store import STORE_ERRORS, Store, make_store
+from pipelines.text import clean
+from pipelines.verify.verdict import DAMAGE, Verdict, committed_names, read_table
 
 THREADS, CHUNK = 16, 64
-MAX_SHOWN = 20  # differences kept in words; all are counted
 
-DAMAGE = (pa.ArrowException, OSError, LookupError, TypeError)  # no Parquet, no metadata, no such column
 
 Row = tuple[str, int]  # source and row
-
-
-@dataclass(slots=True)
-class Verdict:
-    """Counts of what was found, and where it is not what it must be."""
-
-    counted: Literal["rows", "questions"] = "rows"
-    rows: int = 0  # of the input, as far as input.limit asks; or questions
-    captioned: int = 0  # images with their captions or answers
-    captions: int = 0  # one for each prompt; or answers
-    unanswered: int = 0  # questions about images in quarantine
-    objects: int = 0  # committed
-    reasons: Counter[str] = field(default_factory=Counter)  # of the quarantined images
-    num_differences: int = 0
-    differences: list[str] = field(default_factory=list)  # the first MAX_SHOWN
-
-    @property
-    def quarantined(self) -> int:
-        return self.reasons.total()
-
-    def lines(self) -> list[str]:
-        """What was found, for people."""
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common())
-        where = f"{self.quarantined:,} images{f' ({reasons})' if reasons else ''}"
-        if self.counted == "questions":
-            return [
-                f"input        {self.rows:,} questions",
-                f"answered     {self.captions:,} questions about {self.captioned:,} images in {self.objects:,} objects",
-                f"unanswered   {self.unanswered:,} questions about {where} in quarantine",
-            ]
-        return [
-            f"input        {self.rows:,} rows",
-            f"captioned    {self.captioned:,} images, {self.captions:,} captions in {self.objects:,} objects",
-            f"quarantined  {where}",
-        ]
-
-    def differ(self, text: str) -> None:
-        self.num_differences += 1
-        if len(self.differences) < MAX_SHOWN:
-            self.differences.append(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,23 +90,6 @@ def _read_claim(output: Store) -> dict[str, Any]:
     return claim
 
 
-def committed_names(output: Store, folder: str, verdict: Verdict) -> list[str]:
-    """Sorted names of the committed objects; whatever else lies in `folder` or the quarantine is a difference."""
-    found = {each: sorted(output.list(each)) for each in (folder, "quarantine")}
-    names = []
-    for name in found[folder]:
-        try:
-            parse_part(name)
-        except ValueError:
-            verdict.differ(f"{folder}/{name} is no object of this job")
-        else:
-            names.append(name)
-    for name in sorted({*found["quarantine"]} - {*names}):
-        verdict.differ(f"quarantine/{name} belongs to no {folder} object: its unit was never committed")
-    verdict.objects = len(names)
-    return names
-
-
 def _read_part(output: Store, name: str) -> Part | str:
     """The part, or why it is unreadable."""
     try:
@@ -170,11 +109,6 @@ def _load_part(output: Store, name: str) -> Part:
         rejected.update(zip(*(column.to_pylist() for column in table.columns[:2]), strict=True))
         reasons.update(table["reason"].to_pylist())
     return Part(name, read_totals(output, name), prompts, rejected, reasons)
-
-
-def read_table(output: Store, name: str, columns: list[str]) -> pa.Table:
-    with output.fs.open(output.join(name), "rb") as stream:
-        return pq.read_table(stream, columns=columns)
 
 
 Read = Callable[[list[str]], Iterable[Part]]

@@ -21,13 +21,14 @@ from demo.language import questions
 from demo.world import scene_at
 from jobs.evaluate import DEMO_CONFIG, main
 from pipelines.accuracy.evaluate import Results, prepare_evaluation, run_evaluation
+from pipelines.accuracy.schema import PREDICTIONS
 from pipelines.benchmarks import DEMO, PUBLISHED, get_benchmark
 from pipelines.config.keys import EvaluateConfig
-from pipelines.config.load import UserError, load_config
-from pipelines.output.schema import PREDICTIONS
-from pipelines.run.run import Outcome
+from pipelines.config.load import load_config
+from pipelines.errors import UserError
+from pipelines.output.parts import read_totals
+from pipelines.run.outcome import Outcome
 from pipelines.stages.unit_batch import Work
-from pipelines.stages.write import read_totals
 from pipelines.store import Store
 from tests.benchmark_fixtures import FIXTURES, picture, write_fixtures
 from tests.conftest import REPOSITORY, scene_row

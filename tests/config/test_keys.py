@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from pipelines.config.keys import AccuracyConfig, Config, EvaluateConfig, SweepConfig
-from pipelines.config.load import DEMO_CONFIG, UserError, check_bounds, help_text, load_config, to_yaml
+from pipelines.config.load import DEMO_CONFIG, check_bounds, help_text, load_config, to_yaml
+from pipelines.errors import UserError
 from pipelines.study.config import StudyConfig
 from tests.conftest import REPOSITORY
 

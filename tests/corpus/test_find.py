@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config.load import UserError
 from pipelines.corpus.find import Columns, Corpus, find_columns, find_corpus, template_fields
+from pipelines.errors import UserError
 from pipelines.store import make_store
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

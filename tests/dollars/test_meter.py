@@ -2,16 +2,9 @@
 
 import pytest
 
+from pipelines.dollars.attribution import Attribution, attribute, price_run, price_steady, usd_per_million_images
 from pipelines.dollars.ledger import Spent, new_run, read_spent, record_run
-from pipelines.dollars.meter import (
-    Attribution,
-    Meter,
-    Tariff,
-    attribute,
-    price_run,
-    price_steady,
-    usd_per_million_images,
-)
+from pipelines.dollars.meter import Meter, Tariff
 from pipelines.dollars.prices import Price
 from pipelines.store import Store
 

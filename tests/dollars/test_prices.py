@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.config.load import UserError
 from pipelines.dollars.prices import NodePrice, Price, find_instance, load_prices, price_node
+from pipelines.errors import UserError
 from tests.conftest import REPOSITORY
 
 CATALOG = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,Price,Region,GpuInfo,SpotPrice,AvailabilityZone

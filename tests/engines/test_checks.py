@@ -12,7 +12,7 @@ import ray
 
 from otprune.methods import METHODS
 from pipelines.config.keys import Config
-from pipelines.config.load import UserError, load_config
+from pipelines.config.load import load_config
 from pipelines.engines import checks as engines
 from pipelines.engines.checks import (
     check_engine,
@@ -22,10 +22,13 @@ from pipelines.engines.checks import (
     known_names,
     units_in_flight,
 )
-from pipelines.output.fingerprint import describe, fingerprint
-from pipelines.run.cluster import actor_cpus, actor_gpus, check_room, gpus_needed
-from pipelines.run.flow import PlacementGroups, Stage, num_pairs, placers
+from pipelines.errors import UserError
+from pipelines.output.fingerprint import fingerprint
+from pipelines.run.cluster import check_room
+from pipelines.run.describe import describe
 from pipelines.run.job import prepare
+from pipelines.run.placement import PlacementGroups, Stage, num_pairs, placers
+from pipelines.run.resources import actor_cpus, actor_gpus, gpus_needed
 from tests.helpers import DEMO, REPOSITORY
 
 VLLM = "engine.name=vllm"

@@ -7,7 +7,7 @@ import torch
 from otprune.models import load_encoder
 from pipelines.engines.transformers_actor import Generator
 from pipelines.output.unit import Unit
-from pipelines.stages.encode import SYSTEMATIC
+from pipelines.stages.batches import SYSTEMATIC
 from pipelines.stages.token_arrays import to_numpy
 from pipelines.stages.unit_batch import Image, Work
 

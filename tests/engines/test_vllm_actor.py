@@ -21,7 +21,7 @@ from pipelines.engines.kill_with_parent import guard
 from pipelines.engines.vllm_actor import VllmGenerator
 from pipelines.engines.vllm_client import Answer, EngineDiedError
 from pipelines.output.unit import Unit
-from pipelines.stages.encode import SYSTEMATIC
+from pipelines.stages.batches import SYSTEMATIC
 from pipelines.stages.unit_batch import Image, Work
 
 CAPTION = "describe the image ."

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify import main as verify
-from pipelines.config.load import UserError, load_config
+from pipelines.config.load import load_config
+from pipelines.errors import UserError
 from pipelines.run.job import Job, prepare
 from pipelines.run.run import run_job
 from tests.helpers import QUICK, addresses, captions_of, fake_encoder, fake_generator, read_rows, run_fake, write_corpus

@@ -8,8 +8,9 @@ import pytest
 
 import otprune
 from pipelines.config.keys import Config
-from pipelines.config.load import UserError
-from pipelines.output.fingerprint import FILE, claim_output, describe, fingerprint, read_claim
+from pipelines.errors import UserError
+from pipelines.output.fingerprint import FILE, claim_output, fingerprint, read_claim
+from pipelines.run.describe import describe
 from pipelines.store import Store
 
 # A key is on one of these two lists, or this file fails: whoever adds a key decides whether it changes captions.

@@ -7,10 +7,11 @@ from itertools import pairwise
 
 import pytest
 
-from pipelines.config.load import UserError
+from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Columns, Corpus
+from pipelines.errors import UserError
 from pipelines.output.plan import Plan, make_plan
-from pipelines.output.unit import CorpusFile, Unit
+from pipelines.output.unit import Unit
 from pipelines.stages.unit_batch import Rejected, Work
 from pipelines.stages.write import Sink
 from pipelines.store import Store

@@ -5,16 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from pipelines.output.unit import (
-    SPAN_UNITS,
-    CorpusFile,
-    Unit,
-    parse_part,
-    plan_images,
-    plan_rows,
-    split_unit,
-    unit_key,
-)
+from pipelines.corpus.file import CorpusFile
+from pipelines.output.unit import SPAN_UNITS, Unit, parse_part, plan_images, plan_rows, split_unit, unit_key
 
 SEEDS = range(60)
 

@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from jobs.quality import main
 from pipelines.config.keys import QualityConfig
-from pipelines.config.load import UserError, load_config
+from pipelines.config.load import load_config
+from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Columns, Corpus
-from pipelines.output.unit import CorpusFile, Unit
+from pipelines.errors import UserError
+from pipelines.output.unit import Unit
 from pipelines.preflight.canary import CanaryResult, compare, run_canary, sample_spans
 from pipelines.preflight.canary_stages import collect, partners
 from pipelines.stages.unit_batch import Image, Work

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.config.load import UserError, load_config
+from pipelines.config.load import load_config
+from pipelines.errors import UserError
 from pipelines.metrics import cider_d
 from pipelines.preflight import gate
-from pipelines.preflight.gate import Compared, judge
+from pipelines.preflight.gate import judge
 from pipelines.run.job import prepare
-from pipelines.run.run import Outcome, run_job
+from pipelines.run.outcome import Compared, Outcome
+from pipelines.run.run import run_job
 from pipelines.stages.unit_batch import Work
 from tests.helpers import QUICK, addresses, fake_encoder, fake_generator
 

@@ -11,10 +11,10 @@ from PIL import Image
 
 from pipelines.config.keys import Config
 from pipelines.config.load import load_config
+from pipelines.output.totals import Totals
 from pipelines.report.page import THUMBNAIL, pruned_area, render_report
 from pipelines.report.terminal import print_summary
-from pipelines.run.progress import Totals
-from pipelines.run.run import Outcome
+from pipelines.run.outcome import Outcome
 from pipelines.store import Store
 
 METRICS = {

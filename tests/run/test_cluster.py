@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines.config.keys import Config
-from pipelines.config.load import UserError
+from pipelines.errors import UserError
 from pipelines.run import cluster
 
 SLOW = Exception("The current node timed out during startup. This could happen because ...")

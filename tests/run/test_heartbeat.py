@@ -17,8 +17,9 @@ from pipelines.run.heartbeat import FILE, Heartbeat
 from pipelines.run.job import Job, prepare
 from pipelines.run.metrics import Account
 from pipelines.run.metrics import _dollars as dollars_of
+from pipelines.run.outcome import Outcome
 from pipelines.run.progress import Progress
-from pipelines.run.run import Outcome, run_job
+from pipelines.run.run import run_job
 from pipelines.store import Store
 from tests.helpers import QUICK, addresses, fake_encoder, fake_generator, s3_server
 

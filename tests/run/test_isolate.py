@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pipelines.corpus.find import Corpus
+from pipelines.errors import JobFailedError
 from pipelines.output.plan import make_plan
+from pipelines.output.span import SpanRow
 from pipelines.output.unit import Unit
-from pipelines.run.isolate import JobFailedError, run_with_isolation
-from pipelines.stages.read import SpanRow
+from pipelines.run.isolate import run_with_isolation
 from pipelines.stages.unit_batch import Image, Work
 from pipelines.stages.write import Sink
 from pipelines.store import Store

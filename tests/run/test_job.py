@@ -13,8 +13,8 @@ import pytest
 
 from jobs.caption_corpus import main
 from jobs.verify import main as verify
+from pipelines.output.parts import METADATA_KEY
 from pipelines.output.schema import REASONS
-from pipelines.stages.write import METADATA_KEY
 from tests.helpers import DEMO, QUICK, addresses, captions_of, read_rows, run_fake, write_corpus
 from tests.hostile import LIMITS, write_hostile_folder
 

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from pipelines.dollars.meter import Meter, Tariff
+from pipelines.output.totals import Totals
 from pipelines.run import progress
-from pipelines.run.progress import Progress, Totals
+from pipelines.run.progress import Progress
 
 
 class Clock:

@@ -8,15 +8,17 @@ import torch
 from transformers import AutoConfig
 
 from jobs.calibrate import main as calibrate
+from otprune.budget import match_budget
 from otprune.flops import prefill_flops
 from otprune.layerwise.fitprune import LLAVA_15_7B_RECIPES
 from otprune.layerwise.fitprune_fit import recipe_at
 from otprune.schedules import visual_rows
 from otprune.shapes import MODELS, LanguageShape
 from pipelines.accuracy.calibrate import Sample, first_layer, fit_to_retentions
-from pipelines.config.load import UserError, load_config
+from pipelines.config.load import load_config
+from pipelines.errors import UserError
 from pipelines.run.job import check_pruning
-from pipelines.run.pruning import match_budget, num_text, prefill_flops_of, resolve_pruning
+from pipelines.run.pruning import num_text, prefill_flops_of, resolve_pruning
 from tests.helpers import DEMO
 
 SHAPE = MODELS["llava-1.5-7b"].language
@@ -28,7 +30,7 @@ def cost(method: str, **settings) -> int:
 
 
 def matched(method: str, retention: float = 0.098, **given) -> dict:
-    return match_budget(method, NOTHING[method] | given, retention, SHAPE, 57, 576)
+    return match_budget(method, NOTHING[method] | given, retention, SHAPE, 57, 576)[0]
 
 
 def test_a_budget_is_the_smallest_that_costs_no_less_than_the_selector():
@@ -133,7 +135,7 @@ def test_vtw_is_searched_from_the_releases_layer_on(num_layers, first):
 
 def test_a_released_recipe_can_be_given_as_it_is():
     recipe = dict(LLAVA_15_7B_RECIPES[90])
-    assert match_budget("fitprune", {"recipe": recipe}, 0.098, SHAPE, 57, 576) == {"recipe": recipe}
+    assert match_budget("fitprune", {"recipe": recipe}, 0.098, SHAPE, 57, 576)[0] == {"recipe": recipe}
 
 
 def test_a_prompts_work_is_counted_layer_by_layer(demo_model):

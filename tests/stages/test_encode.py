@@ -14,15 +14,9 @@ from otprune import num_kept, select_tokens
 from otprune.select import METHODS
 from pipelines.output.unit import Unit
 from pipelines.stages import encode
-from pipelines.stages.encode import (
-    SYSTEMATIC,
-    Encoder,
-    Suspicion,
-    exit_if_cuda_is_broken,
-    image_seed,
-    run_batched,
-    torch_dtype,
-)
+from pipelines.stages.batches import SYSTEMATIC, Suspicion, run_batched
+from pipelines.stages.encode import Encoder, image_seed
+from pipelines.stages.gpu import exit_if_cuda_is_broken, torch_dtype
 from pipelines.stages.token_arrays import from_numpy, to_numpy
 from pipelines.stages.unit_batch import Image, Work
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.stages.read
-from pipelines.stages.read import SpanRow, fill_template
+from pipelines.output.span import SpanRow
+from pipelines.stages.read import fill_template
 from pipelines.stages.unit_batch import Work
 from tests.reading import LIMIT, SIDE, STRUCT, corpus_at, number_of, png, read, reader_of, reasons, spans_of, write
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from pipelines.stages.encode import run_batched
+from pipelines.stages.batches import run_batched
 from pipelines.stages.upload import CudaCopy, Uploader
 
 PIXELS = torch.arange(10 * 3, dtype=torch.uint8).view(10, 3)

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.output.parts import METADATA_KEY, read_totals
 from pipelines.output.schema import CAPTIONS, QUARANTINE, REASONS
 from pipelines.output.unit import Unit
 from pipelines.stages.unit_batch import Image, Rejected, Work
-from pipelines.stages.write import METADATA_KEY, Sink, read_totals, summarize
+from pipelines.stages.write import Sink, summarize
 from pipelines.store import Store
 
 UNIT = Unit("0123456789ab", 10, 13, ("a.parquet",))

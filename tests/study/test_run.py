@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.study import main
-from pipelines.config.load import UserError, load_config
-from pipelines.run.run import Outcome
+from pipelines.config.load import load_config
+from pipelines.errors import UserError
+from pipelines.run.outcome import Outcome
 from pipelines.store import Store
 from pipelines.study.config import StudyConfig
 from pipelines.study.experiments import EXPERIMENTS

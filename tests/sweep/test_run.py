@@ -16,16 +16,18 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.keys import SweepConfig
-from pipelines.config.load import UserError, load_config
+from pipelines.config.load import load_config
 from pipelines.dollars.ledger import record_run
+from pipelines.errors import UserError
 from pipelines.run.job import prepare
 from pipelines.run.run import run_job
 from pipelines.stages.unit_batch import Work
 from pipelines.store import Store
 from pipelines.sweep import submit as sweep_submit
 from pipelines.sweep import tracker as sweep_track
+from pipelines.sweep.checked import prepare_sweep
 from pipelines.sweep.dry_run import Trial, estimate_points, seconds_per_image
-from pipelines.sweep.run import SweepOutcome, prepare_sweep, run_sweep
+from pipelines.sweep.run import SweepOutcome, run_sweep
 from tests.helpers import DEMO, REPOSITORY, addresses, free_port, write_corpus
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -14,9 +14,10 @@ import pytest
 from demo.corpus import SCHEMA
 from jobs.verify import main
 from pipelines.accuracy.read_questions import prediction_rows
+from pipelines.accuracy.schema import PREDICTIONS
+from pipelines.corpus.file import CorpusFile
 from pipelines.output.fingerprint import FILE, fingerprint
-from pipelines.output.schema import PREDICTIONS
-from pipelines.output.unit import CorpusFile, Unit, unit_key
+from pipelines.output.unit import Unit, unit_key
 from pipelines.stages.unit_batch import Image, Rejected, Work
 from pipelines.stages.write import Sink
 from pipelines.store import Store

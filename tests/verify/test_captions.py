@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify import main
+from pipelines.corpus.file import CorpusFile
 from pipelines.output.fingerprint import FILE, fingerprint
-from pipelines.output.unit import CorpusFile, Unit, plan_images, unit_key
+from pipelines.output.unit import Unit, plan_images, unit_key
 from pipelines.stages.unit_batch import Image, Rejected, Work
 from pipelines.stages.write import Sink
 from pipelines.store import Store

@@ -1,0 +1,32 @@
+"""What a caption job leaves for people: report.html, samples.json, and both in MLflow."""
+
+import json
+from typing import Any
+
+from pipelines.output.totals import Totals
+from pipelines.report.page import render_report
+from pipelines.run.job import Job
+from pipelines.run.outcome import SAMPLES, Outcome
+from pipelines.tracker import Tracker
+
+
+def report_captions(job: Job, outcome: Outcome, totals: Totals, tracker: Tracker) -> dict[str, Any]:
+    """Writes report.html and samples.json, and tracks the report with the samples' captions."""
+    report = render_report(job, outcome, totals)
+    tracker.artifact("report.html", report)
+    if outcome.samples:
+        tracker.artifact("samples.json", _sample_table(outcome.samples))
+    job.output.write("report.html", report.encode())
+    job.output.write(SAMPLES, json.dumps(outcome.samples).encode())
+    return {}
+
+
+def _sample_table(samples: list[dict[str, Any]]) -> dict[str, list]:
+    rows = [
+        (s["source"], s["row"], prompt, done["caption"], " / ".join(s["references"]))
+        for s in samples
+        for prompt, done in zip(s["prompts"], s["captions"], strict=True)
+    ]
+    return {
+        name: [row[i] for row in rows] for i, name in enumerate(("source", "row", "prompt", "caption", "references"))
+    }

@@ -1,0 +1,171 @@
+"""The stages of a job, with everything that they need, ready for the flow."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from otprune.models.checkpoint import ANYRES, RESOLUTIONS, image_statistics, read_config
+from pipelines.config.keys import Config
+from pipelines.engines.checks import engine_arguments, engine_bundles, takes_images, units_in_flight
+from pipelines.engines.transformers_actor import Generator
+from pipelines.engines.vllm_actor import VllmGenerator
+from pipelines.errors import JobFailedError
+from pipelines.images.decode import mean_color
+from pipelines.output.span import SpanRow
+from pipelines.run.flow import run_flow
+from pipelines.run.job import Job
+from pipelines.run.placement import Stage
+from pipelines.run.resources import actor_gpus, wait_for_room
+from pipelines.run.watchdog import cause_of
+from pipelines.stages.encode import Encoder
+from pipelines.stages.read import DecodeSettings, ReadDecode, Reader
+from pipelines.stages.write import Sink
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The stages of a job, with everything that they need, ready for `run_flow`."""
+
+    read: Reader
+    encode: Stage | None
+    generate: Stage
+    sink: Sink
+
+    def run(self, spans: list[SpanRow], config: Config, one_at_a_time: bool) -> Iterator[dict[str, Any]]:
+        """Summaries of the spans' units, as dicts.
+
+        Raises:
+            JobFailedError: if Ray gives up.
+        """
+        if one_at_a_time:
+            wait_for_room(config)
+        summaries = run_flow(
+            spans,
+            read=self.read,
+            encode=self.encode,
+            generate=self.generate,
+            sink=self.sink,
+            retries=config.faults.retries,
+            max_lost=config.faults.max_isolated,
+            no_progress_seconds=config.faults.no_progress_seconds,
+            max_restarts=config.engine.max_restarts if config.engine.name == "vllm" else None,
+            one_at_a_time=one_at_a_time,
+        )
+        try:
+            for row in summaries:
+                yield json.loads(row["summary"])
+        except Exception as error:  # whatever its executor ran into, Ray raises as it is
+            raise JobFailedError(f"Ray gave up: {type(error).__name__}: {cause_of(str(error))}") from error
+
+
+def make_stages(job: Job, encoder: type = Encoder, generator: type | None = None) -> Stages:
+    """The stages for the connected cluster; `encoder` and `generator` are the actor classes, the latter by default the
+    configured engine's."""
+    config = job.config
+    sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
+    return Stages(make_reader(job), *model_stages(job, encoder, generator), sink)
+
+
+def make_reader(job: Job) -> ReadDecode:
+    """The first stage."""
+    config = job.config
+    return ReadDecode(
+        store=job.corpus.store,
+        columns=job.corpus.columns,
+        templates=[config.prompt.template, *config.prompt.more],
+        decode=decode_settings(job),
+        fetch_threads=config.input.fetch_threads,
+        fetch_timeout=config.input.fetch_timeout,
+    )
+
+
+def decode_settings(job: Job) -> DecodeSettings:
+    config = job.config.decode
+    mean, _ = image_statistics(job.model)
+    checkpoint = read_config(job.model)
+    resolutions = checkpoint.get("image_grid_pinpoints", RESOLUTIONS) if checkpoint["model_type"] == ANYRES else ()
+    return DecodeSettings(
+        size=checkpoint["vision_config"].get("image_size", 336),
+        resolutions=tuple((height, width) for height, width in resolutions),
+        aspect=config.aspect,
+        background=mean_color(mean),
+        max_bytes=config.max_bytes,
+        max_pixels=config.max_pixels,
+        min_side=config.min_side,
+    )
+
+
+def model_stages(job: Job, encoder: type, generator: type | None) -> tuple[Stage | None, Stage]:
+    """The two actor stages, which are those of every kind of job; an engine that takes images needs no encode stage."""
+    return None if takes_images(job.config) else encode_stage(job, encoder), generate_stage(job, generator)
+
+
+def encode_stage(job: Job, encoder: type) -> Stage:
+    config = job.config
+    num_gpus, _ = actor_gpus(config)
+    return Stage(
+        actor=encoder,
+        arguments={
+            "model_path": str(job.model),
+            "dtype": config.model.dtype,
+            "device": "cuda" if num_gpus else "cpu",
+            "gpu_share": num_gpus,
+            "method": config.prune.method,
+            "retention": config.prune.retention,
+            "gamma": config.prune.gamma,
+            "gamma_scale": config.prune.gamma_scale,
+            "settings": job.pruning,
+            "per_tile": config.prune.per_tile,
+            "seed": config.prune.seed,
+            "batch_size": config.encode.batch_size,
+        },
+        min_actors=config.encode.actors,
+        max_actors=config.encode.max_actors or config.encode.actors,
+        num_cpus=config.encode.num_cpus,
+        num_gpus=num_gpus,
+        accelerator=config.encode.accelerator,
+    )
+
+
+def generate_stage(job: Job, generator: type | None) -> Stage:
+    config = job.config
+    _, num_gpus = actor_gpus(config)
+    arguments = {
+        "model_path": str(job.model),
+        "conversation": config.prompt.conversation,
+        "max_new_tokens": config.generate.max_new_tokens,
+        "temperature": config.generate.temperature,
+        "top_p": config.generate.top_p,
+        "seed": config.generate.seed,
+    }
+    if config.engine.name == "vllm":
+        default: type = VllmGenerator
+        arguments |= {
+            "engine": engine_arguments(config, num_gpus),
+            "sampling": dict(config.engine.sampling),
+            "images": takes_images(config),
+            "timeout_seconds": config.engine.timeout_seconds,
+        }
+    else:
+        default = Generator
+        arguments |= {
+            "dtype": config.model.dtype,
+            "device": "cuda" if num_gpus else "cpu",
+            "gpu_share": num_gpus,
+            "batch_size": config.generate.batch_size,
+            "method": config.prune.method,
+            "settings": job.pruning,
+            "cuda_graphs": config.generate.cuda_graphs,
+        }
+    return Stage(
+        actor=generator or default,
+        arguments=arguments,
+        min_actors=config.generate.actors,
+        max_actors=config.generate.max_actors or config.generate.actors,
+        num_cpus=config.generate.num_cpus,
+        num_gpus=num_gpus,
+        units_at_once=units_in_flight(config),
+        bundles=engine_bundles(config),
+        accelerator=config.generate.accelerator,
+    )

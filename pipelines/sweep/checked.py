@@ -1,0 +1,38 @@
+"""A checked sweep: its grid and its points, before anything runs."""
+
+from dataclasses import dataclass
+
+from pipelines.config.keys import Config, SweepConfig
+from pipelines.errors import UserError
+from pipelines.store import STORE_ERRORS, Store, make_store
+from pipelines.sweep.grid import Point, make_points
+
+NOT_IN_SWEEP = ("run.estimate", "gate.min_quality")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A checked sweep, before anything runs."""
+
+    config: SweepConfig
+    points: list[Point]
+    output: Store
+
+
+def prepare_sweep(config: SweepConfig) -> Sweep:
+    """Checks grid, model and output, in seconds.
+
+    Raises:
+        UserError: for anything that the user has to correct.
+    """
+    for name in NOT_IN_SWEEP:
+        if config.dotted()[name] != Config().dotted()[name]:
+            raise UserError(f"{name} has no meaning here: a sweep measures every point, whatever comes of it")
+    points = make_points(config)
+    output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
+    try:
+        output.write(".probe", b"")
+        output.delete(".probe")
+    except STORE_ERRORS as error:
+        raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
+    return Sweep(config, points, output)
