@@ -291,7 +291,7 @@ def test_a_finished_grid_is_read_again_and_can_grow(
         raise AssertionError("a finished point was evaluated again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipelines.run.job.run_flow", refuse)
+        patched.setattr("pipelines.run.stages.run_flow", refuse)
         again = run_accuracy_grid(quiet, counting_encoder(), lucky_generator())
     timing = ["images_per_second", "ms_per_image", "encode_ms", "generate_ms"]
     assert again.drop_columns(timing).equals(table.drop_columns(timing))

@@ -130,7 +130,7 @@ def test_an_image_that_kills_its_decoder_is_isolated_from_all_units_of_its_task(
 
             super()._fill(work, watched(), num_samples)
 
-    monkeypatch.setattr("pipelines.run.job.ReadDecode", Deadly)
+    monkeypatch.setattr("pipelines.run.stages.ReadDecode", Deadly)
     outcome = run_fake(*arguments)
     assert outcome.code == 0, outcome.message
     assert_only_these_crashed(tmp_path / "out", [10], images)

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from otprune import num_kept, select_tokens
 from otprune.select import METHODS
 from pipelines.output.unit import Unit
-from pipelines.stages import encode
+from pipelines.stages import batches, gpu
 from pipelines.stages.batches import SYSTEMATIC, Suspicion, run_batched
 from pipelines.stages.encode import Encoder, image_seed
 from pipelines.stages.gpu import exit_if_cuda_is_broken, torch_dtype
@@ -217,7 +217,7 @@ def test_a_batch_that_is_too_large_for_memory_is_halved_until_it_fits():
 
 
 def test_an_image_is_not_blamed_for_memory_that_its_neighbours_hold(monkeypatch):
-    monkeypatch.setattr(encode, "OOM_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(batches, "OOM_WAITS", (0.0, 0.0))
     left = [4]  # calls until somebody else on the GPU has let go
 
     def run(batch):
@@ -232,7 +232,7 @@ def test_an_image_is_not_blamed_for_memory_that_its_neighbours_hold(monkeypatch)
 
 
 def test_one_image_that_is_too_large_for_the_gpu_is_its_own_fault(monkeypatch):
-    monkeypatch.setattr(encode, "OOM_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(batches, "OOM_WAITS", (0.0, 0.0))
 
     def run(batch):
         if 5 in batch:
@@ -323,7 +323,7 @@ def test_a_unit_that_failed_before_passes_through(encoder):
 
 def test_a_broken_cuda_context_ends_the_process_and_nothing_else_does(monkeypatch, capsys):
     codes = []
-    monkeypatch.setattr(encode.os, "_exit", codes.append)
+    monkeypatch.setattr(gpu.os, "_exit", codes.append)
     exit_if_cuda_is_broken(ValueError("bad image"))
     exit_if_cuda_is_broken(torch.OutOfMemoryError("CUDA error: out of memory"))
     assert codes == []

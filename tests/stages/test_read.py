@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipelines.corpus.parquet
 import pipelines.stages.read
 from pipelines.output.span import SpanRow
 from pipelines.stages.read import fill_template
@@ -43,7 +44,7 @@ def test_every_row_comes_once_with_its_own_bytes_whatever_the_layout(seed, tmp_p
 def test_large_read_batches_are_no_different_from_small_ones(tmp_path, monkeypatch):
     write(tmp_path / "a.parquet", [png(i) for i in range(50)], rows=20)
     before = [work.images for work in read(tmp_path, num_images=7)]
-    monkeypatch.setattr(pipelines.stages.read, "BATCH_BYTES", 1)
+    monkeypatch.setattr(pipelines.corpus.parquet, "BATCH_BYTES", 1)
     assert [work.images for work in read(tmp_path, num_images=7)] == before
 
 
