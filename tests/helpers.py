@@ -22,7 +22,7 @@ from pipelines.config.load import load_config
 from pipelines.run.job import prepare
 from pipelines.run.outcome import Outcome
 from pipelines.run.run import run_job
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -85,13 +85,13 @@ def fake_encoder(folder: Path | None = None, seconds: float = 0.0) -> type:
             pass
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            work = Work.from_row(row)
+            unit_batch = UnitBatch.from_row(row)
             if folder:
-                (folder / f"{work.unit.name}.{os.getpid()}").touch()
+                (folder / f"{unit_batch.unit.name}.{os.getpid()}").touch()
             time.sleep(seconds)
-            work.num_visual_tokens = 256
-            work.arrays = {"tokens": np.zeros((len(work.images), 1, 1), np.float32)}
-            return work.to_row()
+            unit_batch.num_visual_tokens = 256
+            unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), 1, 1), np.float32)}
+            return unit_batch.to_row()
 
     return FakeEncoder
 
@@ -104,13 +104,13 @@ def fake_generator() -> type:
             pass
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            work = Work.from_row(row)
+            unit_batch = UnitBatch.from_row(row)
             counts = {"num_kept_tokens": 25, "num_prompt_tokens": 31, "num_generated_tokens": 2}
-            for image in work.images:
+            for image in unit_batch.images:
                 texts = [f"{image.sha256} {prompt}" for prompt in image.prompts]
                 image.captions = [{"caption": text, "finish_reason": "stop", **counts} for text in texts]
-            work.arrays = {}
-            return work.to_row()
+            unit_batch.arrays = {}
+            return unit_batch.to_row()
 
     return FakeGenerator
 
@@ -120,7 +120,7 @@ def killing(stage: type, victims: set[str]) -> type:
 
     class Killing(stage):
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            if victims & {image.sha256 for image in Work.from_row(row).images}:
+            if victims & {image.sha256 for image in UnitBatch.from_row(row).images}:
                 os._exit(1)
             return super().__call__(row)
 

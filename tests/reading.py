@@ -12,7 +12,7 @@ from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import plan_images, plan_rows
 from pipelines.stages.read import DecodeSettings, ReadDecode
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import make_store
 
 SIDE = 8
@@ -57,15 +57,15 @@ def spans_of(corpus: Corpus, num_images: int = 100, samples: int = 0) -> list[Sp
     return [SpanRow(tuple(units), file.row_groups, samples) for file, planned in spans for units in planned]
 
 
-def read(path, *, num_images=100, samples=0, templates=("look",), fetch_timeout=5.0, **columns) -> list[Work]:
+def read(path, *, num_images=100, samples=0, templates=("look",), fetch_timeout=5.0, **columns) -> list[UnitBatch]:
     corpus = corpus_at(path, templates, **columns)
     reader = reader_of(corpus, templates, fetch_timeout)
     spans = spans_of(corpus, num_images, samples)
-    return [Work.from_row(row) for span in spans for row in reader(span.to_row())]
+    return [UnitBatch.from_row(row) for span in spans for row in reader(span.to_row())]
 
 
-def reasons(works: list[Work]) -> dict[int, str]:
-    return {rejected.row: rejected.reason for work in works for rejected in work.rejected}
+def reasons(works: list[UnitBatch]) -> dict[int, str]:
+    return {rejected.row: rejected.reason for unit_batch in works for rejected in unit_batch.rejected}
 
 
 def write(path: Path, images: list, kind: pa.DataType = BINARY, rows: int = 100, **columns) -> Path:

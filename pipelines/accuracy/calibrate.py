@@ -33,7 +33,7 @@ from pipelines.run.job import Job, check_model, find_input
 from pipelines.run.stages import make_reader
 from pipelines.stages.gpu import torch_dtype
 from pipelines.stages.token_arrays import as_tensor
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 
 logger = logging.getLogger(__name__)
@@ -133,8 +133,8 @@ def _pictures(config: CalibrateConfig, model: Path) -> Iterator[tuple[np.ndarray
     reader = make_reader(Job(config, model, corpus, output, {}, plan))
     for span in plan.spans:
         for row in reader(span.to_row()):
-            work = Work.from_row(row)
-            if work.error is not None:
-                raise UserError(f"input.path must be readable: {work.error}")
-            for image, rows in zip(work.images, work.rows(), strict=True):
-                yield work.arrays["pixels"][rows.start], image.prompts[0]
+            unit_batch = UnitBatch.from_row(row)
+            if unit_batch.error is not None:
+                raise UserError(f"input.path must be readable: {unit_batch.error}")
+            for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
+                yield unit_batch.arrays["pixels"][rows.start], image.prompts[0]

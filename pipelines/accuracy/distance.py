@@ -27,7 +27,7 @@ from pipelines.run.resources import actor_gpus
 from pipelines.stages.encode import image_seed
 from pipelines.stages.gpu import torch_dtype
 from pipelines.stages.token_arrays import as_tensor
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 
 FILE = "distance.json"
 IMAGES_AT_A_TIME = 16
@@ -89,11 +89,11 @@ def distances(
     count = 0
     for span in spans:
         for row in read(span.to_row()):
-            work = Work.from_row(row)
-            if work.error is not None:
-                raise RuntimeError(work.error)
-            hashes = [image.sha256 for image in work.images for _ in range(image.num_pictures)]
-            pixels = as_tensor(work.arrays["pixels"])
+            unit_batch = UnitBatch.from_row(row)
+            if unit_batch.error is not None:
+                raise RuntimeError(unit_batch.error)
+            hashes = [image.sha256 for image in unit_batch.images for _ in range(image.num_pictures)]
+            pixels = as_tensor(unit_batch.arrays["pixels"])
             for start in range(0, len(pixels), IMAGES_AT_A_TIME):
                 features = encoder(pixels[start : start + IMAGES_AT_A_TIME])
                 batch = hashes[start : start + IMAGES_AT_A_TIME]

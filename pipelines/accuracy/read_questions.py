@@ -22,7 +22,7 @@ from pipelines.images.decode import Reject, decode_image
 from pipelines.images.tiles import Tiles, stack_pictures
 from pipelines.output.span import SpanRow
 from pipelines.stages.read import DecodeSettings, fill_units
-from pipelines.stages.unit_batch import Image, Rejected, Work
+from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
 
@@ -60,7 +60,7 @@ class ReadQuestions:
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         span = SpanRow.from_row(row)
         rows = self._rows(span)
-        yield from fill_units(span, lambda work: self._fill(work, rows))
+        yield from fill_units(span, lambda unit_batch: self._fill(unit_batch, rows))
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
         """id, source, row, sha256 and questions of a span of one row, without decoding its image."""
@@ -73,15 +73,15 @@ class ReadQuestions:
             identity["questions"].append(as_record(bench, question, source, number))
         return identity
 
-    def _fill(self, work: Work, rows: Iterator[tuple[int, pa.RecordBatch]]) -> None:
-        source = work.unit.sources[0]
-        with work.timed("read"):
-            taken = list(itertools.islice(rows, work.unit.num_images))
-        if len(taken) != work.unit.num_images:
-            raise ValueError(f"expected {work.unit.num_images} rows in {work.unit.name}, got {len(taken)}")
+    def _fill(self, unit_batch: UnitBatch, rows: Iterator[tuple[int, pa.RecordBatch]]) -> None:
+        source = unit_batch.unit.sources[0]
+        with unit_batch.timed("read"):
+            taken = list(itertools.islice(rows, unit_batch.unit.num_images))
+        if len(taken) != unit_batch.unit.num_images:
+            raise ValueError(f"expected {unit_batch.unit.num_images} rows in {unit_batch.unit.name}, got {len(taken)}")
         seen: dict[str, Image | Rejected] = {}
         pixels: list[np.ndarray | Tiles] = []
-        with work.timed("decode"):
+        with unit_batch.timed("decode"):
             for number, batch in taken:
                 for bench, question in self._questions(source, number, batch):
                     key = question["image_id"]
@@ -92,9 +92,9 @@ class ReadQuestions:
                     if isinstance(image := seen[key], Image):
                         image.prompts.append(record["prompt"])
                         image.max_new_tokens.append(min(bench.max_new_tokens, self.max_new_tokens))
-        work.images = [image for image in seen.values() if isinstance(image, Image)]
-        work.rejected = [image for image in seen.values() if isinstance(image, Rejected)]
-        work.arrays = stack_pictures(pixels, self.decode.size)
+        unit_batch.images = [image for image in seen.values() if isinstance(image, Image)]
+        unit_batch.rejected = [image for image in seen.values() if isinstance(image, Rejected)]
+        unit_batch.arrays = stack_pictures(pixels, self.decode.size)
 
     def _decode(self, question: Row, source: str, number: int, pixels: list[np.ndarray | Tiles]) -> Image | Rejected:
         """The question's image (or several as one), its pixels appended to `pixels`."""
@@ -143,17 +143,17 @@ def as_record(bench: Benchmark, question: Row, source: str, number: int) -> dict
     return {name: fields[name] for name in KEPT} | {"prompt": bench.prompt(question), "source": source, "row": number}
 
 
-def prediction_rows(work: Work, *, model: str, method: str) -> list[dict[str, Any]]:
+def prediction_rows(unit_batch: UnitBatch, *, model: str, method: str) -> list[dict[str, Any]]:
     """One row for each question of a unit, in the columns of `PREDICTIONS`; no answer where the image was rejected."""
     names = {"model": model, "method": method}
     answered = [
         {**question, **done, **names, "prediction": done["caption"], "sha256": image.sha256}
-        | {"num_visual_tokens": image.num_visual_tokens or work.num_visual_tokens * image.num_pictures}
-        for image in work.images
+        | {"num_visual_tokens": image.num_visual_tokens or unit_batch.num_visual_tokens * image.num_pictures}
+        for image in unit_batch.images
         for question, done in zip(image.questions, image.captions, strict=True)
     ]
     return answered + [
         {**question, **names, "prediction": None, "sha256": rejected.sha256}
-        for rejected in work.rejected
+        for rejected in unit_batch.rejected
         for question in rejected.questions
     ]

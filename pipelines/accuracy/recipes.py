@@ -21,7 +21,7 @@ from pipelines.errors import UserError
 from pipelines.output.span import SpanRow
 from pipelines.run.job import Job
 from pipelines.run.resources import actor_gpus
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 
 FILE = "recipes.json"
@@ -75,12 +75,12 @@ def _fit(
     pictures = []
     for span in spans:
         for row in read(span.to_row()):
-            work = Work.from_row(row)
-            if work.error is not None:
-                raise RuntimeError(work.error)
-            for image, rows in zip(work.images, work.rows(), strict=True):
+            unit_batch = UnitBatch.from_row(row)
+            if unit_batch.error is not None:
+                raise RuntimeError(unit_batch.error)
+            for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
                 if image.num_pictures == 1:
                     prompt = image.prompts[len(pictures) % len(image.prompts)]
-                    pictures.append((work.arrays["pixels"][rows.start], prompt))
+                    pictures.append((unit_batch.arrays["pixels"][rows.start], prompt))
     sample = read_sample(Path(model), pictures, dtype=dtype, style=style)
     return fit_to_retentions(sample, retentions) if pictures else None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from otprune.models import Completion, Prompter
 from otprune.models.prompts import Prompt
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 
 Shown = list[list[list[Tensor]]]
 """What each prompt of each image of a unit is about: a tensor for each picture."""
@@ -40,7 +40,7 @@ class RequestMaker:
     max_length: int
 
     def of_unit(
-        self, work: Work, visual: Shown, *, num_tokens: int | None = None, one_picture: str | None = None
+        self, unit_batch: UnitBatch, visual: Shown, *, num_tokens: int | None = None, one_picture: str | None = None
     ) -> tuple[list[Request], set[int]]:
         """Requests for all images, and the images whose prompts do not fit, which are rejected.
 
@@ -49,13 +49,13 @@ class RequestMaker:
         """
         requests: list[Request] = []
         bad: set[int] = set()
-        for i, (image, pictures) in enumerate(zip(work.images, visual, strict=True)):
+        for i, (image, pictures) in enumerate(zip(unit_batch.images, visual, strict=True)):
             try:
                 if one_picture and image.num_pictures != 1:
                     raise ValueError(f"{one_picture} takes prompts with one image, got {image.num_pictures}")
                 requests += self.of_image(i, image, pictures, num_tokens)
             except ValueError as error:
-                work.reject(i, "prompt", str(error))
+                unit_batch.reject(i, "prompt", str(error))
                 bad.add(i)
         return requests, bad
 
@@ -87,13 +87,13 @@ class RequestMaker:
         return requests
 
 
-def give_answers(work: Work, done: dict[tuple[int, int], dict[str, Any]], bad: set[int]) -> None:
+def give_answers(unit_batch: UnitBatch, done: dict[tuple[int, int], dict[str, Any]], bad: set[int]) -> None:
     """Gives every image the answers to its prompts, by (image, prompt), and drops those in `bad` from the unit."""
-    for i, image in enumerate(work.images):
+    for i, image in enumerate(unit_batch.images):
         if i not in bad:
             image.captions = [done[i, j] for j in range(len(image.prompts))]
-    work.arrays = {}
-    work.drop(bad)
+    unit_batch.arrays = {}
+    unit_batch.drop(bad)
 
 
 def sampling_seed(sha256: str, prompt: int, seed: int) -> int:

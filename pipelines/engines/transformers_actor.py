@@ -16,7 +16,7 @@ from pipelines.engines.requests import Request, RequestMaker, as_caption, give_a
 from pipelines.stages.batches import Suspicion, run_batched
 from pipelines.stages.gpu import exit_if_cuda_is_broken, limit_memory, torch_dtype
 from pipelines.stages.token_arrays import unpack
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.text import clean
 
 
@@ -53,27 +53,27 @@ class Generator:
         self.policy = make_policy(method, self.settings) if get_method(method).kind == "in_llm" else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        work = Work.from_row(row)
-        if work.error is None:
+        unit_batch = UnitBatch.from_row(row)
+        if unit_batch.error is None:
             try:
-                with work.timed("generate"):
-                    self._generate(work)
+                with unit_batch.timed("generate"):
+                    self._generate(unit_batch)
             except Exception as error:
                 exit_if_cuda_is_broken(error)
-                work.error = f"generate: {type(error).__name__}: {clean(str(error))}"
-        work.arrays = {}
-        return work.to_row()
+                unit_batch.error = f"generate: {type(error).__name__}: {clean(str(error))}"
+        unit_batch.arrays = {}
+        return unit_batch.to_row()
 
-    def _generate(self, work: Work) -> None:
+    def _generate(self, unit_batch: UnitBatch) -> None:
         maker = RequestMaker(self.decoder, self.conversation, self.max_new_tokens, self.decoder.max_length)
         one_picture = None if self.policy is None else self.method
-        requests, bad = maker.of_unit(work, unpack(work), one_picture=one_picture)
+        requests, bad = maker.of_unit(unit_batch, unpack(unit_batch), one_picture=one_picture)
         requests.sort(key=lambda r: (r.max_new_tokens, r.length))  # similar lengths together: less padding
         done: dict[tuple[int, int], dict[str, Any]] = {}
 
         def run(indices: list[int]) -> None:
             batch = [requests[i] for i in indices]
-            for request, completion in zip(batch, self._complete(work, batch), strict=True):
+            for request, completion in zip(batch, self._complete(unit_batch, batch), strict=True):
                 num_kept = self._num_kept(request.num_visual)
                 done[request.image, request.prompt] = as_caption(completion, num_kept)
 
@@ -83,9 +83,9 @@ class Generator:
         guilty = {requests[r].image: error for r, error in failed.items()}
         self.suspicion.note(len(done), guilty.values())
         for i, error in guilty.items():
-            work.reject(i, "generate", f"{type(error).__name__}: {error}")
+            unit_batch.reject(i, "generate", f"{type(error).__name__}: {error}")
             bad.add(i)
-        give_answers(work, done, bad)
+        give_answers(unit_batch, done, bad)
 
     def _num_kept(self, num_visual: int) -> int:
         """Visual tokens that were decoded: of methods inside the model, the mean over its layers."""
@@ -93,8 +93,8 @@ class Generator:
         rows = layer_rows(self.method, self.settings, num_visual, layers)
         return num_visual if rows is None else round(fmean(attended for attended, _ in rows))
 
-    def _complete(self, work: Work, batch: list[Request]) -> list[Completion]:
-        images = [work.images[request.image] for request in batch]
+    def _complete(self, unit_batch: UnitBatch, batch: list[Request]) -> list[Completion]:
+        images = [unit_batch.images[request.image] for request in batch]
         return self.decoder.generate(
             [request.visual for request in batch],
             [request.ids for request in batch],

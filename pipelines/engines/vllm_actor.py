@@ -28,7 +28,7 @@ from pipelines.engines.vllm_client import Answer, EngineDiedError, VllmEngine
 from pipelines.stages.batches import SYSTEMATIC, Suspicion
 from pipelines.stages.thumbnail import thumbnail
 from pipelines.stages.token_arrays import as_tensor, unpack
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.text import clean
 
 QUEUED = 1.25  # requests in the engine for each of its slots: the next are at hand when one is free
@@ -92,31 +92,31 @@ class VllmGenerator:
     async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if self.watchdog is None or self.watchdog.done():
             self.watchdog = asyncio.create_task(self._watch())
-        work = Work.from_row(row)
-        if work.error is None:
+        unit_batch = UnitBatch.from_row(row)
+        if unit_batch.error is None:
             try:
-                with self.clock.share(work):
-                    await self._generate(work)
+                with self.clock.share(unit_batch):
+                    await self._generate(unit_batch)
             except EngineDiedError as error:
                 self.die(f"the engine died: {clean(str(error))}")
             except Exception as error:
-                work.error = f"generate: {type(error).__name__}: {clean(str(error))}"
-        work.arrays = {}
-        return work.to_row()
+                unit_batch.error = f"generate: {type(error).__name__}: {clean(str(error))}"
+        unit_batch.arrays = {}
+        return unit_batch.to_row()
 
-    async def _generate(self, work: Work) -> None:
+    async def _generate(self, unit_batch: UnitBatch) -> None:
         if self.images:
-            pixels = as_tensor(work.arrays["pixels"])
-            work.num_visual_tokens = self.num_visual_tokens
-            add_samples(work, pixels, self.num_visual_tokens)
+            pixels = as_tensor(unit_batch.arrays["pixels"])
+            unit_batch.num_visual_tokens = self.num_visual_tokens
+            add_samples(unit_batch, pixels, self.num_visual_tokens)
             pictures = [
                 [list(pixels[rows.start : rows.stop])] * len(image.prompts)
-                for image, rows in zip(work.images, work.rows(), strict=True)
+                for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True)
             ]
-            requests, bad = self.requests.of_unit(work, pictures, num_tokens=self.num_visual_tokens)
+            requests, bad = self.requests.of_unit(unit_batch, pictures, num_tokens=self.num_visual_tokens)
         else:
-            requests, bad = self.requests.of_unit(work, unpack(work))
-        results = await asyncio.gather(*(self._answer(work, r) for r in requests), return_exceptions=True)
+            requests, bad = self.requests.of_unit(unit_batch, unpack(unit_batch))
+        results = await asyncio.gather(*(self._answer(unit_batch, r) for r in requests), return_exceptions=True)
         done: dict[tuple[int, int], dict[str, Any]] = {}
         failed: dict[int, BaseException] = {}
         for request, result in zip(requests, results, strict=True):
@@ -130,10 +130,10 @@ class VllmGenerator:
             raise next(iter(failed.values()))
         self.suspicion.note(len(done), failed.values())
         for i, error in failed.items():
-            work.reject(i, "generate", f"{type(error).__name__}: {error}")
-        give_answers(work, done, bad | set(failed))
+            unit_batch.reject(i, "generate", f"{type(error).__name__}: {error}")
+        give_answers(unit_batch, done, bad | set(failed))
 
-    async def _answer(self, work: Work, request: Request) -> dict[str, Any]:
+    async def _answer(self, unit_batch: UnitBatch, request: Request) -> dict[str, Any]:
         sizes = {len(picture) for picture in request.visual}
         if len(sizes) > 1:
             raise ValueError(f"vLLM must get equal numbers of tokens of all pictures of a prompt, got {sorted(sizes)}")
@@ -142,8 +142,8 @@ class VllmGenerator:
                 self.last_progress = time.monotonic()
             sampling = self.sampling | {"max_tokens": request.max_new_tokens}
             if sampling["temperature"] > 0:
-                sampling["seed"] = sampling_seed(work.images[request.image].sha256, request.prompt, self.seed)
-            name = f"{work.unit.name}:{request.image}:{request.prompt}"
+                sampling["seed"] = sampling_seed(unit_batch.images[request.image].sha256, request.prompt, self.seed)
+            name = f"{unit_batch.unit.name}:{request.image}:{request.prompt}"
             try:
                 answer = await self.engine.complete(self._prompt(request), sampling, name)
             finally:
@@ -197,14 +197,14 @@ class SharedClock:
         self._last = 0.0
 
     @contextmanager
-    def share(self, work: Work) -> Iterator[None]:
+    def share(self, unit_batch: UnitBatch) -> Iterator[None]:
         self._tick()
-        self._shares[id(work)] = 0.0
+        self._shares[id(unit_batch)] = 0.0
         try:
             yield
         finally:
             self._tick()
-            work.seconds["generate"] = work.seconds.get("generate", 0.0) + self._shares.pop(id(work))
+            unit_batch.seconds["generate"] = unit_batch.seconds.get("generate", 0.0) + self._shares.pop(id(unit_batch))
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -213,9 +213,9 @@ class SharedClock:
         self._last = now
 
 
-def add_samples(work: Work, pixels: Tensor, num_tokens: int) -> None:
+def add_samples(unit_batch: UnitBatch, pixels: Tensor, num_tokens: int) -> None:
     """Thumbnails for the report; every token is kept."""
-    for image, (i, *_) in zip(work.images, work.rows(), strict=True):
+    for image, (i, *_) in zip(unit_batch.images, unit_batch.rows(), strict=True):
         if image.sample is not None:
             image.sample = {
                 "jpeg": thumbnail(pixels[i]),

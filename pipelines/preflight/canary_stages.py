@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.output.span import SpanRow
 from pipelines.stages.read import Reader
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 
 Captions = dict[str, dict[str, str]]
 """Variant -> image and prompt -> caption."""
@@ -26,24 +26,24 @@ class ReadThreefold:
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for filled in self.read(row):
-            work = Work.from_row(filled)
-            if work.error is None:
-                self._triple(work)
-            yield work.to_row()
+            unit_batch = UnitBatch.from_row(filled)
+            if unit_batch.error is None:
+                self._triple(unit_batch)
+            yield unit_batch.to_row()
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
         return self.read.identify(span)
 
-    def _triple(self, work: Work) -> None:
+    def _triple(self, unit_batch: UnitBatch) -> None:
         """Names the images `variant unit row` for `collect`; the swapped have the sha256 of the pixels that they show,
         which seeds random selection."""
-        images = work.images
+        images = unit_batch.images
         partner = partners([image.sha256 for image in images])
         chosen = [i for i, other in enumerate(partner) if other is not None]
         taken = [other for other in partner if other is not None]
         shown = [images[i] for i in taken]
-        key = f"{work.unit.name}-{{}}".format
-        work.images = [
+        key = f"{unit_batch.unit.name}-{{}}".format
+        unit_batch.images = [
             *(replace(images[i], id=f"true {key(i)}") for i in chosen),
             *(replace(images[i], id=f"blank {key(i)}") for i in chosen),
             *(
@@ -52,8 +52,8 @@ class ReadThreefold:
             ),
         ]
         rows = np.array([*chosen, *chosen, *taken], np.intp)
-        work.arrays = {name: array[rows] for name, array in work.arrays.items()}
-        work.arrays["pixels"][len(chosen) : 2 * len(chosen)] = self.blank
+        unit_batch.arrays = {name: array[rows] for name, array in unit_batch.arrays.items()}
+        unit_batch.arrays["pixels"][len(chosen) : 2 * len(chosen)] = self.blank
 
 
 def partners(hashes: list[str]) -> list[int | None]:
@@ -66,16 +66,16 @@ def partners(hashes: list[str]) -> list[int | None]:
 
 def collect(row: dict[str, Any]) -> dict[str, Any]:
     """Last stage: commits nothing and tells the driver what was said of each variant."""
-    work = Work.from_row(row)
+    unit_batch = UnitBatch.from_row(row)
     captions: Captions = {"true": {}, "blank": {}, "swapped": {}}
     others: dict[str, str] = {}
-    for image in work.images:
+    for image in unit_batch.images:
         variant, name, *other = image.id.split(" ")
         for i, done in enumerate(image.captions):
             captions[variant][f"{name} {i}"] = done["caption"]
-            if other and _same_prompts(work.images):
+            if other and _same_prompts(unit_batch.images):
                 others[f"{name} {i}"] = f"{other[0]} {i}"
-    return {"summary": json.dumps({"error": work.error, "captions": captions, "others": others})}
+    return {"summary": json.dumps({"error": unit_batch.error, "captions": captions, "others": others})}
 
 
 def _same_prompts(images: list[Image]) -> bool:

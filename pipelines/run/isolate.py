@@ -14,7 +14,7 @@ from pipelines.output.plan import delete_orphans
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import split_unit
 from pipelines.stages.read import Reader
-from pipelines.stages.unit_batch import Rejected, Work
+from pipelines.stages.unit_batch import Rejected, UnitBatch
 from pipelines.stages.write import Sink, summarize
 
 Run = Callable[[list[SpanRow], bool], Iterator[dict]]
@@ -104,6 +104,6 @@ def _quarantine(span: SpanRow, read: Reader, sink: Sink) -> dict:
     """Commits a unit of one image, of which nothing ever came back, as quarantined."""
     identity = read.identify(span)
     rejected = Rejected(**identity, reason="crash", detail="the process that worked on this image died on every try")
-    work = Work(span.units[0], rejected=[rejected])
-    sink.commit(work)
-    return summarize(work)
+    unit_batch = UnitBatch(span.units[0], rejected=[rejected])
+    sink.commit(unit_batch)
+    return summarize(unit_batch)

@@ -17,7 +17,7 @@ from pipelines.stages.gpu import exit_if_cuda_is_broken, limit_memory, torch_dty
 from pipelines.stages.prune import Pruner
 from pipelines.stages.thumbnail import thumbnail
 from pipelines.stages.token_arrays import Kept, as_tensor, pack, to_numpy
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.stages.upload import CudaCopy, Uploader
 from pipelines.text import clean
 
@@ -60,27 +60,27 @@ class Encoder:
         self.suspicion = Suspicion()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        work = Work.from_row(row)
-        if work.error is None:
+        unit_batch = UnitBatch.from_row(row)
+        if unit_batch.error is None:
             try:
-                with work.timed("encode"):
-                    self._encode(work)
+                with unit_batch.timed("encode"):
+                    self._encode(unit_batch)
             except Exception as error:
                 exit_if_cuda_is_broken(error)
-                work.error = f"encode: {type(error).__name__}: {clean(str(error))}"
-        if work.error is not None:
-            work.arrays = {}
-        return work.to_row()
+                unit_batch.error = f"encode: {type(error).__name__}: {clean(str(error))}"
+        if unit_batch.error is not None:
+            unit_batch.arrays = {}
+        return unit_batch.to_row()
 
-    def _encode(self, work: Work) -> None:
-        pixels, sizes = as_tensor(work.arrays.pop("pixels")), work.arrays.pop("sizes", None)
-        owners = [i for i, rows in enumerate(work.rows()) for _ in rows]
+    def _encode(self, unit_batch: UnitBatch) -> None:
+        pixels, sizes = as_tensor(unit_batch.arrays.pop("pixels")), unit_batch.arrays.pop("sizes", None)
+        owners = [i for i, rows in enumerate(unit_batch.rows()) for _ in rows]
         seeds = [
             image_seed(image.sha256, self.seed + picture)
-            for image in work.images
+            for image in unit_batch.images
             for picture in range(image.num_pictures)
         ]
-        prompts = [image.prompts for image in work.images for _ in range(image.num_pictures)]
+        prompts = [image.prompts for image in unit_batch.images for _ in range(image.num_pictures)]
         parts: dict[int, list[Kept]] = {}
 
         with Uploader(pixels, self.to_gpu) as upload:
@@ -95,15 +95,17 @@ class Encoder:
         self.suspicion.note(len(pixels) - len(failed), failed.values())
         guilty = {owners[row]: error for row, error in failed.items()}
         for index, error in guilty.items():
-            work.reject(index, "encode", f"{type(error).__name__}: {error}")
-        work.num_visual_tokens = self.encoder.num_tokens
-        for i, (image, rows) in enumerate(zip(work.images, work.rows(), strict=True)):
+            unit_batch.reject(index, "encode", f"{type(error).__name__}: {error}")
+        unit_batch.num_visual_tokens = self.encoder.num_tokens
+        for i, (image, rows) in enumerate(zip(unit_batch.images, unit_batch.rows(), strict=True)):
             image.num_visual_tokens = 0 if i in guilty else sum(parts[row][0].num_visual for row in rows)
-        self._add_samples(work, pixels, parts)
-        pictures = [[parts[row] for row in rows] for i, rows in enumerate(work.rows()) if i not in guilty]
-        work.drop(guilty.keys())
-        work.rows_per_prompt = self.pruner.per_prompt
-        work.arrays = self._arrays([row for shown in pictures for prompt in zip(*shown, strict=True) for row in prompt])
+        self._add_samples(unit_batch, pixels, parts)
+        pictures = [[parts[row] for row in rows] for i, rows in enumerate(unit_batch.rows()) if i not in guilty]
+        unit_batch.drop(guilty.keys())
+        unit_batch.rows_per_prompt = self.pruner.per_prompt
+        unit_batch.arrays = self._arrays(
+            [row for shown in pictures for prompt in zip(*shown, strict=True) for row in prompt]
+        )
 
     def _arrays(self, rows: list[Kept]) -> dict[str, np.ndarray]:
         if rows:
@@ -111,8 +113,8 @@ class Encoder:
         tokens = torch.empty(0, self.pruner.k, self.encoder.width, dtype=self.encoder.dtype)
         return {"tokens": to_numpy(tokens), "kept": np.empty((0, self.pruner.k), np.int16)}
 
-    def _add_samples(self, work: Work, pixels: Tensor, parts: dict[int, list[Kept]]) -> None:
-        for image, (i, *_) in zip(work.images, work.rows(), strict=True):
+    def _add_samples(self, unit_batch: UnitBatch, pixels: Tensor, parts: dict[int, list[Kept]]) -> None:
+        for image, (i, *_) in zip(unit_batch.images, unit_batch.rows(), strict=True):
             if image.sample is not None and i in parts:
                 shown = pixels[i] if pixels[i].dim() == 3 else pixels[i][0]  # the overview of tiles
                 num_tokens, source = self.encoder.num_tokens, parts[i][0].source

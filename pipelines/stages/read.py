@@ -20,7 +20,7 @@ from pipelines.corpus.parquet import row_batches
 from pipelines.images.decode import Reject, decode_image
 from pipelines.images.tiles import Tiles, stack_pictures
 from pipelines.output.span import SpanRow
-from pipelines.stages.unit_batch import Image, Rejected, Work
+from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
 
@@ -70,7 +70,10 @@ class ReadDecode:
         span = SpanRow.from_row(row)
         records = self._records(span)
         yield from fill_units(
-            span, lambda work: self._fill(work, records, span.num_samples if work.unit == span.units[0] else 0)
+            span,
+            lambda unit_batch: self._fill(
+                unit_batch, records, span.num_samples if unit_batch.unit == span.units[0] else 0
+            ),
         )
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
@@ -81,14 +84,14 @@ class ReadDecode:
         sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
         return {"id": record["id"], "source": record["source"], "row": record["row"], "sha256": sha256}
 
-    def _fill(self, work: Work, records: Iterator[dict[str, Any]], num_samples: int) -> None:
-        with work.timed("read"):
-            rows = list(itertools.islice(records, work.unit.num_images))
+    def _fill(self, unit_batch: UnitBatch, records: Iterator[dict[str, Any]], num_samples: int) -> None:
+        with unit_batch.timed("read"):
+            rows = list(itertools.islice(records, unit_batch.unit.num_images))
             self._fetch_missing(rows)
-        if len(rows) != work.unit.num_images:
-            raise ValueError(f"expected {work.unit.num_images} rows in {work.unit.name}, got {len(rows)}")
+        if len(rows) != unit_batch.unit.num_images:
+            raise ValueError(f"expected {unit_batch.unit.num_images} rows in {unit_batch.unit.name}, got {len(rows)}")
         pixels: list[np.ndarray | Tiles] = []
-        with work.timed("decode"):
+        with unit_batch.timed("decode"):
             for record in rows:
                 data = record["data"]
                 sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
@@ -98,14 +101,14 @@ class ReadDecode:
                         raise data
                     prompts = [fill_template(template, record["fields"]) for template in self.templates]
                     pixels.append(decode_image(data, **asdict(self.decode)))
-                    work.images.append(Image(**where, prompts=prompts))
+                    unit_batch.images.append(Image(**where, prompts=prompts))
                 except Reject as reject:
-                    work.rejected.append(Rejected(**where, reason=reject.reason, detail=clean(reject.detail)))
+                    unit_batch.rejected.append(Rejected(**where, reason=reject.reason, detail=clean(reject.detail)))
                     continue
-                if len(work.images) <= num_samples:
-                    work.images[-1].sample = {}
-                    work.images[-1].references = record["references"]
-        work.arrays = stack_pictures(pixels, self.decode.size)
+                if len(unit_batch.images) <= num_samples:
+                    unit_batch.images[-1].sample = {}
+                    unit_batch.images[-1].references = record["references"]
+        unit_batch.arrays = stack_pictures(pixels, self.decode.size)
 
     def _fetch_missing(self, rows: list[dict[str, Any]]) -> None:
         """Replaces URIs by the bytes they name, several at a time."""
@@ -160,15 +163,15 @@ class ReadDecode:
             }
 
 
-def fill_units(span: SpanRow, fill: Callable[[Work], None]) -> Iterator[dict[str, Any]]:
+def fill_units(span: SpanRow, fill: Callable[[UnitBatch], None]) -> Iterator[dict[str, Any]]:
     """A row for each unit of the span, filled in order; what cannot be filled is a unit with an error."""
     for unit in span.units:
-        work = Work(unit)
+        unit_batch = UnitBatch(unit)
         try:
-            fill(work)
+            fill(unit_batch)
         except Exception as error:  # an unreadable file or store fails its units; the driver decides what then
-            work = Work(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
-        yield work.to_row()
+            unit_batch = UnitBatch(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
+        yield unit_batch.to_row()
 
 
 def fill_template(template: str, fields: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 
 PADDING = -2
 
@@ -40,13 +40,16 @@ def pack(rows: Sequence[Kept]) -> dict[str, np.ndarray]:
     return {"tokens": to_numpy(tokens.cpu()), "kept": kept.to("cpu", torch.int16).numpy()}
 
 
-def unpack(work: Work) -> list[list[list[Tensor]]]:
-    """Tokens [K, D] of each picture of each prompt of each image, without padding: views of `work.arrays`."""
-    tokens, lengths = from_numpy(work.arrays["tokens"]), (work.arrays["kept"] != PADDING).sum(axis=1).tolist()
+def unpack(unit_batch: UnitBatch) -> list[list[list[Tensor]]]:
+    """Tokens [K, D] of each picture of each prompt of each image, without padding: views of `unit_batch.arrays`."""
+    tokens, lengths = (
+        from_numpy(unit_batch.arrays["tokens"]),
+        (unit_batch.arrays["kept"] != PADDING).sum(axis=1).tolist(),
+    )
     pictures = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
     unpacked = []
-    for image, rows in zip(work.images, work.rows(), strict=True):
-        shown, step = pictures[rows.start : rows.stop], image.num_pictures if work.rows_per_prompt else 0
+    for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
+        shown, step = pictures[rows.start : rows.stop], image.num_pictures if unit_batch.rows_per_prompt else 0
         starts = [j * step for j in range(len(image.prompts))]
         unpacked.append([shown[start : start + image.num_pictures] for start in starts])
     return unpacked

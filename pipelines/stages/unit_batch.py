@@ -53,7 +53,7 @@ class Rejected:
 
 
 @dataclass(slots=True)
-class Work:
+class UnitBatch:
     """A unit on its way; an `error` means that it failed as a whole.
 
     `arrays` hold one row for each picture of `images`, in order; with `rows_per_prompt` one for each picture of each
@@ -74,7 +74,7 @@ class Work:
         return {"meta": json.dumps(meta), **self.arrays}
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> "Work":
+    def from_row(cls, row: dict[str, Any]) -> "UnitBatch":
         meta = json.loads(row["meta"])
         unit = Unit(**{**meta.pop("unit"), "sources": tuple(json.loads(row["meta"])["unit"]["sources"])})
         images = [Image(**image) for image in meta.pop("images")]

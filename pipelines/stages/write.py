@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipelines.output.parts import encode_table
 from pipelines.output.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
 
@@ -37,74 +37,78 @@ class Sink:
         self.rows, self.names = rows or caption_rows, {"model": model, "method": method}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        work = Work.from_row(row)
-        if work.error is None:
+        unit_batch = UnitBatch.from_row(row)
+        if unit_batch.error is None:
             try:
-                self.commit(work)
+                self.commit(unit_batch)
             except Exception as error:  # a store that refuses: nothing is committed, and the driver is told
-                work.error = f"write: {type(error).__name__}: {clean(str(error))}"
-        return {"summary": json.dumps(summarize(work))}
+                unit_batch.error = f"write: {type(error).__name__}: {clean(str(error))}"
+        return {"summary": json.dumps(summarize(unit_batch))}
 
-    def commit(self, work: Work) -> None:
+    def commit(self, unit_batch: UnitBatch) -> None:
         """Writes quarantine (if any), then what commits the unit."""
-        with work.timed("write"):
-            objects = self.objects(work)
-            if not work.rejected:  # an earlier try may have rejected images, say for a time-out, and died before this
-                self.store.delete(f"quarantine/{work.unit.part}")
+        with unit_batch.timed("write"):
+            objects = self.objects(unit_batch)
+            if (
+                not unit_batch.rejected
+            ):  # an earlier try may have rejected images, say for a time-out, and died before this
+                self.store.delete(f"quarantine/{unit_batch.unit.part}")
             for name, content in objects.items():
                 self.store.write(name, content)
 
-    def objects(self, work: Work) -> dict[str, bytes]:
+    def objects(self, unit_batch: UnitBatch) -> dict[str, bytes]:
         """Name -> content of what the unit came to; the object that commits it comes last."""
-        objects, name = {}, work.unit.part
-        if work.rejected:
+        objects, name = {}, unit_batch.unit.part
+        if unit_batch.rejected:
             rows = [
-                {**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail} for r in work.rejected
+                {**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail}
+                for r in unit_batch.rejected
             ]
             objects[f"quarantine/{name}"] = encode_table(rows, QUARANTINE, {})
         metadata = {
-            **totals(work),
-            "unit": work.unit.name,
+            **totals(unit_batch),
+            "unit": unit_batch.unit.name,
             "fingerprint": self.fingerprint,
-            "sources": work.unit.sources,
+            "sources": unit_batch.unit.sources,
         }
-        rows = self.rows(work, **self.names)
+        rows = self.rows(unit_batch, **self.names)
         return objects | {f"{self.folder}/{name}": encode_table(rows, self.schema, metadata)}
 
 
-def caption_rows(work: Work, *, model: str, method: str) -> list[dict[str, Any]]:
+def caption_rows(unit_batch: UnitBatch, *, model: str, method: str) -> list[dict[str, Any]]:
     """One row for each caption, in the columns of `CAPTIONS`."""
     names = {"model": model, "method": method}
     return [
         {**_where(image), **done, **names, "prompt": prompt}
-        | {"num_visual_tokens": image.num_visual_tokens or work.num_visual_tokens}
-        for image in work.images
+        | {"num_visual_tokens": image.num_visual_tokens or unit_batch.num_visual_tokens}
+        for image in unit_batch.images
         for prompt, done in zip(image.prompts, image.captions, strict=True)
     ]
 
 
-def totals(work: Work) -> dict[str, Any]:
+def totals(unit_batch: UnitBatch) -> dict[str, Any]:
     """What a unit adds to the run's totals; stored with its output, so that totals survive the driver."""
-    captions = [caption for image in work.images for caption in image.captions]
+    captions = [caption for image in unit_batch.images for caption in image.captions]
     return {
-        "images_captioned": len(work.images),
-        "images_quarantined": len(work.rejected),
+        "images_captioned": len(unit_batch.images),
+        "images_quarantined": len(unit_batch.rejected),
         "captions": len(captions),
-        "unanswered": sum(len(rejected.questions) for rejected in work.rejected),
+        "unanswered": sum(len(rejected.questions) for rejected in unit_batch.rejected),
         "prompt_tokens": sum(c["num_prompt_tokens"] for c in captions),
         "generated_tokens": sum(c["num_generated_tokens"] for c in captions),
         "finished_by_length": sum(c["finish_reason"] == "length" for c in captions),
         "reasons": {
-            reason: sum(r.reason == reason for r in work.rejected) for reason in {r.reason for r in work.rejected}
+            reason: sum(r.reason == reason for r in unit_batch.rejected)
+            for reason in {r.reason for r in unit_batch.rejected}
         },
-        "seconds": work.seconds,
+        "seconds": unit_batch.seconds,
     }
 
 
-def summarize(work: Work) -> dict[str, Any]:
+def summarize(unit_batch: UnitBatch) -> dict[str, Any]:
     """What the driver learns of a unit: its totals, or its error; and the sampled images."""
-    summary: dict[str, Any] = {"unit": work.unit.name, "error": work.error}
-    if work.error is None:
+    summary: dict[str, Any] = {"unit": unit_batch.unit.name, "error": unit_batch.error}
+    if unit_batch.error is None:
         samples = [
             {
                 "source": i.source,
@@ -114,10 +118,10 @@ def summarize(work: Work) -> dict[str, Any]:
                 "prompts": i.prompts,
                 **i.sample,
             }
-            for i in work.images
+            for i in unit_batch.images
             if i.sample
         ]
-        summary |= totals(work) | {"samples": samples}
+        summary |= totals(unit_batch) | {"samples": samples}
     return summary
 
 

@@ -28,7 +28,7 @@ from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.output.parts import read_totals
 from pipelines.run.outcome import Outcome
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 from tests.benchmark_fixtures import FIXTURES, picture, write_fixtures
 from tests.conftest import REPOSITORY, scene_row
@@ -261,9 +261,9 @@ def counting(folder: Path) -> type:
 
     class Counting(fake_encoder()):
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            work = Work.from_row(row)
-            assert len(work.arrays["pixels"]) == sum(image.num_pictures for image in work.images)
-            (folder / f"{work.unit.name}.{len(work.arrays['pixels'])}").touch()
+            unit_batch = UnitBatch.from_row(row)
+            assert len(unit_batch.arrays["pixels"]) == sum(image.num_pictures for image in unit_batch.images)
+            (folder / f"{unit_batch.unit.name}.{len(unit_batch.arrays['pixels'])}").touch()
             return super().__call__(row)
 
     return Counting

@@ -35,7 +35,7 @@ from pipelines.benchmarks import Benchmark, Comparison, get_benchmark
 from pipelines.config.keys import AccuracyConfig, GridConfig
 from pipelines.config.load import load_config
 from pipelines.report.plots import line_chart, scatter, series_styles, ticks
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 from tests.conftest import REPOSITORY, scene_row
 
@@ -56,10 +56,10 @@ def counting_encoder(always: dict[str, int] | None = None) -> type:
             self.kept = (always or {}).get(method, kept)
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            work = Work.from_row(row)
-            work.num_visual_tokens = 256
-            work.arrays = {"tokens": np.zeros((len(work.images), self.kept, 1), np.float32)}
-            return work.to_row()
+            unit_batch = UnitBatch.from_row(row)
+            unit_batch.num_visual_tokens = 256
+            unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), self.kept, 1), np.float32)}
+            return unit_batch.to_row()
 
     return Counting
 
@@ -74,17 +74,17 @@ def lucky_generator() -> type:
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             import zlib
 
-            work = Work.from_row(row)
-            kept = work.arrays["tokens"].shape[1]
+            unit_batch = UnitBatch.from_row(row)
+            kept = unit_batch.arrays["tokens"].shape[1]
             counts = {"num_kept_tokens": kept, "num_prompt_tokens": kept + 6, "num_generated_tokens": 2}
-            for image in work.images:
+            for image in unit_batch.images:
                 image.captions = [
                     {"finish_reason": "stop", **counts}
                     | {"caption": q["answers"][0] if zlib.crc32(q["question_id"].encode()) % 256 < kept else "what"}
                     for q in image.questions
                 ]
-            work.arrays = {}
-            return work.to_row()
+            unit_batch.arrays = {}
+            return unit_batch.to_row()
 
     return Lucky
 

@@ -21,7 +21,7 @@ from pipelines.run.job import prepare
 from pipelines.run.run import run_job
 from pipelines.stages.encode import Encoder
 from pipelines.stages.read import ReadDecode
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from tests.helpers import (
     QUICK,
     addresses,
@@ -121,14 +121,14 @@ def test_an_image_that_kills_its_decoder_is_isolated_from_all_units_of_its_task(
     victim = images[10]
 
     class Deadly(ReadDecode):
-        def _fill(self, work, records, num_samples):
+        def _fill(self, unit_batch, records, num_samples):
             def watched():
                 for record in records:
                     if record["data"] == victim:
                         os._exit(1)
                     yield record
 
-            super()._fill(work, watched(), num_samples)
+            super()._fill(unit_batch, watched(), num_samples)
 
     monkeypatch.setattr("pipelines.run.stages.ReadDecode", Deadly)
     outcome = run_fake(*arguments)
@@ -207,7 +207,7 @@ def test_an_actor_that_cannot_start_again_stops_the_job_and_keeps_its_commits(tm
                 raise FileNotFoundError("the weights are gone")
 
         def __call__(self, row: dict) -> dict:
-            (marks / Work.from_row(row).unit.name).touch()
+            (marks / UnitBatch.from_row(row).unit.name).touch()
             if len(list(marks.iterdir())) == 3:
                 os._exit(1)
             return super().__call__(row)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from tests.helpers import addresses, captions_of, read_rows, run_fake, write_corpus
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -32,10 +32,10 @@ def fake_async_generator(folder: Path, together: int = 1, deadly_after: int | No
             self.inside, self.enough = 0, asyncio.Event()
 
         async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            work = Work.from_row(row)
-            (folder / f"unit.{work.unit.name}").touch()
+            unit_batch = UnitBatch.from_row(row)
+            (folder / f"unit.{unit_batch.unit.name}").touch()
             begun = len(list(folder.glob("unit.*")))
-            if victim in [image.sha256 for image in work.images] or (deadly_after and begun > deadly_after):
+            if victim in [image.sha256 for image in unit_batch.images] or (deadly_after and begun > deadly_after):
                 os._exit(1)
             self.inside += 1
             if self.inside >= together:
@@ -43,11 +43,11 @@ def fake_async_generator(folder: Path, together: int = 1, deadly_after: int | No
             await asyncio.wait_for(self.enough.wait(), 60)
             await asyncio.sleep(0.01)
             counts = {"num_kept_tokens": 25, "num_prompt_tokens": 31, "num_generated_tokens": 2}
-            for image in work.images:
+            for image in unit_batch.images:
                 texts = [f"{image.sha256} {prompt}" for prompt in image.prompts]
                 image.captions = [{"caption": text, "finish_reason": "stop", **counts} for text in texts]
-            work.arrays = {}
-            return work.to_row()
+            unit_batch.arrays = {}
+            return unit_batch.to_row()
 
     return FakeAsyncGenerator
 

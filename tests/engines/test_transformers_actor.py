@@ -9,7 +9,7 @@ from pipelines.engines.transformers_actor import Generator
 from pipelines.output.unit import Unit
 from pipelines.stages.batches import SYSTEMATIC
 from pipelines.stages.token_arrays import to_numpy
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 
 SETTINGS = {
     "dtype": "float32",
@@ -50,26 +50,26 @@ def tokens(demo_model, scene_pixels) -> torch.Tensor:
     return encoder(torch.from_numpy(scene_pixels))[:, ::5].clone()
 
 
-def work_of(tokens: torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0) -> Work:
+def work_of(tokens: torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0) -> UnitBatch:
     prompts = prompts or [[CAPTION]] * len(tokens)
     images = [Image(f"id{i}", "a.parquet", first + i, "0" * 64, texts) for i, texts in enumerate(prompts)]
     kept = np.zeros((len(tokens), tokens.shape[1]), np.int16)
     unit = Unit("0123456789ab", first, first + len(tokens), ("a.parquet",))
-    return Work(unit, images=images, num_visual_tokens=256, arrays={"tokens": to_numpy(tokens), "kept": kept})
+    return UnitBatch(unit, images=images, num_visual_tokens=256, arrays={"tokens": to_numpy(tokens), "kept": kept})
 
 
-def generated(generator: Generator, work: Work) -> Work:
-    return Work.from_row(generator(work.to_row()))
+def generated(generator: Generator, unit_batch: UnitBatch) -> UnitBatch:
+    return UnitBatch.from_row(generator(unit_batch.to_row()))
 
 
-def texts(work: Work) -> dict[int, list[str]]:
-    return {image.row: [caption["caption"] for caption in image.captions] for image in work.images}
+def texts(unit_batch: UnitBatch) -> dict[int, list[str]]:
+    return {image.row: [caption["caption"] for caption in image.captions] for image in unit_batch.images}
 
 
 def test_captions_are_those_of_the_model_with_their_numbers(generator, tokens):
-    work = generated(generator(), work_of(tokens))
+    unit_batch = generated(generator(), work_of(tokens))
     prompt = generator().decoder.encode_prompt(CAPTION)
-    for image, visual in zip(work.images, tokens, strict=True):
+    for image, visual in zip(unit_batch.images, tokens, strict=True):
         (expected,) = generator().decoder.generate([visual], [prompt], max_new_tokens=40)
         assert image.captions == [
             {
@@ -80,24 +80,24 @@ def test_captions_are_those_of_the_model_with_their_numbers(generator, tokens):
                 "finish_reason": "stop",
             }
         ]
-    assert len({captions[0] for captions in texts(work).values()}) > 3
-    assert (work.error, work.arrays) == (None, {})
-    assert work.seconds["generate"] > 0
+    assert len({captions[0] for captions in texts(unit_batch).values()}) > 3
+    assert (unit_batch.error, unit_batch.arrays) == (None, {})
+    assert unit_batch.seconds["generate"] > 0
 
 
 def test_several_prompts_share_an_encoding_and_answers_keep_their_order(generator, tokens):
     prompts = [QUESTIONS[0], CAPTION, QUESTIONS[1]]
-    work = generated(generator(), work_of(tokens, [prompts] * 6))
+    unit_batch = generated(generator(), work_of(tokens, [prompts] * 6))
     alone = [texts(generated(generator(), work_of(tokens, [[prompt]] * 6))) for prompt in prompts]
-    assert texts(work) == {row: [answers[row][0] for answers in alone] for row in range(6)}
-    assert len(work.images[0].captions) == 3
+    assert texts(unit_batch) == {row: [answers[row][0] for answers in alone] for row in range(6)}
+    assert len(unit_batch.images[0].captions) == 3
 
 
 def test_images_may_have_prompts_of_their_own(generator, tokens):
     prompts = [[CAPTION], [QUESTIONS[0], QUESTIONS[1]], [QUESTIONS[1]], [CAPTION], [CAPTION], [QUESTIONS[0]]]
-    work = generated(generator(), work_of(tokens, prompts))
+    unit_batch = generated(generator(), work_of(tokens, prompts))
     for i, row in enumerate(prompts):
-        assert texts(generated(generator(), work_of(tokens[i : i + 1], [row], first=i)))[i] == texts(work)[i]
+        assert texts(generated(generator(), work_of(tokens[i : i + 1], [row], first=i)))[i] == texts(unit_batch)[i]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -108,37 +108,39 @@ def test_the_batch_does_not_change_what_is_said(generator, tokens, batch_size):
 
 
 def test_bfloat16_tokens_are_taken(generator, tokens):
-    work = generated(generator(), work_of(tokens.to(torch.bfloat16)))
-    assert work.error is None
+    unit_batch = generated(generator(), work_of(tokens.to(torch.bfloat16)))
+    assert unit_batch.error is None
     rounded = generated(generator(), work_of(tokens.to(torch.bfloat16).float()))
-    assert texts(work) == texts(rounded)
+    assert texts(unit_batch) == texts(rounded)
 
 
 def test_a_prompt_without_room_for_its_answer_is_rejected_alone(generator, tokens):
     room = 1024 - 40 - 52 - len(["USER", ":", "ASSISTANT", ":", "<s>"])
     prompts = [[CAPTION], ["a " * room], ["a " * (room + 1)], [CAPTION, "a " * 2000], [CAPTION], [CAPTION]]
-    work = generated(generator(), work_of(tokens, prompts))
-    assert [(r.row, r.reason) for r in work.rejected] == [(2, "prompt"), (3, "prompt")]
-    assert work.rejected[0].detail == "prompt must leave room for 40 new tokens: at most 984, got 985"
-    assert [image.row for image in work.images] == [0, 1, 4, 5]
-    assert all(image.captions for image in work.images)
+    unit_batch = generated(generator(), work_of(tokens, prompts))
+    assert [(r.row, r.reason) for r in unit_batch.rejected] == [(2, "prompt"), (3, "prompt")]
+    assert unit_batch.rejected[0].detail == "prompt must leave room for 40 new tokens: at most 984, got 985"
+    assert [image.row for image in unit_batch.images] == [0, 1, 4, 5]
+    assert all(image.captions for image in unit_batch.images)
 
 
 def test_a_prompt_that_smuggles_in_an_image_is_rejected_alone(generator, tokens):
-    work = generated(generator(), work_of(tokens[:2], [["what is <image> ?"], [CAPTION]]))
-    assert [(r.row, r.reason) for r in work.rejected] == [(0, "prompt")]
-    assert [image.row for image in work.images] == [1]
+    unit_batch = generated(generator(), work_of(tokens[:2], [["what is <image> ?"], [CAPTION]]))
+    assert [(r.row, r.reason) for r in unit_batch.rejected] == [(0, "prompt")]
+    assert [image.row for image in unit_batch.images] == [1]
 
 
 def test_an_answer_that_does_not_end_is_cut_and_says_so(generator, tokens):
-    work = generated(generator(max_new_tokens=4), work_of(tokens[:2]))
-    assert {(c["finish_reason"], c["num_generated_tokens"]) for i in work.images for c in i.captions} == {("length", 4)}
+    unit_batch = generated(generator(max_new_tokens=4), work_of(tokens[:2]))
+    assert {(c["finish_reason"], c["num_generated_tokens"]) for i in unit_batch.images for c in i.captions} == {
+        ("length", 4)
+    }
 
 
 def test_sampling_depends_on_image_prompt_and_seed_never_on_the_unit_or_the_batch(generator, tokens):
     def sample(first: int = 0, seed: int = 0, rows: slice = slice(None), **settings) -> list[list[str]]:
-        work = work_of(tokens[rows, :6], first=first)
-        return list(texts(generated(generator(temperature=2.0, seed=seed, **settings), work)).values())
+        unit_batch = work_of(tokens[rows, :6], first=first)
+        return list(texts(generated(generator(temperature=2.0, seed=seed, **settings), unit_batch)).values())
 
     once = sample()
     assert sample(first=6) == once
@@ -165,49 +167,51 @@ def test_an_image_that_breaks_decoding_is_rejected_and_the_others_keep_their_cap
     prompts = [[CAPTION, QUESTIONS[0]]] * 6
     expected = texts(generated(generator(), work_of(tokens, prompts)))
     break_on(generator(), monkeypatch, tokens[2], RuntimeError("kernel failed\nat line 7"))
-    work = generated(generator(), work_of(tokens, prompts))
-    assert [(r.row, r.reason, r.detail) for r in work.rejected] == [(2, "generate", "RuntimeError: kernel failed")]
-    assert texts(work) == {row: captions for row, captions in expected.items() if row != 2}
+    unit_batch = generated(generator(), work_of(tokens, prompts))
+    assert [(r.row, r.reason, r.detail) for r in unit_batch.rejected] == [
+        (2, "generate", "RuntimeError: kernel failed")
+    ]
+    assert texts(unit_batch) == {row: captions for row, captions in expected.items() if row != 2}
 
 
 def test_when_every_image_fails_the_unit_fails(generator, tokens, monkeypatch):
     same = tokens[:1].expand(SYSTEMATIC, -1, -1)
     break_on(generator(), monkeypatch, tokens[0], RuntimeError("no kernel image"))
-    work = generated(generator(), work_of(same))
-    assert (work.error, work.arrays) == ("generate: RuntimeError: no kernel image", {})
+    unit_batch = generated(generator(), work_of(same))
+    assert (unit_batch.error, unit_batch.arrays) == ("generate: RuntimeError: no kernel image", {})
 
 
 def test_a_unit_without_images_and_one_that_failed_before_pass_through(generator, tokens):
-    work = generated(generator(), work_of(tokens[:0]))
-    assert (work.error, work.images, work.arrays) == (None, [], {})
-    failed = Work(Unit("0123456789ab", 0, 1, ("f",)), error="encode: gone")
-    work = generated(generator(), failed)
-    assert (work.error, work.seconds) == ("encode: gone", {})
+    unit_batch = generated(generator(), work_of(tokens[:0]))
+    assert (unit_batch.error, unit_batch.images, unit_batch.arrays) == (None, [], {})
+    failed = UnitBatch(Unit("0123456789ab", 0, 1, ("f",)), error="encode: gone")
+    unit_batch = generated(generator(), failed)
+    assert (unit_batch.error, unit_batch.seconds) == ("encode: gone", {})
 
 
 # Several pictures in one prompt
 
 
 def test_a_question_about_two_pictures_reads_both_and_each_image_keeps_its_own(generator, tokens):
-    def ask(order: list[int]) -> Work:
-        work = work_of(tokens[order], [[CAPTION], [CAPTION]])
-        work.images[0].num_pictures = 2
-        work.images = work.images[:2]
-        return generated(generator(), work)
+    def ask(order: list[int]) -> UnitBatch:
+        unit_batch = work_of(tokens[order], [[CAPTION], [CAPTION]])
+        unit_batch.images[0].num_pictures = 2
+        unit_batch.images = unit_batch.images[:2]
+        return generated(generator(), unit_batch)
 
-    work = ask([0, 1, 2])
-    assert [image.captions[0]["num_kept_tokens"] for image in work.images] == [104, 52]
-    assert texts(work)[1] == texts(generated(generator(), work_of(tokens[2:3])))[0]
-    assert texts(ask([1, 0, 2]))[0] != texts(work)[0]
+    unit_batch = ask([0, 1, 2])
+    assert [image.captions[0]["num_kept_tokens"] for image in unit_batch.images] == [104, 52]
+    assert texts(unit_batch)[1] == texts(generated(generator(), work_of(tokens[2:3])))[0]
+    assert texts(ask([1, 0, 2]))[0] != texts(unit_batch)[0]
 
 
 def test_a_limit_of_new_tokens_may_stand_with_the_prompt_and_yields_to_the_context(generator, tokens):
-    work = work_of(tokens[:2], [[CAPTION, CAPTION], ["a " * 960]])
-    work.images[0].max_new_tokens = [3, 5]
-    work.images[1].max_new_tokens = [100]
-    work = generated(generator(), work)
-    assert [c["num_generated_tokens"] for c in work.images[0].captions] == [3, 5]
-    (cut,) = work.images[1].captions
+    unit_batch = work_of(tokens[:2], [[CAPTION, CAPTION], ["a " * 960]])
+    unit_batch.images[0].max_new_tokens = [3, 5]
+    unit_batch.images[1].max_new_tokens = [100]
+    unit_batch = generated(generator(), unit_batch)
+    assert [c["num_generated_tokens"] for c in unit_batch.images[0].captions] == [3, 5]
+    (cut,) = unit_batch.images[1].captions
     assert cut["num_prompt_tokens"] + 100 > 1024 >= cut["num_prompt_tokens"] + cut["num_generated_tokens"]
 
 
@@ -231,18 +235,18 @@ INSIDE = {
 def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(demo_model, generator, all_tokens, method):
     prompts = [[CAPTION, QUESTIONS[0]], [QUESTIONS[1]]] * 3
     inside = Generator(model_path=str(demo_model), method=method, settings=INSIDE[method], **SETTINGS)
-    work = generated(inside, work_of(all_tokens, prompts))
-    assert (work.error, work.rejected) == (None, [])
+    unit_batch = generated(inside, work_of(all_tokens, prompts))
+    assert (unit_batch.error, unit_batch.rejected) == (None, [])
     plain = generated(generator(), work_of(all_tokens, prompts))
-    assert [image.captions for image in work.images] == [image.captions for image in plain.images]
+    assert [image.captions for image in unit_batch.images] == [image.captions for image in plain.images]
 
 
 def test_a_method_inside_the_model_samples_as_without(demo_model, generator, all_tokens):
     sampled = {"temperature": 2.0, "top_p": 0.9}
     inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 4}, **SETTINGS | sampled)
-    work = generated(inside, work_of(all_tokens))
-    assert texts(work) == texts(generated(generator(**sampled), work_of(all_tokens)))
-    assert texts(work) != texts(generated(generator(), work_of(all_tokens)))
+    unit_batch = generated(inside, work_of(all_tokens))
+    assert texts(unit_batch) == texts(generated(generator(**sampled), work_of(all_tokens)))
+    assert texts(unit_batch) != texts(generated(generator(), work_of(all_tokens)))
 
 
 def test_a_method_inside_the_model_counts_the_tokens_of_its_layers_on_average(demo_model, all_tokens):
@@ -254,9 +258,9 @@ def test_a_method_inside_the_model_counts_the_tokens_of_its_layers_on_average(de
 
 def test_a_method_inside_the_model_takes_one_image_a_prompt(demo_model, all_tokens):
     inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 2}, **SETTINGS)
-    work = work_of(all_tokens[:3])
-    work.images = [Image("a", "f", 0, "0" * 64, [CAPTION], num_pictures=2), work.images[2]]
-    done = generated(inside, work)
+    unit_batch = work_of(all_tokens[:3])
+    unit_batch.images = [Image("a", "f", 0, "0" * 64, [CAPTION], num_pictures=2), unit_batch.images[2]]
+    done = generated(inside, unit_batch)
     assert [(rejected.id, rejected.reason) for rejected in done.rejected] == [("a", "prompt")]
     assert "vtw takes prompts with one image, got 2" in done.rejected[0].detail
     assert len(done.images) == 1

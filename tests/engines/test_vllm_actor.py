@@ -22,7 +22,7 @@ from pipelines.engines.vllm_actor import VllmGenerator
 from pipelines.engines.vllm_client import Answer, EngineDiedError
 from pipelines.output.unit import Unit
 from pipelines.stages.batches import SYSTEMATIC
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 
 CAPTION = "describe the image ."
 Complete = Callable[[dict[str, Any], dict[str, Any]], Any]
@@ -104,34 +104,34 @@ def tokens(n: int, k: int = 5, seed: int = 0) -> np.ndarray:
     return torch.randn(n, k, 192, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
-def unit(array: np.ndarray, prompts: list[list[str]] | None = None, first: int = 0, name: str = "tokens") -> Work:
+def unit(array: np.ndarray, prompts: list[list[str]] | None = None, first: int = 0, name: str = "tokens") -> UnitBatch:
     prompts = prompts or [[CAPTION]] * len(array)
     images = [Image(f"id{i}", "a.parquet", first + i, f"{first + i:064x}", texts) for i, texts in enumerate(prompts)]
     arrays = {name: array} | ({"kept": np.zeros(array.shape[:2], np.int16)} if name == "tokens" else {})
-    return Work(Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images, arrays=arrays)
+    return UnitBatch(Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images, arrays=arrays)
 
 
-def run(stage: Stage, *units: Work) -> list[Work]:
+def run(stage: Stage, *units: UnitBatch) -> list[UnitBatch]:
     """All units at once, as Ray Data hands them to an actor."""
 
     async def together() -> list[dict[str, Any]]:
-        return await asyncio.gather(*(stage(work.to_row()) for work in units))
+        return await asyncio.gather(*(stage(unit_batch.to_row()) for unit_batch in units))
 
-    return [Work.from_row(row) for row in asyncio.run(together())]
+    return [UnitBatch.from_row(row) for row in asyncio.run(together())]
 
 
-def captions(work: Work) -> dict[int, list[str]]:
-    return {image.row: [caption["caption"] for caption in image.captions] for image in work.images}
+def captions(unit_batch: UnitBatch) -> dict[int, list[str]]:
+    return {image.row: [caption["caption"] for caption in image.captions] for image in unit_batch.images}
 
 
 def test_each_image_gets_the_answer_to_its_own_tokens(stage, prompter):
     units = [unit(tokens(6, seed=s), first=10 * s) for s in range(3)]
-    given = [work.arrays["tokens"] for work in units]
-    for work, array in zip(run(stage(), *units), given, strict=True):
-        assert (work.error, work.arrays) == (None, {})
+    given = [unit_batch.arrays["tokens"] for unit_batch in units]
+    for unit_batch, array in zip(run(stage(), *units), given, strict=True):
+        assert (unit_batch.error, unit_batch.arrays) == (None, {})
         expected = [[prompter.completion(0, said(array[i : i + 1])).text] for i in range(6)]
-        assert list(captions(work).values()) == expected
-        assert work.images[0].captions[0] | {"caption": ""} == {
+        assert list(captions(unit_batch).values()) == expected
+        assert unit_batch.images[0].captions[0] | {"caption": ""} == {
             "caption": "",
             "num_kept_tokens": 5,
             "num_prompt_tokens": 5 + sum(map(len, prompter.encode_prompt(CAPTION))),
@@ -142,9 +142,9 @@ def test_each_image_gets_the_answer_to_its_own_tokens(stage, prompter):
 
 def test_the_prompt_holds_one_placeholder_for_each_picture_between_its_texts(stage, prompter):
     engine = FakeEngine()
-    work = unit(tokens(3), [[CAPTION], [CAPTION]])
-    work.images[0].num_pictures = 2
-    (done,) = run(stage(engine), work)
+    unit_batch = unit(tokens(3), [[CAPTION], [CAPTION]])
+    unit_batch.images[0].num_pictures = 2
+    (done,) = run(stage(engine), unit_batch)
     assert [image.captions[0]["num_kept_tokens"] for image in done.images] == [10, 5]
     (two, _), (one, _) = sorted(engine.asked, key=lambda asked: -len(asked[0]["multi_modal_data"]["image"]))
     before, between, after = prompter.encode_prompt(CAPTION, num_images=2)
@@ -163,9 +163,9 @@ def test_units_share_the_slots_and_never_more_than_the_engine_can_have_at_hand(s
 def test_unequal_numbers_of_tokens_never_meet_in_the_engine(stage):
     engine = FakeEngine()
     units = [unit(tokens(6, k, seed=k), first=10 * k) for k in (5, 9, 3, 5, 9)]
-    for work in run(stage(engine), *units):
-        assert work.error is None
-        assert len(work.images) == 6
+    for unit_batch in run(stage(engine), *units):
+        assert unit_batch.error is None
+        assert len(unit_batch.images) == 6
     assert {size[0] for prompt, _ in engine.asked for size in [prompt["multi_modal_data"]["image"][0].shape]} == {
         3,
         5,
@@ -176,9 +176,9 @@ def test_unequal_numbers_of_tokens_never_meet_in_the_engine(stage):
 def test_prompts_have_limits_of_their_own_and_sampling_has_seeds_of_the_image(stage):
     def ask(first: int, **settings: Any) -> list[dict[str, Any]]:
         engine = FakeEngine()
-        work = unit(tokens(2), [[CAPTION, CAPTION], [CAPTION]], first=first)
-        work.images[0].max_new_tokens = [3, 7]
-        run(stage(engine, **settings), work)
+        unit_batch = unit(tokens(2), [[CAPTION, CAPTION], [CAPTION]], first=first)
+        unit_batch.images[0].max_new_tokens = [3, 7]
+        run(stage(engine, **settings), unit_batch)
         return [sampling for _, sampling in engine.asked]
 
     greedy = ask(0)
@@ -195,15 +195,15 @@ def test_prompts_have_limits_of_their_own_and_sampling_has_seeds_of_the_image(st
 
 def test_a_text_cut_by_a_stop_string_is_taken_as_the_engine_cut_it(stage):
     engine = FakeEngine(complete=lambda *_: Answer([11, 12], "stop", "a red "))
-    (work,) = run(stage(engine, sampling={"stop": ["."]}), unit(tokens(1)))
-    done = work.images[0].captions[0]
+    (unit_batch,) = run(stage(engine, sampling={"stop": ["."]}), unit(tokens(1)))
+    done = unit_batch.images[0].captions[0]
     assert (done["caption"], done["finish_reason"], done["num_generated_tokens"]) == ("a red", "stop", 2)
 
 
 def test_an_answer_that_was_cut_says_so(stage):
     engine = FakeEngine(complete=lambda *_: Answer([11] * 40, "length"))
-    (work,) = run(stage(engine), unit(tokens(1)))
-    assert work.images[0].captions[0]["finish_reason"] == "length"
+    (unit_batch,) = run(stage(engine), unit(tokens(1)))
+    assert unit_batch.images[0].captions[0]["finish_reason"] == "length"
 
 
 # Faults
@@ -220,18 +220,18 @@ def failing_on(guilty: np.ndarray, error: Exception) -> Complete:
 def test_a_request_that_the_engine_refuses_rejects_its_image_alone(stage):
     array = tokens(6)
     engine = FakeEngine(complete=failing_on(array[2], ValueError("tokens must be finite\nat line 7")))
-    work, other = run(stage(engine), unit(array, [[CAPTION, CAPTION]] * 6), unit(tokens(6, seed=1), first=10))
-    assert [(r.row, r.reason, r.detail) for r in work.rejected] == [
+    unit_batch, other = run(stage(engine), unit(array, [[CAPTION, CAPTION]] * 6), unit(tokens(6, seed=1), first=10))
+    assert [(r.row, r.reason, r.detail) for r in unit_batch.rejected] == [
         (2, "generate", "ValueError: tokens must be finite")
     ]
-    assert [image.row for image in work.images] == [0, 1, 3, 4, 5]
+    assert [image.row for image in unit_batch.images] == [0, 1, 3, 4, 5]
     assert (other.error, len(other.images)) == (None, 6)
 
 
 def test_a_prompt_that_does_not_fit_the_engine_is_rejected_before_it_is_asked(stage):
     engine = FakeEngine()
-    (work,) = run(stage(engine), unit(tokens(3), [[CAPTION], ["a " * 400], ["what is <image> ?"]]))
-    assert [(r.row, r.reason) for r in work.rejected] == [(1, "prompt"), (2, "prompt")]
+    (unit_batch,) = run(stage(engine), unit(tokens(3), [[CAPTION], ["a " * 400], ["what is <image> ?"]]))
+    assert [(r.row, r.reason) for r in unit_batch.rejected] == [(1, "prompt"), (2, "prompt")]
     assert len(engine.asked) == 1
 
 
@@ -240,8 +240,8 @@ def refuse_all(*_: Any) -> None:
 
 
 def test_when_every_image_fails_the_unit_fails(stage):
-    (work,) = run(stage(FakeEngine(complete=refuse_all)), unit(tokens(SYSTEMATIC)))
-    assert (work.error, work.arrays) == ("generate: ValueError: no", {})
+    (unit_batch,) = run(stage(FakeEngine(complete=refuse_all)), unit(tokens(SYSTEMATIC)))
+    assert (unit_batch.error, unit_batch.arrays) == ("generate: ValueError: no", {})
 
 
 def test_when_every_image_fails_from_the_first_on_a_small_unit_fails_too(stage):
@@ -286,17 +286,17 @@ def test_an_engine_that_hangs_is_cut_off(stage):
 def test_an_engine_that_is_slow_but_alive_or_has_nothing_to_do_is_left_alone(stage):
     generator = stage(FakeEngine(num_slots=1, seconds=0.08), timeout_seconds=0.4)
 
-    async def slow() -> list[Work]:
+    async def slow() -> list[UnitBatch]:
         rows = [await generator(unit(tokens(8)).to_row())]  # 0.64 s altogether
         await asyncio.sleep(0.6)
         rows.append(await generator(unit(tokens(2), first=10).to_row()))
-        return [Work.from_row(row) for row in rows]
+        return [UnitBatch.from_row(row) for row in rows]
 
-    assert [len(work.images) for work in asyncio.run(slow())] == [8, 2]
+    assert [len(unit_batch.images) for unit_batch in asyncio.run(slow())] == [8, 2]
 
 
 def test_a_unit_without_images_and_one_that_failed_before_pass_through(stage):
-    failed = Work(Unit("0123456789ab", 0, 1, ("f",)), error="encode: gone")
+    failed = UnitBatch(Unit("0123456789ab", 0, 1, ("f",)), error="encode: gone")
     empty, passed = run(stage(), unit(tokens(0)), failed)
     assert (empty.error, empty.images, empty.arrays) == (None, [], {})
     assert (passed.error, passed.seconds) == ("encode: gone", {})
@@ -306,7 +306,7 @@ def test_the_seconds_of_units_at_work_together_add_up_to_the_actors(stage):
     start = time.perf_counter()
     done = run(stage(FakeEngine(seconds=0.05)), *(unit(tokens(6, seed=s), first=6 * s) for s in range(4)))
     wall = time.perf_counter() - start
-    assert 0.1 < sum(work.seconds["generate"] for work in done) <= wall
+    assert 0.1 < sum(unit_batch.seconds["generate"] for unit_batch in done) <= wall
 
 
 # Whole images
@@ -314,9 +314,9 @@ def test_the_seconds_of_units_at_work_together_add_up_to_the_actors(stage):
 
 def test_unpruned_the_engine_gets_the_images_themselves(stage, prompter, scene_pixels):
     engine = FakeEngine()
-    work = unit(scene_pixels, name="pixels")
-    work.images[1].sample = {}
-    (done,) = run(stage(engine, images=True), work)
+    unit_batch = unit(scene_pixels, name="pixels")
+    unit_batch.images[1].sample = {}
+    (done,) = run(stage(engine, images=True), unit_batch)
     assert done.num_visual_tokens == 256
     pictures = [prompt["multi_modal_data"]["image"] for prompt, _ in engine.asked]
     assert all(np.array_equal(np.asarray(p[0]), pixels) for p, pixels in zip(pictures, scene_pixels, strict=True))

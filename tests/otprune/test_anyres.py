@@ -30,7 +30,7 @@ from pipelines.images.tiles import best_resolution, cut_tiles, stack_pictures
 from pipelines.output.unit import Unit
 from pipelines.stages.encode import Encoder
 from pipelines.stages.token_arrays import unpack
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 
 SIDE = 28  # pixels of a crop: 2 x 2 patches
 RESOLUTIONS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
@@ -87,16 +87,16 @@ def cut(picture: PILImage.Image):
     return cut_tiles(Raster(picture, picture.width, picture.height), RESOLUTIONS, SIDE)
 
 
-def encoded(folder, pictures, method: str, retention: float = 0.3, **settings) -> Work:
+def encoded(folder, pictures, method: str, retention: float = 0.3, **settings) -> UnitBatch:
     encoder = Encoder(
         model_path=str(folder), method=method, retention=retention, **SETTINGS | {"settings": {}} | settings
     )
     images = [Image(str(i), "a", i, hashlib.sha256(p.tobytes()).hexdigest(), [PROMPT]) for i, p in enumerate(pictures)]
     arrays = stack_pictures([cut(picture) for picture in pictures], SIDE)
-    work = Work(Unit("0123456789ab", 0, len(pictures), ("a",)), images=images, arrays=arrays)
-    work = Work.from_row(encoder(work.to_row()))
-    assert work.error is None
-    return work
+    unit_batch = UnitBatch(Unit("0123456789ab", 0, len(pictures), ("a",)), images=images, arrays=arrays)
+    unit_batch = UnitBatch.from_row(encoder(unit_batch.to_row()))
+    assert unit_batch.error is None
+    return unit_batch
 
 
 def test_crops_are_those_of_transformers(pictures, processed):
@@ -116,25 +116,25 @@ def test_the_best_resolution_shows_most_and_wastes_least():
 
 
 def test_packed_tokens_are_those_of_transformers(folder, whole, pictures):
-    work = encoded(folder, pictures, "none")
+    unit_batch = encoded(folder, pictures, "none")
     arrays = stack_pictures([cut(picture) for picture in pictures], SIDE)
     encoder = Encoder(model_path=str(folder), method="none", retention=1.0, settings={}, **SETTINGS).encoder
     pixels = (torch.from_numpy(arrays["pixels"]).permute(0, 1, 4, 2, 3) / 255 - encoder.mean) / encoder.std
     with torch.inference_mode():
         expected = whole.model.get_image_features(pixels, torch.from_numpy(arrays["sizes"][:, :2])).pooler_output
-    for image, prompts, tokens in zip(work.images, unpack(work), expected, strict=True):
+    for image, prompts, tokens in zip(unit_batch.images, unpack(unit_batch), expected, strict=True):
         assert image.num_visual_tokens == len(tokens)
         torch.testing.assert_close(prompts[0][0], tokens, atol=1e-4, rtol=1e-4)
     assert len({len(tokens) for tokens in expected}) > 3
 
 
 def test_unpruned_logits_and_answers_are_those_of_transformers(folder, whole, pictures):
-    work = encoded(folder, pictures, "none")
+    unit_batch = encoded(folder, pictures, "none")
     decoder = load_decoder(folder, dtype=torch.float32, device="cpu")
     before, after = decoder.encode_prompt(PROMPT, "plain")
     generator = Generator(model_path=str(folder), dtype="float32", device="cpu", seed=0, batch_size=4, **DECODING)
-    captions = Work.from_row(generator(work.to_row())).images
-    for (tokens,), image in zip((prompts[0] for prompts in unpack(work)), captions, strict=True):
+    captions = UnitBatch.from_row(generator(unit_batch.to_row())).images
+    for (tokens,), image in zip((prompts[0] for prompts in unpack(unit_batch)), captions, strict=True):
         ids = torch.tensor([[*before, *[4] * len(tokens), *after]])
         row = decoder.embed(tokens, (before, after))
         with torch.inference_mode():
@@ -151,17 +151,19 @@ def test_unpruned_logits_and_answers_are_those_of_transformers(folder, whole, pi
 
 def test_joint_selection_is_among_all_tokens_of_the_image(folder, pictures):
     everything = [prompts[0][0] for prompts in unpack(encoded(folder, pictures, "none"))]
-    work = encoded(folder, pictures, "otprune")
-    for tokens, kept, prompts in zip(everything, work.arrays["kept"], unpack(work), strict=True):
+    unit_batch = encoded(folder, pictures, "otprune")
+    for tokens, kept, prompts in zip(everything, unit_batch.arrays["kept"], unpack(unit_batch), strict=True):
         (expected,) = select_tokens(tokens[None], num_kept(0.3, len(tokens)), gamma_scale="trace")
         assert kept[kept != -2].tolist() == expected.tolist()
         torch.testing.assert_close(prompts[0][0], tokens[expected], atol=1e-5, rtol=1e-5)
 
 
 def test_selection_by_tile_is_that_of_each_crop_alone(folder, pictures):
-    work = encoded(folder, pictures, "divprune", retention=0.5, per_tile=True)
+    unit_batch = encoded(folder, pictures, "divprune", retention=0.5, per_tile=True)
     encoder = Encoder(model_path=str(folder), method="none", retention=1.0, settings={}, **SETTINGS).encoder
-    for picture, image, kept, prompts in zip(pictures, work.images, work.arrays["kept"], unpack(work), strict=True):
+    for picture, image, kept, prompts in zip(
+        pictures, unit_batch.images, unit_batch.arrays["kept"], unpack(unit_batch), strict=True
+    ):
         features = encoder(torch.from_numpy(cut(picture).pixels))
         index = select_tokens(features, 2, method="divprune") + torch.arange(len(features))[:, None] * 4
         assert kept[kept != -2].tolist() == index.flatten().tolist()
@@ -170,9 +172,9 @@ def test_selection_by_tile_is_that_of_each_crop_alone(folder, pictures):
 
 
 def test_pooling_is_of_each_crop_before_packing(folder, pictures):
-    work = encoded(folder, pictures, "m3", settings={"grid": 1})
+    unit_batch = encoded(folder, pictures, "m3", settings={"grid": 1})
     encoder = Encoder(model_path=str(folder), method="none", retention=1.0, settings={}, **SETTINGS).encoder
-    for picture, prompts in zip(pictures, unpack(work), strict=True):
+    for picture, prompts in zip(pictures, unpack(unit_batch), strict=True):
         tiles = cut(picture)
         pooled = encoder(torch.from_numpy(tiles.pixels)).mean(dim=1, keepdim=True)
         layout = {"grid": (tiles.rows, tiles.columns), "image_size": (tiles.height, tiles.width)}
@@ -183,8 +185,8 @@ def test_pooling_is_of_each_crop_before_packing(folder, pictures):
 @pytest.mark.parametrize("method", ["prumerge", "cdpruner"])
 def test_methods_that_look_at_patches_work_tile_by_tile(folder, pictures, method):
     settings = {"relevance": "words"} if method == "cdpruner" else {}
-    work = encoded(folder, pictures, method, retention=0.5, settings=settings)
-    for picture, prompts in zip(pictures, unpack(work), strict=True):
+    unit_batch = encoded(folder, pictures, method, retention=0.5, settings=settings)
+    for picture, prompts in zip(pictures, unpack(unit_batch), strict=True):
         assert len(prompts[0][0]) == 2 * len(cut(picture).pixels)
 
 

@@ -12,7 +12,7 @@ from pipelines.corpus.find import Columns, Corpus
 from pipelines.errors import UserError
 from pipelines.output.plan import Plan, make_plan
 from pipelines.output.unit import Unit
-from pipelines.stages.unit_batch import Rejected, Work
+from pipelines.stages.unit_batch import Rejected, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 
@@ -46,7 +46,7 @@ def rows_of(unit: Unit) -> list[tuple[str, int]]:
 def commit(output: Store, unit: Unit) -> None:
     """As the last stage would, of a unit whose every image was rejected."""
     rejected = [Rejected(source, source, row, None, "empty", "") for source, row in rows_of(unit)]
-    Sink(store=output, fingerprint=FINGERPRINT, model="m", method="none").commit(Work(unit, rejected=rejected))
+    Sink(store=output, fingerprint=FINGERPRINT, model="m", method="none").commit(UnitBatch(unit, rejected=rejected))
 
 
 def all_rows(corpus: Corpus) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from pipelines.errors import UserError
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary import CanaryResult, compare, run_canary, sample_spans
 from pipelines.preflight.canary_stages import collect, partners
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 from pipelines.store import Store
 from tests.helpers import DEMO, fake_encoder
 
@@ -35,11 +35,11 @@ def ignoring_generator() -> type:
             pass
 
         def __call__(self, row: dict) -> dict:
-            work = Work.from_row(row)
-            for image in work.images:
+            unit_batch = UnitBatch.from_row(row)
+            for image in unit_batch.images:
                 image.captions = [{"caption": "a nice picture ."} for _ in image.prompts]
-            work.arrays = {}
-            return work.to_row()
+            unit_batch.arrays = {}
+            return unit_batch.to_row()
 
     return Ignoring
 
@@ -52,13 +52,13 @@ def mixing_generator() -> type:
             pass
 
         def __call__(self, row: dict) -> dict:
-            work = Work.from_row(row)
-            in_order = sorted(work.images, key=lambda image: image.sha256)
-            for image, other in zip(work.images, in_order, strict=True):
+            unit_batch = UnitBatch.from_row(row)
+            in_order = sorted(unit_batch.images, key=lambda image: image.sha256)
+            for image, other in zip(unit_batch.images, in_order, strict=True):
                 blank = " blank" if image.id.startswith("blank") else ""
                 image.captions = [{"caption": f"{other.sha256}{blank}"}]
-            work.arrays = {}
-            return work.to_row()
+            unit_batch.arrays = {}
+            return unit_batch.to_row()
 
     return Mixing
 
@@ -135,7 +135,7 @@ def test_partners_have_other_bytes():
 def summary(*captions: tuple[str, str]) -> dict:
     """A unit as the last stage summarises it: (image id, caption)."""
     images = [Image(name, "a", 0, "0", ["describe"], [{"caption": caption}]) for name, caption in captions]
-    return json.loads(collect(Work(Unit("0" * 12, 0, 1, ("a",)), images).to_row())["summary"])
+    return json.loads(collect(UnitBatch(Unit("0" * 12, 0, 1, ("a",)), images).to_row())["summary"])
 
 
 def test_images_that_lost_a_variant_are_left_out():

@@ -15,7 +15,7 @@ from pipelines.preflight.gate import judge
 from pipelines.run.job import prepare
 from pipelines.run.outcome import Compared, Outcome
 from pipelines.run.run import run_job
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from tests.helpers import QUICK, addresses, fake_encoder, fake_generator
 
 TEXTS = ["a red circle", "two blue squares on grass", "a small cat by a door", "the digit 7", "nothing at all here"]
@@ -75,12 +75,12 @@ def telling(pruned: str | None) -> type:
 
     class Telling(fake_generator()):
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            work = Work.from_row(super().__call__(row))
-            for image in work.images:
+            unit_batch = UnitBatch.from_row(super().__call__(row))
+            for image in unit_batch.images:
                 image.references = image.references and [f"scene {image.sha256[:9]} in full view"]
                 full = pruned is None or image.sample is None or image.sample["kept"] == [0, 1] or image.row % 2
                 image.captions[0]["caption"] = f"scene {image.sha256[:9]} in full view" if full else pruned
-            return work.to_row()
+            return unit_batch.to_row()
 
     return Telling
 
@@ -93,11 +93,11 @@ def sampling(seconds: float) -> type:
             self.kept = [0, 1] if arguments["method"] == "none" else [0]
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            work = Work.from_row(super().__call__(row))
-            for image in work.images:
+            unit_batch = UnitBatch.from_row(super().__call__(row))
+            for image in unit_batch.images:
                 if image.sample is not None:
                     image.sample = {"jpeg": "", "kept": self.kept, "num_tokens": 2}
-            return work.to_row()
+            return unit_batch.to_row()
 
     return Sampling
 

@@ -13,7 +13,7 @@ from pipelines.corpus.file import CorpusFile
 from pipelines.metrics import cider_d
 from pipelines.output.unit import Unit, unit_key
 from pipelines.quality.captions import Quality, measure_agreement, measure_quality
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.helpers import DEMO, write_corpus
@@ -35,7 +35,7 @@ def write_output(folder: Path, captions: Sequence[str], reasons: Sequence[str] |
             ])
             for i in range(start, stop)
         ]  # fmt: skip
-        sink.commit(Work(Unit(key, start, stop, ("a.parquet",)), images))
+        sink.commit(UnitBatch(Unit(key, start, stop, ("a.parquet",)), images))
     return folder
 
 
@@ -127,6 +127,6 @@ def test_mistakes_end_with_code_2(arguments: str, says: str, tmp_path: Path, cap
     sink = Sink(store=Store(str(other)), fingerprint="f", model="m", method="none")
     image = Image("x", "b.parquet", 0, "0" * 64, ["describe"], [{"caption": "x", "finish_reason": "stop"}])
     image.captions[0] |= {"num_kept_tokens": 1, "num_prompt_tokens": 2, "num_generated_tokens": 3}
-    sink.commit(Work(Unit("0" * 12, 0, 1, ("b.parquet",)), [image]))
+    sink.commit(UnitBatch(Unit("0" * 12, 0, 1, ("b.parquet",)), [image]))
     assert main([*DEMO, "input.path=", *arguments.format(tmp_path).split()]) == 2
     assert says in capsys.readouterr().err

@@ -12,7 +12,7 @@ from pipelines.output.plan import make_plan
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import Unit
 from pipelines.run.isolate import run_with_isolation
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.helpers import read_rows
@@ -55,7 +55,7 @@ class Flow:
                 )
                 for source, row in addresses(unit)
             ]
-            yield json.loads(self.sink(Work(unit, images=images, error=outcome).to_row())["summary"])
+            yield json.loads(self.sink(UnitBatch(unit, images=images, error=outcome).to_row())["summary"])
 
 
 class Scene:

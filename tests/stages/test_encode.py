@@ -18,7 +18,7 @@ from pipelines.stages.batches import SYSTEMATIC, Suspicion, run_batched
 from pipelines.stages.encode import Encoder, image_seed
 from pipelines.stages.gpu import exit_if_cuda_is_broken, torch_dtype
 from pipelines.stages.token_arrays import from_numpy, to_numpy
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 
 SETTINGS = {
     "dtype": "float32",
@@ -61,33 +61,33 @@ def with_settings(encoder, monkeypatch):
     return change
 
 
-def work_of(pixels: np.ndarray, samples: int = 0) -> Work:
+def work_of(pixels: np.ndarray, samples: int = 0) -> UnitBatch:
     images = []
     for i, picture in enumerate(pixels):
         sha256 = hashlib.sha256(picture.tobytes()).hexdigest()
         sample = {} if i < samples else None
         images.append(Image(str(i), "a.parquet", i, sha256, ["describe the image ."], sample=sample))
-    return Work(Unit("0123456789ab", 0, len(pixels), ("a.parquet",)), images=images, arrays={"pixels": pixels})
+    return UnitBatch(Unit("0123456789ab", 0, len(pixels), ("a.parquet",)), images=images, arrays={"pixels": pixels})
 
 
-def encoded(encoder: Encoder, pixels: np.ndarray, samples: int = 0) -> Work:
-    return Work.from_row(encoder(work_of(pixels, samples).to_row()))
+def encoded(encoder: Encoder, pixels: np.ndarray, samples: int = 0) -> UnitBatch:
+    return UnitBatch.from_row(encoder(work_of(pixels, samples).to_row()))
 
 
 # What comes out
 
 
 def test_tokens_are_the_selected_ones_of_the_tower_and_pixels_are_gone(encoder, pixels):
-    work = encoded(encoder, pixels)
+    unit_batch = encoded(encoder, pixels)
     features = encoder.encoder(torch.from_numpy(pixels))
     expected = select_tokens(features, 26, method="otprune", gamma_scale="trace")
-    assert set(work.arrays) == {"tokens", "kept"}
-    assert work.arrays["kept"].dtype == np.int16
-    assert np.array_equal(work.arrays["kept"], expected)
-    tokens = torch.from_numpy(work.arrays["tokens"])
+    assert set(unit_batch.arrays) == {"tokens", "kept"}
+    assert unit_batch.arrays["kept"].dtype == np.int16
+    assert np.array_equal(unit_batch.arrays["kept"], expected)
+    tokens = torch.from_numpy(unit_batch.arrays["tokens"])
     assert torch.equal(tokens, features.gather(1, expected[..., None].expand(-1, -1, 192)))
-    assert (work.num_visual_tokens, work.error) == (256, None)
-    assert work.seconds["encode"] > 0
+    assert (unit_batch.num_visual_tokens, unit_batch.error) == (256, None)
+    assert unit_batch.seconds["encode"] > 0
 
 
 def test_kept_tokens_are_ascending_and_as_many_as_the_retention_says(with_settings, pixels):
@@ -99,9 +99,9 @@ def test_kept_tokens_are_ascending_and_as_many_as_the_retention_says(with_settin
 
 def test_none_keeps_all_tokens_in_their_order(with_settings, pixels):
     encoder = with_settings(method="none")
-    work = encoded(encoder, pixels)
-    assert torch.equal(torch.from_numpy(work.arrays["tokens"]), encoder.encoder(torch.from_numpy(pixels)))
-    assert np.array_equal(work.arrays["kept"], np.tile(np.arange(256), (len(pixels), 1)))
+    unit_batch = encoded(encoder, pixels)
+    assert torch.equal(torch.from_numpy(unit_batch.arrays["tokens"]), encoder.encoder(torch.from_numpy(pixels)))
+    assert np.array_equal(unit_batch.arrays["kept"], np.tile(np.arange(256), (len(pixels), 1)))
 
 
 def test_the_settings_of_the_selection_arrive(with_settings, pixels):
@@ -133,19 +133,19 @@ def test_tokens_survive_the_trip_through_numpy_bit_for_bit(dtype):
 
 
 def test_sampled_images_carry_a_thumbnail_and_their_kept_tokens(encoder, pixels):
-    work = encoded(encoder, pixels, samples=2)
-    assert [image.sample is not None for image in work.images] == [True, True] + [False] * 4
-    sample = work.images[1].sample
-    assert (sample["kept"], sample["num_tokens"]) == (work.arrays["kept"][1].tolist(), 256)
+    unit_batch = encoded(encoder, pixels, samples=2)
+    assert [image.sample is not None for image in unit_batch.images] == [True, True] + [False] * 4
+    sample = unit_batch.images[1].sample
+    assert (sample["kept"], sample["num_tokens"]) == (unit_batch.arrays["kept"][1].tolist(), 256)
     thumbnail = PILImage.open(io.BytesIO(base64.b64decode(sample["jpeg"])))
     assert np.abs(np.asarray(thumbnail).astype(int) - pixels[1]).mean() < 10  # JPEG of noisy pixels
 
 
 def test_a_unit_without_images_goes_through(encoder):
-    work = encoded(encoder, np.empty((0, 224, 224, 3), np.uint8))
-    assert work.error is None
-    assert work.arrays["tokens"].shape == (0, 26, 192)
-    assert work.arrays["kept"].shape == (0, 26)
+    unit_batch = encoded(encoder, np.empty((0, 224, 224, 3), np.uint8))
+    assert unit_batch.error is None
+    assert unit_batch.arrays["tokens"].shape == (0, 26, 192)
+    assert unit_batch.arrays["kept"].shape == (0, 26)
 
 
 # No image depends on its company
@@ -291,19 +291,19 @@ def break_on_bad(encoder: Encoder, monkeypatch, result) -> None:
 def test_an_image_that_breaks_the_tower_is_rejected_and_the_others_stay_aligned(encoder, pixels, monkeypatch, result):
     expected = encoded(encoder, pixels)
     break_on_bad(encoder, monkeypatch, result)
-    work = encoded(encoder, with_bad_images(pixels, {1, 4}))
-    assert [(r.row, r.reason) for r in work.rejected] == [(1, "encode"), (4, "encode")]
-    assert "\n" not in work.rejected[0].detail
-    assert [image.row for image in work.images] == [0, 2, 3, 5]
-    assert np.array_equal(work.arrays["kept"], expected.arrays["kept"][[0, 2, 3, 5]])
-    assert work.arrays["tokens"].shape == (4, 26, 192)
+    unit_batch = encoded(encoder, with_bad_images(pixels, {1, 4}))
+    assert [(r.row, r.reason) for r in unit_batch.rejected] == [(1, "encode"), (4, "encode")]
+    assert "\n" not in unit_batch.rejected[0].detail
+    assert [image.row for image in unit_batch.images] == [0, 2, 3, 5]
+    assert np.array_equal(unit_batch.arrays["kept"], expected.arrays["kept"][[0, 2, 3, 5]])
+    assert unit_batch.arrays["tokens"].shape == (4, 26, 192)
 
 
 def test_a_unit_that_fails_as_a_whole_carries_its_error_and_no_arrays(encoder, pixels, monkeypatch):
     break_on_bad(encoder, monkeypatch, RuntimeError("wrong driver"))
-    work = encoded(encoder, np.full((SYSTEMATIC, 224, 224, 3), BAD, np.uint8))
-    assert work.error == "encode: RuntimeError: wrong driver"
-    assert work.arrays == {}
+    unit_batch = encoded(encoder, np.full((SYSTEMATIC, 224, 224, 3), BAD, np.uint8))
+    assert unit_batch.error == "encode: RuntimeError: wrong driver"
+    assert unit_batch.arrays == {}
 
 
 def test_who_fails_from_the_first_image_on_may_not_blame_the_images():
@@ -316,9 +316,9 @@ def test_who_fails_from_the_first_image_on_may_not_blame_the_images():
 
 
 def test_a_unit_that_failed_before_passes_through(encoder):
-    row = Work(Unit("0123456789ab", 0, 1, ("f",)), error="read: gone").to_row()
-    work = Work.from_row(encoder(row))
-    assert (work.error, work.arrays, work.seconds) == ("read: gone", {}, {})
+    row = UnitBatch(Unit("0123456789ab", 0, 1, ("f",)), error="read: gone").to_row()
+    unit_batch = UnitBatch.from_row(encoder(row))
+    assert (unit_batch.error, unit_batch.arrays, unit_batch.seconds) == ("read: gone", {}, {})
 
 
 def test_a_broken_cuda_context_ends_the_process_and_nothing_else_does(monkeypatch, capsys):

@@ -16,7 +16,7 @@ from otprune.selectors.cdpruner import cdpruner
 from pipelines.output.unit import Unit
 from pipelines.stages.encode import Encoder
 from pipelines.stages.token_arrays import Kept, pack, unpack
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 
 SETTINGS = {
     "dtype": "float32",
@@ -66,15 +66,15 @@ def seen(whole, encoder, scene_pixels):
     return hidden, caught["q_proj"], caught["k_proj"]
 
 
-def encoded(encoder: Encoder, pixels: np.ndarray, prompts: list[str] = PROMPTS) -> Work:
+def encoded(encoder: Encoder, pixels: np.ndarray, prompts: list[str] = PROMPTS) -> UnitBatch:
     images = [
         Image(str(i), "a", i, hashlib.sha256(picture.tobytes()).hexdigest(), prompts)
         for i, picture in enumerate(pixels)
     ]
-    work = Work(Unit("0123456789ab", 0, len(pixels), ("a",)), images=images, arrays={"pixels": pixels})
-    work = Work.from_row(encoder(work.to_row()))
-    assert work.error is None
-    return work
+    unit_batch = UnitBatch(Unit("0123456789ab", 0, len(pixels), ("a",)), images=images, arrays={"pixels": pixels})
+    unit_batch = UnitBatch.from_row(encoder(unit_batch.to_row()))
+    assert unit_batch.error is None
+    return unit_batch
 
 
 def test_every_token_is_kept_for_methods_inside_the_model(encoder, scene_pixels):
@@ -84,11 +84,11 @@ def test_every_token_is_kept_for_methods_inside_the_model(encoder, scene_pixels)
 
 def test_pooled_tokens_are_the_means_of_their_cells_and_name_their_centre(encoder, scene_pixels):
     everything = torch.from_numpy(encoded(encoder("none"), scene_pixels).arrays["tokens"]).unflatten(1, (16, 16))
-    work = encoded(encoder("m3", grid=4), scene_pixels)
-    for cell, kept in enumerate(work.arrays["kept"][0]):
+    unit_batch = encoded(encoder("m3", grid=4), scene_pixels)
+    for cell, kept in enumerate(unit_batch.arrays["kept"][0]):
         row, column = 4 * (cell // 4), 4 * (cell % 4)
         mean = everything[:, row : row + 4, column : column + 4].mean(dim=(1, 2))
-        torch.testing.assert_close(torch.from_numpy(work.arrays["tokens"])[:, cell], mean)
+        torch.testing.assert_close(torch.from_numpy(unit_batch.arrays["tokens"])[:, cell], mean)
         assert kept == (row + 2) * 16 + column + 2
 
 
@@ -110,8 +110,8 @@ def test_prumerge_merges_what_the_projector_reads_by_the_last_layers_attention(
     hidden, queries, keys = seen
     attention = (queries[:, :1] @ keys.mT / 128**0.5).softmax(dim=-1)[:, 0, 1:]
     expected = prumerge(hidden[:, 1:], keys[:, 1:], attention, **rule)
-    work = encoded(encoder(method, **settings), scene_pixels)
-    for prompts, kept, merged in zip(unpack(work), work.arrays["kept"], expected, strict=True):
+    unit_batch = encoded(encoder(method, **settings), scene_pixels)
+    for prompts, kept, merged in zip(unpack(unit_batch), unit_batch.arrays["kept"], expected, strict=True):
         assert kept[kept != -2].tolist() == merged.source.tolist()
         with torch.inference_mode():
             tokens = whole.model.multi_modal_projector(merged.features)
@@ -127,8 +127,8 @@ def test_the_layer_that_attention_needs_is_loaded_for_its_methods_alone(encoder)
 def test_cdpruner_keeps_tokens_for_each_prompt_by_its_words(encoder, whole, demo_model, scene_pixels):
     features = encoder("none").encoder(torch.from_numpy(scene_pixels))
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
-    work = encoded(encoder("cdpruner", relevance="words", theta=0.5), scene_pixels)
-    kept = work.arrays["kept"].reshape(6, 2, 26)
+    unit_batch = encoded(encoder("cdpruner", relevance="words", theta=0.5), scene_pixels)
+    kept = unit_batch.arrays["kept"].reshape(6, 2, 26)
     for number, prompt in enumerate(PROMPTS):
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
         words = whole.get_input_embeddings()(ids).detach()
@@ -136,7 +136,7 @@ def test_cdpruner_keeps_tokens_for_each_prompt_by_its_words(encoder, whole, demo
         expected = select_tokens(features, 26, method=partial(cdpruner, relevance=relevance, theta=0.5))
         assert np.array_equal(kept[:, number], expected)
     assert not np.array_equal(kept[:, 0], kept[:, 1])
-    for image, prompts in enumerate(unpack(work)):
+    for image, prompts in enumerate(unpack(unit_batch)):
         for number, (tokens,) in enumerate(prompts):
             assert torch.equal(tokens, features[image, kept[image, number].astype(int)])
 
@@ -173,8 +173,8 @@ def test_clip_relevance_is_the_negative_cosine_averaged_over_chunks(clip_folder,
 
 
 def test_cdpruner_with_a_clip_of_its_own_runs(encoder, clip_folder, scene_pixels):
-    work = encoded(encoder("cdpruner", clip=str(clip_folder[0])), scene_pixels[:2])
-    assert work.arrays["tokens"].shape == (4, 26, 192)
+    unit_batch = encoded(encoder("cdpruner", clip=str(clip_folder[0])), scene_pixels[:2])
+    assert unit_batch.arrays["tokens"].shape == (4, 26, 192)
 
 
 def test_cdpruner_without_a_clip_says_what_to_do(demo_model):
@@ -197,7 +197,7 @@ def test_the_batch_does_not_change_what_is_left(encoder, scene_pixels, method, m
 def test_rows_of_different_length_come_back_as_they_were():
     rows = [Kept(torch.randn(count, 3), torch.arange(count) - 1) for count in (2, 4, 1, 3)]
     images = [Image(str(i), "a", i, "0" * 64, ["x", "y"], num_pictures=2) for i in range(2)]
-    work = Work(Unit("0123456789ab", 0, 2, ("a",)), images=images, arrays=pack(rows))
-    for image, pair in zip(unpack(work), (rows[:2], rows[2:]), strict=True):
+    unit_batch = UnitBatch(Unit("0123456789ab", 0, 2, ("a",)), images=images, arrays=pack(rows))
+    for image, pair in zip(unpack(unit_batch), (rows[:2], rows[2:]), strict=True):
         for pictures in image:
             assert all(torch.equal(got, row.tokens) for got, row in zip(pictures, pair, strict=True))

@@ -14,7 +14,7 @@ import pipelines.corpus.parquet
 import pipelines.stages.read
 from pipelines.output.span import SpanRow
 from pipelines.stages.read import fill_template
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from tests.reading import LIMIT, SIDE, STRUCT, corpus_at, number_of, png, read, reader_of, reasons, spans_of, write
 
 # Rows and layouts
@@ -31,21 +31,23 @@ def test_every_row_comes_once_with_its_own_bytes_whatever_the_layout(seed, tmp_p
             batch = [{"image": {"bytes": png(i := next(numbers)), "path": None}, "id": f"n{i}"} for _ in range(rows)]
             writer.write_table(pa.Table.from_pylist(batch, schema), row_group_size=max(1, rows))
     works = read(tmp_path, num_images=rng.randint(1, 12))
-    assert all(work.error is None for work in works)
-    images = [image for work in works for image in work.images]
+    assert all(unit_batch.error is None for unit_batch in works)
+    images = [image for unit_batch in works for image in unit_batch.images]
     assert sorted(image.row for image in images) == list(range(sum(layout)))
-    for work in works:
-        assert [image.row for image in work.images] == list(range(work.unit.start, work.unit.stop))
-        assert [number_of(pixels) for pixels in work.arrays["pixels"]] == [image.row for image in work.images]
+    for unit_batch in works:
+        assert [image.row for image in unit_batch.images] == list(range(unit_batch.unit.start, unit_batch.unit.stop))
+        assert [number_of(pixels) for pixels in unit_batch.arrays["pixels"]] == [
+            image.row for image in unit_batch.images
+        ]
     assert all(image.id == f"n{image.row}" and image.source == "a.parquet" for image in images)
     assert all(image.sha256 == hashlib.sha256(png(image.row)).hexdigest() for image in images)
 
 
 def test_large_read_batches_are_no_different_from_small_ones(tmp_path, monkeypatch):
     write(tmp_path / "a.parquet", [png(i) for i in range(50)], rows=20)
-    before = [work.images for work in read(tmp_path, num_images=7)]
+    before = [unit_batch.images for unit_batch in read(tmp_path, num_images=7)]
     monkeypatch.setattr(pipelines.corpus.parquet, "BATCH_BYTES", 1)
-    assert [work.images for work in read(tmp_path, num_images=7)] == before
+    assert [unit_batch.images for unit_batch in read(tmp_path, num_images=7)] == before
 
 
 def corrupt(path: Path, column: str, row_group: int) -> None:
@@ -63,23 +65,23 @@ def test_columns_that_nobody_needs_are_not_read(tmp_path):
     path = write(tmp_path / "a.parquet", [png(0), png(1)], heavy=["x" * 1000, "y" * 1000], caption=["a", "b"])
     corrupt(path, "heavy", 0)
     corrupt(path, "caption", 0)  # references are read for sampled images alone
-    (work,) = read(path)
-    assert [image.row for image in work.images] == [0, 1]
+    (unit_batch,) = read(path)
+    assert [image.row for image in unit_batch.images] == [0, 1]
 
 
 def test_the_path_inside_a_hugging_face_struct_is_not_read(tmp_path):
     images = [{"bytes": png(i), "path": f"{i}.png"} for i in range(2)]
     path = write(tmp_path / "a.parquet", images, STRUCT)
     corrupt(path, "image.path", 0)
-    (work,) = read(path)
-    assert len(work.images) == 2
+    (unit_batch,) = read(path)
+    assert len(unit_batch.images) == 2
 
 
 def test_an_unreadable_page_fails_the_units_that_need_it_and_no_others(tmp_path):
     path = write(tmp_path / "a.parquet", [png(i) for i in range(12)], rows=4)
     corrupt(path, "image", 1)
     works = read(path, num_images=4)
-    assert [work.error is None for work in works] == [True, False, True]
+    assert [unit_batch.error is None for unit_batch in works] == [True, False, True]
     assert works[1].error.startswith("read: ")
     assert "\n" not in works[1].error
     assert (works[1].images, works[1].rejected, works[1].arrays) == ([], [], {})
@@ -91,8 +93,8 @@ def test_a_parquet_file_that_changes_after_planning_fails_its_units(tmp_path, ch
     corpus = corpus_at(path)
     (span,) = spans_of(corpus, num_images=3)
     path.unlink() if change == "deleted" else write(path, [png(0), png(1)])
-    works = [Work.from_row(row) for row in reader_of(corpus)(span.to_row())]
-    assert [work.error.startswith("read: ") for work in works] == [True, True]
+    works = [UnitBatch.from_row(row) for row in reader_of(corpus)(span.to_row())]
+    assert [unit_batch.error.startswith("read: ") for unit_batch in works] == [True, True]
 
 
 def test_units_of_a_span_come_one_by_one(tmp_path, monkeypatch):
@@ -123,15 +125,15 @@ def test_null_and_empty_and_broken_images_are_rejected_in_place(tmp_path, kind):
     assert reasons(works) == {1: "missing", 2: "empty", 3: "unsupported_format"} | missing
     kept = [(image.row, number_of(p)) for w in works for image, p in zip(w.images, w.arrays["pixels"], strict=True)]
     assert kept == [(0, 0), (4, 4)]
-    shas = {r.row: r.sha256 for work in works for r in work.rejected}
+    shas = {r.row: r.sha256 for unit_batch in works for r in unit_batch.rejected}
     assert shas[1] is None
     assert shas[2] == hashlib.sha256(b"").hexdigest()
 
 
 def test_a_unit_without_one_good_image_still_has_pixels_of_the_right_shape(tmp_path):
-    (work,) = read(write(tmp_path / "a.parquet", [None, b"x"]))
-    assert work.arrays["pixels"].shape == (0, SIDE, SIDE, 3)
-    assert work.error is None
+    (unit_batch,) = read(write(tmp_path / "a.parquet", [None, b"x"]))
+    assert unit_batch.arrays["pixels"].shape == (0, SIDE, SIDE, 3)
+    assert unit_batch.error is None
 
 
 # Keys, references, prompts
@@ -143,8 +145,8 @@ def test_a_unit_without_one_good_image_still_has_pixels_of_the_right_shape(tmp_p
 )
 def test_ids_come_from_the_corpus_or_are_row_addresses(tmp_path, ids, expected):
     path = write(tmp_path / "a.parquet", [png(0), None], **({} if ids is None else {"id": ids}))
-    (work,) = read(path)
-    assert [work.images[0].id, work.rejected[0].id] == expected
+    (unit_batch,) = read(path)
+    assert [unit_batch.images[0].id, unit_batch.rejected[0].id] == expected
 
 
 @pytest.mark.parametrize(
@@ -153,28 +155,28 @@ def test_ids_come_from_the_corpus_or_are_row_addresses(tmp_path, ids, expected):
 )
 def test_sampled_images_carry_their_references(tmp_path, captions, expected):
     path = write(tmp_path / "a.parquet", [png(i) for i in range(3)], caption=captions)
-    (work,) = read(path, samples=1)
-    assert work.images[0].references == expected
-    assert [image.sample is not None for image in work.images] == [True, False, False]
-    assert [image.references for image in work.images[1:]] == [[], []]
+    (unit_batch,) = read(path, samples=1)
+    assert unit_batch.images[0].references == expected
+    assert [image.sample is not None for image in unit_batch.images] == [True, False, False]
+    assert [image.references for image in unit_batch.images[1:]] == [[], []]
 
 
 def test_samples_are_good_images_of_the_first_unit_of_a_span(tmp_path):
     path = write(tmp_path / "a.parquet", [None, *(png(i) for i in range(1, 9))])
     first, second, third = read(path, num_images=3, samples=2)
     assert [image.row for image in first.images if image.sample is not None] == [1, 2]
-    assert not any(image.sample is not None for work in (second, third) for image in work.images)
+    assert not any(image.sample is not None for unit_batch in (second, third) for image in unit_batch.images)
 
 
 def test_prompts_are_filled_from_columns_and_a_null_is_rejected_as_prompt(tmp_path):
     path = write(tmp_path / "a.parquet", [png(0), png(1), png(2)], title=["A", "B {x}", None], year=[1, 2, 3])
     templates = ("{title} of {year}", "what is {{this}} ?")
-    (work,) = read(path, templates=templates)
-    assert [image.prompts for image in work.images] == [
+    (unit_batch,) = read(path, templates=templates)
+    assert [image.prompts for image in unit_batch.images] == [
         ["A of 1", "what is {this} ?"],
         ["B {x} of 2", "what is {this} ?"],  # braces in the data are text
     ]
-    assert [(r.row, r.reason, r.detail) for r in work.rejected] == [(2, "prompt", "column title is null")]
+    assert [(r.row, r.reason, r.detail) for r in unit_batch.rejected] == [(2, "prompt", "column title is null")]
 
 
 def test_a_template_without_columns_is_its_text():
@@ -203,9 +205,9 @@ def test_a_file_that_vanished_or_grew_too_large_is_rejected_and_the_rest_is_read
     (span,) = spans_of(corpus)
     (folder / "1.png").unlink()
     (folder / "2.png").write_bytes(b"x" * (LIMIT + 1))
-    (work,) = (Work.from_row(row) for row in reader_of(corpus)(span.to_row()))
-    assert {r.source: r.reason for r in work.rejected} == {"1.png": "fetch", "2.png": "too_large_bytes"}
-    assert [image.source for image in work.images] == ["0.png", "3.png", "4.png"]
+    (unit_batch,) = (UnitBatch.from_row(row) for row in reader_of(corpus)(span.to_row()))
+    assert {r.source: r.reason for r in unit_batch.rejected} == {"1.png": "fetch", "2.png": "too_large_bytes"}
+    assert [image.source for image in unit_batch.images] == ["0.png", "3.png", "4.png"]
 
 
 def test_an_image_is_identified_without_being_decoded(folder, tmp_path, monkeypatch):
@@ -234,16 +236,16 @@ def test_spans_and_work_survive_their_trip_through_a_row(tmp_path):
     for span in spans_of(corpus, num_images=4, samples=2):
         assert SpanRow.from_row(span.to_row()) == span
         for row in reader_of(corpus)(span.to_row()):
-            again = Work.from_row(row).to_row()
+            again = UnitBatch.from_row(row).to_row()
             assert again["meta"] == row["meta"]
             assert np.array_equal(again["pixels"], row["pixels"])
             assert set(row) == {"meta", "pixels"}
 
 
 def test_seconds_of_reading_and_decoding_are_noted(tmp_path):
-    (work,) = read(write(tmp_path / "a.parquet", [png(0)]))
-    assert set(work.seconds) == {"read", "decode"}
-    assert all(value > 0 for value in work.seconds.values())
+    (unit_batch,) = read(write(tmp_path / "a.parquet", [png(0)]))
+    assert set(unit_batch.seconds) == {"read", "decode"}
+    assert all(value > 0 for value in unit_batch.seconds.values())
 
 
 def test_a_reader_keeps_no_file_open(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from pipelines.output.parts import METADATA_KEY, read_totals
 from pipelines.output.schema import CAPTIONS, QUARANTINE, REASONS
 from pipelines.output.unit import Unit
-from pipelines.stages.unit_batch import Image, Rejected, Work
+from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.stages.write import Sink, summarize
 from pipelines.store import Store
 
@@ -52,9 +52,9 @@ def rejected(row: int, reason: str = "truncated", sha256: str | None = "sha") ->
     return Rejected(f"id{row}", "a.parquet", row, sha256, reason, "some detail")
 
 
-def work(*rejects: Rejected) -> Work:
+def unit_batch(*rejects: Rejected) -> UnitBatch:
     rows = {10, 11, 12} - {r.row for r in rejects}
-    return Work(
+    return UnitBatch(
         UNIT,
         images=[image(row, caption(f"caption {row}")) for row in sorted(rows)],
         rejected=list(rejects),
@@ -63,7 +63,7 @@ def work(*rejects: Rejected) -> Work:
     )
 
 
-def run(sink: Sink, unit: Work) -> dict:
+def run(sink: Sink, unit: UnitBatch) -> dict:
     return json.loads(sink(unit.to_row())["summary"])
 
 
@@ -72,7 +72,7 @@ def read(store: Store, folder: str) -> pa.Table:
 
 
 def test_captions_have_exactly_the_promised_columns(sink, store):
-    run(sink, work())
+    run(sink, unit_batch())
     table = read(store, "captions")
     assert [(field.name, str(field.type)) for field in table.schema] == [
         ("id", "string"),
@@ -107,7 +107,7 @@ def test_captions_have_exactly_the_promised_columns(sink, store):
 
 
 def test_quarantine_has_exactly_the_promised_columns(sink, store):
-    run(sink, work(rejected(10, "missing", None), rejected(12, "crash")))
+    run(sink, unit_batch(rejected(10, "missing", None), rejected(12, "crash")))
     table = read(store, "quarantine")
     names = ["id", "source", "row", "sha256", "stage", "reason", "detail"]
     assert [(f.name, str(f.type)) for f in table.schema] == [(n, "int64" if n == "row" else "string") for n in names]
@@ -117,13 +117,15 @@ def test_quarantine_has_exactly_the_promised_columns(sink, store):
 
 
 def test_every_row_is_in_exactly_one_of_the_two(sink, store):
-    run(sink, work(rejected(11)))
+    run(sink, unit_batch(rejected(11)))
     assert read(store, "captions")["row"].to_pylist() == [10, 12]
     assert read(store, "quarantine")["row"].to_pylist() == [11]
 
 
 def test_an_image_with_several_prompts_has_a_row_for_each(sink, store):
-    unit = Work(UNIT, images=[image(10, caption("one"), caption("two")), image(11, caption("three"), caption("four"))])
+    unit = UnitBatch(
+        UNIT, images=[image(10, caption("one"), caption("two")), image(11, caption("three"), caption("four"))]
+    )
     run(sink, unit)
     rows = [(r["row"], r["prompt"], r["caption"]) for r in read(store, "captions").to_pylist()]
     assert rows == [
@@ -135,12 +137,12 @@ def test_an_image_with_several_prompts_has_a_row_for_each(sink, store):
 
 
 def test_quarantine_is_written_before_the_one_object_that_commits(sink, operations):
-    run(sink, work(rejected(11)))
+    run(sink, unit_batch(rejected(11)))
     assert operations == [f"write quarantine/{NAME}", f"write captions/{NAME}"]
 
 
 def test_a_unit_of_nothing_but_rejects_is_committed_too(sink, store):
-    run(sink, work(rejected(10), rejected(11), rejected(12)))
+    run(sink, unit_batch(rejected(10), rejected(11), rejected(12)))
     assert read(store, "captions").num_rows == 0
     assert read(store, "captions").schema.equals(CAPTIONS)
     assert read_totals(store, NAME)["images_quarantined"] == 3
@@ -148,14 +150,14 @@ def test_a_unit_of_nothing_but_rejects_is_committed_too(sink, store):
 
 def test_quarantine_of_a_try_that_never_committed_is_removed(sink, store):
     store.write(f"quarantine/{NAME}", b"of a try that died: a download timed out, this time it did not")
-    run(sink, work())
+    run(sink, unit_batch())
     assert store.list("quarantine") == {}
     assert store.list("captions").keys() == {NAME}
 
 
 def test_written_twice_is_written_once(sink, store):
     for _ in range(2):
-        run(sink, work(rejected(11)))
+        run(sink, unit_batch(rejected(11)))
     assert store.list("captions").keys() == store.list("quarantine").keys() == {NAME}
     assert read(store, "captions")["row"].to_pylist() == [10, 12]
 
@@ -169,27 +171,27 @@ def test_what_cannot_be_written_is_not_committed_and_the_driver_is_told(sink, st
         write(self, name, data)
 
     monkeypatch.setattr(Store, "write", refuse)
-    summary = run(sink, work(rejected(11)))
+    summary = run(sink, unit_batch(rejected(11)))
     assert summary == {"unit": UNIT.name, "error": "write: PermissionError: read-only"}
     assert store.list("captions") == {}
 
 
 def test_a_unit_that_failed_writes_nothing(sink, operations):
-    summary = run(sink, Work(UNIT, error="encode: gone"))
+    summary = run(sink, UnitBatch(UNIT, error="encode: gone"))
     assert summary == {"unit": UNIT.name, "error": "encode: gone"}
     assert operations == []
 
 
 def test_a_missing_caption_or_an_unknown_reason_fails_the_unit_instead_of_losing_a_row(sink, store):
-    unit = work()
+    unit = unit_batch()
     unit.images[0].captions = []
     assert run(sink, unit)["error"].startswith("write: ValueError")
-    assert run(sink, work(rejected(11, "bad luck")))["error"].startswith("write: KeyError")
+    assert run(sink, unit_batch(rejected(11, "bad luck")))["error"].startswith("write: KeyError")
     assert store.list("captions") == {}
 
 
 def test_totals_stand_in_the_metadata_and_in_the_summary(sink, store):
-    unit = Work(
+    unit = UnitBatch(
         UNIT,
         images=[image(10, caption("a", 5), caption("b", 64, "length"))],
         rejected=[rejected(11), rejected(12, "empty")],
@@ -215,7 +217,7 @@ def test_totals_stand_in_the_metadata_and_in_the_summary(sink, store):
 
 def test_only_sampled_images_go_back_to_the_driver():
     sample = {"jpeg": "abc", "kept": [1, 2], "num_tokens": 4}
-    unit = Work(UNIT, images=[image(10, caption("a")), image(11, caption("b"), sample=sample)])
+    unit = UnitBatch(UNIT, images=[image(10, caption("a")), image(11, caption("b"), sample=sample)])
     (shown,) = summarize(unit)["samples"]
     assert shown == {
         "source": "a.parquet",

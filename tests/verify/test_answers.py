@@ -18,7 +18,7 @@ from pipelines.accuracy.schema import PREDICTIONS
 from pipelines.corpus.file import CorpusFile
 from pipelines.output.fingerprint import FILE, fingerprint
 from pipelines.output.unit import Unit, unit_key
-from pipelines.stages.unit_batch import Image, Rejected, Work
+from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.conftest import scene_row
@@ -63,19 +63,19 @@ class Evaluated:
         ]
 
     def commit(self, records: list[dict], rejected: tuple[int, ...] = ()) -> str:
-        work, source = Work(self.unit), self.unit.sources[0]
+        unit_batch, source = UnitBatch(self.unit), self.unit.sources[0]
         for i in range(self.unit.num_images):
             mine = [record for record in records if record["row"] == i]
             where = {"id": f"scene-{i:07d}", "source": source, "row": i, "sha256": ""}
             if i in rejected:
-                work.rejected.append(Rejected(**where, reason="missing", detail="", questions=mine))
+                unit_batch.rejected.append(Rejected(**where, reason="missing", detail="", questions=mine))
             else:
                 image = Image(**where, prompts=["what ?"] * len(mine), captions=[DONE] * len(mine), questions=mine)
-                work.images.append(image)
+                unit_batch.images.append(image)
         Sink(
             store=self.store, fingerprint=self.claim, model="m", method="none",
             folder="predictions", schema=PREDICTIONS, rows=prediction_rows,
-        ).commit(work)  # fmt: skip
+        ).commit(unit_batch)  # fmt: skip
         return f"part-{self.unit.name}.parquet"
 
 

@@ -11,7 +11,7 @@ from jobs.verify import main
 from pipelines.corpus.file import CorpusFile
 from pipelines.output.fingerprint import FILE, fingerprint
 from pipelines.output.unit import Unit, plan_images, unit_key
-from pipelines.stages.unit_batch import Image, Rejected, Work
+from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.helpers import write_corpus
@@ -50,14 +50,14 @@ class Output:
         files: bool = False,
     ) -> str:
         texts = [CLAIM["prompt.template"], *CLAIM["prompt.more"]][:prompts]
-        work = Work(unit)
+        unit_batch = UnitBatch(unit)
         for row in rows or range(unit.start, unit.stop):
             where = {"id": str(row), "source": unit.sources[row if files else 0], "row": 0 if files else row}
             if row in rejected:
-                work.rejected.append(Rejected(**where, sha256=None, reason="missing", detail=""))
+                unit_batch.rejected.append(Rejected(**where, sha256=None, reason="missing", detail=""))
             else:
-                work.images.append(Image(**where, sha256="", prompts=texts, captions=[DONE] * prompts))
-        Sink(store=self.store, fingerprint=fingerprint, model="m", method="otprune").commit(work)
+                unit_batch.images.append(Image(**where, sha256="", prompts=texts, captions=[DONE] * prompts))
+        Sink(store=self.store, fingerprint=fingerprint, model="m", method="otprune").commit(unit_batch)
         return f"part-{unit.name}.parquet"
 
 

@@ -15,7 +15,7 @@ from pipelines.engines.checks import engine_arguments
 from pipelines.engines.vllm_actor import VllmGenerator
 from pipelines.output.unit import Unit
 from pipelines.stages.token_arrays import to_numpy
-from pipelines.stages.unit_batch import Image, Work
+from pipelines.stages.unit_batch import Image, UnitBatch
 from tests.helpers import DEMO
 
 SMALL = (
@@ -55,13 +55,13 @@ class Running:
             **TEXT,
         )
 
-    def run(self, *units: Work) -> list[Work]:
+    def run(self, *units: UnitBatch) -> list[UnitBatch]:
         """All units at once, as Ray Data hands them to an actor."""
 
         async def together() -> list[dict[str, Any]]:
-            return await asyncio.gather(*(self.stage(work.to_row()) for work in units))
+            return await asyncio.gather(*(self.stage(unit_batch.to_row()) for unit_batch in units))
 
-        return [Work.from_row(row) for row in self.loop.run_until_complete(together())]
+        return [UnitBatch.from_row(row) for row in self.loop.run_until_complete(together())]
 
     def close(self) -> None:
         self.stage.engine.kill()
@@ -83,14 +83,20 @@ def kept(features: torch.Tensor, retention: float) -> torch.Tensor:
     return features.gather(1, keep[..., None].expand(-1, -1, features.shape[2]))
 
 
-def unit(array: torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0, name: str = "tokens") -> Work:
+def unit(
+    array: torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0, name: str = "tokens"
+) -> UnitBatch:
     prompts = prompts or [[CAPTION]] * len(array)
     images = [Image(f"id{i}", "a.parquet", first + i, f"{first + i:064x}", texts) for i, texts in enumerate(prompts)]
-    work = Work(Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images, num_visual_tokens=256)
-    work.arrays = {name: to_numpy(array)} | ({"kept": np.zeros(array.shape[:2], np.int16)} if name == "tokens" else {})
-    return work
+    unit_batch = UnitBatch(
+        Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images, num_visual_tokens=256
+    )
+    unit_batch.arrays = {name: to_numpy(array)} | (
+        {"kept": np.zeros(array.shape[:2], np.int16)} if name == "tokens" else {}
+    )
+    return unit_batch
 
 
-def answers(work: Work) -> list[list[dict[str, Any]]]:
-    assert work.error is None, work.error
-    return [image.captions for image in work.images]
+def answers(unit_batch: UnitBatch) -> list[list[dict[str, Any]]]:
+    assert unit_batch.error is None, unit_batch.error
+    return [image.captions for image in unit_batch.images]

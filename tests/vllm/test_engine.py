@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from tests.vllm.engines_on_demo import CAPTION, DiedError, Running, answers, kept, pixels_of, unit
 
 SCENES = range(48)
@@ -22,10 +22,10 @@ def features(encoded) -> torch.Tensor:
 
 @pytest.mark.parametrize("retention", [RETENTION, 1.0])
 def test_captions_are_word_for_word_those_of_transformers(engine, transformers_engine, features, retention):
-    work = unit(kept(features, retention))
-    expected = Work.from_row(transformers_engine(work.to_row()))
+    unit_batch = unit(kept(features, retention))
+    expected = UnitBatch.from_row(transformers_engine(unit_batch.to_row()))
     assert len(expected.images) == len(SCENES)
-    assert answers(engine.run(work)[0]) == answers(expected)  # texts, numbers of tokens and finish reasons
+    assert answers(engine.run(unit_batch)[0]) == answers(expected)  # texts, numbers of tokens and finish reasons
     assert len({captions[0]["caption"] for captions in answers(expected)}) > 30
 
 
@@ -33,24 +33,24 @@ def test_units_of_different_numbers_of_tokens_share_the_engine(engine, features)
     """Such requests kill an engine that meets them in one step."""
     ratios = (RETENTION, 0.5, RETENTION, 0.05)
     units = [unit(kept(features[:12], ratio), first=100 * i) for i, ratio in enumerate(ratios)]
-    alone = [answers(engine.run(work)[0]) for work in units]
-    assert [answers(work) for work in engine.run(*units)] == alone
+    alone = [answers(engine.run(unit_batch)[0]) for unit_batch in units]
+    assert [answers(unit_batch) for unit_batch in engine.run(*units)] == alone
     assert alone[0] == alone[2] != alone[1]
 
 
 def test_prompts_and_their_limits_are_each_images_own(engine, transformers_engine, features):
-    work = unit(kept(features[:4], RETENTION), [[CAPTION, "how many shapes are there ?"]] * 4)
-    for image in work.images:
+    unit_batch = unit(kept(features[:4], RETENTION), [[CAPTION, "how many shapes are there ?"]] * 4)
+    for image in unit_batch.images:
         image.max_new_tokens = [5, 2]
-    expected = answers(Work.from_row(transformers_engine(work.to_row())))
+    expected = answers(UnitBatch.from_row(transformers_engine(unit_batch.to_row())))
     assert [caption["num_generated_tokens"] for caption in expected[0]] == [5, 2]
-    assert answers(engine.run(work)[0]) == expected
+    assert answers(engine.run(unit_batch)[0]) == expected
 
 
 def test_a_question_about_two_pictures_reads_both(engine, transformers_engine, features):
-    work = unit(kept(features[:3], RETENTION), [[CAPTION], [CAPTION]])
-    work.images[0].num_pictures = 2
-    assert answers(engine.run(work)[0]) == answers(Work.from_row(transformers_engine(work.to_row())))
+    unit_batch = unit(kept(features[:3], RETENTION), [[CAPTION], [CAPTION]])
+    unit_batch.images[0].num_pictures = 2
+    assert answers(engine.run(unit_batch)[0]) == answers(UnitBatch.from_row(transformers_engine(unit_batch.to_row())))
 
 
 def test_answers_keep_to_a_structure(engine, features, monkeypatch):
@@ -64,8 +64,8 @@ def test_answers_keep_to_a_structure(engine, features, monkeypatch):
 def test_an_answer_that_vllm_gives_up_is_no_caption(engine, features, monkeypatch):
     impossible = {"structured_outputs": {"regex": "(red blue){2}"}}
     monkeypatch.setattr(engine.stage, "sampling", engine.stage.sampling | impossible)
-    (work,) = engine.run(unit(kept(features[:2], RETENTION)))
-    assert [(rejected.row, rejected.reason) for rejected in work.rejected] == [(0, "generate"), (1, "generate")]
+    (unit_batch,) = engine.run(unit(kept(features[:2], RETENTION)))
+    assert [(rejected.row, rejected.reason) for rejected in unit_batch.rejected] == [(0, "generate"), (1, "generate")]
 
 
 def test_a_stop_string_cuts_an_answer(engine, features, monkeypatch):
@@ -85,18 +85,18 @@ def test_sampled_answers_depend_on_image_and_seed_alone(engine, features, monkey
 
 
 def test_a_request_that_vllm_refuses_is_one_row_of_quarantine(engine, features, monkeypatch):
-    work = unit(kept(features[:6], RETENTION))
+    unit_batch = unit(kept(features[:6], RETENTION))
     ask = engine.stage._prompt
 
     def one_too_long(request):
         return {"prompt_token_ids": [10] * 600} if request.image == 3 else ask(request)
 
     monkeypatch.setattr(engine.stage, "_prompt", one_too_long)
-    (done,) = engine.run(work)
+    (done,) = engine.run(unit_batch)
     monkeypatch.undo()
     assert done.error is None
     assert [(rejected.row, rejected.reason) for rejected in done.rejected] == [(3, "generate")]
-    expected = answers(engine.run(work)[0])
+    expected = answers(engine.run(unit_batch)[0])
     assert answers(done) == expected[:3] + expected[4:]
 
 
@@ -118,13 +118,13 @@ def test_an_engine_that_hangs_is_cut_off_and_leaves_nothing_behind(engine, featu
         if stage.watchdog is not None:  # it sleeps by the old limit
             stage.watchdog.cancel()
             stage.watchdog = None
-        work = engine.loop.create_task(stage(unit(kept(features[:3], RETENTION)).to_row()))
+        unit_batch = engine.loop.create_task(stage(unit(kept(features[:3], RETENTION)).to_row()))
         while stage.watchdog is None:
             await asyncio.sleep(0.05)
         try:
             await stage.watchdog
         finally:
-            work.cancel()
+            unit_batch.cancel()
 
     with pytest.raises(DiedError, match=r"finished no request for engine\.timeout_seconds=3"):
         engine.loop.run_until_complete(hang())
@@ -135,11 +135,11 @@ def test_an_engine_that_hangs_is_cut_off_and_leaves_nothing_behind(engine, featu
 
 
 def test_unpruned_it_takes_the_images_themselves_and_a_dead_engine_is_noticed(transformers_engine, features, scene_png):
-    expected = answers(Work.from_row(transformers_engine(unit(features).to_row())))
+    expected = answers(UnitBatch.from_row(transformers_engine(unit(features).to_row())))
     engine = Running(images=True)
     try:
-        (work,) = engine.run(unit(pixels_of(scene_png, SCENES), name="pixels"))
-        assert (answers(work), work.num_visual_tokens) == (expected, 256)
+        (unit_batch,) = engine.run(unit(pixels_of(scene_png, SCENES), name="pixels"))
+        assert (answers(unit_batch), unit_batch.num_visual_tokens) == (expected, 256)
         core = next(p for p in engine.stage.engine.processes if "EngineCore" in " ".join(p.cmdline()) + p.name())
         core.send_signal(signal.SIGKILL)
         start = time.monotonic()

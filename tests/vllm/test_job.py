@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.stages.unit_batch import Work
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 from tests.helpers import DEMO, Driver, addresses, captions_of
 from tests.vllm.engines_on_demo import SMALL, answers, kept, unit
@@ -35,8 +35,8 @@ def test_killed_resumed_and_with_its_engine_killed_it_says_what_transformers_say
         engine_of(driver).kill()
         assert driver.wait(800) == 0, driver.text()
     assert addresses(store) == [("a.parquet", row) for row in range(IMAGES)]
-    work = Work.from_row(transformers_engine(unit(kept(encoded(range(IMAGES)), 0.098)).to_row()))
-    expected = [("a.parquet", row, done[0]["caption"]) for row, done in enumerate(answers(work))]
+    unit_batch = UnitBatch.from_row(transformers_engine(unit(kept(encoded(range(IMAGES)), 0.098)).to_row()))
+    expected = [("a.parquet", row, done[0]["caption"]) for row, done in enumerate(answers(unit_batch))]
     assert captions_of(store) == expected
 
 
