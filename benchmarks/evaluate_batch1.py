@@ -32,8 +32,8 @@ from pipelines.config.keys import EvaluateConfig
 from pipelines.config.load import REPOSITORY, load_config
 from pipelines.images.decode import decode_image
 from pipelines.run.stages import decode_settings
-from pipelines.stages.encode import image_seed
 from pipelines.stages.gpu import torch_dtype
+from pipelines.stages.seeds import image_seed
 
 CONFIG = REPOSITORY / "conf" / "evaluate_demo.yaml"
 

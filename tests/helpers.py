@@ -22,7 +22,7 @@ from pipelines.config.load import load_config
 from pipelines.run.job import prepare
 from pipelines.run.outcome import Outcome
 from pipelines.run.run import run_job
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Answer, Question, UnitBatch
 from pipelines.store import Store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -71,6 +71,13 @@ def run_fake(*arguments: str, encoder: type | None = None, generator: type | Non
     return run_job(job, encoder=encoder or fake_encoder(), generator=generator or fake_generator())
 
 
+def question(prompt: str = "what ?", **fields: Any) -> Question:
+    """A question of some benchmark, with those of its fields that a test is about."""
+    names = {"benchmark": "demo", "question_id": "q", "group_id": "", "image_id": "", "category": "", "kind": "short"}
+    about = {"question": prompt, "hint": None, "choices": [], "answers": [], "source": "a.parquet", "row": 0}
+    return Question(**{**names, **about, "prompt": prompt, "max_new_tokens": 40, **fields})
+
+
 # The classes are local to a function, so that they travel to the actors by value: no import of models there.
 
 
@@ -89,7 +96,8 @@ def fake_encoder(folder: Path | None = None, seconds: float = 0.0) -> type:
             if folder:
                 (folder / f"{unit_batch.unit.name}.{os.getpid()}").touch()
             time.sleep(seconds)
-            unit_batch.num_visual_tokens = 256
+            for image in unit_batch.images:
+                image.num_visual_tokens = 256
             unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), 1, 1), np.float32)}
             return unit_batch.to_row()
 
@@ -105,10 +113,9 @@ def fake_generator() -> type:
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(row)
-            counts = {"num_kept_tokens": 25, "num_prompt_tokens": 31, "num_generated_tokens": 2}
             for image in unit_batch.images:
                 texts = [f"{image.sha256} {prompt}" for prompt in image.prompts]
-                image.captions = [{"caption": text, "finish_reason": "stop", **counts} for text in texts]
+                image.answers = [Answer(text, 25, 31, 2, "stop") for text in texts]
             unit_batch.arrays = {}
             return unit_batch.to_row()
 

@@ -24,8 +24,8 @@ from pipelines.config.keys import Config
 from pipelines.output.span import SpanRow
 from pipelines.run.pruning import has_tiles
 from pipelines.run.resources import actor_gpus
-from pipelines.stages.encode import image_seed
 from pipelines.stages.gpu import torch_dtype
+from pipelines.stages.seeds import image_seed
 from pipelines.stages.token_arrays import as_tensor
 from pipelines.stages.unit_batch import UnitBatch
 

@@ -16,17 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.benchmarks import RECORDS, Benchmark, Row, get_benchmark
+from pipelines.benchmarks import Benchmark, Row, get_benchmark
 from pipelines.corpus.parquet import row_batches
 from pipelines.images.decode import Reject, decode_image
 from pipelines.images.tiles import Tiles, stack_pictures
 from pipelines.output.span import SpanRow
 from pipelines.stages.read import DecodeSettings, fill_units
-from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
+from pipelines.stages.unit_batch import Image, Question, QuestionSet, Rejected, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
-
-KEPT = [name for name in RECORDS.names if name != "prediction"]  # of a question, on its way to its score
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +65,10 @@ class ReadQuestions:
         source = span.units[0].sources[0]
         number, batch = next(self._rows(span))
         identity = {"id": f"{source}#{number}", "source": source, "row": number, "sha256": None, "questions": []}
-        for bench, question in self._questions(source, number, batch):
-            data = b"".join(question["images"])
-            identity |= {"id": question["image_id"], "sha256": hashlib.sha256(data).hexdigest()}
-            identity["questions"].append(as_record(bench, question, source, number))
+        for bench, asked in self._asked(source, number, batch):
+            data = b"".join(asked["images"])
+            identity |= {"id": asked["image_id"], "sha256": hashlib.sha256(data).hexdigest()}
+            identity["questions"].append(self._question(bench, asked, source, number))
         return identity
 
     def _fill(self, unit_batch: UnitBatch, rows: Iterator[tuple[int, pa.RecordBatch]]) -> None:
@@ -80,35 +78,43 @@ class ReadQuestions:
         if len(taken) != unit_batch.unit.num_images:
             raise ValueError(f"expected {unit_batch.unit.num_images} rows in {unit_batch.unit.name}, got {len(taken)}")
         seen: dict[str, Image | Rejected] = {}
+        questions: dict[str, list[Question]] = {}  # about each image; the list is the image's own, and grows
         pixels: list[np.ndarray | Tiles] = []
         with unit_batch.timed("decode"):
             for number, batch in taken:
-                for bench, question in self._questions(source, number, batch):
-                    key = question["image_id"]
+                for bench, asked in self._asked(source, number, batch):
+                    key = asked["image_id"]
                     if key not in seen:
-                        seen[key] = self._decode(question, source, number, pixels)
-                    record = as_record(bench, question, source, number)
-                    seen[key].questions.append(record)
-                    if isinstance(image := seen[key], Image):
-                        image.prompts.append(record["prompt"])
-                        image.max_new_tokens.append(min(bench.max_new_tokens, self.max_new_tokens))
+                        questions[key] = []
+                        seen[key] = self._decode(asked, source, number, questions[key], pixels)
+                    questions[key].append(self._question(bench, asked, source, number))
+            unit_batch.arrays = stack_pictures(pixels, self.decode.size)
         unit_batch.images = [image for image in seen.values() if isinstance(image, Image)]
         unit_batch.rejected = [image for image in seen.values() if isinstance(image, Rejected)]
-        unit_batch.arrays = stack_pictures(pixels, self.decode.size)
+        for image in unit_batch.images:
+            image.prompts = [question.prompt for question in image.questions]
 
-    def _decode(self, question: Row, source: str, number: int, pixels: list[np.ndarray | Tiles]) -> Image | Rejected:
-        """The question's image (or several as one), its pixels appended to `pixels`."""
-        sha256 = hashlib.sha256(b"".join(question["images"])).hexdigest()
-        where = {"id": question["image_id"], "source": source, "row": number, "sha256": sha256}
+    def _decode(
+        self, asked: Row, source: str, number: int, questions: list[Question], pixels: list[np.ndarray | Tiles]
+    ) -> Image | Rejected:
+        """The image (or several as one) that `questions` will be about, its pixels appended to `pixels`."""
+        sha256 = hashlib.sha256(b"".join(asked["images"])).hexdigest()
+        where = {"id": asked["image_id"], "source": source, "row": number, "sha256": sha256}
         try:
-            decoded = [decode_image(data, **asdict(self.decode)) for data in question["images"]]
+            decoded = [decode_image(data, **asdict(self.decode)) for data in asked["images"]]
         except Reject as reject:
-            return Rejected(**where, reason=reject.reason, detail=clean(reject.detail))
+            return Rejected(**where, reason=reject.reason, detail=clean(reject.detail), questions=questions)
         pixels += decoded
-        return Image(**where, prompts=[], num_pictures=len(decoded))
+        return Image(**where, prompts=[], question_set=QuestionSet(questions, num_pictures=len(decoded)))
 
-    def _questions(self, source: str, number: int, batch: pa.RecordBatch) -> Iterator[tuple[Benchmark, Row]]:
-        """The questions about one row of a file, benchmark by benchmark."""
+    def _question(self, bench: Benchmark, asked: Row, source: str, number: int) -> Question:
+        """The question in the row `number` of a file; without its images, which go as pixels."""
+        content: dict[str, Any] = {name: value for name, value in asked.items() if name != "images"}
+        limit = min(bench.max_new_tokens, self.max_new_tokens)
+        return Question(**content, prompt=bench.prompt(asked), source=source, row=number, max_new_tokens=limit)
+
+    def _asked(self, source: str, number: int, batch: pa.RecordBatch) -> Iterator[tuple[Benchmark, Row]]:
+        """The questions about one row of a file, benchmark by benchmark, with their images."""
         file = self.files[source]
         for name in file.benchmarks:
             bench = get_benchmark(name)
@@ -137,23 +143,24 @@ def load_images(store: Store, benchmark: str, files: tuple[str, ...]) -> dict[st
     return images
 
 
-def as_record(bench: Benchmark, question: Row, source: str, number: int) -> dict[str, Any]:
-    """What the predictions say of a question beside its answer."""
-    fields: Mapping[str, Any] = question
-    return {name: fields[name] for name in KEPT} | {"prompt": bench.prompt(question), "source": source, "row": number}
-
-
 def prediction_rows(unit_batch: UnitBatch, *, model: str, method: str) -> list[dict[str, Any]]:
     """One row for each question of a unit, in the columns of `PREDICTIONS`; no answer where the image was rejected."""
     names = {"model": model, "method": method}
     answered = [
-        {**question, **done, **names, "prediction": done["caption"], "sha256": image.sha256}
-        | {"num_visual_tokens": image.num_visual_tokens or unit_batch.num_visual_tokens * image.num_pictures}
+        {**_columns(question), **asdict(answer), **names, "prediction": answer.caption, "sha256": image.sha256}
+        | {"num_visual_tokens": image.num_visual_tokens}
         for image in unit_batch.images
-        for question, done in zip(image.questions, image.captions, strict=True)
+        for question, answer in zip(image.questions, image.answers, strict=True)
     ]
     return answered + [
-        {**question, **names, "prediction": None, "sha256": rejected.sha256}
+        {**_columns(question), **names, "prediction": None, "sha256": rejected.sha256}
         for rejected in unit_batch.rejected
         for question in rejected.questions
     ]
+
+
+def _columns(question: Question) -> dict[str, Any]:
+    """What the predictions say of a question: all but its limit of new tokens."""
+    columns = asdict(question)
+    del columns["max_new_tokens"]
+    return columns

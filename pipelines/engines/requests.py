@@ -1,14 +1,12 @@
 """What every engine does alike: the prompts of a unit's images as requests, and the answers back into the images."""
 
-import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
 from otprune.models import Completion, Prompter
 from otprune.models.prompts import Prompt
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 
 Shown = list[list[list[Tensor]]]
 """What each prompt of each image of a unit is about: a tensor for each picture."""
@@ -64,8 +62,8 @@ class RequestMaker:
     ) -> list[Request]:
         """One for each prompt of the image, whose pictures are `visual`.
 
-        A benchmark's limit of new tokens only guards against answers without end: where a prompt leaves less room, the
-        question is asked with what there is.
+        A question's own limit of new tokens only guards against answers without end: where a prompt leaves less room,
+        the question is asked with what there is.
 
         Raises:
             ValueError: if a prompt leaves no room for its answer.
@@ -74,9 +72,9 @@ class RequestMaker:
         for j, text in enumerate(image.prompts):
             ids = self.prompter.encode_prompt(text, self.conversation, image.num_pictures)
             num_visual = sum(num_tokens or len(picture) for picture in visual[j])
-            wanted = image.max_new_tokens[j] if image.max_new_tokens else self.max_new_tokens
+            wanted = image.questions[j].max_new_tokens if image.questions else self.max_new_tokens
             request = Request(index, j, ids, visual[j], num_visual, wanted)
-            needed = 1 if image.max_new_tokens else wanted
+            needed = 1 if image.questions else wanted
             room = self.max_length - request.length
             if room < needed:
                 most = self.max_length - needed
@@ -87,26 +85,21 @@ class RequestMaker:
         return requests
 
 
-def give_answers(unit_batch: UnitBatch, done: dict[tuple[int, int], dict[str, Any]], bad: set[int]) -> None:
+def give_answers(unit_batch: UnitBatch, done: dict[tuple[int, int], Answer], bad: set[int]) -> None:
     """Gives every image the answers to its prompts, by (image, prompt), and drops those in `bad` from the unit."""
     for i, image in enumerate(unit_batch.images):
         if i not in bad:
-            image.captions = [done[i, j] for j in range(len(image.prompts))]
+            image.answers = [done[i, j] for j in range(len(image.prompts))]
     unit_batch.arrays = {}
     unit_batch.drop(bad)
 
 
-def sampling_seed(sha256: str, prompt: int, seed: int) -> int:
-    """Seed of one answer: it depends on the image's bytes and the prompt's number, never on the unit or the batch."""
-    return int(hashlib.sha256(f"{sha256}:{prompt}:{seed}".encode()).hexdigest()[:15], 16)
-
-
-def as_caption(completion: Completion, num_kept: int) -> dict[str, Any]:
-    """The columns of one caption row that decoding knows."""
-    return {
-        "caption": completion.text,
-        "num_kept_tokens": num_kept,
-        "num_prompt_tokens": completion.num_prompt_tokens,
-        "num_generated_tokens": completion.num_generated_tokens,
-        "finish_reason": completion.finish_reason,
-    }
+def as_answer(completion: Completion, num_kept: int) -> Answer:
+    """What a request was answered; `num_kept` visual tokens were decoded for it."""
+    return Answer(
+        caption=completion.text,
+        num_kept_tokens=num_kept,
+        num_prompt_tokens=completion.num_prompt_tokens,
+        num_generated_tokens=completion.num_generated_tokens,
+        finish_reason=completion.finish_reason,
+    )

@@ -1,6 +1,6 @@
 """Third stage, a GPU actor: kept visual tokens and prompts -> captions, by the transformers engine.
 
-Fills `captions` of every image; drops `tokens` and `kept`. Holds the language model and the tokenizer, nothing of the
+Sets `answers` of every image; drops `tokens` and `kept`. Holds the language model and the tokenizer, nothing of the
 vision tower.
 """
 
@@ -12,11 +12,12 @@ from typing import Any
 from otprune.budget import layer_rows, make_policy
 from otprune.methods import get_method
 from otprune.models import Completion, load_decoder
-from pipelines.engines.requests import Request, RequestMaker, as_caption, give_answers, sampling_seed
+from pipelines.engines.requests import Request, RequestMaker, as_answer, give_answers
 from pipelines.stages.batches import Suspicion, run_batched
 from pipelines.stages.gpu import exit_if_cuda_is_broken, limit_memory, torch_dtype
+from pipelines.stages.seeds import sampling_seed
 from pipelines.stages.token_arrays import unpack
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.text import clean
 
 
@@ -69,13 +70,13 @@ class Generator:
         one_picture = None if self.policy is None else self.method
         requests, bad = maker.of_unit(unit_batch, unpack(unit_batch), one_picture=one_picture)
         requests.sort(key=lambda r: (r.max_new_tokens, r.length))  # similar lengths together: less padding
-        done: dict[tuple[int, int], dict[str, Any]] = {}
+        done: dict[tuple[int, int], Answer] = {}
 
         def run(indices: list[int]) -> None:
             batch = [requests[i] for i in indices]
             for request, completion in zip(batch, self._complete(unit_batch, batch), strict=True):
                 num_kept = self._num_kept(request.num_visual)
-                done[request.image, request.prompt] = as_caption(completion, num_kept)
+                done[request.image, request.prompt] = as_answer(completion, num_kept)
 
         failed: dict[int, Exception] = {}
         for _, alike in groupby(range(len(requests)), key=lambda i: requests[i].max_new_tokens):

@@ -1,9 +1,10 @@
 """Third stage with engine.name=vllm, a GPU actor: kept visual tokens, or whole images, and prompts -> captions.
 
-Fills `captions` of every image; drops `tokens` and `kept`, or `pixels`. Ray Data hands the actor several units at once:
-their requests share the engine's slots, so that it does not run empty at the end of each. A request that fails rejects
-its image. An engine that is dead, or hangs, ends the process; Ray starts it again and retries the units, and what kills
-every engine is isolated like anything else that kills its process (faults.py).
+Sets `answers` of every image, and of whole images `num_visual_tokens` and `sample`; drops `tokens` and `kept`, or
+`pixels`. Ray Data hands the actor several units at once: their requests share the engine's slots, so that it does not
+run empty at the end of each. A request that fails rejects its image. An engine that is dead, or hangs, ends the
+process; Ray starts it again and retries the units, and what kills every engine is isolated like anything else that
+kills its process (run/isolate.py).
 """
 
 import asyncio
@@ -15,20 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-import numpy as np
 import torch
 from PIL import Image as PILImage
-from torch import Tensor
 
 from otprune.models import Completion, load_prompter
 from otprune.models.checkpoint import num_visual_tokens
 from pipelines.engines.one_size_at_a_time import EqualGate
-from pipelines.engines.requests import Request, RequestMaker, as_caption, give_answers, sampling_seed
-from pipelines.engines.vllm_client import Answer, EngineDiedError, VllmEngine
+from pipelines.engines.requests import Request, RequestMaker, as_answer, give_answers
+from pipelines.engines.vllm_client import EngineDiedError, Generated, VllmEngine
 from pipelines.stages.batches import SYSTEMATIC, Suspicion
+from pipelines.stages.seeds import sampling_seed
 from pipelines.stages.thumbnail import thumbnail
 from pipelines.stages.token_arrays import as_tensor, unpack
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Answer, Sample, UnitBatch
 from pipelines.text import clean
 
 QUEUED = 1.25  # requests in the engine for each of its slots: the next are at hand when one is free
@@ -40,7 +40,7 @@ class Engine(Protocol):
     max_length: int  # tokens of prompt and answer
     num_slots: int  # requests that it runs at once
 
-    async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Answer:
+    async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Generated:
         """Raises EngineDiedError; or anything else, and this request alone has failed."""
         ...
 
@@ -105,19 +105,9 @@ class VllmGenerator:
         return unit_batch.to_row()
 
     async def _generate(self, unit_batch: UnitBatch) -> None:
-        if self.images:
-            pixels = as_tensor(unit_batch.arrays["pixels"])
-            unit_batch.num_visual_tokens = self.num_visual_tokens
-            add_samples(unit_batch, pixels, self.num_visual_tokens)
-            pictures = [
-                [list(pixels[rows.start : rows.stop])] * len(image.prompts)
-                for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True)
-            ]
-            requests, bad = self.requests.of_unit(unit_batch, pictures, num_tokens=self.num_visual_tokens)
-        else:
-            requests, bad = self.requests.of_unit(unit_batch, unpack(unit_batch))
+        requests, bad = self._make_requests(unit_batch)
         results = await asyncio.gather(*(self._answer(unit_batch, r) for r in requests), return_exceptions=True)
-        done: dict[tuple[int, int], dict[str, Any]] = {}
+        done: dict[tuple[int, int], Answer] = {}
         failed: dict[int, BaseException] = {}
         for request, result in zip(requests, results, strict=True):
             if isinstance(result, EngineDiedError | asyncio.CancelledError):
@@ -133,7 +123,20 @@ class VllmGenerator:
             unit_batch.reject(i, "generate", f"{type(error).__name__}: {error}")
         give_answers(unit_batch, done, bad | set(failed))
 
-    async def _answer(self, unit_batch: UnitBatch, request: Request) -> dict[str, Any]:
+    def _make_requests(self, unit_batch: UnitBatch) -> tuple[list[Request], set[int]]:
+        """The unit's requests, and the images whose prompts do not fit."""
+        if not self.images:
+            return self.requests.of_unit(unit_batch, unpack(unit_batch))
+        pixels, pictures = as_tensor(unit_batch.arrays["pixels"]), []
+        for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
+            pictures.append([list(pixels[rows.start : rows.stop])] * len(image.prompts))
+            image.num_visual_tokens = self.num_visual_tokens * image.num_pictures
+            if image.sampled:
+                kept = list(range(self.num_visual_tokens))  # every token is kept
+                image.sample = Sample(thumbnail(pixels[rows.start]), kept, self.num_visual_tokens)
+        return self.requests.of_unit(unit_batch, pictures, num_tokens=self.num_visual_tokens)
+
+    async def _answer(self, unit_batch: UnitBatch, request: Request) -> Answer:
         sizes = {len(picture) for picture in request.visual}
         if len(sizes) > 1:
             raise ValueError(f"vLLM must get equal numbers of tokens of all pictures of a prompt, got {sorted(sizes)}")
@@ -145,10 +148,10 @@ class VllmGenerator:
                 sampling["seed"] = sampling_seed(unit_batch.images[request.image].sha256, request.prompt, self.seed)
             name = f"{unit_batch.unit.name}:{request.image}:{request.prompt}"
             try:
-                answer = await self.engine.complete(self._prompt(request), sampling, name)
+                generated = await self.engine.complete(self._prompt(request), sampling, name)
             finally:
                 self.last_progress = time.monotonic()
-        return as_caption(self._completion(request, answer), request.num_visual)
+        return as_answer(self._completion(request, generated), request.num_visual)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         """One placeholder for each picture, which vLLM widens to the number of the picture's tokens."""
@@ -160,16 +163,15 @@ class VllmGenerator:
             pictures = torch.stack(request.visual)  # [P, K, D]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
 
-    def _completion(self, request: Request, answer: Answer) -> Completion:
+    def _completion(self, request: Request, generated: Generated) -> Completion:
         """By the tokens, as the transformers engine does; by vLLM's own text where stop strings cut it."""
-        by_tokens = self.prompter.completion(request.length, answer.ids)
-        if answer.text is None:
-            return by_tokens
+        if generated.text is None:
+            return self.prompter.completion(request.length, generated.ids)
         return Completion(
-            text=answer.text.strip(),
+            text=generated.text.strip(),
             num_prompt_tokens=request.length,
-            num_generated_tokens=len(answer.ids),
-            finish_reason=answer.finish_reason,
+            num_generated_tokens=len(generated.ids),
+            finish_reason=generated.finish_reason,
         )
 
     async def _watch(self) -> None:
@@ -211,14 +213,3 @@ class SharedClock:
         for key in self._shares:
             self._shares[key] += (now - self._last) / len(self._shares)
         self._last = now
-
-
-def add_samples(unit_batch: UnitBatch, pixels: Tensor, num_tokens: int) -> None:
-    """Thumbnails for the report; every token is kept."""
-    for image, (i, *_) in zip(unit_batch.images, unit_batch.rows(), strict=True):
-        if image.sample is not None:
-            image.sample = {
-                "jpeg": thumbnail(pixels[i]),
-                "kept": np.arange(num_tokens).tolist(),
-                "num_tokens": num_tokens,
-            }

@@ -15,7 +15,7 @@ class EngineDiedError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Generated:
     """Generated ids with the end token, why they ended (stop | length), and the text where stop strings cut it."""
 
     ids: list[int]
@@ -39,7 +39,7 @@ class VllmEngine:
         self.processes = psutil.Process().children(recursive=True)
         self.guard = guard(self.processes)
 
-    async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Answer:
+    async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Generated:
         """Answer to a prompt of token ids and images, or visual tokens [P, K, D].
 
         Raises:
@@ -59,7 +59,7 @@ class VllmEngine:
         if answer.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM gave the request up: {answer.finish_reason}")
         text = answer.text if sampling.get("stop") else None
-        return Answer(list(answer.token_ids), answer.finish_reason, text)
+        return Generated(list(answer.token_ids), answer.finish_reason, text)
 
     def kill(self) -> None:
         """SIGKILL to the engine's processes: one that hangs hears nothing else."""

@@ -26,7 +26,7 @@ from pipelines.metrics.ptb import tokenize
 from pipelines.output.plan import Plan
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import Unit
-from pipelines.preflight.canary_stages import Captions, ReadThreefold, collect
+from pipelines.preflight.canary_stages import VARIANTS, ReadThreefold, collect
 from pipelines.run.cluster import connected
 from pipelines.run.flow import run_flow
 from pipelines.run.job import Job, check_model, check_pruning, find_input
@@ -38,6 +38,7 @@ from pipelines.store import make_store
 PIECES = 4  # files that a sample is spread over
 LEVEL = 0.95
 
+Key = tuple[str, int, int]  # unit, image in it, prompt of that
 Interval = tuple[float, float, float]  # value and the ends of its 95 % interval
 
 
@@ -94,18 +95,20 @@ def compare(units: list[dict[str, Any]], num_sampled: int, max_same: float) -> C
     Raises:
         UserError: if fewer than two images came through.
     """
-    captions: Captions = {"true": {}, "blank": {}, "swapped": {}}
-    others: dict[str, str] = {}
+    captions: dict[str, dict[Key, str]] = {variant: {} for variant in VARIANTS}
+    others: dict[Key, Key] = {}  # swapped caption -> true caption of the image whose pixels it was made from
     for unit in units:
-        for variant, found in unit["captions"].items():
-            captions[variant] |= found
-        others |= unit["others"]
+        for said in unit["captions"]:
+            key = (unit["unit"], said["image"], said["prompt"])
+            captions[said["variant"]][key] = said["caption"]
+            if said["partner"] is not None:
+                others[key] = (unit["unit"], said["partner"], said["prompt"])
     whole = [key for key in captions["true"] if all(key in found for found in captions.values())]
     if len(whole) < 2:
         raise UserError(f"canary.images must find at least two different images in input.path, got {len(whole)}")
     true, blank, swapped = ({key: found[key] for key in whole} for found in captions.values())
     result = canary(true, blank, swapped, max_same)
-    count, images = len(whole), len({key.partition(" ")[0] for key in whole})
+    count, images = len(whole), len({key[:2] for key in whole})
     pairs = [(swapped[key], captions["true"].get(others[key])) for key in whole if key in others]
     follows = [tokenize(ours) == tokenize(theirs) for ours, theirs in pairs if theirs is not None]
     return CanaryResult(

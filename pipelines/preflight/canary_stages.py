@@ -12,10 +12,9 @@ import numpy as np
 
 from pipelines.output.span import SpanRow
 from pipelines.stages.read import Reader
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import CanaryCopy, Image, UnitBatch
 
-Captions = dict[str, dict[str, str]]
-"""Variant -> image and prompt -> caption."""
+VARIANTS = ("true", "blank", "swapped")
 
 
 class ReadThreefold:
@@ -35,21 +34,17 @@ class ReadThreefold:
         return self.read.identify(span)
 
     def _triple(self, unit_batch: UnitBatch) -> None:
-        """Names the images `variant unit row` for `collect`; the swapped have the sha256 of the pixels that they show,
-        which seeds random selection."""
+        """Each image that has a partner becomes three, first all true ones, then all blank, then all swapped.
+
+        A swapped image has the sha256 of the pixels that it shows, which seeds random selection.
+        """
         images = unit_batch.images
-        partner = partners([image.sha256 for image in images])
-        chosen = [i for i, other in enumerate(partner) if other is not None]
-        taken = [other for other in partner if other is not None]
-        shown = [images[i] for i in taken]
-        key = f"{unit_batch.unit.name}-{{}}".format
+        pairs = [(i, j) for i, j in enumerate(partners([image.sha256 for image in images])) if j is not None]
+        chosen, taken = [i for i, _ in pairs], [j for _, j in pairs]
         unit_batch.images = [
-            *(replace(images[i], id=f"true {key(i)}") for i in chosen),
-            *(replace(images[i], id=f"blank {key(i)}") for i in chosen),
-            *(
-                replace(images[i], id=f"swapped {key(i)} {key(j)}", sha256=other.sha256)
-                for i, j, other in zip(chosen, taken, shown, strict=True)
-            ),
+            *(replace(images[i], canary=CanaryCopy("true", i)) for i in chosen),
+            *(replace(images[i], canary=CanaryCopy("blank", i)) for i in chosen),
+            *(replace(images[i], canary=CanaryCopy("swapped", i, j), sha256=images[j].sha256) for i, j in pairs),
         ]
         rows = np.array([*chosen, *chosen, *taken], np.intp)
         unit_batch.arrays = {name: array[rows] for name, array in unit_batch.arrays.items()}
@@ -65,17 +60,26 @@ def partners(hashes: list[str]) -> list[int | None]:
 
 
 def collect(row: dict[str, Any]) -> dict[str, Any]:
-    """Last stage: commits nothing and tells the driver what was said of each variant."""
+    """Last stage: commits nothing and tells the driver what was said of each variant.
+
+    `captions` holds one record for each copy and prompt; its `partner` is the index of the image whose caption a
+    swapped copy should have, None where the two images were asked different things.
+    """
     unit_batch = UnitBatch.from_row(row)
-    captions: Captions = {"true": {}, "blank": {}, "swapped": {}}
-    others: dict[str, str] = {}
-    for image in unit_batch.images:
-        variant, name, *other = image.id.split(" ")
-        for i, done in enumerate(image.captions):
-            captions[variant][f"{name} {i}"] = done["caption"]
-            if other and _same_prompts(unit_batch.images):
-                others[f"{name} {i}"] = f"{other[0]} {i}"
-    return {"summary": json.dumps({"error": unit_batch.error, "captions": captions, "others": others})}
+    comparable = _same_prompts(unit_batch.images)
+    captions = [
+        {
+            "variant": image.canary.variant,
+            "image": image.canary.index,
+            "partner": image.canary.partner if comparable else None,
+            "prompt": number,
+            "caption": answer.caption,
+        }
+        for image in unit_batch.images
+        if image.canary is not None
+        for number, answer in enumerate(image.answers)
+    ]
+    return {"summary": json.dumps({"unit": unit_batch.unit.name, "error": unit_batch.error, "captions": captions})}
 
 
 def _same_prompts(images: list[Image]) -> bool:

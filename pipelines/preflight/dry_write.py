@@ -1,4 +1,4 @@
-"""The last stage of a sample run: what `sink.py` would write is made, weighed and thrown away.
+"""The last stage of a sample run: what `stages/write.py` would write is made, weighed and thrown away.
 
 A module of its own, since the tasks that run it import it: with `sample.py` they would load torch and all models' code.
 """

@@ -1,8 +1,9 @@
 """Second stage, a GPU actor: pixels -> the visual tokens worth decoding.
 
-Adds `tokens` and `kept` (`tokens.py`); drops `pixels`. Holds the vision tower and the projector, nothing of the
-language model. Selection and merging happen here, before the stage border: 56 of 576 tokens cross it, not 576. Methods
-that prune inside the language model get every token.
+Adds `tokens` and `kept` (`token_arrays.py`); drops `pixels`. Sets each image's `num_visual_tokens`, and the `sample` of
+those sampled. Holds the vision tower and the projector, nothing of the language model. Selection and merging happen
+here, before the stage border: 56 of 576 tokens cross it, not 576. Methods that prune inside the language model get every
+token.
 """
 
 from pathlib import Path
@@ -15,9 +16,10 @@ from torch import Tensor
 from pipelines.stages.batches import Suspicion, run_batched
 from pipelines.stages.gpu import exit_if_cuda_is_broken, limit_memory, torch_dtype
 from pipelines.stages.prune import Pruner
+from pipelines.stages.seeds import image_seed
 from pipelines.stages.thumbnail import thumbnail
 from pipelines.stages.token_arrays import Kept, as_tensor, pack, to_numpy
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Sample, UnitBatch
 from pipelines.stages.upload import CudaCopy, Uploader
 from pipelines.text import clean
 
@@ -74,13 +76,35 @@ class Encoder:
 
     def _encode(self, unit_batch: UnitBatch) -> None:
         pixels, sizes = as_tensor(unit_batch.arrays.pop("pixels")), unit_batch.arrays.pop("sizes", None)
-        owners = [i for i, rows in enumerate(unit_batch.rows()) for _ in rows]
-        seeds = [
-            image_seed(image.sha256, self.seed + picture)
-            for image in unit_batch.images
-            for picture in range(image.num_pictures)
-        ]
-        prompts = [image.prompts for image in unit_batch.images for _ in range(image.num_pictures)]
+        rows = unit_batch.rows()
+        parts, guilty = self._prune(unit_batch, pixels, sizes)
+        for index, error in guilty.items():
+            unit_batch.reject(index, "encode", f"{type(error).__name__}: {error}")
+        kept: list[Kept] = []  # rows of the arrays to come
+        for i, image in enumerate(unit_batch.images):
+            if i not in guilty:
+                pictures = [parts[row] for row in rows[i]]
+                image.num_visual_tokens = sum(self._num_visual(prompts[0]) for prompts in pictures)
+                if image.sampled:
+                    image.sample = self._sample(pixels[rows[i].start], pictures[0][0])
+                kept += [picture for prompt in zip(*pictures, strict=True) for picture in prompt]
+        unit_batch.drop(guilty.keys())
+        unit_batch.rows_per_prompt = self.pruner.per_prompt
+        unit_batch.arrays = self._arrays(kept)
+
+    def _prune(
+        self, unit_batch: UnitBatch, pixels: Tensor, sizes: np.ndarray | None
+    ) -> tuple[dict[int, list[Kept]], dict[int, Exception]]:
+        """What is kept of each row of `pixels` (of each prompt, where the method looks at it); images that failed.
+
+        Raises:
+            one of the errors, if they are not the images' fault (`Suspicion`, `run_batched`).
+        """
+        pictures = [
+            (i, number) for i, image in enumerate(unit_batch.images) for number in range(image.num_pictures)
+        ]  # the owner of each row, and which of its pictures the row is
+        seeds = [image_seed(unit_batch.images[i].sha256, self.seed + number) for i, number in pictures]
+        prompts = [unit_batch.images[i].prompts for i, _ in pictures]
         parts: dict[int, list[Kept]] = {}
 
         with Uploader(pixels, self.to_gpu) as upload:
@@ -93,35 +117,20 @@ class Encoder:
 
             failed = run_batched(list(range(len(pixels))), self.batch_size, run, upload.ahead)
         self.suspicion.note(len(pixels) - len(failed), failed.values())
-        guilty = {owners[row]: error for row, error in failed.items()}
-        for index, error in guilty.items():
-            unit_batch.reject(index, "encode", f"{type(error).__name__}: {error}")
-        unit_batch.num_visual_tokens = self.encoder.num_tokens
-        for i, (image, rows) in enumerate(zip(unit_batch.images, unit_batch.rows(), strict=True)):
-            image.num_visual_tokens = 0 if i in guilty else sum(parts[row][0].num_visual for row in rows)
-        self._add_samples(unit_batch, pixels, parts)
-        pictures = [[parts[row] for row in rows] for i, rows in enumerate(unit_batch.rows()) if i not in guilty]
-        unit_batch.drop(guilty.keys())
-        unit_batch.rows_per_prompt = self.pruner.per_prompt
-        unit_batch.arrays = self._arrays(
-            [row for shown in pictures for prompt in zip(*shown, strict=True) for row in prompt]
-        )
+        return parts, {pictures[row][0]: error for row, error in failed.items()}
+
+    def _num_visual(self, kept: Kept) -> int:
+        """Visual tokens of one picture before pruning."""
+        return self.encoder.num_tokens if kept.num_visual is None else kept.num_visual
+
+    def _sample(self, pixels: Tensor, kept: Kept) -> Sample:
+        """Of an image's first picture; of tiles, which have one dimension more, the overview, which comes first."""
+        num_tokens = self.encoder.num_tokens
+        shown = pixels if pixels.dim() == 3 else pixels[0]
+        return Sample(thumbnail(shown), kept.source[kept.source < num_tokens].tolist(), num_tokens)
 
     def _arrays(self, rows: list[Kept]) -> dict[str, np.ndarray]:
         if rows:
             return pack(rows)
         tokens = torch.empty(0, self.pruner.k, self.encoder.width, dtype=self.encoder.dtype)
         return {"tokens": to_numpy(tokens), "kept": np.empty((0, self.pruner.k), np.int16)}
-
-    def _add_samples(self, unit_batch: UnitBatch, pixels: Tensor, parts: dict[int, list[Kept]]) -> None:
-        for image, (i, *_) in zip(unit_batch.images, unit_batch.rows(), strict=True):
-            if image.sample is not None and i in parts:
-                shown = pixels[i] if pixels[i].dim() == 3 else pixels[i][0]  # the overview of tiles
-                num_tokens, source = self.encoder.num_tokens, parts[i][0].source
-                kept = source[source < num_tokens].tolist()
-                image.sample = {"jpeg": thumbnail(shown), "kept": kept, "num_tokens": num_tokens}
-
-
-def image_seed(sha256: str, seed: int) -> int:
-    """Seed of one image's random selection: it depends on the image's bytes, never on its batch."""
-    return (int(sha256[:15], 16) + seed) % 2**62

@@ -106,9 +106,9 @@ class ReadDecode:
                     unit_batch.rejected.append(Rejected(**where, reason=reject.reason, detail=clean(reject.detail)))
                     continue
                 if len(unit_batch.images) <= num_samples:
-                    unit_batch.images[-1].sample = {}
+                    unit_batch.images[-1].sampled = True
                     unit_batch.images[-1].references = record["references"]
-        unit_batch.arrays = stack_pictures(pixels, self.decode.size)
+            unit_batch.arrays = stack_pictures(pixels, self.decode.size)
 
     def _fetch_missing(self, rows: list[dict[str, Any]]) -> None:
         """Replaces URIs by the bytes they name, several at a time."""

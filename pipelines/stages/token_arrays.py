@@ -25,12 +25,12 @@ class Kept:
 
     The source of a token is the index of the one it was, or, for a merged one, of the one it grew from: the centre of a
     pooled cell, the token that others were merged into; -1 where there is none. LLaVA-1.6's tokens count as they stand
-    in the packed sequence, or, chosen tile by tile, crop after crop; `num_visual` is how many there were.
+    in the packed sequence, or, chosen tile by tile, crop after crop.
     """
 
     tokens: Tensor
     source: Tensor
-    num_visual: int = 0
+    num_visual: int | None = None  # tokens before pruning; None: as many as every square picture has
 
 
 def pack(rows: Sequence[Kept]) -> dict[str, np.ndarray]:
@@ -42,10 +42,8 @@ def pack(rows: Sequence[Kept]) -> dict[str, np.ndarray]:
 
 def unpack(unit_batch: UnitBatch) -> list[list[list[Tensor]]]:
     """Tokens [K, D] of each picture of each prompt of each image, without padding: views of `unit_batch.arrays`."""
-    tokens, lengths = (
-        from_numpy(unit_batch.arrays["tokens"]),
-        (unit_batch.arrays["kept"] != PADDING).sum(axis=1).tolist(),
-    )
+    tokens = from_numpy(unit_batch.arrays["tokens"])
+    lengths = (unit_batch.arrays["kept"] != PADDING).sum(axis=1).tolist()
     pictures = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
     unpacked = []
     for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):

@@ -7,14 +7,16 @@ Returns `summary`, one JSON string a unit, which streams to the driver.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.output.parts import encode_table
 from pipelines.output.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Image, Rejected, Sample, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
 
@@ -49,9 +51,7 @@ class Sink:
         """Writes quarantine (if any), then what commits the unit."""
         with unit_batch.timed("write"):
             objects = self.objects(unit_batch)
-            if (
-                not unit_batch.rejected
-            ):  # an earlier try may have rejected images, say for a time-out, and died before this
+            if not unit_batch.rejected:  # an earlier try may have rejected images, say for a time-out, and then died
                 self.store.delete(f"quarantine/{unit_batch.unit.part}")
             for name, content in objects.items():
                 self.store.write(name, content)
@@ -79,28 +79,24 @@ def caption_rows(unit_batch: UnitBatch, *, model: str, method: str) -> list[dict
     """One row for each caption, in the columns of `CAPTIONS`."""
     names = {"model": model, "method": method}
     return [
-        {**_where(image), **done, **names, "prompt": prompt}
-        | {"num_visual_tokens": image.num_visual_tokens or unit_batch.num_visual_tokens}
+        {**_where(image), **asdict(answer), **names, "prompt": prompt, "num_visual_tokens": image.num_visual_tokens}
         for image in unit_batch.images
-        for prompt, done in zip(image.prompts, image.captions, strict=True)
+        for prompt, answer in zip(image.prompts, image.answers, strict=True)
     ]
 
 
 def totals(unit_batch: UnitBatch) -> dict[str, Any]:
     """What a unit adds to the run's totals; stored with its output, so that totals survive the driver."""
-    captions = [caption for image in unit_batch.images for caption in image.captions]
+    answers = [answer for image in unit_batch.images for answer in image.answers]
     return {
         "images_captioned": len(unit_batch.images),
         "images_quarantined": len(unit_batch.rejected),
-        "captions": len(captions),
+        "captions": len(answers),
         "unanswered": sum(len(rejected.questions) for rejected in unit_batch.rejected),
-        "prompt_tokens": sum(c["num_prompt_tokens"] for c in captions),
-        "generated_tokens": sum(c["num_generated_tokens"] for c in captions),
-        "finished_by_length": sum(c["finish_reason"] == "length" for c in captions),
-        "reasons": {
-            reason: sum(r.reason == reason for r in unit_batch.rejected)
-            for reason in {r.reason for r in unit_batch.rejected}
-        },
+        "prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
+        "generated_tokens": sum(answer.num_generated_tokens for answer in answers),
+        "finished_by_length": sum(answer.finish_reason == "length" for answer in answers),
+        "reasons": dict(Counter(rejected.reason for rejected in unit_batch.rejected)),
         "seconds": unit_batch.seconds,
     }
 
@@ -109,21 +105,22 @@ def summarize(unit_batch: UnitBatch) -> dict[str, Any]:
     """What the driver learns of a unit: its totals, or its error; and the sampled images."""
     summary: dict[str, Any] = {"unit": unit_batch.unit.name, "error": unit_batch.error}
     if unit_batch.error is None:
-        samples = [
-            {
-                "source": i.source,
-                "row": i.row,
-                "references": i.references,
-                "captions": i.captions,
-                "prompts": i.prompts,
-                **i.sample,
-            }
-            for i in unit_batch.images
-            if i.sample
-        ]
+        samples = [_shown(image, image.sample) for image in unit_batch.images if image.sample is not None]
         summary |= totals(unit_batch) | {"samples": samples}
     return summary
 
 
-def _where(image: Any) -> dict[str, Any]:
+def _shown(image: Image, sample: Sample) -> dict[str, Any]:
+    """What the report, the gate and samples.json get of a sampled image."""
+    return {
+        "source": image.source,
+        "row": image.row,
+        "references": image.references,
+        "captions": [asdict(answer) for answer in image.answers],
+        "prompts": image.prompts,
+        **asdict(sample),
+    }
+
+
+def _where(image: Image | Rejected) -> dict[str, Any]:
     return {"id": image.id, "source": image.source, "row": image.row, "sha256": image.sha256}

@@ -35,7 +35,7 @@ from pipelines.benchmarks import Benchmark, Comparison, get_benchmark
 from pipelines.config.keys import AccuracyConfig, GridConfig
 from pipelines.config.load import load_config
 from pipelines.report.plots import line_chart, scatter, series_styles, ticks
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.store import Store
 from tests.conftest import REPOSITORY, scene_row
 
@@ -57,7 +57,8 @@ def counting_encoder(always: dict[str, int] | None = None) -> type:
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(row)
-            unit_batch.num_visual_tokens = 256
+            for image in unit_batch.images:
+                image.num_visual_tokens = 256 * image.num_pictures
             unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), self.kept, 1), np.float32)}
             return unit_batch.to_row()
 
@@ -76,13 +77,11 @@ def lucky_generator() -> type:
 
             unit_batch = UnitBatch.from_row(row)
             kept = unit_batch.arrays["tokens"].shape[1]
-            counts = {"num_kept_tokens": kept, "num_prompt_tokens": kept + 6, "num_generated_tokens": 2}
             for image in unit_batch.images:
-                image.captions = [
-                    {"finish_reason": "stop", **counts}
-                    | {"caption": q["answers"][0] if zlib.crc32(q["question_id"].encode()) % 256 < kept else "what"}
-                    for q in image.questions
+                texts = [
+                    q.answers[0] if zlib.crc32(q.question_id.encode()) % 256 < kept else "what" for q in image.questions
                 ]
+                image.answers = [Answer(text, kept, kept + 6, 2, "stop") for text in texts]
             unit_batch.arrays = {}
             return unit_batch.to_row()
 

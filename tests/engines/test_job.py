@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Answer, UnitBatch
 from tests.helpers import addresses, captions_of, read_rows, run_fake, write_corpus
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -42,10 +42,9 @@ def fake_async_generator(folder: Path, together: int = 1, deadly_after: int | No
                 self.enough.set()
             await asyncio.wait_for(self.enough.wait(), 60)
             await asyncio.sleep(0.01)
-            counts = {"num_kept_tokens": 25, "num_prompt_tokens": 31, "num_generated_tokens": 2}
             for image in unit_batch.images:
                 texts = [f"{image.sha256} {prompt}" for prompt in image.prompts]
-                image.captions = [{"caption": text, "finish_reason": "stop", **counts} for text in texts]
+                image.answers = [Answer(text, 25, 31, 2, "stop") for text in texts]
             unit_batch.arrays = {}
             return unit_batch.to_row()
 

@@ -9,7 +9,8 @@ from pipelines.engines.transformers_actor import Generator
 from pipelines.output.unit import Unit
 from pipelines.stages.batches import SYSTEMATIC
 from pipelines.stages.token_arrays import to_numpy
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import Answer, Image, QuestionSet, UnitBatch
+from tests.helpers import question
 
 SETTINGS = {
     "dtype": "float32",
@@ -55,7 +56,7 @@ def work_of(tokens: torch.Tensor, prompts: list[list[str]] | None = None, first:
     images = [Image(f"id{i}", "a.parquet", first + i, "0" * 64, texts) for i, texts in enumerate(prompts)]
     kept = np.zeros((len(tokens), tokens.shape[1]), np.int16)
     unit = Unit("0123456789ab", first, first + len(tokens), ("a.parquet",))
-    return UnitBatch(unit, images=images, num_visual_tokens=256, arrays={"tokens": to_numpy(tokens), "kept": kept})
+    return UnitBatch(unit, images=images, arrays={"tokens": to_numpy(tokens), "kept": kept})
 
 
 def generated(generator: Generator, unit_batch: UnitBatch) -> UnitBatch:
@@ -63,7 +64,7 @@ def generated(generator: Generator, unit_batch: UnitBatch) -> UnitBatch:
 
 
 def texts(unit_batch: UnitBatch) -> dict[int, list[str]]:
-    return {image.row: [caption["caption"] for caption in image.captions] for image in unit_batch.images}
+    return {image.row: [answer.caption for answer in image.answers] for image in unit_batch.images}
 
 
 def test_captions_are_those_of_the_model_with_their_numbers(generator, tokens):
@@ -71,15 +72,8 @@ def test_captions_are_those_of_the_model_with_their_numbers(generator, tokens):
     prompt = generator().decoder.encode_prompt(CAPTION)
     for image, visual in zip(unit_batch.images, tokens, strict=True):
         (expected,) = generator().decoder.generate([visual], [prompt], max_new_tokens=40)
-        assert image.captions == [
-            {
-                "caption": expected.text,
-                "num_kept_tokens": 52,
-                "num_prompt_tokens": sum(map(len, prompt)) + 52,
-                "num_generated_tokens": expected.num_generated_tokens,
-                "finish_reason": "stop",
-            }
-        ]
+        num_prompt = sum(map(len, prompt)) + 52
+        assert image.answers == [Answer(expected.text, 52, num_prompt, expected.num_generated_tokens, "stop")]
     assert len({captions[0] for captions in texts(unit_batch).values()}) > 3
     assert (unit_batch.error, unit_batch.arrays) == (None, {})
     assert unit_batch.seconds["generate"] > 0
@@ -90,7 +84,7 @@ def test_several_prompts_share_an_encoding_and_answers_keep_their_order(generato
     unit_batch = generated(generator(), work_of(tokens, [prompts] * 6))
     alone = [texts(generated(generator(), work_of(tokens, [[prompt]] * 6))) for prompt in prompts]
     assert texts(unit_batch) == {row: [answers[row][0] for answers in alone] for row in range(6)}
-    assert len(unit_batch.images[0].captions) == 3
+    assert len(unit_batch.images[0].answers) == 3
 
 
 def test_images_may_have_prompts_of_their_own(generator, tokens):
@@ -121,7 +115,7 @@ def test_a_prompt_without_room_for_its_answer_is_rejected_alone(generator, token
     assert [(r.row, r.reason) for r in unit_batch.rejected] == [(2, "prompt"), (3, "prompt")]
     assert unit_batch.rejected[0].detail == "prompt must leave room for 40 new tokens: at most 984, got 985"
     assert [image.row for image in unit_batch.images] == [0, 1, 4, 5]
-    assert all(image.captions for image in unit_batch.images)
+    assert all(image.answers for image in unit_batch.images)
 
 
 def test_a_prompt_that_smuggles_in_an_image_is_rejected_alone(generator, tokens):
@@ -132,9 +126,7 @@ def test_a_prompt_that_smuggles_in_an_image_is_rejected_alone(generator, tokens)
 
 def test_an_answer_that_does_not_end_is_cut_and_says_so(generator, tokens):
     unit_batch = generated(generator(max_new_tokens=4), work_of(tokens[:2]))
-    assert {(c["finish_reason"], c["num_generated_tokens"]) for i in unit_batch.images for c in i.captions} == {
-        ("length", 4)
-    }
+    assert {(a.finish_reason, a.num_generated_tokens) for i in unit_batch.images for a in i.answers} == {("length", 4)}
 
 
 def test_sampling_depends_on_image_prompt_and_seed_never_on_the_unit_or_the_batch(generator, tokens):
@@ -147,8 +139,8 @@ def test_sampling_depends_on_image_prompt_and_seed_never_on_the_unit_or_the_batc
     assert sample(rows=slice(0, 2)) == once[:2]
     assert sample(seed=1) != once
     assert sample(seed=1) == sample(seed=1)
-    twice = generated(generator(temperature=2.0), work_of(tokens[:1, :6], [[CAPTION, CAPTION]])).images[0].captions
-    assert twice[0]["caption"] != twice[1]["caption"]
+    twice = generated(generator(temperature=2.0), work_of(tokens[:1, :6], [[CAPTION, CAPTION]])).images[0].answers
+    assert twice[0].caption != twice[1].caption
 
 
 def break_on(generator: Generator, monkeypatch, guilty: torch.Tensor, error: Exception) -> None:
@@ -195,24 +187,24 @@ def test_a_unit_without_images_and_one_that_failed_before_pass_through(generator
 def test_a_question_about_two_pictures_reads_both_and_each_image_keeps_its_own(generator, tokens):
     def ask(order: list[int]) -> UnitBatch:
         unit_batch = work_of(tokens[order], [[CAPTION], [CAPTION]])
-        unit_batch.images[0].num_pictures = 2
+        unit_batch.images[0].question_set = QuestionSet([], num_pictures=2)
         unit_batch.images = unit_batch.images[:2]
         return generated(generator(), unit_batch)
 
     unit_batch = ask([0, 1, 2])
-    assert [image.captions[0]["num_kept_tokens"] for image in unit_batch.images] == [104, 52]
+    assert [image.answers[0].num_kept_tokens for image in unit_batch.images] == [104, 52]
     assert texts(unit_batch)[1] == texts(generated(generator(), work_of(tokens[2:3])))[0]
     assert texts(ask([1, 0, 2]))[0] != texts(unit_batch)[0]
 
 
 def test_a_limit_of_new_tokens_may_stand_with_the_prompt_and_yields_to_the_context(generator, tokens):
     unit_batch = work_of(tokens[:2], [[CAPTION, CAPTION], ["a " * 960]])
-    unit_batch.images[0].max_new_tokens = [3, 5]
-    unit_batch.images[1].max_new_tokens = [100]
+    unit_batch.images[0].question_set = QuestionSet([question(max_new_tokens=n) for n in (3, 5)])
+    unit_batch.images[1].question_set = QuestionSet([question(max_new_tokens=100)])
     unit_batch = generated(generator(), unit_batch)
-    assert [c["num_generated_tokens"] for c in unit_batch.images[0].captions] == [3, 5]
-    (cut,) = unit_batch.images[1].captions
-    assert cut["num_prompt_tokens"] + 100 > 1024 >= cut["num_prompt_tokens"] + cut["num_generated_tokens"]
+    assert [answer.num_generated_tokens for answer in unit_batch.images[0].answers] == [3, 5]
+    (cut,) = unit_batch.images[1].answers
+    assert cut.num_prompt_tokens + 100 > 1024 >= cut.num_prompt_tokens + cut.num_generated_tokens
 
 
 # Methods inside the model
@@ -238,7 +230,7 @@ def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(dem
     unit_batch = generated(inside, work_of(all_tokens, prompts))
     assert (unit_batch.error, unit_batch.rejected) == (None, [])
     plain = generated(generator(), work_of(all_tokens, prompts))
-    assert [image.captions for image in unit_batch.images] == [image.captions for image in plain.images]
+    assert [image.answers for image in unit_batch.images] == [image.answers for image in plain.images]
 
 
 def test_a_method_inside_the_model_samples_as_without(demo_model, generator, all_tokens):
@@ -251,15 +243,15 @@ def test_a_method_inside_the_model_samples_as_without(demo_model, generator, all
 
 def test_a_method_inside_the_model_counts_the_tokens_of_its_layers_on_average(demo_model, all_tokens):
     inside = Generator(model_path=str(demo_model), method="fastv", settings={"layer": 1, "kept": 16}, **SETTINGS)
-    (caption,) = generated(inside, work_of(all_tokens[:1])).images[0].captions
-    assert caption["num_kept_tokens"] == (256 + 3 * 16) / 4
-    assert caption["num_prompt_tokens"] > 256
+    (answer,) = generated(inside, work_of(all_tokens[:1])).images[0].answers
+    assert answer.num_kept_tokens == (256 + 3 * 16) / 4
+    assert answer.num_prompt_tokens > 256
 
 
 def test_a_method_inside_the_model_takes_one_image_a_prompt(demo_model, all_tokens):
     inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 2}, **SETTINGS)
     unit_batch = work_of(all_tokens[:3])
-    unit_batch.images = [Image("a", "f", 0, "0" * 64, [CAPTION], num_pictures=2), unit_batch.images[2]]
+    unit_batch.images = [Image("a", "f", 0, "0" * 64, [CAPTION], question_set=QuestionSet([], 2)), unit_batch.images[2]]
     done = generated(inside, unit_batch)
     assert [(rejected.id, rejected.reason) for rejected in done.rejected] == [("a", "prompt")]
     assert "vtw takes prompts with one image, got 2" in done.rejected[0].detail

@@ -19,10 +19,11 @@ import torch
 from otprune.models import load_prompter
 from pipelines.engines.kill_with_parent import guard
 from pipelines.engines.vllm_actor import VllmGenerator
-from pipelines.engines.vllm_client import Answer, EngineDiedError
+from pipelines.engines.vllm_client import EngineDiedError, Generated
 from pipelines.output.unit import Unit
 from pipelines.stages.batches import SYSTEMATIC
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import Answer, Image, QuestionSet, UnitBatch
+from tests.helpers import question
 
 CAPTION = "describe the image ."
 Complete = Callable[[dict[str, Any], dict[str, Any]], Any]
@@ -40,7 +41,7 @@ class FakeEngine:
         self.asked: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.killed = False
 
-    async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Answer:
+    async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Generated:
         pictures = prompt["multi_modal_data"]["image"]
         size = tuple(np.shape(pictures[0]))
         self.sizes.append(size)
@@ -54,7 +55,7 @@ class FakeEngine:
                 return await answer if asyncio.iscoroutine(answer) else answer
         finally:
             self.sizes.remove(size)
-        return Answer([*said(pictures), 2], "stop")
+        return Generated([*said(pictures), 2], "stop")
 
     def kill(self) -> None:
         self.killed = True
@@ -121,7 +122,7 @@ def run(stage: Stage, *units: UnitBatch) -> list[UnitBatch]:
 
 
 def captions(unit_batch: UnitBatch) -> dict[int, list[str]]:
-    return {image.row: [caption["caption"] for caption in image.captions] for image in unit_batch.images}
+    return {image.row: [answer.caption for answer in image.answers] for image in unit_batch.images}
 
 
 def test_each_image_gets_the_answer_to_its_own_tokens(stage, prompter):
@@ -131,21 +132,16 @@ def test_each_image_gets_the_answer_to_its_own_tokens(stage, prompter):
         assert (unit_batch.error, unit_batch.arrays) == (None, {})
         expected = [[prompter.completion(0, said(array[i : i + 1])).text] for i in range(6)]
         assert list(captions(unit_batch).values()) == expected
-        assert unit_batch.images[0].captions[0] | {"caption": ""} == {
-            "caption": "",
-            "num_kept_tokens": 5,
-            "num_prompt_tokens": 5 + sum(map(len, prompter.encode_prompt(CAPTION))),
-            "num_generated_tokens": 7,
-            "finish_reason": "stop",
-        }
+        num_prompt = 5 + sum(map(len, prompter.encode_prompt(CAPTION)))
+        assert unit_batch.images[0].answers == [Answer(expected[0][0], 5, num_prompt, 7, "stop")]
 
 
 def test_the_prompt_holds_one_placeholder_for_each_picture_between_its_texts(stage, prompter):
     engine = FakeEngine()
     unit_batch = unit(tokens(3), [[CAPTION], [CAPTION]])
-    unit_batch.images[0].num_pictures = 2
+    unit_batch.images[0].question_set = QuestionSet([], num_pictures=2)
     (done,) = run(stage(engine), unit_batch)
-    assert [image.captions[0]["num_kept_tokens"] for image in done.images] == [10, 5]
+    assert [image.answers[0].num_kept_tokens for image in done.images] == [10, 5]
     (two, _), (one, _) = sorted(engine.asked, key=lambda asked: -len(asked[0]["multi_modal_data"]["image"]))
     before, between, after = prompter.encode_prompt(CAPTION, num_images=2)
     image = [prompter.image_token]
@@ -177,7 +173,7 @@ def test_prompts_have_limits_of_their_own_and_sampling_has_seeds_of_the_image(st
     def ask(first: int, **settings: Any) -> list[dict[str, Any]]:
         engine = FakeEngine()
         unit_batch = unit(tokens(2), [[CAPTION, CAPTION], [CAPTION]], first=first)
-        unit_batch.images[0].max_new_tokens = [3, 7]
+        unit_batch.images[0].question_set = QuestionSet([question(max_new_tokens=n) for n in (3, 7)])
         run(stage(engine, **settings), unit_batch)
         return [sampling for _, sampling in engine.asked]
 
@@ -194,16 +190,16 @@ def test_prompts_have_limits_of_their_own_and_sampling_has_seeds_of_the_image(st
 
 
 def test_a_text_cut_by_a_stop_string_is_taken_as_the_engine_cut_it(stage):
-    engine = FakeEngine(complete=lambda *_: Answer([11, 12], "stop", "a red "))
+    engine = FakeEngine(complete=lambda *_: Generated([11, 12], "stop", "a red "))
     (unit_batch,) = run(stage(engine, sampling={"stop": ["."]}), unit(tokens(1)))
-    done = unit_batch.images[0].captions[0]
-    assert (done["caption"], done["finish_reason"], done["num_generated_tokens"]) == ("a red", "stop", 2)
+    done = unit_batch.images[0].answers[0]
+    assert (done.caption, done.finish_reason, done.num_generated_tokens) == ("a red", "stop", 2)
 
 
 def test_an_answer_that_was_cut_says_so(stage):
-    engine = FakeEngine(complete=lambda *_: Answer([11] * 40, "length"))
+    engine = FakeEngine(complete=lambda *_: Generated([11] * 40, "length"))
     (unit_batch,) = run(stage(engine), unit(tokens(1)))
-    assert unit_batch.images[0].captions[0]["finish_reason"] == "length"
+    assert unit_batch.images[0].answers[0].finish_reason == "length"
 
 
 # Faults
@@ -261,7 +257,7 @@ def test_a_dead_engine_ends_the_process(stage):
 
 
 def test_an_engine_that_hangs_is_cut_off(stage):
-    async def forever() -> Answer:
+    async def forever() -> Generated:
         await asyncio.sleep(3600)
         raise AssertionError
 
@@ -315,16 +311,16 @@ def test_the_seconds_of_units_at_work_together_add_up_to_the_actors(stage):
 def test_unpruned_the_engine_gets_the_images_themselves(stage, prompter, scene_pixels):
     engine = FakeEngine()
     unit_batch = unit(scene_pixels, name="pixels")
-    unit_batch.images[1].sample = {}
+    unit_batch.images[1].sampled = True
     (done,) = run(stage(engine, images=True), unit_batch)
-    assert done.num_visual_tokens == 256
+    assert {image.num_visual_tokens for image in done.images} == {256}
     pictures = [prompt["multi_modal_data"]["image"] for prompt, _ in engine.asked]
     assert all(np.array_equal(np.asarray(p[0]), pixels) for p, pixels in zip(pictures, scene_pixels, strict=True))
-    assert done.images[0].captions[0]["num_kept_tokens"] == 256
-    assert done.images[0].captions[0]["num_prompt_tokens"] == 256 + sum(map(len, prompter.encode_prompt(CAPTION)))
+    assert done.images[0].answers[0].num_kept_tokens == 256
+    assert done.images[0].answers[0].num_prompt_tokens == 256 + sum(map(len, prompter.encode_prompt(CAPTION)))
     sample = done.images[1].sample
     assert sample is not None
-    assert (len(sample["kept"]), sample["num_tokens"], sample["jpeg"][:4]) == (256, 256, "/9j/")
+    assert (sample.kept, sample.num_tokens, sample.jpeg[:4]) == (list(range(256)), 256, "/9j/")
 
 
 def test_an_engine_does_not_outlive_the_process_that_started_it():

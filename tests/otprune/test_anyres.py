@@ -145,8 +145,8 @@ def test_unpruned_logits_and_answers_are_those_of_transformers(folder, whole, pi
                 decoder.model(inputs_embeds=row[None]).logits, whole.lm_head(expected), atol=1e-4, rtol=1e-4
             )
             answer = whole.lm_head(expected)[0, -1].argmax()
-        assert image.captions[0]["caption"].startswith(decoder.tokenizer.decode([answer], skip_special_tokens=True))
-        assert image.captions[0]["num_kept_tokens"] == len(tokens)
+        assert image.answers[0].caption.startswith(decoder.tokenizer.decode([answer], skip_special_tokens=True))
+        assert image.answers[0].num_kept_tokens == len(tokens)
 
 
 def test_joint_selection_is_among_all_tokens_of_the_image(folder, pictures):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from pipelines.errors import UserError
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary import CanaryResult, compare, run_canary, sample_spans
 from pipelines.preflight.canary_stages import collect, partners
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import Answer, CanaryCopy, Image, UnitBatch
 from pipelines.store import Store
 from tests.helpers import DEMO, fake_encoder
 
@@ -37,7 +37,7 @@ def ignoring_generator() -> type:
         def __call__(self, row: dict) -> dict:
             unit_batch = UnitBatch.from_row(row)
             for image in unit_batch.images:
-                image.captions = [{"caption": "a nice picture ."} for _ in image.prompts]
+                image.answers = [Answer("a nice picture .", 1, 2, 3, "stop") for _ in image.prompts]
             unit_batch.arrays = {}
             return unit_batch.to_row()
 
@@ -55,8 +55,8 @@ def mixing_generator() -> type:
             unit_batch = UnitBatch.from_row(row)
             in_order = sorted(unit_batch.images, key=lambda image: image.sha256)
             for image, other in zip(unit_batch.images, in_order, strict=True):
-                blank = " blank" if image.id.startswith("blank") else ""
-                image.captions = [{"caption": f"{other.sha256}{blank}"}]
+                blank = " blank" if image.canary and image.canary.variant == "blank" else ""
+                image.answers = [Answer(f"{other.sha256}{blank}", 1, 2, 3, "stop")]
             unit_batch.arrays = {}
             return unit_batch.to_row()
 
@@ -132,18 +132,22 @@ def test_partners_have_other_bytes():
     assert partners(["a"]) == [None]
 
 
-def summary(*captions: tuple[str, str]) -> dict:
-    """A unit as the last stage summarises it: (image id, caption)."""
-    images = [Image(name, "a", 0, "0", ["describe"], [{"caption": caption}]) for name, caption in captions]
+def summary(*captions: tuple[CanaryCopy, str], prompts: Sequence[str] = ("describe",) * 3) -> dict:
+    """A unit as the last stage summarises it; `prompts` of its images by index."""
+    images = [
+        Image("", "a", 0, "0", [prompts[copy.index]], [Answer(text, 1, 2, 3, "stop")], canary=copy)
+        for copy, text in captions
+    ]
     return json.loads(collect(UnitBatch(Unit("0" * 12, 0, 1, ("a",)), images).to_row())["summary"])
 
 
 def test_images_that_lost_a_variant_are_left_out():
-    unit = summary(
-        *(("true 0", "a"), ("true 1", "b"), ("true 2", "c")),
-        *(("blank 0", "x"), ("blank 1", "x"), ("blank 2", "c")),
-        *(("swapped 0 1", "b"), ("swapped 2 0", "a")),
-    )
+    said = [
+        *((CanaryCopy("true", i), text) for i, text in enumerate("abc")),
+        *((CanaryCopy("blank", i), text) for i, text in enumerate("xxc")),
+        *((CanaryCopy("swapped", 0, 1), "b"), (CanaryCopy("swapped", 2, 0), "a")),
+    ]
+    unit = summary(*said)
     result = compare([unit], num_sampled=5, max_same=0.5)
     assert (result.images, result.left_out) == (2, 3)
     assert (result.same_as_blank[0], result.same_as_swapped[0]) == (0.5, 0)
@@ -152,7 +156,9 @@ def test_images_that_lost_a_variant_are_left_out():
     assert result.saw_the_images
     assert not compare([unit], num_sampled=5, max_same=0.4).saw_the_images
     with pytest.raises(UserError, match=r"canary\.images must find at least two different images"):
-        compare([summary(("true 0", "a"))], num_sampled=1, max_same=0.1)
+        compare([summary((CanaryCopy("true", 0), "a"))], num_sampled=1, max_same=0.1)
+    different = compare([summary(*said, prompts=("one", "two", "three"))], num_sampled=5, max_same=0.5)
+    assert (different.images, different.follows_swap) == (2, None), "other prompts, other captions"
 
 
 def test_a_sample_is_spread_over_the_files():

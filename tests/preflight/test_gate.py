@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipelines.preflight.gate import judge
 from pipelines.run.job import prepare
 from pipelines.run.outcome import Compared, Outcome
 from pipelines.run.run import run_job
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Sample, UnitBatch
 from tests.helpers import QUICK, addresses, fake_encoder, fake_generator
 
 TEXTS = ["a red circle", "two blue squares on grass", "a small cat by a door", "the digit 7", "nothing at all here"]
@@ -78,8 +79,9 @@ def telling(pruned: str | None) -> type:
             unit_batch = UnitBatch.from_row(super().__call__(row))
             for image in unit_batch.images:
                 image.references = image.references and [f"scene {image.sha256[:9]} in full view"]
-                full = pruned is None or image.sample is None or image.sample["kept"] == [0, 1] or image.row % 2
-                image.captions[0]["caption"] = f"scene {image.sha256[:9]} in full view" if full else pruned
+                full = pruned is None or image.sample is None or image.sample.kept == [0, 1] or image.row % 2
+                text = f"scene {image.sha256[:9]} in full view" if full else pruned
+                image.answers = [replace(image.answers[0], caption=text), *image.answers[1:]]
             return unit_batch.to_row()
 
     return Telling
@@ -95,8 +97,8 @@ def sampling(seconds: float) -> type:
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(super().__call__(row))
             for image in unit_batch.images:
-                if image.sample is not None:
-                    image.sample = {"jpeg": "", "kept": self.kept, "num_tokens": 2}
+                if image.sampled:
+                    image.sample = Sample(jpeg="", kept=self.kept, num_tokens=2)
             return unit_batch.to_row()
 
     return Sampling

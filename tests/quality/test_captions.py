@@ -13,7 +13,7 @@ from pipelines.corpus.file import CorpusFile
 from pipelines.metrics import cider_d
 from pipelines.output.unit import Unit, unit_key
 from pipelines.quality.captions import Quality, measure_agreement, measure_quality
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.helpers import DEMO, write_corpus
@@ -26,15 +26,13 @@ def write_output(folder: Path, captions: Sequence[str], reasons: Sequence[str] |
     """An output with two captions a unit, of rows 0 and on of `a.parquet`."""
     key = unit_key([CorpusFile("a.parquet", 1, (len(captions),))], "f")
     sink = Sink(store=Store(str(folder)), fingerprint="f", model="m", method="none")
-    counts = {"num_kept_tokens": 1, "num_prompt_tokens": 2, "num_generated_tokens": 3}
     for start in range(0, len(captions), 2):
         stop = min(start + 2, len(captions))
+        answers = [Answer(captions[i], 1, 2, 3, reasons[i] if reasons else "stop") for i in range(start, stop)]
         images = [
-            Image(f"row-{i}", "a.parquet", i, "0" * 64, ["describe"], [
-                {"caption": captions[i], "finish_reason": reasons[i] if reasons else "stop", **counts}
-            ])
-            for i in range(start, stop)
-        ]  # fmt: skip
+            Image(f"row-{i}", "a.parquet", i, "0" * 64, ["describe"], [answer])
+            for i, answer in enumerate(answers, start)
+        ]
         sink.commit(UnitBatch(Unit(key, start, stop, ("a.parquet",)), images))
     return folder
 
@@ -125,8 +123,7 @@ def test_mistakes_end_with_code_2(arguments: str, says: str, tmp_path: Path, cap
     for part in sorted((other / "captions").iterdir()):
         part.unlink()
     sink = Sink(store=Store(str(other)), fingerprint="f", model="m", method="none")
-    image = Image("x", "b.parquet", 0, "0" * 64, ["describe"], [{"caption": "x", "finish_reason": "stop"}])
-    image.captions[0] |= {"num_kept_tokens": 1, "num_prompt_tokens": 2, "num_generated_tokens": 3}
+    image = Image("x", "b.parquet", 0, "0" * 64, ["describe"], [Answer("x", 1, 2, 3, "stop")])
     sink.commit(UnitBatch(Unit("0" * 12, 0, 1, ("b.parquet",)), [image]))
     assert main([*DEMO, "input.path=", *arguments.format(tmp_path).split()]) == 2
     assert says in capsys.readouterr().err

@@ -12,7 +12,7 @@ from pipelines.output.plan import make_plan
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import Unit
 from pipelines.run.isolate import run_with_isolation
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.helpers import read_rows
@@ -43,17 +43,9 @@ class Flow:
             if outcome == "died":
                 self.sink.store.write(f"quarantine/part-{unit.name}.parquet", b"written before it could commit")
                 continue
-            counts = {"num_kept_tokens": 1, "num_prompt_tokens": 2, "num_generated_tokens": 3}
+            answer = Answer("c", 1, 2, 3, "stop")
             images = [
-                Image(
-                    f"{source}#{row}",
-                    source,
-                    row,
-                    "0" * 64,
-                    ["p"],
-                    [{"caption": "c", "finish_reason": "stop", **counts}],
-                )
-                for source, row in addresses(unit)
+                Image(f"{source}#{row}", source, row, "0" * 64, ["p"], [answer]) for source, row in addresses(unit)
             ]
             yield json.loads(self.sink(UnitBatch(unit, images=images, error=outcome).to_row())["summary"])
 

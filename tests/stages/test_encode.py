@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from otprune.select import METHODS
 from pipelines.output.unit import Unit
 from pipelines.stages import batches, gpu
 from pipelines.stages.batches import SYSTEMATIC, Suspicion, run_batched
-from pipelines.stages.encode import Encoder, image_seed
+from pipelines.stages.encode import Encoder
 from pipelines.stages.gpu import exit_if_cuda_is_broken, torch_dtype
 from pipelines.stages.token_arrays import from_numpy, to_numpy
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import Image, QuestionSet, UnitBatch
 
 SETTINGS = {
     "dtype": "float32",
@@ -65,8 +66,7 @@ def work_of(pixels: np.ndarray, samples: int = 0) -> UnitBatch:
     images = []
     for i, picture in enumerate(pixels):
         sha256 = hashlib.sha256(picture.tobytes()).hexdigest()
-        sample = {} if i < samples else None
-        images.append(Image(str(i), "a.parquet", i, sha256, ["describe the image ."], sample=sample))
+        images.append(Image(str(i), "a.parquet", i, sha256, ["describe the image ."], sampled=i < samples))
     return UnitBatch(Unit("0123456789ab", 0, len(pixels), ("a.parquet",)), images=images, arrays={"pixels": pixels})
 
 
@@ -86,7 +86,8 @@ def test_tokens_are_the_selected_ones_of_the_tower_and_pixels_are_gone(encoder, 
     assert np.array_equal(unit_batch.arrays["kept"], expected)
     tokens = torch.from_numpy(unit_batch.arrays["tokens"])
     assert torch.equal(tokens, features.gather(1, expected[..., None].expand(-1, -1, 192)))
-    assert (unit_batch.num_visual_tokens, unit_batch.error) == (256, None)
+    assert {image.num_visual_tokens for image in unit_batch.images} == {256}
+    assert unit_batch.error is None
     assert unit_batch.seconds["encode"] > 0
 
 
@@ -136,9 +137,18 @@ def test_sampled_images_carry_a_thumbnail_and_their_kept_tokens(encoder, pixels)
     unit_batch = encoded(encoder, pixels, samples=2)
     assert [image.sample is not None for image in unit_batch.images] == [True, True] + [False] * 4
     sample = unit_batch.images[1].sample
-    assert (sample["kept"], sample["num_tokens"]) == (unit_batch.arrays["kept"][1].tolist(), 256)
-    thumbnail = PILImage.open(io.BytesIO(base64.b64decode(sample["jpeg"])))
+    assert sample is not None
+    assert (sample.kept, sample.num_tokens) == (unit_batch.arrays["kept"][1].tolist(), 256)
+    thumbnail = PILImage.open(io.BytesIO(base64.b64decode(sample.jpeg)))
     assert np.abs(np.asarray(thumbnail).astype(int) - pixels[1]).mean() < 10  # JPEG of noisy pixels
+
+
+def test_an_image_of_several_pictures_counts_the_visual_tokens_of_all(encoder, pixels):
+    unit_batch = work_of(pixels[:3], samples=2)
+    unit_batch.images = [replace(unit_batch.images[0], question_set=QuestionSet([], 2)), unit_batch.images[1]]
+    done = UnitBatch.from_row(encoder(unit_batch.to_row()))
+    assert [image.num_visual_tokens for image in done.images] == [512, 256]
+    assert [image.sample and image.sample.kept for image in done.images] == done.arrays["kept"][[0, 2]].tolist()
 
 
 def test_a_unit_without_images_goes_through(encoder):
@@ -169,12 +179,6 @@ def test_random_selection_depends_on_the_image_and_the_seed(with_settings, pixel
     assert not np.array_equal(first, second)
     other = encoded(with_settings(method="random", seed=1), twins).arrays["kept"]
     assert not np.array_equal(other[0], first)
-
-
-def test_the_seed_of_an_image_fits_a_tensor_and_differs_with_image_and_seed():
-    seeds = {image_seed(hashlib.sha256(bytes([i])).hexdigest(), seed) for i in range(100) for seed in (0, 1, 2**61)}
-    assert len(seeds) == 300
-    torch.tensor(sorted(seeds), dtype=torch.int64)
 
 
 # Faults

@@ -16,7 +16,7 @@ from otprune.selectors.cdpruner import cdpruner
 from pipelines.output.unit import Unit
 from pipelines.stages.encode import Encoder
 from pipelines.stages.token_arrays import Kept, pack, unpack
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import Image, QuestionSet, UnitBatch
 
 SETTINGS = {
     "dtype": "float32",
@@ -196,7 +196,7 @@ def test_the_batch_does_not_change_what_is_left(encoder, scene_pixels, method, m
 
 def test_rows_of_different_length_come_back_as_they_were():
     rows = [Kept(torch.randn(count, 3), torch.arange(count) - 1) for count in (2, 4, 1, 3)]
-    images = [Image(str(i), "a", i, "0" * 64, ["x", "y"], num_pictures=2) for i in range(2)]
+    images = [Image(str(i), "a", i, "0" * 64, ["x", "y"], question_set=QuestionSet([], 2)) for i in range(2)]
     unit_batch = UnitBatch(Unit("0123456789ab", 0, 2, ("a",)), images=images, arrays=pack(rows))
     for image, pair in zip(unpack(unit_batch), (rows[:2], rows[2:]), strict=True):
         for pictures in image:

@@ -157,15 +157,15 @@ def test_sampled_images_carry_their_references(tmp_path, captions, expected):
     path = write(tmp_path / "a.parquet", [png(i) for i in range(3)], caption=captions)
     (unit_batch,) = read(path, samples=1)
     assert unit_batch.images[0].references == expected
-    assert [image.sample is not None for image in unit_batch.images] == [True, False, False]
+    assert [image.sampled for image in unit_batch.images] == [True, False, False]
     assert [image.references for image in unit_batch.images[1:]] == [[], []]
 
 
 def test_samples_are_good_images_of_the_first_unit_of_a_span(tmp_path):
     path = write(tmp_path / "a.parquet", [None, *(png(i) for i in range(1, 9))])
     first, second, third = read(path, num_images=3, samples=2)
-    assert [image.row for image in first.images if image.sample is not None] == [1, 2]
-    assert not any(image.sample is not None for unit_batch in (second, third) for image in unit_batch.images)
+    assert [image.row for image in first.images if image.sampled] == [1, 2]
+    assert not any(image.sampled for unit_batch in (second, third) for image in unit_batch.images)
 
 
 def test_prompts_are_filled_from_columns_and_a_null_is_rejected_as_prompt(tmp_path):

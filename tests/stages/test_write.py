@@ -10,7 +10,7 @@ import pytest
 from pipelines.output.parts import METADATA_KEY, read_totals
 from pipelines.output.schema import CAPTIONS, QUARANTINE, REASONS
 from pipelines.output.unit import Unit
-from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
+from pipelines.stages.unit_batch import Answer, Image, Rejected, Sample, UnitBatch
 from pipelines.stages.write import Sink, summarize
 from pipelines.store import Store
 
@@ -38,14 +38,14 @@ def operations(monkeypatch) -> list[str]:
     return log
 
 
-def caption(text: str, tokens: int = 5, finish: str = "stop") -> dict:
-    counts = {"num_kept_tokens": 25, "num_prompt_tokens": 31, "num_generated_tokens": tokens}
-    return {"caption": text, "finish_reason": finish, **counts}
+def answer(text: str, tokens: int = 5, finish: str = "stop") -> Answer:
+    return Answer(text, num_kept_tokens=25, num_prompt_tokens=31, num_generated_tokens=tokens, finish_reason=finish)
 
 
-def image(row: int, *captions: dict, sample: dict | None = None) -> Image:
-    prompts = [f"prompt {i}" for i in range(len(captions))]
-    return Image(f"id{row}", "a.parquet", row, f"sha{row}", prompts, list(captions), ["a reference"], sample)
+def image(row: int, *answers: Answer, sample: Sample | None = None) -> Image:
+    prompts = [f"prompt {i}" for i in range(len(answers))]
+    more = {"num_visual_tokens": 256, "references": ["a reference"], "sample": sample}
+    return Image(f"id{row}", "a.parquet", row, f"sha{row}", prompts, list(answers), **more)
 
 
 def rejected(row: int, reason: str = "truncated", sha256: str | None = "sha") -> Rejected:
@@ -56,10 +56,9 @@ def unit_batch(*rejects: Rejected) -> UnitBatch:
     rows = {10, 11, 12} - {r.row for r in rejects}
     return UnitBatch(
         UNIT,
-        images=[image(row, caption(f"caption {row}")) for row in sorted(rows)],
+        images=[image(row, answer(f"caption {row}")) for row in sorted(rows)],
         rejected=list(rejects),
         seconds={"read": 0.5, "generate": 2.0},
-        num_visual_tokens=256,
     )
 
 
@@ -123,9 +122,7 @@ def test_every_row_is_in_exactly_one_of_the_two(sink, store):
 
 
 def test_an_image_with_several_prompts_has_a_row_for_each(sink, store):
-    unit = UnitBatch(
-        UNIT, images=[image(10, caption("one"), caption("two")), image(11, caption("three"), caption("four"))]
-    )
+    unit = UnitBatch(UNIT, images=[image(10, answer("one"), answer("two")), image(11, answer("three"), answer("four"))])
     run(sink, unit)
     rows = [(r["row"], r["prompt"], r["caption"]) for r in read(store, "captions").to_pylist()]
     assert rows == [
@@ -184,7 +181,7 @@ def test_a_unit_that_failed_writes_nothing(sink, operations):
 
 def test_a_missing_caption_or_an_unknown_reason_fails_the_unit_instead_of_losing_a_row(sink, store):
     unit = unit_batch()
-    unit.images[0].captions = []
+    unit.images[0].answers = []
     assert run(sink, unit)["error"].startswith("write: ValueError")
     assert run(sink, unit_batch(rejected(11, "bad luck")))["error"].startswith("write: KeyError")
     assert store.list("captions") == {}
@@ -193,7 +190,7 @@ def test_a_missing_caption_or_an_unknown_reason_fails_the_unit_instead_of_losing
 def test_totals_stand_in_the_metadata_and_in_the_summary(sink, store):
     unit = UnitBatch(
         UNIT,
-        images=[image(10, caption("a", 5), caption("b", 64, "length"))],
+        images=[image(10, answer("a", 5), answer("b", 64, "length"))],
         rejected=[rejected(11), rejected(12, "empty")],
         seconds={"read": 0.5, "decode": 0.25},
     )
@@ -216,16 +213,26 @@ def test_totals_stand_in_the_metadata_and_in_the_summary(sink, store):
 
 
 def test_only_sampled_images_go_back_to_the_driver():
-    sample = {"jpeg": "abc", "kept": [1, 2], "num_tokens": 4}
-    unit = UnitBatch(UNIT, images=[image(10, caption("a")), image(11, caption("b"), sample=sample)])
+    sample = Sample(jpeg="abc", kept=[1, 2], num_tokens=4)
+    unit = UnitBatch(UNIT, images=[image(10, answer("a")), image(11, answer("b"), sample=sample)])
     (shown,) = summarize(unit)["samples"]
     assert shown == {
         "source": "a.parquet",
         "row": 11,
         "references": ["a reference"],
-        "captions": [caption("b")],
+        "captions": [
+            {
+                "caption": "b",
+                "num_kept_tokens": 25,
+                "num_prompt_tokens": 31,
+                "num_generated_tokens": 5,
+                "finish_reason": "stop",
+            }
+        ],
         "prompts": ["prompt 0"],
-        **sample,
+        "jpeg": "abc",
+        "kept": [1, 2],
+        "num_tokens": 4,
     }
 
 

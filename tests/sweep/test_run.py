@@ -21,7 +21,7 @@ from pipelines.dollars.ledger import record_run
 from pipelines.errors import UserError
 from pipelines.run.job import prepare
 from pipelines.run.run import run_job
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.store import Store
 from pipelines.sweep import submit as sweep_submit
 from pipelines.sweep import tracker as sweep_track
@@ -45,7 +45,8 @@ def shortening_encoder() -> type:
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(row)
-            unit_batch.num_visual_tokens = 8
+            for image in unit_batch.images:
+                image.num_visual_tokens = 8
             unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), self.words, 1), np.float32)}
             return unit_batch.to_row()
 
@@ -63,10 +64,9 @@ def wording_generator() -> type:
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(row)
             k = unit_batch.arrays["tokens"].shape[1]
-            counts = {"num_kept_tokens": k, "num_prompt_tokens": k, "num_generated_tokens": k}
             for image in unit_batch.images:
                 text = " ".join([image.sha256[:8], *words][:k])
-                image.captions = [{"caption": text, "finish_reason": "stop", **counts} for _ in image.prompts]
+                image.answers = [Answer(text, k, k, k, "stop") for _ in image.prompts]
             unit_batch.arrays = {}
             return unit_batch.to_row()
 

@@ -5,6 +5,7 @@ Two scenes, a question of each of two tasks about every one; written without a c
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,18 +19,13 @@ from pipelines.accuracy.schema import PREDICTIONS
 from pipelines.corpus.file import CorpusFile
 from pipelines.output.fingerprint import FILE, fingerprint
 from pipelines.output.unit import Unit, unit_key
-from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
+from pipelines.stages.unit_batch import Answer, Image, Question, QuestionSet, Rejected, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.conftest import scene_row
+from tests.helpers import question
 
-DONE = {
-    "caption": "red",
-    "num_kept_tokens": 5,
-    "num_prompt_tokens": 9,
-    "num_generated_tokens": 3,
-    "finish_reason": "stop",
-}
+DONE = Answer("red", num_kept_tokens=5, num_prompt_tokens=9, num_generated_tokens=3, finish_reason="stop")
 
 
 @pytest.fixture
@@ -56,21 +52,28 @@ class Evaluated:
         key = unit_key([CorpusFile(file.name, file.stat().st_size, (len(rows),))], self.claim)
         self.unit = Unit(key, 0, len(rows), (file.name,))
         self.records = [
-            {"benchmark": f"demo_{task}", "question_id": f"{row['id']}#{task}-0", "group_id": "", "image_id": row["id"]}
-            | {"source": file.name, "row": i, "prompt": "what ?", "kind": "short"}
+            question(
+                benchmark=f"demo_{task}",
+                question_id=f"{row['id']}#{task}-0",
+                image_id=row["id"],
+                source=file.name,
+                row=i,
+            )
             for i, row in enumerate(rows)
             for task in ("attr", "bg")
         ]
 
-    def commit(self, records: list[dict], rejected: tuple[int, ...] = ()) -> str:
+    def commit(self, records: list[Question], rejected: tuple[int, ...] = ()) -> str:
         unit_batch, source = UnitBatch(self.unit), self.unit.sources[0]
         for i in range(self.unit.num_images):
-            mine = [record for record in records if record["row"] == i]
+            mine = [record for record in records if record.row == i]
             where = {"id": f"scene-{i:07d}", "source": source, "row": i, "sha256": ""}
             if i in rejected:
                 unit_batch.rejected.append(Rejected(**where, reason="missing", detail="", questions=mine))
             else:
-                image = Image(**where, prompts=["what ?"] * len(mine), captions=[DONE] * len(mine), questions=mine)
+                image = Image(
+                    **where, prompts=["what ?"] * len(mine), answers=[DONE] * len(mine), question_set=QuestionSet(mine)
+                )
                 unit_batch.images.append(image)
         Sink(
             store=self.store, fingerprint=self.claim, model="m", method="none",
@@ -110,10 +113,10 @@ def test_questions_about_an_image_in_quarantine_are_accounted_for(evaluated: Eva
         (lambda records: records[:-1], "scene-0000001#bg-0 (scenes-0.parquet row 1) has no prediction"),
         (lambda records: [*records, records[0]], "scene-0000000#attr-0 (scenes-0.parquet row 0) has 2 predictions"),
         (
-            lambda records: [*records[:-1], {**records[-1], "question_id": "x"}],
+            lambda records: [*records[:-1], replace(records[-1], question_id="x")],
             "demo_bg x (scenes-0.parquet row 1) was",
         ),
-        (lambda records: [*records[:-1], {**records[-1], "source": "y"}], "does not belong into"),
+        (lambda records: [*records[:-1], replace(records[-1], source="y")], "does not belong into"),
     ],
 )
 def test_wrong_predictions_are_found(change: Callable, says: str, evaluated: Evaluated, check):

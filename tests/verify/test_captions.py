@@ -11,7 +11,7 @@ from jobs.verify import main
 from pipelines.corpus.file import CorpusFile
 from pipelines.output.fingerprint import FILE, fingerprint
 from pipelines.output.unit import Unit, plan_images, unit_key
-from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
+from pipelines.stages.unit_batch import Answer, Image, Rejected, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.helpers import write_corpus
@@ -23,13 +23,7 @@ CLAIM = {
     "input.id_column": "auto",
 }
 MINE = fingerprint(CLAIM)
-DONE = {
-    "caption": "a picture",
-    "num_kept_tokens": 5,
-    "num_prompt_tokens": 9,
-    "num_generated_tokens": 3,
-    "finish_reason": "stop",
-}
+DONE = Answer("a picture", num_kept_tokens=5, num_prompt_tokens=9, num_generated_tokens=3, finish_reason="stop")
 
 
 class Output:
@@ -56,7 +50,7 @@ class Output:
             if row in rejected:
                 unit_batch.rejected.append(Rejected(**where, sha256=None, reason="missing", detail=""))
             else:
-                unit_batch.images.append(Image(**where, sha256="", prompts=texts, captions=[DONE] * prompts))
+                unit_batch.images.append(Image(**where, sha256="", prompts=texts, answers=[DONE] * prompts))
         Sink(store=self.store, fingerprint=fingerprint, model="m", method="otprune").commit(unit_batch)
         return f"part-{unit.name}.parquet"
 

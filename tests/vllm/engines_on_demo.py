@@ -15,7 +15,7 @@ from pipelines.engines.checks import engine_arguments
 from pipelines.engines.vllm_actor import VllmGenerator
 from pipelines.output.unit import Unit
 from pipelines.stages.token_arrays import to_numpy
-from pipelines.stages.unit_batch import Image, UnitBatch
+from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 from tests.helpers import DEMO
 
 SMALL = (
@@ -88,15 +88,13 @@ def unit(
 ) -> UnitBatch:
     prompts = prompts or [[CAPTION]] * len(array)
     images = [Image(f"id{i}", "a.parquet", first + i, f"{first + i:064x}", texts) for i, texts in enumerate(prompts)]
-    unit_batch = UnitBatch(
-        Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images, num_visual_tokens=256
-    )
+    unit_batch = UnitBatch(Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images)
     unit_batch.arrays = {name: to_numpy(array)} | (
         {"kept": np.zeros(array.shape[:2], np.int16)} if name == "tokens" else {}
     )
     return unit_batch
 
 
-def answers(unit_batch: UnitBatch) -> list[list[dict[str, Any]]]:
+def answers(unit_batch: UnitBatch) -> list[list[Answer]]:
     assert unit_batch.error is None, unit_batch.error
-    return [image.captions for image in unit_batch.images]
+    return [image.answers for image in unit_batch.images]

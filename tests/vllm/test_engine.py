@@ -8,7 +8,8 @@ import psutil
 import pytest
 import torch
 
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import QuestionSet, UnitBatch
+from tests.helpers import question
 from tests.vllm.engines_on_demo import CAPTION, DiedError, Running, answers, kept, pixels_of, unit
 
 SCENES = range(48)
@@ -26,7 +27,7 @@ def test_captions_are_word_for_word_those_of_transformers(engine, transformers_e
     expected = UnitBatch.from_row(transformers_engine(unit_batch.to_row()))
     assert len(expected.images) == len(SCENES)
     assert answers(engine.run(unit_batch)[0]) == answers(expected)  # texts, numbers of tokens and finish reasons
-    assert len({captions[0]["caption"] for captions in answers(expected)}) > 30
+    assert len({first.caption for first, *_ in answers(expected)}) > 30
 
 
 def test_units_of_different_numbers_of_tokens_share_the_engine(engine, features):
@@ -41,24 +42,24 @@ def test_units_of_different_numbers_of_tokens_share_the_engine(engine, features)
 def test_prompts_and_their_limits_are_each_images_own(engine, transformers_engine, features):
     unit_batch = unit(kept(features[:4], RETENTION), [[CAPTION, "how many shapes are there ?"]] * 4)
     for image in unit_batch.images:
-        image.max_new_tokens = [5, 2]
+        image.question_set = QuestionSet([question(max_new_tokens=n) for n in (5, 2)])
     expected = answers(UnitBatch.from_row(transformers_engine(unit_batch.to_row())))
-    assert [caption["num_generated_tokens"] for caption in expected[0]] == [5, 2]
+    assert [answer.num_generated_tokens for answer in expected[0]] == [5, 2]
     assert answers(engine.run(unit_batch)[0]) == expected
 
 
 def test_a_question_about_two_pictures_reads_both(engine, transformers_engine, features):
     unit_batch = unit(kept(features[:3], RETENTION), [[CAPTION], [CAPTION]])
-    unit_batch.images[0].num_pictures = 2
+    unit_batch.images[0].question_set = QuestionSet([], num_pictures=2)
     assert answers(engine.run(unit_batch)[0]) == answers(UnitBatch.from_row(transformers_engine(unit_batch.to_row())))
 
 
 def test_answers_keep_to_a_structure(engine, features, monkeypatch):
     structured = {"structured_outputs": {"choice": ["red", "blue"]}}  # the demo's words have no spaces to ask for
     monkeypatch.setattr(engine.stage, "sampling", engine.stage.sampling | structured)
-    done = [captions[0] for captions in answers(engine.run(unit(kept(features[:4], RETENTION)))[0])]
-    assert {caption["caption"] for caption in done} <= {"red", "blue"}
-    assert {caption["finish_reason"] for caption in done} == {"stop"}
+    done = [first for first, *_ in answers(engine.run(unit(kept(features[:4], RETENTION)))[0])]
+    assert {answer.caption for answer in done} <= {"red", "blue"}
+    assert {answer.finish_reason for answer in done} == {"stop"}
 
 
 def test_an_answer_that_vllm_gives_up_is_no_caption(engine, features, monkeypatch):
@@ -70,9 +71,9 @@ def test_an_answer_that_vllm_gives_up_is_no_caption(engine, features, monkeypatc
 
 def test_a_stop_string_cuts_an_answer(engine, features, monkeypatch):
     monkeypatch.setattr(engine.stage, "sampling", engine.stage.sampling | {"stop": ["background"]})
-    for captions in answers(engine.run(unit(kept(features[:4], RETENTION)))[0]):
-        assert "background" not in captions[0]["caption"]
-        assert captions[0]["finish_reason"] == "stop"
+    for first, *_ in answers(engine.run(unit(kept(features[:4], RETENTION)))[0]):
+        assert "background" not in first.caption
+        assert first.finish_reason == "stop"
 
 
 def test_sampled_answers_depend_on_image_and_seed_alone(engine, features, monkeypatch):
@@ -139,7 +140,8 @@ def test_unpruned_it_takes_the_images_themselves_and_a_dead_engine_is_noticed(tr
     engine = Running(images=True)
     try:
         (unit_batch,) = engine.run(unit(pixels_of(scene_png, SCENES), name="pixels"))
-        assert (answers(unit_batch), unit_batch.num_visual_tokens) == (expected, 256)
+        assert answers(unit_batch) == expected
+        assert {image.num_visual_tokens for image in unit_batch.images} == {256}
         core = next(p for p in engine.stage.engine.processes if "EngineCore" in " ".join(p.cmdline()) + p.name())
         core.send_signal(signal.SIGKILL)
         start = time.monotonic()

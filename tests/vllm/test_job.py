@@ -36,7 +36,7 @@ def test_killed_resumed_and_with_its_engine_killed_it_says_what_transformers_say
         assert driver.wait(800) == 0, driver.text()
     assert addresses(store) == [("a.parquet", row) for row in range(IMAGES)]
     unit_batch = UnitBatch.from_row(transformers_engine(unit(kept(encoded(range(IMAGES)), 0.098)).to_row()))
-    expected = [("a.parquet", row, done[0]["caption"]) for row, done in enumerate(answers(unit_batch))]
+    expected = [("a.parquet", row, done[0].caption) for row, done in enumerate(answers(unit_batch))]
     assert captions_of(store) == expected
 
 
