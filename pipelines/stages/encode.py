@@ -2,8 +2,8 @@
 
 Adds `tokens` and `kept` (`token_arrays.py`); drops `pixels`. Sets each image's `num_visual_tokens`, and the `sample` of
 those sampled. Holds the vision tower and the projector, nothing of the language model. Selection and merging happen
-here, before the stage border: 56 of 576 tokens cross it, not 576. Methods that prune inside the language model get every
-token.
+here, before the stage border: 56 of 576 tokens cross it, not 576. Methods that prune inside the language model get all
+tokens.
 """
 
 from pathlib import Path
