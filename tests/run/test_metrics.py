@@ -1,0 +1,146 @@
+"""The metrics of a run, all of them: two nodes with prices, a gate in the middle, an earlier run, by a clock of its own.
+
+    second   0    5        10    20       40     50     60  70  80     90       100
+             run  node a   gate  node b   gate   first  units           node b   end
+                           begins joins   ends   work    come           leaves
+"""
+
+import math
+
+import pytest
+
+from pipelines.config.load import load_config
+from pipelines.dollars.ledger import Spent
+from pipelines.dollars.meter import Meter, Tariff
+from pipelines.dollars.prices import Price
+from pipelines.run import progress as progress_module
+from pipelines.run import watchdog
+from pipelines.run.job import prepare
+from pipelines.run.metrics import Account, run_metrics
+from pipelines.run.progress import Progress
+from tests.helpers import QUICK, write_corpus
+
+A, B = Price("a", 3.6), Price("b", 7.2)  # 0.001 and 0.002 dollars a second
+T_975 = 4.302653  # Student's t of 2 degrees of freedom
+START = 1000.0
+
+
+class Clock:
+    now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+    perf_counter = __call__
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    monkeypatch.setattr(progress_module, "time", clock := Clock())
+    return clock
+
+
+def node(name: str, gpus: float) -> dict:
+    return {"NodeID": name, "Alive": True, "Labels": {"instance-type": name}, "Resources": {"CPU": 4.0, "GPU": gpus}}
+
+
+def unit(captioned: int, encode: float, generate: float, quarantined: int = 0) -> dict:
+    return {
+        "images_captioned": captioned,
+        "images_quarantined": quarantined,
+        "captions": captioned,
+        "unanswered": 0,
+        "prompt_tokens": 30 * captioned,
+        "generated_tokens": 10 * captioned,
+        "finished_by_length": captioned // 4,
+        "reasons": {"empty": quarantined} if quarantined else {},
+        "seconds": {"read": 3.0, "encode": encode, "generate": generate},
+    }
+
+
+@pytest.fixture
+def job(tmp_path, scene_png):
+    corpus = write_corpus(tmp_path / "in" / "a.parquet", [scene_png(0)] * 2)
+    return prepare(load_config([*QUICK, f"input.path={corpus}", f"output.path={tmp_path / 'out'}"]))
+
+
+def lived(clock: Clock) -> tuple[Progress, Account]:
+    """The run of the picture above."""
+    meter = Meter(Tariff((A, B)), clock.now, clock)
+    earlier = Spent()
+    earlier.add(3.0, 500.0, {"a": 500.0})
+    account = Account(meter, earlier, "GPU", {"encode": 0.25, "generate": 0.75})
+    progress = Progress(120, 10, meter, 5.0, clock.now)
+    clock.now = START + 5
+    meter.poll([node("a", 1)])
+    clock.now = START + 20
+    meter.poll([node("a", 1), node("b", 2)])
+    account.gate = (START + 10, START + 40)
+    watchdog.held_seconds.update({"encode": 60.0, "generate": 50.0})
+    watchdog.active_seconds.update({"encode": 30.0, "generate": 25.0})  # two units overlap in the generator
+    for second, each in ((60, unit(18, 4.0, 6.0, 2)), (70, unit(30, 8.0, 16.0)), (80, unit(40, 8.0, 18.0))):
+        clock.now = START + second
+        progress.update(each)
+    clock.now = START + 90
+    meter.poll([node("a", 1)])
+    clock.now = START + 100
+    meter.stop()
+    return progress, account
+
+
+def test_all_metrics_of_a_run_with_a_gate_two_nodes_and_an_earlier_run(clock, job):
+    progress, account = lived(clock)
+    # 90 images (88 captioned) in the 30 s since the first work: gaps of 10 s with 20, 30 and 40 of them.
+    rate, reach = 3.0, math.exp(T_975 * (math.sqrt(3 / 2 * (10**2 + 0 + 10**2)) / 30) / 3.0)
+    usd = 100 * 0.001 + 70 * 0.002
+    until_first, gate = 50 * 0.001 + 30 * 0.002, 30 * 0.001 + 20 * 0.002
+    per_hour = 3600 * (usd - until_first) / 50  # neither start-up nor gate, in dollars and in seconds
+    metrics = run_metrics(job, progress, account)
+    flops = metrics.pop("prefill_tflops_per_image")
+    assert flops > 0
+    assert metrics == pytest.approx(
+        {
+            "images_per_second": rate,
+            "images_per_second_low": rate / reach,
+            "images_per_second_high": rate * reach,
+            "tokens_per_second": 880 / 30,
+            "images_captioned": 88,
+            "images_quarantined": 2,
+            "mean_caption_tokens": 10.0,
+            "mean_prompt_tokens": 30.0,
+            "finished_by_length": (4 + 7 + 10) / 88,
+            "wall_seconds": 100.0,
+            "startup_seconds": 50.0 - 30.0,
+            "seconds/read": 9.0,
+            "seconds/encode": 20.0,
+            "seconds/generate": 40.0,
+            "gpu_busy/encode": 20 / 60,
+            "gpu_busy/generate": 25 / 50,
+            "quarantined/empty": 2,
+            "node_hours": (100 + 70) / 3600,
+            "idle_share": 1 - (20 * 0.25 + 40 * 0.75) / 240 - gate / usd,
+            "usd_total": usd,
+            "usd_of_output": usd + 3.0,
+            "usd_per_image": usd / 88,
+            "usd_per_million_images": 1e6 * usd / 88,
+            "tokens_per_usd": 880 / usd,
+            "usd/encode": usd * 5 / 240,
+            "usd/generate": usd * 30 / 240,
+            "usd/gate": gate,
+            "usd/startup": until_first - gate,
+            "usd/idle": usd * (1 - 35 / 240) - until_first,
+            "usd_per_hour": per_hour,
+            "usd_per_million_images_steady": 1e6 * per_hour / (3600 * rate),
+            "usd_per_million_images_steady_low": 1e6 * per_hour / (3600 * rate * reach),
+            "usd_per_million_images_steady_high": 1e6 * per_hour / (3600 * rate / reach),
+            "usd_to_finish": (120 - 10 - 90) / rate * 3.6 / 3600,
+        },
+        rel=1e-6,
+    )
+
+
+def test_an_actor_is_never_busier_than_it_was_held(clock, job):
+    progress, account = lived(clock)
+    watchdog.active_seconds.update({"generate": 500.0})
+    progress.totals.seconds["generate"] = 400.0
+    assert run_metrics(job, progress, account)["gpu_busy/generate"] == 1.0
