@@ -1,8 +1,8 @@
-"""The metrics of a run, all of them: two nodes with prices, a gate in the middle, an earlier run, by a clock of its own.
+"""All metrics of a run: two nodes with prices, a gate in the middle, an earlier run. The test sets the clock.
 
-    second   0    5        10    20       40     50     60  70  80     90       100
-             run  node a   gate  node b   gate   first  units           node b   end
-                           begins joins   ends   work    come           leaves
+second   0    5        10    20       40     50     60  70  80     90       100
+         run  node a   gate  node b   gate   first  units           node b   end
+                       begins joins   ends   work    come           leaves
 """
 
 import math
@@ -10,13 +10,13 @@ import math
 import pytest
 
 from pipelines.config.load import load_config
+from pipelines.dollars.account import Account
 from pipelines.dollars.ledger import Spent
 from pipelines.dollars.meter import Meter, Tariff
 from pipelines.dollars.prices import Price
-from pipelines.run import progress as progress_module
-from pipelines.run import watchdog
 from pipelines.run.job import prepare
-from pipelines.run.metrics import Account, run_metrics
+from pipelines.run.metrics import run_metrics
+from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
 from tests.helpers import QUICK, write_corpus
 
@@ -31,13 +31,10 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    perf_counter = __call__
-
 
 @pytest.fixture
-def clock(monkeypatch) -> Clock:
-    monkeypatch.setattr(progress_module, "time", clock := Clock())
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def node(name: str, gpus: float) -> dict:
@@ -64,20 +61,21 @@ def job(tmp_path, scene_png):
     return prepare(load_config([*QUICK, f"input.path={corpus}", f"output.path={tmp_path / 'out'}"]))
 
 
-def lived(clock: Clock) -> tuple[Progress, Account]:
+def lived(clock: Clock) -> tuple[Progress, Account, PoolClock]:
     """The run of the picture above."""
     meter = Meter(Tariff((A, B)), clock.now, clock)
     earlier = Spent()
     earlier.add(3.0, 500.0, {"a": 500.0})
     account = Account(meter, earlier, "GPU", {"encode": 0.25, "generate": 0.75})
-    progress = Progress(120, 10, meter, 5.0, clock.now)
+    progress = Progress(120, 10, meter, 5.0)
     clock.now = START + 5
     meter.poll([node("a", 1)])
     clock.now = START + 20
     meter.poll([node("a", 1), node("b", 2)])
     account.gate = (START + 10, START + 40)
-    watchdog.held_seconds.update({"encode": 60.0, "generate": 50.0})
-    watchdog.active_seconds.update({"encode": 30.0, "generate": 25.0})  # two units overlap in the generator
+    pools = PoolClock()
+    pools.count("encode", held=60.0, active=30.0)
+    pools.count("generate", held=50.0, active=25.0)  # two units overlap in the generator
     for second, each in ((60, unit(18, 4.0, 6.0, 2)), (70, unit(30, 8.0, 16.0)), (80, unit(40, 8.0, 18.0))):
         clock.now = START + second
         progress.update(each)
@@ -85,17 +83,17 @@ def lived(clock: Clock) -> tuple[Progress, Account]:
     meter.poll([node("a", 1)])
     clock.now = START + 100
     meter.stop()
-    return progress, account
+    return progress, account, pools
 
 
 def test_all_metrics_of_a_run_with_a_gate_two_nodes_and_an_earlier_run(clock, job):
-    progress, account = lived(clock)
+    progress, account, pools = lived(clock)
     # 90 images (88 captioned) in the 30 s since the first work: gaps of 10 s with 20, 30 and 40 of them.
     rate, reach = 3.0, math.exp(T_975 * (math.sqrt(3 / 2 * (10**2 + 0 + 10**2)) / 30) / 3.0)
     usd = 100 * 0.001 + 70 * 0.002
     until_first, gate = 50 * 0.001 + 30 * 0.002, 30 * 0.001 + 20 * 0.002
     per_hour = 3600 * (usd - until_first) / 50  # neither start-up nor gate, in dollars and in seconds
-    metrics = run_metrics(job, progress, account)
+    metrics = run_metrics(job, progress, account, pools)
     flops = metrics.pop("prefill_tflops_per_image")
     assert flops > 0
     assert metrics == pytest.approx(
@@ -140,7 +138,7 @@ def test_all_metrics_of_a_run_with_a_gate_two_nodes_and_an_earlier_run(clock, jo
 
 
 def test_an_actor_is_never_busier_than_it_was_held(clock, job):
-    progress, account = lived(clock)
-    watchdog.active_seconds.update({"generate": 500.0})
+    progress, account, pools = lived(clock)
+    pools.count("generate", held=0.0, active=500.0)
     progress.totals.seconds["generate"] = 400.0
-    assert run_metrics(job, progress, account)["gpu_busy/generate"] == 1.0
+    assert run_metrics(job, progress, account, pools)["gpu_busy/generate"] == 1.0
