@@ -101,7 +101,8 @@ def fake_encoder(folder: Path | None = None, seconds: float = 0.0) -> type:
             unit_batch = UnitBatch.from_row(row)
             if folder:
                 (folder / f"{unit_batch.unit.name}.{os.getpid()}").touch()
-            time.sleep(seconds)
+            with unit_batch.timed("encode"):
+                time.sleep(seconds)
             unit_batch.num_visual_tokens = 256
             unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), 1, 1), np.float32)}
             return unit_batch.to_row()

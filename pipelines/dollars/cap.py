@@ -26,19 +26,15 @@ def check_prices(cap: float | None, account: Account) -> None:
         logger.warning("not in the dollars: %s; %s", _listed(unpriced), ADVICE)
 
 
-def over_budget(cap: float | None, account: Account) -> str:
-    """Why the run has to stop, now that all runs of the output have cost what they have; empty if it may go on.
-
-    Before the cluster is joined, and while nothing has a price, only the earlier runs count.
-    """
+def over_budget(cap: float | None, usd: float | None, account: Account) -> str:
+    """Why the run has to stop, now that the output has cost `usd`; empty if it may go on."""
     if cap is None:
         return ""
     if account.meter.unpriced:  # a node that joined in mid-run
         return f"stopped, as budget.max_usd={cap:g} cannot be kept: {_listed(account.meter.unpriced)}; {ADVICE}"
-    earlier = account.earlier
-    usd = earlier.usd if account.usd_of_output is None else account.usd_of_output
-    if usd < cap:
+    if usd is None or usd < cap:
         return ""
+    earlier = account.earlier
     share = f", ${earlier.usd:.4f} of it by {earlier.runs} earlier runs" if earlier.usd else ""
     return f"stopped at budget.max_usd={cap:g}: ${usd:.4f} spent on this output{share}; a higher cap resumes"
 

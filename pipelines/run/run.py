@@ -63,7 +63,8 @@ def run_job(
     if record is not None and record.get("finished"):
         return Outcome(message="nothing to do: the output is complete")
     run = Run(job, before or (lambda job: None), conclude or (lambda *_: {}), stages, record)
-    if job.plan.spans and (spent := over_budget(job.config.budget.max_usd, run.account)):
+    account = run.account
+    if job.plan.spans and (spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account)):
         return Outcome(code=CAPPED, message=spent)
     return run.execute()
 
@@ -164,7 +165,7 @@ class Run:
 
     def _is_over_budget(self) -> bool:
         """Whether the cap is reached; the outcome says so."""
-        if spent := over_budget(self.job.config.budget.max_usd, self.account):
+        if spent := over_budget(self.job.config.budget.max_usd, self.account.usd_of_output, self.account):
             self._end(CAPPED, spent)
         return bool(spent)
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipelines.run.outcome import read_cluster
 from pipelines.sweep.grid import BASELINES
-from pipelines.sweep.point import FINISHED, Record, store_of
+from pipelines.sweep.point import FINISHED, Record, machines_of, store_of
 
 if TYPE_CHECKING:
     from pipelines.sweep.checked import Sweep
@@ -215,9 +214,7 @@ def _machines(settings: Sequence[Setting]) -> dict[str, list[str]]:
     """Cluster -> what its points say that they ran on, without the dashboard's address, which changes."""
     found: dict[str, set[str]] = {}
     for setting in settings:
-        ran_on = setting.record.get("ran_on")
-        cluster = read_cluster(ran_on)
-        found.setdefault(setting.values["cluster"], set()).add(cluster.machines if cluster else ran_on or "")
+        found.setdefault(setting.values["cluster"], set()).add(machines_of(setting.record))
     return {cluster: sorted(where) for cluster, where in found.items()}
 
 

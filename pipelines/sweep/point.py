@@ -23,7 +23,7 @@ from pipelines.report.write import report_captions
 from pipelines.run.cluster import check_room
 from pipelines.run.job import Actors, Job, prepare
 from pipelines.run.outcome import RECORD as RUN_RECORD
-from pipelines.run.outcome import Outcome
+from pipelines.run.outcome import Outcome, read_cluster
 from pipelines.run.resources import is_local
 from pipelines.run.run import run_job
 from pipelines.store import Store, make_store, read_json
@@ -133,6 +133,13 @@ def price_again(point: Point, record: Record) -> Record:
     metrics = attribution.price_again(record["metrics"], per_hour)
     tracked = {"tracked": None, "tracked_before": record.get("tracked")}  # its run in MLflow is written again
     return record | {"metrics": metrics, "priced_by": tariff_digest(point.config), "stale_price": False} | tracked
+
+
+def machines_of(record: Record) -> str:
+    """What a point ran on, in words, without the dashboard's address, which changes; empty if it is not known."""
+    ran_on = record.get("ran_on")
+    cluster = read_cluster(ran_on)
+    return cluster.machines if cluster else ran_on or ""
 
 
 def failed_record(point: Point, reason: str) -> Record:

@@ -72,6 +72,13 @@ def test_a_machine_that_drifts_has_a_wider_interval():
     assert width(drifting) > 2 * width(calm)
 
 
+def test_the_fixed_seconds_were_measured_once_and_have_a_spread_of_their_own():
+    """Nearly all of the time is fixed, so the interval is that of a log-normal of FIXED_SPREAD."""
+    sample = measured(elapsed=100_000.0)
+    seconds = scale(sample, 32, 1, None, [], seed=0).here.seconds
+    assert seconds.high / seconds.low == pytest.approx(np.exp(2 * 1.645 * 0.15), rel=0.05)
+
+
 def test_images_that_were_decoded_while_the_models_loaded_do_not_flatter():
     sample = measured(seconds={**measured().seconds, "decode": np.full(12, 20.0), "read": np.full(12, 0.0)})
     assert pace(sample)[0] == pytest.approx(20 / 2 / 32)

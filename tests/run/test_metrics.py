@@ -11,14 +11,17 @@ import pytest
 
 from pipelines.config.load import load_config
 from pipelines.dollars.account import Account
+from pipelines.dollars.cap import check_prices, over_budget
 from pipelines.dollars.ledger import Spent
 from pipelines.dollars.meter import Meter, Tariff
 from pipelines.dollars.prices import Price
+from pipelines.errors import UserError
 from pipelines.run.job import prepare
 from pipelines.run.metrics import run_metrics
 from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
-from tests.helpers import QUICK, write_corpus
+from pipelines.run.resources import stage_weights
+from tests.helpers import LOCAL, QUICK, write_corpus
 
 A, B = Price("a", 3.6), Price("b", 7.2)  # 0.001 and 0.002 dollars a second
 T_975 = 4.302653  # Student's t of 2 degrees of freedom
@@ -135,6 +138,32 @@ def test_all_metrics_of_a_run_with_a_gate_two_nodes_and_an_earlier_run(clock, jo
         },
         rel=1e-6,
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "resource", "weights"),
+    [
+        ((), "CPU", {"read": 1.0, "decode": 1.0, "encode": 0.5, "generate": 2, "write": 0.25}),
+        (("encode.num_gpus=0.25",), "GPU", {"encode": 0.25, "generate": 0.0}),
+        (("encode.num_gpus=0.25", "generate.num_gpus=0.7"), "GPU", {"encode": 0.25, "generate": 0.7}),
+    ],
+)
+def test_dollars_are_divided_by_gpus_if_any_actor_holds_some_and_else_by_cpus(arguments, resource, weights):
+    pools = (LOCAL, "encode.num_cpus=0.5", "generate.num_cpus=2", "generate.num_gpus=0")
+    assert stage_weights(load_config([*QUICK, *pools, *arguments])) == (resource, weights)
+
+
+def test_a_node_that_joins_without_a_price_ends_a_capped_run(clock):
+    meter = Meter(Tariff((A, B)), clock.now, clock)
+    account = Account(meter, Spent())
+    meter.poll([node("a", 1)])
+    clock.now += 10
+    assert over_budget(100.0, account.usd_of_output, account) == ""
+    meter.poll([node("a", 1), node("unheard of", 1)])
+    assert "budget.max_usd=100 cannot be kept: 1 node: unheard of" in over_budget(100.0, account.usd_of_output, account)
+    assert over_budget(None, account.usd_of_output, account) == ""
+    with pytest.raises(UserError, match="needs the price of every node: 1 node: unheard of"):
+        check_prices(100.0, account)
 
 
 def test_an_actor_is_never_busier_than_it_was_held(clock, job):

@@ -292,6 +292,24 @@ def test_a_submitted_job_that_fails_says_why_and_is_submitted_anew(sweep_of, mon
         assert record["reason"] == f"job {record['name']}-{attempt} failed: error: out of luck"
 
 
+def test_the_heartbeat_of_a_submitted_job_says_why_it_failed(sweep_of, monkeypatch, tmp_path):
+    """Not its log, and not the heartbeat that an earlier run left."""
+    cluster, beats = FakeCluster(), iter([b'{"message": "the weights are gone"}', None])
+
+    def fail(*, submission_id: str, metadata: dict, **_: object) -> str:
+        if beat := next(beats):
+            Store(str(tmp_path / "sweep" / "points" / metadata["point"])).write("heartbeat.json", beat)
+        cluster.jobs[submission_id] = 1
+        return submission_id
+
+    cluster.submit_job = fail
+    monkeypatch.setattr(sweep_submit, "connect", lambda address: cluster)
+    grid = "{method: [none], cluster: [{name: there, address: 'http://x:1'}]}"
+    reasons = [next(iter(sweep_of(grid, "sweep.poll_seconds=0.01").records.values()))["reason"] for _ in range(2)]
+    assert reasons[0].endswith("-0 failed: the weights are gone")
+    assert reasons[1].endswith("-1 failed: error: out of luck")
+
+
 def test_an_interrupt_stays_one_where_the_other_cluster_does_not_answer_any_more(sweep_of, monkeypatch, caplog):
     cluster = FakeCluster()
 
