@@ -19,6 +19,7 @@ import ray
 from benchmarks.random_model import make_checkpoint
 from benchmarks.scale import REPOSITORY, make_corpus
 from pipelines.config.load import load_config
+from pipelines.report.write import report_captions
 from pipelines.run.job import prepare
 from pipelines.run.run import run_job
 
@@ -26,7 +27,9 @@ from pipelines.run.run import run_job
 def caption(settings: dict[str, object]) -> dict[str, float]:
     """The metrics of one run of the job into an empty output."""
     shutil.rmtree(str(settings["output.path"]), ignore_errors=True)
-    outcome = run_job(prepare(load_config([f"{key}={value}" for key, value in settings.items()])))
+    outcome = run_job(
+        prepare(load_config([f"{key}={value}" for key, value in settings.items()])), conclude=report_captions
+    )
     if outcome.code:
         raise SystemExit(outcome.message)
     return outcome.metrics

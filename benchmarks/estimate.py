@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipelines.config.load import REPOSITORY, load_config
 from pipelines.preflight.estimate import run_estimate
+from pipelines.report.write import report_captions
 from pipelines.run.job import prepare
 from pipelines.run.run import run_job
 
@@ -32,7 +33,7 @@ def one(arguments: list[str]) -> dict:
     job = prepare(load_config([*COMMON, *arguments]))
     if job.config.run.estimate:
         return run_estimate(job)[0].to_dict()
-    outcome = run_job(job)
+    outcome = run_job(job, conclude=report_captions)
     size = sum(sum(job.output.list(folder).values()) for folder in ("captions", "quarantine"))
     return {**outcome.metrics, "code": outcome.code, "output_bytes": size}
 

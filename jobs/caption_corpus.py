@@ -16,8 +16,10 @@ from demo import ensure_corpus
 from pipelines.config.load import help_text, load_config
 from pipelines.errors import UserError
 from pipelines.preflight.estimate import run_estimate
+from pipelines.preflight.gate import pass_gate
 from pipelines.preflight.summary import print_estimate
 from pipelines.report.terminal import print_summary
+from pipelines.report.write import report_captions
 from pipelines.run.job import prepare
 from pipelines.run.run import run_job
 
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
         if config.run.estimate:
             print_estimate(job, *run_estimate(job))
             return 0
-        outcome = run_job(job)
+        outcome = run_job(job, before=pass_gate, conclude=report_captions)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

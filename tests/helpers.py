@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config.load import load_config
-from pipelines.run.job import prepare
+from pipelines.preflight.gate import pass_gate
+from pipelines.report.write import report_captions
+from pipelines.run.job import Actors, Job, prepare
 from pipelines.run.outcome import Outcome
 from pipelines.run.run import run_job
 from pipelines.stages.unit_batch import Answer, Question, UnitBatch
@@ -28,6 +30,7 @@ from pipelines.store import Store
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO = ("--config", str(REPOSITORY / "conf" / "demo.yaml"), f"model.path={REPOSITORY / 'demo' / 'checkpoint'}")
 QUICK = (*DEMO, "generate.max_new_tokens=8", "mlflow.enabled=false", "run.samples=0", "faults.no_progress_seconds=120")
+LOCAL = "ray.address=none"  # the stages in this process
 # Set before any Ray starts, whose workers inherit them; no test is to meet somebody's real account.
 os.environ |= {
     "AWS_ACCESS_KEY_ID": "test",
@@ -65,10 +68,20 @@ def addresses(output: Store | Path) -> list[tuple[str, int]]:
     return sorted((r["source"], r["row"]) for folder in ("captions", "quarantine") for r in read_rows(output, folder))
 
 
-def run_fake(*arguments: str, encoder: type | None = None, generator: type | None = None) -> Outcome:
-    """The whole job with `QUICK` settings, but for stages without models (or those given)."""
-    job = prepare(load_config([*QUICK, *arguments]))
-    return run_job(job, encoder=encoder or fake_encoder(), generator=generator or fake_generator())
+def run_fake(
+    *arguments: str, encoder: type | None = None, generator: type | None = None, on_ray: bool = False
+) -> Outcome:
+    """The whole job with `QUICK` settings, but for stages without models (or those given).
+
+    In this process, unless the test asks what Ray does.
+    """
+    actors = Actors(encoder or fake_encoder(), generator or fake_generator())
+    return run_captions(prepare(load_config([*QUICK, *([] if on_ray else [LOCAL]), *arguments]), actors))
+
+
+def run_captions(job: Job) -> Outcome:
+    """The job with its gate and its report, as jobs/caption_corpus.py runs it."""
+    return run_job(job, before=pass_gate, conclude=report_captions)
 
 
 def question(prompt: str = "what ?", **fields: Any) -> Question:
@@ -95,7 +108,8 @@ def fake_encoder(folder: Path | None = None, seconds: float = 0.0) -> type:
             unit_batch = UnitBatch.from_row(row)
             if folder:
                 (folder / f"{unit_batch.unit.name}.{os.getpid()}").touch()
-            time.sleep(seconds)
+            with unit_batch.timed("encode"):
+                time.sleep(seconds)
             for image in unit_batch.images:
                 image.num_visual_tokens = 256
             unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), 1, 1), np.float32)}

@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from pipelines.accuracy.read_questions import ReadQuestions
 from pipelines.accuracy.table import Measured
 from pipelines.config.keys import Config
 from pipelines.output.span import SpanRow
+from pipelines.run.cluster import call_on_cluster
 from pipelines.run.pruning import has_tiles
 from pipelines.run.resources import actor_gpus
 from pipelines.stages.gpu import torch_dtype
@@ -62,12 +62,9 @@ def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], 
         }
         for point in points
     ]
-    gpus = actor_gpus(config)[0]
-    remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=gpus)(distances)
-    device = "cuda" if gpus else "cpu"
-    found = ray.get(
-        remote.remote(read, first_spans(asked, num_images), str(job.model), config.model.dtype, device, settings)
-    )
+    device = "cuda" if actor_gpus(config)[0] else "cpu"
+    spans = first_spans(asked, num_images)
+    found = call_on_cluster(config, distances, read, spans, str(job.model), config.model.dtype, device, settings)
     for point, values in zip(points, found, strict=True):
         point.distance.update(values)
         point.job.output.write(FILE, json.dumps({**values, **_asked(num_images)}).encode())

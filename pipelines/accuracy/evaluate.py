@@ -9,6 +9,7 @@ run.json                          fingerprint, configuration, totals, scores
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,12 +34,11 @@ from pipelines.output.fingerprint import fingerprint, read_claim
 from pipelines.output.schema import PREDICTIONS_FOLDER
 from pipelines.output.totals import Totals
 from pipelines.run.describe import describe
-from pipelines.run.job import Job, check_model, check_pruning, inside_model, open_output
+from pipelines.run.job import ENGINES_OWN, Actors, Job, check_model, check_pruning, inside_model, open_output
 from pipelines.run.metrics import prefill_tflops
 from pipelines.run.outcome import DONE, Outcome
 from pipelines.run.run import run_job
 from pipelines.run.stages import Stages, decode_settings, model_stages
-from pipelines.stages.encode import Encoder
 from pipelines.stages.write import Sink
 from pipelines.store import STORE_ERRORS, Store, make_store
 from pipelines.tracker import Tracker
@@ -64,7 +64,10 @@ class Results:
 
 
 def prepare_evaluation(
-    config: EvaluateConfig, asked: Asked | None = None, tags: Mapping[str, str] | None = None
+    config: EvaluateConfig,
+    asked: Asked | None = None,
+    tags: Mapping[str, str] | None = None,
+    actors: Actors = ENGINES_OWN,
 ) -> Evaluation:
     """Checks model, benchmarks, files and output, in seconds, and plans what is left to ask.
 
@@ -98,13 +101,12 @@ def prepare_evaluation(
         folder=PREDICTIONS_FOLDER,
         counted="questions",
         tags={"benchmarks": ",".join(described["benchmarks"]), **(tags or {})},
+        actors=actors,
     )
     return Evaluation(config, benches, asked, job, baseline)
 
 
-def run_evaluation(
-    evaluation: Evaluation, encoder: type = Encoder, generator: type | None = None
-) -> tuple[Outcome, Results | None]:
+def run_evaluation(evaluation: Evaluation) -> tuple[Outcome, Results | None]:
     """Asks what is left to ask, and scores the whole output once it is complete."""
     results: list[Results] = []
 
@@ -115,10 +117,8 @@ def run_evaluation(
         outcome.metrics |= score_metrics(results[0].scores) | {"prefill_tflops_per_image": prefill_tflops(job, totals)}
         return report_scores(evaluation, results[0], outcome, totals, tracker)
 
-    def stages(job: Job, encoder: type, generator: type | None) -> Stages:
-        return make_question_stages(evaluation.asked, job, encoder, generator)
-
-    outcome = run_job(evaluation.job, encoder, generator, stages=stages, conclude=conclude)
+    stages = partial(make_question_stages, evaluation.asked)
+    outcome = run_job(evaluation.job, stages=stages, conclude=conclude)
     if outcome.code == DONE and not results:  # complete before this run
         results.append(score_evaluation(evaluation))
     return outcome, results[0] if results else None
@@ -177,7 +177,7 @@ def make_question_reader(asked: Asked, job: Job) -> ReadQuestions:
     )
 
 
-def make_question_stages(asked: Asked, job: Job, encoder: type, generator: type | None) -> Stages:
+def make_question_stages(asked: Asked, job: Job) -> Stages:
     """The caption job's stages, but for what is read and what is written."""
     sink = Sink(
         store=job.output,
@@ -188,7 +188,7 @@ def make_question_stages(asked: Asked, job: Job, encoder: type, generator: type 
         schema=PREDICTIONS,
         rows=prediction_rows,
     )
-    return Stages(make_question_reader(asked, job), *model_stages(job, encoder, generator), sink)
+    return Stages(make_question_reader(asked, job), *model_stages(job), sink)
 
 
 def score_evaluation(evaluation: Evaluation) -> Results:

@@ -31,11 +31,10 @@ from pipelines.config.keys import AccuracyConfig, EvaluateConfig, GridConfig
 from pipelines.config.load import to_yaml, with_values
 from pipelines.errors import UserError
 from pipelines.run.cluster import connected
-from pipelines.run.job import check_model, check_pruning
+from pipelines.run.job import ENGINES_OWN, Actors, check_model, check_pruning
 from pipelines.run.outcome import FAILED, INTERRUPTED
 from pipelines.run.pruning import resolve_pruning
 from pipelines.run.tracked import git_tag
-from pipelines.stages.encode import Encoder
 from pipelines.store import Store, make_store
 from pipelines.tracker import Tracker, default_store, make_tracker
 
@@ -54,7 +53,7 @@ class GridStoppedError(Exception):
         self.code = code
 
 
-def run_accuracy_grid(config: AccuracyConfig, encoder: type = Encoder, generator: type | None = None) -> pa.Table:
+def run_accuracy_grid(config: AccuracyConfig, actors: Actors = ENGINES_OWN) -> pa.Table:
     """Evaluates every point that is not finished; writes and returns the table of all of them.
 
     Raises:
@@ -75,10 +74,12 @@ def run_accuracy_grid(config: AccuracyConfig, encoder: type = Encoder, generator
                 join(cluster, config)
                 missing = [each.retention for each in points if each.method == "fitprune"]
                 recipes = fit_recipes(config, asked, measured[0].job, output, recipes, missing)
-            evaluation = prepare_evaluation(point_config(config, point, recipes.get(point.retention)), asked, tags)
+            evaluation = prepare_evaluation(
+                point_config(config, point, recipes.get(point.retention)), asked, tags, actors
+            )
             if evaluation.job.plan.spans:
                 join(cluster, config)
-            outcome, results = run_evaluation(evaluation, encoder, generator)
+            outcome, results = run_evaluation(evaluation)
             if results is None:
                 raise GridStoppedError(outcome.code, f"{point.name}: {outcome.message}")
             scores = {score.benchmark: score for score in results.scores}

@@ -1,7 +1,6 @@
 """What an evaluated point costs: kept tokens, multiply-adds, seconds. Read from its output, which survives its run."""
 
 import json
-import re
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,7 +12,7 @@ from otprune.flops import TrueFlops, true_flops
 from otprune.schedules import SETTINGS
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
 from pipelines.run.job import Job, inside_model
-from pipelines.run.outcome import RECORD
+from pipelines.run.outcome import RECORD, read_cluster
 from pipelines.run.pruning import has_tiles
 
 COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
@@ -62,13 +61,13 @@ def model_shape(job: Job) -> ModelShape:
 def encoded_on_cpu(record: dict[str, Any]) -> bool:
     """Whether the encode stage of a run with this `run.json` had no GPU: as configured, or as its cluster had none.
 
-    The record of a run on a Ray that was there before may not say what that has: then this process's is asked.
+    A record that does not say in numbers what its cluster had leaves the question to this process's Ray.
     """
     gpus = record["config"]["encode.num_gpus"]
     if gpus is None:
-        said = re.search(r"([\d.]+) GPUs", record["cluster"])
-        here = ray.cluster_resources().get("GPU", 0) if not said and ray.is_initialized() else 0
-        gpus = float(said[1]) if said else here
+        cluster = read_cluster(record["cluster"])
+        here = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
+        gpus = cluster.gpus if cluster else here
     return not gpus
 
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from otprune.models import weights_digest
 from pipelines.accuracy.calibrate import fit_to_retentions, read_sample
 from pipelines.accuracy.evaluate import make_question_reader
@@ -19,8 +17,8 @@ from pipelines.accuracy.read_questions import ReadQuestions
 from pipelines.config.keys import AccuracyConfig
 from pipelines.errors import UserError
 from pipelines.output.span import SpanRow
+from pipelines.run.cluster import call_on_cluster
 from pipelines.run.job import Job
-from pipelines.run.resources import actor_gpus
 from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 
@@ -52,10 +50,8 @@ def fit_recipes(
         UserError: if none of the first `grid.calibration_images` images can be read.
     """
     read, spans = make_question_reader(asked, job), first_spans(asked, config.grid.calibration_images)
-    remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=actor_gpus(config)[0])(_fit)
-    fitted = ray.get(
-        remote.remote(read, spans, str(job.model), config.model.dtype, config.prompt.conversation, list(retentions))
-    )
+    style = config.prompt.conversation
+    fitted = call_on_cluster(config, _fit, read, spans, str(job.model), config.model.dtype, style, list(retentions))
     if fitted is None:
         raise UserError(f"grid.calibration_images: none of the first {config.grid.calibration_images} can be read")
     recipes = {**known, **dict(zip(retentions, fitted, strict=True))}

@@ -201,7 +201,10 @@ class MlflowConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RayConfig:
-    address: str | None = key("cluster to join; null is the submitted job's own, else an embedded one")
+    address: str | None = key(
+        "cluster to join; null is the submitted job's own, else an embedded one; none runs the stages in this process, "
+        "where breakpoints work and nothing is isolated"
+    )
     num_cpus: int | None = key(
         "logical CPUs of the embedded Ray; null is what the machine and the pools need", None, low=1
     )

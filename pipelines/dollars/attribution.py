@@ -47,6 +47,24 @@ def attribute(
     return Attribution(stages, startup)
 
 
+def price_images(
+    usd: float, images: int, tokens: int, steady: tuple[float, float], rates: Mapping[str, float]
+) -> dict[str, float]:
+    """What the images of a run cost, and what a long job would cost; `steady` holds the dollars and the seconds of the
+    run without its start-up."""
+    return price_run(usd, images, tokens) | price_steady(*steady, rates)
+
+
+def price_again(metrics: Mapping[str, float], usd_per_hour: float) -> dict[str, float]:
+    """The metrics of a run that is over, with dollars by one price of its whole cluster: in proportion to seconds."""
+    kept = {name: value for name, value in metrics.items() if not name.startswith(("usd", "tokens_per_usd"))}
+    usd_per_second, images = usd_per_hour / 3600, kept["images_captioned"]
+    tokens = round(kept["mean_caption_tokens"] * images)
+    startup, wall = usd_per_second * kept["startup_seconds"], usd_per_second * kept["wall_seconds"]
+    steady = wall - startup, kept["wall_seconds"] - kept["startup_seconds"]
+    return kept | price_images(wall, int(images), tokens, steady, kept) | {"usd/startup": startup}
+
+
 def price_run(usd: float, images: int, tokens: int) -> dict[str, float]:
     """`usd_total`, and where there are images `usd_per_image`, `usd_per_million_images` and `tokens_per_usd`
     (generated tokens)."""

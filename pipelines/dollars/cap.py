@@ -3,28 +3,27 @@
 import logging
 from collections import Counter
 
-from pipelines.dollars.ledger import Spent
-from pipelines.dollars.meter import Meter
+from pipelines.dollars.account import Account
 from pipelines.errors import UserError
-from pipelines.run.metrics import Account
 
 logger = logging.getLogger(__name__)
 
 ADVICE = "set cost.usd_per_hour for the whole cluster, or price its nodes by cost.prices and labels"
 
 
-def check_prices(meter: Meter, cap: float | None, earlier: Spent) -> None:
+def check_prices(cap: float | None, account: Account) -> None:
     """Says which nodes have no price, and which earlier runs the cap does not count.
 
     Raises:
-        UserError: if there is a cap, which needs all of them.
+        UserError: if there is a cap, which needs the price of every node.
     """
-    if cap is not None and earlier.unpriced:
-        logger.warning("budget.max_usd does not count %d earlier runs of this output: no price", earlier.unpriced)
-    if meter.unpriced and cap is not None:
-        raise UserError(f"budget.max_usd={cap:g} needs the price of every node: {_listed(meter.unpriced)}; {ADVICE}")
-    if meter.unpriced:
-        logger.warning("not in the dollars: %s; %s", _listed(meter.unpriced), ADVICE)
+    unpriced, earlier = account.meter.unpriced, account.earlier.unpriced
+    if cap is not None and earlier:
+        logger.warning("budget.max_usd does not count %d earlier runs of this output: no price", earlier)
+    if unpriced and cap is not None:
+        raise UserError(f"budget.max_usd={cap:g} needs the price of every node: {_listed(unpriced)}; {ADVICE}")
+    if unpriced:
+        logger.warning("not in the dollars: %s; %s", _listed(unpriced), ADVICE)
 
 
 def over_budget(cap: float | None, usd: float | None, account: Account) -> str:

@@ -28,11 +28,9 @@ from pipelines.output.span import SpanRow
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary_stages import VARIANTS, ReadThreefold, collect
 from pipelines.run.cluster import connected
-from pipelines.run.flow import run_flow
-from pipelines.run.job import Job, check_model, check_pruning, find_input
-from pipelines.run.stages import decode_settings, make_stages
+from pipelines.run.job import ENGINES_OWN, Actors, Job, check_model, check_pruning, find_input
+from pipelines.run.stages import choose_flow, decode_settings, make_stages
 from pipelines.run.watchdog import cause_of
-from pipelines.stages.encode import Encoder
 from pipelines.store import make_store
 
 PIECES = 4  # files that a sample is spread over
@@ -55,7 +53,7 @@ class CanaryResult:
     saw_the_images: bool  # neither share of equal captions is above `canary.max_same`
 
 
-def run_canary(config: QualityConfig, encoder: type = Encoder, generator: type | None = None) -> CanaryResult:
+def run_canary(config: QualityConfig, actors: Actors = ENGINES_OWN) -> CanaryResult:
     """Captions `canary.images` of the corpus three times and compares.
 
     Raises:
@@ -67,10 +65,10 @@ def run_canary(config: QualityConfig, encoder: type = Encoder, generator: type |
     spans = sample_spans(corpus, config.canary.images)
     output = make_store(config.output.path)  # nothing is written there
     pruning = check_pruning(config, model)
-    job = Job(config, model, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning)
+    job = Job(config, model, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning, actors=actors)
     with connected(config):
-        stages = make_stages(job, encoder, generator)
-        summaries = run_flow(
+        stages = make_stages(job)
+        summaries = choose_flow(config)(
             spans,
             read=ReadThreefold(stages.read, decode_settings(job).background),
             encode=stages.encode,

@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import ray
 
 from pipelines.dollars.meter import Meter, check_instances, make_tariff
 from pipelines.errors import JobFailedError, UserError
@@ -34,9 +33,8 @@ from pipelines.metrics.bootstrap import percentile_interval
 from pipelines.preflight.sample import draw_units, run_sample
 from pipelines.run.cluster import connected
 from pipelines.run.job import Job
-from pipelines.run.resources import actor_cpus, size_of
+from pipelines.run.resources import actor_cpus, cluster_nodes, cluster_resources
 from pipelines.run.tracked import start_tracker
-from pipelines.stages.encode import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +119,7 @@ class Estimate:
         return asdict(self)
 
 
-def run_estimate(job: Job, encoder: type = Encoder, generator: type | None = None) -> tuple[Estimate, str]:
+def run_estimate(job: Job) -> tuple[Estimate, str]:
     """Captions a sample on the connected cluster, or an embedded one, and scales it to what is left to do.
 
     Returns the estimate, and where it is tracked.
@@ -138,19 +136,20 @@ def run_estimate(job: Job, encoder: type = Encoder, generator: type | None = Non
     meter = Meter(make_tariff(config.cost), started)
     arrivals, summaries = [], []
     with connected(config) as cluster:
-        joined = 0
-        meter.poll(ray.nodes())
+        joined, where = 0, str(cluster)
+        meter.poll(cluster_nodes(config))
         logger.info("estimate: captioning %d images", sum(span.units[0].num_images for span in spans))
         try:
-            for summary in run_sample(job, spans, encoder, generator):
+            for summary in run_sample(job, spans):
                 arrivals.append(time.perf_counter() - started)
                 summaries.append(summary)
-                joined += len(meter.poll(ray.nodes()))
+                joined += len(meter.poll(cluster_nodes(config)))
         except JobFailedError as error:
             raise UserError(f"the sample could not be captioned: {error}") from error
         if joined:
             logger.warning("%d nodes joined during the sample: the start-up below holds the wait for them", joined)
-            cluster = f"{cluster}, in the end {size_of(ray.cluster_resources())}"
+            grown = cluster_resources(config)
+            where += f", in the end {grown.get('CPU', 0):g} CPUs, {grown.get('GPU', 0):g} GPUs"
         parallel, usd_per_hour = _parallel(job), meter.usd_per_hour
     meter.stop()
     if not any(summary["images_captioned"] for summary in summaries):
@@ -160,7 +159,7 @@ def run_estimate(job: Job, encoder: type = Encoder, generator: type | None = Non
     units = len(job.plan.units)
     estimate = scale(measured, rows, units, usd_per_hour, instances, seed=config.estimate.seed)
     problems = "; ".join(meter.unpriced)
-    estimate = replace(estimate, sample_usd=meter.usd, cluster=f"{cluster}{f'; {problems}' if problems else ''}")
+    estimate = replace(estimate, sample_usd=meter.usd, cluster=f"{where}{f'; {problems}' if problems else ''}")
     tracker = start_tracker(job, {"estimate": "true"})
     tracker.log(estimate.metrics(), 0)
     tracker.artifact("estimate.json", json.dumps(estimate.to_dict(), indent=1))
@@ -270,7 +269,8 @@ def _amount(draws: np.ndarray) -> Amount:
 
 def _parallel(job: Job) -> dict[str, float]:
     """How many actors or tasks of each stage the connected cluster lets work at a time."""
-    config, cpus = job.config, ray.cluster_resources().get("CPU", 1.0)
+    config = job.config
+    cpus = cluster_resources(config).get("CPU", 1.0)
     tasks = max(1.0, cpus - actor_cpus(config))
     actors = {"encode": float(config.encode.actors), "generate": float(config.generate.actors)}
     return {"read": tasks, "decode": tasks, "write": tasks} | actors

@@ -38,14 +38,16 @@ ENOUGH = 16  # images captioned under both settings
 Key = tuple[str, int, int]  # source, row, number of the prompt
 
 
-def pass_gate(job: Job, encoder: type, generator: type | None) -> Gate:
-    """Captions the sample twice on the connected cluster, unless gate.json of this configuration has the numbers.
+def pass_gate(job: Job) -> Gate | None:
+    """Captions the sample twice on the connected cluster, unless gate.json of this configuration has the numbers; None
+    if no quality is asked for, or nothing is pruned.
 
     Raises:
         JobFailedError: if too few sampled images came through under both settings.
     """
     config = job.config.gate
-    assert config.min_quality is not None
+    if config.min_quality is None or job.config.prune.method == UNPRUNED:
+        return None
     stored = _read(job)
     if stored is not None:
         return stored
@@ -53,8 +55,8 @@ def pass_gate(job: Job, encoder: type, generator: type | None) -> Gate:
     spans = draw_units(job, config.images, config.seed, shown=True)
     drawn = sum(span.units[0].num_images for span in spans)
     logger.info("gate: captioning %d images without and with pruning", drawn)
-    unpruned = _images(run_sample(job, spans, encoder, generator, method=UNPRUNED))
-    pruned = _images(run_sample(job, spans, encoder, generator))
+    unpruned = _images(run_sample(job, spans, method=UNPRUNED))
+    pruned = _images(run_sample(job, spans))
     compared = _compare(pruned, unpruned)
     came = len({key[:2] for key in compared})
     if came < min(ENOUGH, max(1, drawn // 2)):

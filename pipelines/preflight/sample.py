@@ -32,9 +32,7 @@ def draw_units(job: Job, num_images: int, seed: int, *, shown: bool = False) -> 
     return [SpanRow((unit,), groups, unit.num_images if shown else 0) for unit, groups in drawn]
 
 
-def run_sample(
-    job: Job, spans: list[SpanRow], encoder: type, generator: type | None, *, method: str | None = None
-) -> Iterator[dict[str, Any]]:
+def run_sample(job: Job, spans: list[SpanRow], *, method: str | None = None) -> Iterator[dict[str, Any]]:
     """Summaries of the units as they come through, on the connected cluster; `method` in place of prune.method.
 
     A unit that fails, or whose process dies, does not come through.
@@ -46,7 +44,7 @@ def run_sample(
     if method is not None:
         config = replace(config, prune=replace(config.prune, method=method, settings={}))
         job = replace(job, config=config, pruning=check_pruning(config, job.model))
-    stages = make_stages(job, encoder, generator)
+    stages = make_stages(job)
     sink = SampleSink(
         store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method
     )

@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ import ray.data
 
 from pipelines.config.keys import Config
 from pipelines.errors import UserError
-from pipelines.run.resources import TASK_CPUS, actor_cpus, gpus_needed, size_of
+from pipelines.run.outcome import Cluster
+from pipelines.run.resources import TASK_CPUS, actor_cpus, actor_gpus, cluster_resources, gpus_needed, is_local
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
@@ -24,27 +25,34 @@ TOO_SLOW = "timed out during startup"
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[str]:
-    """Joins the cluster, or starts an embedded one, for the block; yields one line that says which.
+def connected(config: Config) -> Iterator[Cluster]:
+    """Joins the cluster, or starts an embedded one, for the block; yields which.
 
-    A Ray that is running in this process already is used and left running.
+    A Ray that is running in this process already is used and left running. `ray.address=none` needs no Ray.
 
     Raises:
         UserError: if `ray.address` names no cluster in reach, or the cluster is too small for the pools.
     """
+    if is_local(config):
+        yield _cluster("none", cluster_resources(config))
+        return
     _quiet()
     if ray.is_initialized():
-        yield f"this process's Ray: {size_of(ray.cluster_resources())}"
+        yield _cluster("joined before", ray.cluster_resources())
         return
     try:
-        where = _start(config)
-        logger.info("%s", where)
-        yield where
+        cluster = _start(config)
+        logger.info("%s", cluster)
+        yield cluster
     finally:
         ray.shutdown()
 
 
-def _start(config: Config) -> str:
+def _cluster(address: str, resources: Mapping[str, float], dashboard: str = "") -> Cluster:
+    return Cluster(address, resources.get("CPU", 0), resources.get("GPU", 0), dashboard)
+
+
+def _start(config: Config) -> Cluster:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)
@@ -53,7 +61,6 @@ def _start(config: Config) -> str:
             context = ray.init(address=address, log_to_driver=False, runtime_env=environment)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"ray.address must name a running cluster, got {address}: {error}") from error
-        where = f"Ray cluster {address}"
     else:
         # Threads that spin while they wait take the cores from their neighbours: four times slower on a busy machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -61,11 +68,10 @@ def _start(config: Config) -> str:
         # Ray logs an error at each pool's start, about constructor arguments that are safe while the driver lives.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         context = _start_embedded(config)
-        where = "embedded Ray"
     resources = ray.cluster_resources()
     check_room(config, resources, may_grow=bool(address))
-    dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
-    return f"{where}: {size_of(resources)}{dashboard}"
+    dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    return _cluster(address or "embedded", resources, dashboard)
 
 
 def _start_embedded(config: Config) -> Any:
@@ -107,6 +113,15 @@ def _check_answers(address: str) -> None:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
         except grpc.FutureTimeoutError as error:
             raise UserError(f"ray.address must name a running cluster, got {address}: no Ray answers there") from error
+
+
+def call_on_cluster(config: Config, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns, called in one task with the CPUs and GPUs of an encode actor; with `ray.address=none`
+    in this process."""
+    if is_local(config):
+        return function(*arguments)
+    remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=actor_gpus(config)[0])(function)
+    return ray.get(remote.remote(*arguments))
 
 
 def check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool) -> None:

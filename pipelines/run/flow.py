@@ -14,6 +14,7 @@ import ray.data
 
 from pipelines.output.span import SpanRow
 from pipelines.run.placement import SINK_CPUS, PlacementGroups, Stage, placers
+from pipelines.run.pool_clock import POOL_CLOCK, PoolClock
 from pipelines.run.watchdog import MAX_RESTARTS, PoolWatch
 from pipelines.stages.read import Reader
 
@@ -32,11 +33,12 @@ def run_flow(
     no_progress_seconds: int,
     max_restarts: int | None = None,
     one_at_a_time: bool = False,
+    clock: PoolClock | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Runs the spans and yields one `summary` row for each unit as it is committed or fails.
 
     A unit whose process died `retries` + 1 times yields nothing. With `one_at_a_time` no other unit waits in an actor
-    that might die. Without `encode` the generator takes the pixels.
+    that might die. Without `encode` the generator takes the pixels. `clock` counts the seconds of the actors.
 
     Raises:
         Ray's errors, if an actor cannot start, more than `max_lost` units died, nothing moved for
@@ -50,6 +52,9 @@ def run_flow(
     others = [known for known in context.custom_execution_callback_classes if known is not PoolWatch]
     context.custom_execution_callback_classes = [*others, PoolWatch]
     context.set_config(MAX_RESTARTS, max_restarts)
+    if clock is not None:
+        clock.follow({name: each.actor for name, each in (("encode", encode), ("generate", generate)) if each})
+    context.set_config(POOL_CLOCK, clock)
     ray.data.DataContext._set_current(context)
     groups = PlacementGroups()
     num_units = sum(len(span.units) for span in spans)

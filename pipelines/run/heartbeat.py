@@ -13,13 +13,13 @@ import threading
 import time
 from typing import Any
 
-import ray
 from ray.util.metrics import Gauge
 
+from pipelines.dollars.account import Account
 from pipelines.dollars.ledger import record_run
 from pipelines.run.job import Job
-from pipelines.run.metrics import Account
 from pipelines.run.progress import Progress
+from pipelines.run.resources import cluster_nodes, is_local
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Heartbeat:
     def look(self, *, joined: bool = False) -> None:
         """Takes note of the cluster's nodes; says of those that `joined` in mid-run if they have no price."""
         try:
-            for held in self.account.meter.poll(ray.nodes()):
+            for held in self.account.meter.poll(cluster_nodes(self.job.config)):
                 price = held.price
                 if self.account.meter.tariff.usd_per_hour is not None:
                     continue
@@ -113,7 +113,7 @@ class Heartbeat:
 
     def _write(self, state: str, message: str) -> None:
         content, meter = self.content(state, message), self.account.meter
-        if state == "running":
+        if state == "running" and not is_local(self.job.config):
             self._set_gauges(content)
         try:
             record_run(self.job.output, self.run, meter.usd, meter.elapsed, meter.node_seconds)

@@ -24,6 +24,17 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Actors:
+    """The classes of the two actor stages; None is the engine's own. A test or a user brings others."""
+
+    encode: type | None = None
+    generate: type | None = None
+
+
+ENGINES_OWN = Actors()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A checked job, before any cluster is touched."""
 
@@ -37,13 +48,14 @@ class Job:
     counted: Counted = "images"  # what the plan's rows are to progress
     tags: dict[str, str] = field(default_factory=dict)  # of the tracked run, beside those of every job
     pruning: dict[str, Any] = field(default_factory=dict)  # the method's settings, complete
+    actors: Actors = ENGINES_OWN
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.described)
 
 
-def prepare(config: Config) -> Job:
+def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
     """Checks model, corpus and output, in seconds, and plans what is left to do. An estimate only reads the output.
 
     Raises:
@@ -64,7 +76,7 @@ def prepare(config: Config) -> Job:
         num_samples=config.run.samples,
         tidy=not config.run.estimate,
     )
-    return Job(config, model, corpus, output, described, plan, pruning=pruning)
+    return Job(config, model, corpus, output, described, plan, pruning=pruning, actors=actors)
 
 
 def find_input(config: Config) -> Corpus:

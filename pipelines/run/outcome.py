@@ -1,7 +1,7 @@
 """How a run ended: exit code, why, and the numbers; the files that say so."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipelines.output.totals import Totals
@@ -10,6 +10,36 @@ from pipelines.tracker import Tracker
 
 RECORD, SAMPLES = "run.json", "samples.json"
 DONE, FAILED, GATED, CAPPED, INTERRUPTED = 0, 1, 3, 4, 130  # exit codes
+PLACES = {"embedded": "embedded Ray", "joined before": "this process's Ray", "none": "this process"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where the stages of a run ran. `str` says it to people."""
+
+    address: str  # of the cluster; else a key of PLACES
+    cpus: float
+    gpus: float
+    dashboard: str = ""  # its URL
+
+    def __str__(self) -> str:
+        place = PLACES.get(self.address) or f"Ray cluster {self.address}"
+        dashboard = f", dashboard {self.dashboard}" if self.dashboard else ""
+        return f"{place}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{dashboard}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in run.json."""
+        return asdict(self)
+
+    @property
+    def machines(self) -> str:
+        """Without the dashboard, whose address changes: runs on the same machines say the same."""
+        return str(replace(self, dashboard=""))
+
+
+def read_cluster(stored: Any) -> Cluster | None:
+    """What run.json holds under `cluster`; None for a run that joined none, and for a line of text."""
+    return Cluster(**stored) if isinstance(stored, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +100,7 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     tracked: str = ""
-    cluster: str = ""
+    cluster: Cluster | None = None  # None: the run joined none
     gate: Gate | None = None  # with the captions that were compared
 
 

@@ -1,7 +1,6 @@
 """How far the job is, as one live line on a terminal, or a plain line now and then elsewhere."""
 
 import sys
-import time
 from collections import deque
 from typing import Any, Literal
 
@@ -20,7 +19,10 @@ Counted = Literal["images", "questions"]
 
 
 class Progress:
-    """Counts images (or questions) of this run against the plan. Context manager: leaves the terminal as it was."""
+    """Counts images (or questions) of this run against the plan. Context manager: leaves the terminal as it was.
+
+    The clock and the start of the run are those of the `meter`, so that seconds and dollars agree.
+    """
 
     def __init__(
         self,
@@ -28,13 +30,11 @@ class Progress:
         num_done: int,
         meter: Meter,
         every: float,
-        started: float,
         counted: Counted = "images",
     ):
         self.num_rows, self.num_done, self.meter, self.every = num_rows, num_done, meter, every
         self.counted: Counted = counted
         self.totals = Totals()
-        self.started = started
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
         self._shown = 0.0
@@ -56,21 +56,21 @@ class Progress:
         """Counts a committed unit; says whether a progress point is due."""
         before = self.count
         self.totals.add(unit)
-        now = time.perf_counter()
+        now = self.meter.now
         if unit["captions"] or self._history:  # a unit of broken images alone comes through before the actors are up
             if self._history:
                 self._gaps.add(now - self._history[-1][0], self.count - self._history[-1][1])
             self._history.append((now, self.count))
             if self._first is None:
                 worked = sum(unit["seconds"].get(stage, 0.0) for stage in AFTER_START)
-                self._first = (max(self.started, now - worked), before)
+                self._first = (max(self.meter.started, now - worked), before)
                 self._gaps.add(now - self._first[0], self.count - before)
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
             self._history.popleft()
         return self.show()
 
     def show(self, force: bool = False) -> bool:
-        now = time.perf_counter()
+        now = self.meter.now
         if not force and now - self._shown < self.every:
             if self._live:
                 self._live.update(Text(self.line()), refresh=True)
@@ -90,12 +90,12 @@ class Progress:
     @property
     def elapsed(self) -> float:
         """Seconds since the job started, start-up included: what the cluster has been held for."""
-        return time.perf_counter() - self.started
+        return self.meter.elapsed
 
     @property
     def startup_seconds(self) -> float:
         """Seconds until the actors began their first unit with captions; all so far where there is none yet."""
-        return self.elapsed if self._first is None else self._first[0] - self.started
+        return self.elapsed if self._first is None else self._first[0] - self.meter.started
 
     @property
     def usd(self) -> float | None:
@@ -118,7 +118,7 @@ class Progress:
         """Images, or questions too, and generated tokens a second: of the whole run, or of its last minute.
 
         Counted from when the actors began the first unit with captions, so they hold nothing of the start-up. `_low`
-        and `_high` are the ends of the rate's 95 % interval (gaps.py).
+        and `_high` are the ends of the rate's 95 % interval (rate_interval.py).
         """
         if self._first is None:
             rate = self.count / max(1e-9, self.elapsed)

@@ -1,20 +1,41 @@
 """The CPUs and GPUs that the pools of a configuration hold."""
 
 import math
+import os
 import time
 from collections.abc import Mapping
+from typing import Any
 
-import ray.data
+import ray
 
 from pipelines.config.keys import Config
 from pipelines.engines.checks import engine_bundles, num_workers, takes_images
-from pipelines.run.placement import share_a_gpu
+from pipelines.run.placement import SINK_CPUS, share_a_gpu
 
+NO_RAY = "none"  # ray.address of a run in this process
 TASK_CPUS = 2  # for reading, decoding and writing beside the actors
 
 
-def size_of(resources: Mapping[str, float]) -> str:
-    return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+def is_local(config: Config) -> bool:
+    """Whether the stages run in this process, without Ray."""
+    return config.ray.address == NO_RAY
+
+
+def cluster_resources(config: Config) -> Mapping[str, float]:
+    """CPUs, GPUs and more of the connected cluster, or of this process."""
+    if not is_local(config):
+        return ray.cluster_resources()
+    import torch  # the local flow needs it in any case
+
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+def cluster_nodes(config: Config) -> list[dict[str, Any]]:
+    """The nodes as `ray.nodes()` lists them. This process is one node of a kind that no price file knows, so
+    `cost.usd_per_hour` alone gives it a price."""
+    if not is_local(config):
+        return ray.nodes()
+    return [{"NodeID": "this process", "Alive": True, "Labels": {}, "Resources": cluster_resources(config)}]
 
 
 def actor_cpus(config: Config) -> int:
@@ -27,7 +48,7 @@ def actor_gpus(config: Config) -> tuple[float, float]:
     """GPUs of one encode and one generate actor: as configured, else a share of one where the cluster has any; an
     engine of several workers, or of a placement group, takes whole ones, and one that encodes the images itself leaves
     no encode actor."""
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    has_gpus = cluster_resources(config).get("GPU", 0) > 0
     encode = (0.3 if has_gpus else 0.0) if config.encode.num_gpus is None else config.encode.num_gpus
     is_whole = num_workers(config) > 1 or takes_images(config) or engine_bundles(config)
     share = float(num_workers(config)) if is_whole else 0.7
@@ -55,12 +76,24 @@ def gpus_needed(config: Config) -> float:
     return whole + len(free)
 
 
+def stage_weights(config: Config) -> tuple[str, dict[str, float]]:
+    """The resource that divides the dollars, GPUs if any actor holds some, and how much of it one actor or task of
+    each stage holds."""
+    encode, generate = actor_gpus(config)
+    if encode or generate:
+        return "GPU", {"encode": encode, "generate": generate}
+    pools = {"encode": config.encode.num_cpus, "generate": config.generate.num_cpus}
+    return "CPU", {"read": 1.0, "decode": 1.0, **pools, "write": SINK_CPUS}
+
+
 def wait_for_room(config: Config, seconds: float = 60.0) -> None:
     """Waits until there is room for all actors and a task, at most so long.
 
     An actor that is restarting when its pool is closed holds its CPUs and GPUs until it is up again and learns that
     nobody wants it.
     """
+    if is_local(config):
+        return
     encode, generate = actor_gpus(config)
     gpus = config.encode.actors * encode + config.generate.actors * generate
     deadline = time.monotonic() + seconds

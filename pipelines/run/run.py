@@ -4,156 +4,195 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
+from pipelines.dollars.account import Account
 from pipelines.dollars.cap import check_prices, over_budget
 from pipelines.dollars.ledger import new_run, read_spent
 from pipelines.dollars.meter import Meter, make_tariff
 from pipelines.errors import JobFailedError
-from pipelines.preflight.gate import UNPRUNED, pass_gate
-from pipelines.report.write import report_captions
 from pipelines.run.cluster import connected
 from pipelines.run.heartbeat import Heartbeat
 from pipelines.run.isolate import run_with_isolation
 from pipelines.run.job import Job
-from pipelines.run.metrics import Account, output_totals, run_metrics
-from pipelines.run.outcome import CAPPED, DONE, FAILED, GATED, INTERRUPTED, RECORD, SAMPLES, Conclude, Outcome
+from pipelines.run.metrics import output_totals, run_metrics
+from pipelines.run.outcome import (
+    CAPPED,
+    DONE,
+    FAILED,
+    GATED,
+    INTERRUPTED,
+    RECORD,
+    SAMPLES,
+    Conclude,
+    Gate,
+    Outcome,
+    read_cluster,
+)  # fmt: skip
+from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
+from pipelines.run.resources import stage_weights
 from pipelines.run.signals import interruptible
 from pipelines.run.stages import Stages, make_stages
 from pipelines.run.tracked import start_tracker
-from pipelines.stages.encode import Encoder
 from pipelines.store import read_json
 from pipelines.tracker import NullTracker, Tracker
 
 logger = logging.getLogger(__name__)
 
+Before = Callable[[Job], Gate | None]
+"""What must hold before a run begins, asked on the connected cluster; None if the job asks for nothing."""
+
 
 def run_job(
     job: Job,
-    encoder: type = Encoder,
-    generator: type | None = None,
     *,
-    stages: Callable[[Job, type, type | None], Stages] = make_stages,
+    before: Before | None = None,
     conclude: Conclude | None = None,
+    stages: Callable[[Job], Stages] = make_stages,
 ) -> Outcome:
     """Captions what is left of the plan and reports; never raises for what the job itself can run into.
 
-    An output that is complete is left as it is. Another kind of job brings its own `stages` and its own `conclude`,
-    which is `report_captions` here.
+    An output that is complete is left as it is. The entry points hand in the gate (`before`) and the report
+    (`conclude`); another kind of job brings its own `stages`.
+
+    Raises:
+        UserError: if the cluster cannot be joined, or the spend cap cannot be kept without prices.
     """
-    stored = None if job.plan.spans else read_json(job.output, RECORD)
-    if stored is not None and stored.get("finished"):
+    record = None if job.plan.spans else read_json(job.output, RECORD)
+    if record is not None and record.get("finished"):
         return Outcome(message="nothing to do: the output is complete")
-    started, outcome, name = time.perf_counter(), Outcome(), new_run()
-    tracker: Tracker = NullTracker()
-    meter = Meter(make_tariff(job.config.cost), started)
-    account = Account(meter, read_spent(job.output))
-    every = job.config.run.progress_seconds
-    progress = Progress(job.plan.num_rows, job.plan.num_done, meter, every, started, job.counted)
-    beat = Heartbeat(job, name, progress, account)
-    summarized: set[str] = set()
-    try:
-        with interruptible():
-            if not job.plan.spans:  # the last run ended with its last unit: stopped there, or before it could report
-                tracker = start_tracker(job)
-            elif spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account):
-                return Outcome(code=CAPPED, message=spent)
-            else:
-                with connected(job.config) as outcome.cluster, interruptible():
-                    account.weigh(job.config)
-                    beat.look()
-                    check_prices(meter, job.config.budget.max_usd, account.earlier)
-                    tracker = start_tracker(job)
-                    with progress, beat:
-                        if _gate_passed(job, encoder, generator, tracker, outcome, account):
-                            made = stages(job, encoder, generator)
-                            _caption(job, made, progress, tracker, outcome, summarized, account)
-    except KeyboardInterrupt:
-        outcome.code, outcome.message = INTERRUPTED, "interrupted; the same command resumes"
-    except JobFailedError as error:
-        outcome.code, outcome.message = FAILED, f"{error}; everything committed is kept"
-    meter.stop()
-    if stored is None:
-        outcome.metrics = run_metrics(job, progress, account) | (outcome.gate.metrics() if outcome.gate else {})
-    else:
-        outcome.metrics, outcome.samples = stored["last_run"], read_json(job.output, SAMPLES) or []
-    outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
-    _finish(job, outcome, progress, tracker, summarized, conclude or report_captions, account)
-    beat.finish(outcome.code, outcome.message)
-    return outcome
+    run = Run(job, before or (lambda job: None), conclude or (lambda *_: {}), stages, record)
+    account = run.account
+    if job.plan.spans and (spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account)):
+        return Outcome(code=CAPPED, message=spent)
+    return run.execute()
 
 
-def _caption(
-    job: Job,
-    stages: Stages,
-    progress: Progress,
-    tracker: Tracker,
-    outcome: Outcome,
-    summarized: set[str],
-    account: Account,
-) -> None:
-    summaries = run_with_isolation(
-        job.plan.spans,
-        lambda spans, alone: stages.run(spans, job.config, alone),
-        read=stages.read,
-        sink=stages.sink,
-        sizes={file.source: file.size for file in job.corpus.files},
-        max_isolated=job.config.faults.max_isolated,
-    )
-    for summary in summaries:
-        summarized.add(f"part-{summary['unit']}.parquet")
-        outcome.samples += summary.pop("samples")
-        if progress.update(summary):
-            tracker.log(run_metrics(job, progress, account), round(progress.elapsed))
-        is_last = progress.num_done + progress.count >= progress.num_rows
-        if not is_last and _over_budget(job, outcome, account):
-            break
+class Run:
+    """One run of a job, and all its state: progress, account, tracker, heartbeat and outcome.
 
+    `record` is the run.json of an earlier run that committed the last unit but did not come to its report.
+    """
 
-def _over_budget(job: Job, outcome: Outcome, account: Account) -> bool:
-    """Whether the cap is reached; the outcome says so."""
-    if spent := over_budget(job.config.budget.max_usd, account.usd_of_output, account):
-        outcome.code, outcome.message = CAPPED, spent
-    return bool(spent)
+    def __init__(
+        self,
+        job: Job,
+        before: Before,
+        conclude: Conclude,
+        stages: Callable[[Job], Stages],
+        record: dict[str, Any] | None = None,
+    ):
+        self.job, self.before, self.conclude, self.stages, self.record = job, before, conclude, stages, record
+        config, plan = job.config, job.plan
+        self.outcome = Outcome()
+        self.account = Account(Meter(make_tariff(config.cost), time.perf_counter()), read_spent(job.output))
+        self.progress = Progress(
+            plan.num_rows, plan.num_done, self.account.meter, config.run.progress_seconds, job.counted
+        )
+        self.clock = PoolClock()
+        self.tracker: Tracker = NullTracker()
+        self.heartbeat = Heartbeat(job, new_run(), self.progress, self.account)
+        self.summarized: set[str] = set()  # objects that this run committed
 
+    def execute(self) -> Outcome:
+        """The run from its first second to its report."""
+        try:
+            with interruptible():
+                if self.job.plan.spans:
+                    self._work()
+                else:  # the last run ended with its last unit: stopped there, or before it could report
+                    self.tracker = start_tracker(self.job)
+        except KeyboardInterrupt:
+            self._end(INTERRUPTED, "interrupted; the same command resumes")
+        except JobFailedError as error:
+            self._end(FAILED, f"{error}; everything committed is kept")
+        self.account.meter.stop()
+        self._report()
+        self.heartbeat.finish(self.outcome.code, self.outcome.message)
+        return self.outcome
 
-def _gate_passed(
-    job: Job, encoder: type, generator: type | None, tracker: Tracker, outcome: Outcome, account: Account
-) -> bool:
-    """Whether the run may begin; the outcome has the gate's numbers, and says so if not."""
-    if job.config.gate.min_quality is None or job.config.prune.method == UNPRUNED:
-        return True
-    began = time.perf_counter()
-    gate = outcome.gate = pass_gate(job, encoder, generator)
-    account.gate = (began, time.perf_counter())
-    logger.info("gate: %s", gate)
-    tracker.log(gate.metrics(), 0)
-    if not gate.passed:
-        outcome.code, outcome.message = GATED, f"gate failed: {gate}"
-    return gate.passed and not _over_budget(job, outcome, account)
+    def _end(self, code: int, message: str) -> None:
+        self.outcome.code, self.outcome.message = code, message
 
+    def _work(self) -> None:
+        """Joins the cluster, asks the gate, and captions.
 
-def _finish(
-    job: Job,
-    outcome: Outcome,
-    progress: Progress,
-    tracker: Tracker,
-    summarized: set[str],
-    conclude: Conclude,
-    account: Account,
-) -> None:
-    totals = output_totals(job, progress, summarized)
-    record = {
-        "fingerprint": job.fingerprint,
-        "finished": outcome.code == DONE,
-        "totals": totals.to_dict(),
-        "spent": account.spent().to_dict(),
-        "last_run": outcome.metrics,
-        "cluster": outcome.cluster,
-        "config": job.config.dotted(),
-        **conclude(job, outcome, totals, tracker),
-    }
-    tracker.log(outcome.metrics, round(progress.elapsed))
-    status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.code, "FAILED")
-    outcome.tracked = tracker.finish(status)
-    job.output.write(RECORD, json.dumps(record, indent=1).encode())
+        Raises:
+            UserError: if the cluster cannot be joined, or the spend cap cannot be kept without prices.
+        """
+        config = self.job.config
+        with connected(config) as self.outcome.cluster, interruptible():  # again: Ray installs a handler of its own
+            self.account.resource, self.account.weights = stage_weights(config)
+            self.heartbeat.look()
+            check_prices(config.budget.max_usd, self.account)
+            self.tracker = start_tracker(self.job)
+            with self.progress, self.heartbeat:
+                if self._may_begin():
+                    self._caption()
+
+    def _may_begin(self) -> bool:
+        """Asks the gate, whose numbers and seconds are kept; the outcome says why the run may not begin."""
+        began = time.perf_counter()
+        gate = self.outcome.gate = self.before(self.job)
+        if gate is None:
+            return True
+        self.account.gate = (began, time.perf_counter())
+        logger.info("gate: %s", gate)
+        self.tracker.log(gate.metrics(), 0)
+        if not gate.passed:
+            self._end(GATED, f"gate failed: {gate}")
+        return gate.passed and not self._is_over_budget()
+
+    def _caption(self) -> None:
+        job, stages = self.job, self.stages(self.job)
+        summaries = run_with_isolation(
+            job.plan.spans,
+            lambda spans, alone: stages.run(spans, job.config, alone, self.clock),
+            read=stages.read,
+            sink=stages.sink,
+            sizes={file.source: file.size for file in job.corpus.files},
+            max_isolated=job.config.faults.max_isolated,
+        )
+        for summary in summaries:
+            self.summarized.add(f"part-{summary['unit']}.parquet")
+            self.outcome.samples += summary.pop("samples")
+            if self.progress.update(summary):
+                self.tracker.log(self._metrics(), round(self.progress.elapsed))
+            is_last = self.progress.num_done + self.progress.count >= self.progress.num_rows
+            if not is_last and self._is_over_budget():
+                break
+
+    def _is_over_budget(self) -> bool:
+        """Whether the cap is reached; the outcome says so."""
+        if spent := over_budget(self.job.config.budget.max_usd, self.account.usd_of_output, self.account):
+            self._end(CAPPED, spent)
+        return bool(spent)
+
+    def _metrics(self) -> dict[str, float]:
+        return run_metrics(self.job, self.progress, self.account, self.clock)
+
+    def _report(self) -> None:
+        """Writes run.json and what the kind of job adds to it, and ends the tracked run."""
+        job, outcome = self.job, self.outcome
+        if self.record is None:
+            outcome.metrics = self._metrics() | (outcome.gate.metrics() if outcome.gate else {})
+        else:
+            outcome.metrics, outcome.samples = self.record["last_run"], read_json(job.output, SAMPLES) or []
+            outcome.cluster = read_cluster(self.record.get("cluster"))
+        outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
+        totals = output_totals(job, self.progress, self.summarized)
+        record = {
+            "fingerprint": job.fingerprint,
+            "finished": outcome.code == DONE,
+            "totals": totals.to_dict(),
+            "spent": self.account.spent().to_dict(),
+            "last_run": outcome.metrics,
+            "cluster": outcome.cluster and outcome.cluster.to_dict(),
+            "config": job.config.dotted(),
+            **self.conclude(job, outcome, totals, self.tracker),
+        }
+        self.tracker.log(outcome.metrics, round(self.progress.elapsed))
+        status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.code, "FAILED")
+        outcome.tracked = self.tracker.finish(status)
+        job.output.write(RECORD, json.dumps(record, indent=1).encode())

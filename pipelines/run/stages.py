@@ -1,7 +1,7 @@
 """The stages of a job, with everything that they need, ready for the flow."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from pipelines.images.decode import mean_color
 from pipelines.output.span import SpanRow
 from pipelines.run.flow import run_flow
 from pipelines.run.job import Job
+from pipelines.run.local_flow import local_flow
 from pipelines.run.placement import Stage
-from pipelines.run.resources import actor_gpus, wait_for_room
+from pipelines.run.pool_clock import PoolClock
+from pipelines.run.resources import actor_gpus, is_local, wait_for_room
 from pipelines.run.watchdog import cause_of
 from pipelines.stages.encode import Encoder
 from pipelines.stages.read import DecodeSettings, ReadDecode, Reader
@@ -32,15 +34,17 @@ class Stages:
     generate: Stage
     sink: Sink
 
-    def run(self, spans: list[SpanRow], config: Config, one_at_a_time: bool) -> Iterator[dict[str, Any]]:
-        """Summaries of the spans' units, as dicts.
+    def run(
+        self, spans: list[SpanRow], config: Config, one_at_a_time: bool, clock: PoolClock | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Summaries of the spans' units, as dicts, by Ray or in this process (`ray.address=none`).
 
         Raises:
-            JobFailedError: if Ray gives up.
+            JobFailedError: if Ray gives up, or in this process a stage raises.
         """
         if one_at_a_time:
             wait_for_room(config)
-        summaries = run_flow(
+        summaries = choose_flow(config)(
             spans,
             read=self.read,
             encode=self.encode,
@@ -51,20 +55,26 @@ class Stages:
             no_progress_seconds=config.faults.no_progress_seconds,
             max_restarts=config.engine.max_restarts if config.engine.name == "vllm" else None,
             one_at_a_time=one_at_a_time,
+            clock=clock,
         )
         try:
             for row in summaries:
                 yield json.loads(row["summary"])
         except Exception as error:  # whatever its executor ran into, Ray raises as it is
-            raise JobFailedError(f"Ray gave up: {type(error).__name__}: {cause_of(str(error))}") from error
+            who = "a stage" if is_local(config) else "Ray"
+            raise JobFailedError(f"{who} gave up: {type(error).__name__}: {cause_of(str(error))}") from error
 
 
-def make_stages(job: Job, encoder: type = Encoder, generator: type | None = None) -> Stages:
-    """The stages for the connected cluster; `encoder` and `generator` are the actor classes, the latter by default the
-    configured engine's."""
+def choose_flow(config: Config) -> Callable[..., Iterator[dict[str, Any]]]:
+    """What runs the stages: Ray Data, or with `ray.address=none` a loop in this process."""
+    return local_flow if is_local(config) else run_flow
+
+
+def make_stages(job: Job) -> Stages:
+    """The stages for the connected cluster."""
     config = job.config
     sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
-    return Stages(make_reader(job), *model_stages(job, encoder, generator), sink)
+    return Stages(make_reader(job), *model_stages(job), sink)
 
 
 def make_reader(job: Job) -> ReadDecode:
@@ -96,16 +106,16 @@ def decode_settings(job: Job) -> DecodeSettings:
     )
 
 
-def model_stages(job: Job, encoder: type, generator: type | None) -> tuple[Stage | None, Stage]:
+def model_stages(job: Job) -> tuple[Stage | None, Stage]:
     """The two actor stages, which are those of every kind of job; an engine that takes images needs no encode stage."""
-    return None if takes_images(job.config) else encode_stage(job, encoder), generate_stage(job, generator)
+    return None if takes_images(job.config) else encode_stage(job), generate_stage(job)
 
 
-def encode_stage(job: Job, encoder: type) -> Stage:
+def encode_stage(job: Job) -> Stage:
     config = job.config
     num_gpus, _ = actor_gpus(config)
     return Stage(
-        actor=encoder,
+        actor=job.actors.encode or Encoder,
         arguments={
             "model_path": str(job.model),
             "dtype": config.model.dtype,
@@ -128,7 +138,7 @@ def encode_stage(job: Job, encoder: type) -> Stage:
     )
 
 
-def generate_stage(job: Job, generator: type | None) -> Stage:
+def generate_stage(job: Job) -> Stage:
     config = job.config
     _, num_gpus = actor_gpus(config)
     arguments = {
@@ -159,7 +169,7 @@ def generate_stage(job: Job, generator: type | None) -> Stage:
             "cuda_graphs": config.generate.cuda_graphs,
         }
     return Stage(
-        actor=generator or default,
+        actor=job.actors.generate or default,
         arguments=arguments,
         min_actors=config.generate.actors,
         max_actors=config.generate.max_actors or config.generate.actors,

@@ -3,12 +3,11 @@
 Ray starts an actor again whenever its process dies, also one that never came up; and a pool whose actors are all dead,
 because starting again raised, is waited for. Both would hold the cluster until `faults.no_progress_seconds`.
 
-On the way it counts the seconds for which actors are held, and those in which they have something to do.
+On the way it reports to the run's `PoolClock` for how long actors are held, and for how long they have work.
 """
 
 import re
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,15 +16,12 @@ from ray.actor import ActorHandle
 from ray.core.generated.gcs_pb2 import ActorTableData  # pyright: ignore[reportAttributeAccessIssue] - generated
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from pipelines.run.pool_clock import POOL_CLOCK
 from pipelines.text import clean
 
 CHECK_SECONDS = 5.0
 MAX_STARTS = 3  # processes of one actor that died before it was ready
 MAX_RESTARTS = "max_restarts"  # key of the data context's own configuration: None, or a limit for each pool
-
-POOLS = ("encode", "generate")  # the actor stages, in the order of the flow
-held_seconds: Counter[str] = Counter()  # actor-seconds of each stage in all runs of this process, start-up included
-active_seconds: Counter[str] = Counter()  # those of actors that had a unit
 
 
 class DeadActorsError(RuntimeError):
@@ -42,17 +38,19 @@ class PoolWatch(ExecutionCallback):
     def on_execution_step(self, executor: Any) -> None:
         now = time.monotonic()
         due = now - self._checked >= CHECK_SECONDS
-        operators = [operator for operator in executor._topology if getattr(operator, "_actor_pool", None)]
-        for stage, operator in zip(POOLS[-len(operators) :], operators, strict=True):  # vLLM may encode by itself
-            pool = operator._actor_pool
+        limit = executor._data_context.get_config(MAX_RESTARTS, None)
+        clock = executor._data_context.get_config(POOL_CLOCK, None)
+        for operator in executor._topology:
+            pool = getattr(operator, "_actor_pool", None)
+            if pool is None:
+                continue
             if due:
                 check_pool(operator.name, list(pool._pending_actors.values()), list(pool._running_actors))
-                limit = executor._data_context.get_config(MAX_RESTARTS, None)
                 if limit is not None:
                     self._check_deaths(operator, list(pool._running_actors), limit)
-            actors_held = pool.num_running_actors() + pool.num_pending_actors()
-            held_seconds[stage] += actors_held * (now - self._counted)
-            active_seconds[stage] += pool.num_active_actors() * (now - self._counted)
+            if clock is not None and (stage := clock.stage_of(operator.name)):
+                seconds, held = now - self._counted, pool.num_running_actors() + pool.num_pending_actors()
+                clock.count(stage, held * seconds, pool.num_active_actors() * seconds)
         self._counted = now
         self._checked = now if due else self._checked
 

@@ -22,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.output.fingerprint import read_claim
 from pipelines.run.cluster import connected
 from pipelines.run.outcome import DONE, FAILED, INTERRUPTED, Outcome
+from pipelines.run.resources import is_local
 from pipelines.run.signals import interruptible
 from pipelines.run.tracked import git_tag
 from pipelines.store import STORE_ERRORS, Store, make_store
@@ -58,6 +59,8 @@ def prepare_study(config: StudyConfig) -> Study:
     for name in NOT_IN_STUDY:
         if config.dotted()[name] != default[name]:
             raise UserError(f"{name} has no meaning here: --help lists the study's keys")
+    if is_local(config):
+        raise UserError("ray.address=none has no meaning here: the pieces of a study are tasks of Ray")
     names = choose_experiments(config.experiments)
     check_values(config, names)
     model = check_demo_model(config) if any(EXPERIMENTS[name].needs_model for name in names) else Model("", "")
@@ -157,7 +160,7 @@ def _write(study: Study, outcome: Outcome, conclusions: Mapping[str, Conclusion]
         "finished": outcome.code == DONE,
         "experiments": {name: {"findings": list(c.findings), "metrics": c.metrics} for name, c in conclusions.items()},
         "last_run": outcome.metrics,
-        "cluster": outcome.cluster,
+        "cluster": outcome.cluster and outcome.cluster.to_dict(),
         "config": {k: v for k, v in study.config.dotted().items() if k not in NOT_IN_STUDY},
     }
     study.output.write("study.html", page.encode())

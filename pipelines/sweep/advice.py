@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipelines.sweep.grid import BASELINES
-from pipelines.sweep.point import FINISHED, Record, store_of
+from pipelines.sweep.point import FINISHED, Record, machines_of, store_of
 
 if TYPE_CHECKING:
     from pipelines.sweep.checked import Sweep
@@ -214,7 +214,7 @@ def _machines(settings: Sequence[Setting]) -> dict[str, list[str]]:
     """Cluster -> what its points say that they ran on, without the dashboard's address, which changes."""
     found: dict[str, set[str]] = {}
     for setting in settings:
-        found.setdefault(setting.values["cluster"], set()).add(setting.record.get("ran_on", "").split(", dash")[0])
+        found.setdefault(setting.values["cluster"], set()).add(machines_of(setting.record))
     return {cluster: sorted(where) for cluster, where in found.items()}
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipelines.config.keys import Config, SweepConfig
 from pipelines.errors import UserError
+from pipelines.run.job import ENGINES_OWN, Actors
 from pipelines.store import STORE_ERRORS, Store, make_store
 from pipelines.sweep.grid import Point, make_points
 
@@ -17,9 +18,10 @@ class Sweep:
     config: SweepConfig
     points: list[Point]
     output: Store
+    actors: Actors = ENGINES_OWN
 
 
-def prepare_sweep(config: SweepConfig) -> Sweep:
+def prepare_sweep(config: SweepConfig, actors: Actors = ENGINES_OWN) -> Sweep:
     """Checks grid, model and output, in seconds.
 
     Raises:
@@ -35,4 +37,4 @@ def prepare_sweep(config: SweepConfig) -> Sweep:
         output.delete(".probe")
     except STORE_ERRORS as error:
         raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
-    return Sweep(config, points, output)
+    return Sweep(config, points, output, actors)

@@ -18,7 +18,6 @@ from pipelines.errors import UserError
 from pipelines.run.job import prepare
 from pipelines.run.outcome import DONE
 from pipelines.run.run import run_job
-from pipelines.stages.encode import Encoder
 from pipelines.store import make_store
 from pipelines.sweep.checked import Sweep
 from pipelines.sweep.grid import Point
@@ -50,7 +49,7 @@ class Estimate:
     note: str = ""
 
 
-def estimate_points(sweep: Sweep, encoder: type = Encoder, generator: type | None = None) -> list[Estimate]:
+def estimate_points(sweep: Sweep) -> list[Estimate]:
     """Every point with what it will take.
 
     Raises:
@@ -58,11 +57,11 @@ def estimate_points(sweep: Sweep, encoder: type = Encoder, generator: type | Non
     """
     todo = [point for point in sweep.points if not _is_finished(point)]
     here = [point for point in todo if point.address is None]
-    trials = run_trials(sweep, here, encoder, generator) if here and sweep.config.sweep.trial_images else []
+    trials = run_trials(sweep, here) if here and sweep.config.sweep.trial_images else []
     return [_estimate(point, trials, point not in todo) for point in sweep.points]
 
 
-def run_trials(sweep: Sweep, here: Sequence[Point], encoder: type, generator: type | None) -> list[Trial]:
+def run_trials(sweep: Sweep, here: Sequence[Point]) -> list[Trial]:
     """At most two, of the fewest and of the most tokens; in a folder of their own that does not stay."""
     ends = {point.config.prune.retention: point for point in sorted(here, key=lambda p: p.config.prune.retention)}
     chosen = [ends[retention] for retention in dict.fromkeys((min(ends), max(ends)))]
@@ -71,15 +70,15 @@ def run_trials(sweep: Sweep, here: Sequence[Point], encoder: type, generator: ty
     with Session(sweep) as session:
         session.join()
         try:
-            return [_trial(sweep, point, f"{path}/{number}", encoder, generator) for number, point in enumerate(chosen)]
+            return [_trial(sweep, point, f"{path}/{number}") for number, point in enumerate(chosen)]
         finally:
             sweep.output.remove(folder)
 
 
-def _trial(sweep: Sweep, point: Point, folder: str, encoder: type, generator: type | None) -> Trial:
+def _trial(sweep: Sweep, point: Point, folder: str) -> Trial:
     wanted = sweep.config.sweep.trial_images
     values = {"output.path": folder, "input.limit": wanted, "unit.images": max(1, wanted // 6), "run.samples": 0}
-    outcome = run_job(prepare(with_values(point.config, values)), encoder, generator)
+    outcome = run_job(prepare(with_values(point.config, values), sweep.actors))
     metrics = outcome.metrics
     if outcome.code != DONE or metrics["images_per_second"] <= 0:
         raise UserError(f"the trial of {point.name} came to nothing: {outcome.message or 'no image was captioned'}")

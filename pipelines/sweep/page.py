@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,11 +12,11 @@ from pipelines.metrics.ptb import tokenize
 from pipelines.metrics.rouge import rouge_l
 from pipelines.output.schema import REASONS
 from pipelines.report.caption_plots import Axes, Mark, colors, lines, log_window, scatter, window
-from pipelines.report.page import HERE, STAGES, packages, pruned_area
+from pipelines.report.page import STAGES, packages, pruned_area
 from pipelines.run.outcome import SAMPLES
 from pipelines.store import read_json
 from pipelines.sweep.advice import Advice, Setting, advise_sweep, has_prices, percent, settings_of
-from pipelines.sweep.point import FINISHED, Record, store_of
+from pipelines.sweep.point import FINISHED, Record, machines_of, store_of
 
 if TYPE_CHECKING:
     from pipelines.sweep.checked import Sweep
@@ -31,7 +32,11 @@ def render_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") 
     known = [records[point.name] for point in sweep.points if point.name in records]
     advice, settings = advise_sweep(sweep, records, judge), settings_of(known)
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     cluster = advice.buy.values["cluster"] if advice.buy else settings[0].values["cluster"] if settings else None
     here = [setting for setting in settings if setting.values["cluster"] == cluster]
@@ -58,7 +63,7 @@ def render_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") 
         images=worst_images(sweep, shown, advice) if shown else [],
         reasons=_reasons(known),
         environment=packages(),
-        machines=sorted({record["ran_on"] for record in known if record.get("ran_on")}),
+        machines=sorted(filter(None, {machines_of(record) for record in known})),
         config_yaml=to_yaml(sweep.config),
     )
 

@@ -16,15 +16,16 @@ from typing import Any
 import ray
 
 from pipelines.config.keys import Config
-from pipelines.dollars.attribution import price_run, price_steady
+from pipelines.dollars import attribution
 from pipelines.dollars.meter import make_tariff
 from pipelines.errors import UserError
+from pipelines.report.write import report_captions
 from pipelines.run.cluster import check_room
-from pipelines.run.job import Job, prepare
+from pipelines.run.job import Actors, Job, prepare
 from pipelines.run.outcome import RECORD as RUN_RECORD
-from pipelines.run.outcome import Outcome
+from pipelines.run.outcome import Outcome, read_cluster
+from pipelines.run.resources import is_local
 from pipelines.run.run import run_job
-from pipelines.stages.encode import Encoder
 from pipelines.store import Store, make_store, read_json
 from pipelines.sweep.grid import Point
 
@@ -51,19 +52,20 @@ def write_record(point: Point, record: Record) -> None:
     store_of(point).write(RECORD, json.dumps(record, indent=1).encode())
 
 
-def run_here(point: Point, encoder: type = Encoder, generator: type | None = None) -> Outcome:
-    """Runs the point's job on the Ray that this process is connected to.
+def run_here(point: Point, actors: Actors) -> Outcome:
+    """Runs the point's job on the Ray that this process is connected to, or in this process.
 
     Raises:
         UserError: if something about the point has to be corrected, or its pools do not fit the cluster.
     """
-    check_room(point.config, ray.cluster_resources(), may_grow=bool(point.config.ray.address))
-    job = prepare(point.config)
+    if not is_local(point.config):
+        check_room(point.config, ray.cluster_resources(), may_grow=bool(point.config.ray.address))
+    job = prepare(point.config, actors)
     if not can_be_measured(job):
         logger.info("%s: begun and interrupted, too little is left to measure its speed; starting it over", point.name)
         clear(job.output)
-        job = prepare(point.config)
-    return run_job(job, encoder, generator)
+        job = prepare(point.config, actors)
+    return run_job(job, conclude=report_captions)
 
 
 def can_be_measured(job: Job) -> bool:
@@ -103,7 +105,7 @@ def finished_record(point: Point, quality: Mapping[str, Any]) -> Record:
         "status": FINISHED,
         "reason": "",
         "fingerprint": run["fingerprint"],
-        "ran_on": run.get("cluster", ""),
+        "ran_on": run.get("cluster"),
         "images": measured_images(run),
         "pools": {"encode": point.config.encode.actors, "generate": point.config.generate.actors},
         "metrics": run["last_run"],
@@ -128,14 +130,16 @@ def price_again(point: Point, record: Record) -> Record:
     per_hour = point.config.cost.usd_per_hour
     if per_hour is None:
         return record | {"stale_price": True}
-    old = record["metrics"]
-    metrics = {name: value for name, value in old.items() if not name.startswith(("usd", "tokens_per_usd"))}
-    wall, startup, images = (metrics[name] for name in ("wall_seconds", "startup_seconds", "images_captioned"))
-    metrics |= price_run(per_hour * wall / 3600, int(images), round(metrics["mean_caption_tokens"] * images))
-    metrics |= price_steady(per_hour * (wall - startup) / 3600, wall - startup, metrics)
-    metrics["usd/startup"] = per_hour * startup / 3600
+    metrics = attribution.price_again(record["metrics"], per_hour)
     tracked = {"tracked": None, "tracked_before": record.get("tracked")}  # its run in MLflow is written again
     return record | {"metrics": metrics, "priced_by": tariff_digest(point.config), "stale_price": False} | tracked
+
+
+def machines_of(record: Record) -> str:
+    """What a point ran on, in words, without the dashboard's address, which changes; empty if it is not known."""
+    ran_on = record.get("ran_on")
+    cluster = read_cluster(ran_on)
+    return cluster.machines if cluster else ran_on or ""
 
 
 def failed_record(point: Point, reason: str) -> Record:

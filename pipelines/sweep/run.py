@@ -15,10 +15,9 @@ from pipelines.config.load import with_values
 from pipelines.dollars.ledger import read_spent
 from pipelines.errors import UserError
 from pipelines.run.cluster import connected
-from pipelines.run.outcome import CAPPED, DONE, FAILED, INTERRUPTED
+from pipelines.run.outcome import CAPPED, DONE, FAILED, INTERRUPTED, Cluster
 from pipelines.run.resources import actor_cpus
 from pipelines.run.signals import interruptible
-from pipelines.stages.encode import Encoder
 from pipelines.store import STORE_ERRORS, Store, read_json
 from pipelines.sweep.advice import Advice, advise_sweep, headline_metrics
 from pipelines.sweep.checked import Sweep
@@ -58,7 +57,7 @@ class SweepOutcome:
     advice: Advice | None = None
 
 
-def run_sweep(sweep: Sweep, encoder: type = Encoder, generator: type | None = None) -> SweepOutcome:
+def run_sweep(sweep: Sweep) -> SweepOutcome:
     """Runs what is not finished, and reports after each point.
 
     Raises:
@@ -85,7 +84,7 @@ def run_sweep(sweep: Sweep, encoder: type = Encoder, generator: type | None = No
                 _report(sweep, outcome, judge, tracker)
             for number, point in enumerate(todo, 1):
                 logger.info("point %d of %d: %s", number, len(todo), point.name)
-                record = _run_point(sweep, point, session, judge, outcome, encoder, generator)
+                record = _run_point(sweep, point, session, judge, outcome)
                 if record is None:
                     break
                 write_record(point, record)
@@ -107,30 +106,22 @@ class Session(contextlib.AbstractContextManager):
         here = [point.config for point in sweep.points if point.address is None]
         pools = max(here, key=actor_cpus, default=sweep.config)
         self._config, self._stack = pools, contextlib.ExitStack()
-        self.where = ""
+        self.cluster: Cluster | None = None
 
     def join(self) -> None:
-        if not self.where:
-            self.where = self._stack.enter_context(connected(self._config))
+        if self.cluster is None:
+            self.cluster = self._stack.enter_context(connected(self._config))
             self._stack.enter_context(interruptible())  # Ray installs a handler of its own as it starts
 
     def leave(self) -> None:
         self._stack.close()
-        self.where = ""
+        self.cluster = None
 
     def __exit__(self, *_: object) -> None:
         self.leave()
 
 
-def _run_point(
-    sweep: Sweep,
-    point: Point,
-    session: Session,
-    judge: Judge,
-    outcome: SweepOutcome,
-    encoder: type,
-    generator: type | None,
-) -> Record | None:
+def _run_point(sweep: Sweep, point: Point, session: Session, judge: Judge, outcome: SweepOutcome) -> Record | None:
     """The record of the point; None if the sweep is to stop, with code and message set."""
     cap = sweep.config.budget.max_usd
     if cap is not None:
@@ -148,7 +139,7 @@ def _run_point(
         return None
     try:
         if point.address is None:
-            ran = run_here(point, encoder, generator)
+            ran = run_here(point, sweep.actors)
         else:
             ran = run_there(point, sweep.config.sweep.poll_seconds)
         if ran.code == INTERRUPTED:
@@ -160,7 +151,7 @@ def _run_point(
             session.leave()  # whatever broke, the next point meets a fresh one
             return _failed(point, ran.message)
         record = finished_record(point, judge.measure(store_of(point), _unpruned_store(sweep, point, outcome)))
-        return record | {"ran_on": session.where} if point.address is None else record
+        return record | {"ran_on": session.cluster.to_dict()} if point.address is None and session.cluster else record
     except UserError as error:  # an unreachable cluster among them
         return _failed(point, str(error))
     except Exception as error:  # one point is never worth the sweep

@@ -17,8 +17,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from pipelines.config.keys import Config
 from pipelines.config.load import REPOSITORY, with_values
 from pipelines.errors import UserError
+from pipelines.run.heartbeat import FILE as HEARTBEAT
 from pipelines.run.outcome import CAPPED, DONE, FAILED, Outcome
-from pipelines.store import make_store
+from pipelines.store import make_store, read_json
 from pipelines.sweep.grid import Point
 from pipelines.text import clean
 
@@ -62,6 +63,7 @@ def run_there(point: Point, poll_seconds: float) -> Outcome:
     """
     assert point.address is not None
     client = connect(point.address)
+    before = _last_beat(point)
     try:
         submission = submit(client, point)
         status = wait(client, submission, poll_seconds)
@@ -69,10 +71,10 @@ def run_there(point: Point, poll_seconds: float) -> Outcome:
         _stop(client, point)
         raise
     if status == JobStatus.SUCCEEDED:
-        return Outcome(code=DONE, cluster=f"Ray cluster {point.address}")
+        return Outcome(code=DONE)
     info = client.get_job_info(submission)
     code = CAPPED if getattr(info, "driver_exit_code", None) == CAPPED else FAILED
-    return Outcome(code=code, message=f"job {submission} {status.lower()}: {_last_words(client, submission)}")
+    return Outcome(code=code, message=f"job {submission} {status.lower()}: {_why(client, submission, point, before)}")
 
 
 def submit(client: JobSubmissionClient, point: Point) -> str:
@@ -152,8 +154,18 @@ def _stop(client: JobSubmissionClient, point: Point) -> None:
         )
 
 
-def _last_words(client: JobSubmissionClient, submission: str) -> str:
-    """The line that says why: an `error:` or `status` of ours, else the last of the log."""
+def _last_beat(point: Point) -> dict[str, Any] | None:
+    """The heartbeat.json of the point's newest run; None if no run has begun."""
+    output = point.config.output
+    return read_json(make_store(output.path, endpoint_url=output.endpoint_url), HEARTBEAT)
+
+
+def _why(client: JobSubmissionClient, submission: str, point: Point, before: dict[str, Any] | None) -> str:
+    """Why the job ended: its heartbeat says so, unless the heartbeat is still as it was `before`. A job that ended
+    before it began a run (exit code 2) leaves only its log: its `error:` line, else the last line."""
+    beat = _last_beat(point)
+    if beat and beat != before and beat["message"]:
+        return clean(beat["message"])
     lines = [line.strip() for line in client.get_job_logs(submission).splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith(("error:", "status "))]
+    ours = [line for line in lines if line.startswith("error:")]
     return clean((ours or lines or ["it left no log"])[-1])

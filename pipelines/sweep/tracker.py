@@ -4,7 +4,6 @@ A server that is down costs the sweep nothing but one wait: records keep everyth
 written are written at the end, or by the next run of the same sweep.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -128,9 +127,3 @@ def point_metrics(record: Mapping[str, Any]) -> dict[str, float]:
             keys = (f"accuracy/{against}/{name}", f"accuracy/{against}/{name}_low", f"accuracy/{against}/{name}_high")
             metrics |= dict(zip(keys, ends, strict=True))
     return metrics
-
-
-def as_table(records: Iterable[Record], columns: Mapping[str, Callable[[Record], Any]]) -> dict[str, list]:
-    """Records as a table by columns."""
-    rows = [json.loads(json.dumps({name: read(record) for name, read in columns.items()})) for record in records]
-    return {name: [row[name] for row in rows] for name in columns}

@@ -27,12 +27,13 @@ from pipelines.config.keys import EvaluateConfig
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.output.parts import read_totals
+from pipelines.run.job import Actors
 from pipelines.run.outcome import Outcome
 from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 from tests.benchmark_fixtures import FIXTURES, picture, write_fixtures
 from tests.conftest import REPOSITORY, scene_row
-from tests.helpers import fake_encoder, fake_generator, killing, read_rows
+from tests.helpers import LOCAL, fake_encoder, fake_generator, killing, read_rows
 
 SETTINGS = (
     f"--config={DEMO_CONFIG}",
@@ -56,10 +57,10 @@ def run(*arguments: str) -> tuple[int, str]:
     return code, stream.getvalue()
 
 
-def run_fake(*arguments: str, encoder: type | None = None) -> tuple[Outcome, Results | None]:
+def run_fake(*arguments: str, encoder: type | None = None, on_ray: bool = False) -> tuple[Outcome, Results | None]:
     """The whole evaluation, but for stages without models."""
-    evaluation = prepare_evaluation(load_config([*QUIET, *arguments], EvaluateConfig, DEMO_CONFIG))
-    return run_evaluation(evaluation, encoder=encoder or fake_encoder(), generator=fake_generator())
+    config = load_config([*QUIET, *([] if on_ray else [LOCAL]), *arguments], EvaluateConfig, DEMO_CONFIG)
+    return run_evaluation(prepare_evaluation(config, actors=Actors(encoder or fake_encoder(), fake_generator())))
 
 
 def predictions(output: Path) -> list[dict[str, Any]]:
@@ -194,10 +195,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, scene_png: Callable[[int], 
 
 
 @pytest.fixture(scope="module")
-def unpruned(scenes: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+def unpruned(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("unpruned") / "out"
     arguments = (f"input.path={scenes}", f"output.path={output}", "prune.method=none", "unit.images=8")
-    assert run(*QUIET, *arguments)[0] == 0
+    assert run(*QUIET, LOCAL, *arguments)[0] == 0
     return output
 
 
@@ -220,7 +221,7 @@ def test_a_run_that_lost_some_objects_ends_in_the_same_scores(unpruned: Path, sc
     before, text = scores(output), sorted(map(str, predictions(output)))
     for path in (output / "run.json", output / "scores.json", *sorted((output / "predictions").iterdir())[1:]):
         path.unlink()
-    arguments = (*QUIET, f"input.path={scenes}", f"output.path={output}", "prune.method=none", "unit.images=8")
+    arguments = (*QUIET, LOCAL, f"input.path={scenes}", f"output.path={output}", "prune.method=none", "unit.images=8")
     code, printed = run(*arguments)
     assert code == 0
     assert "were done before this run" in printed
@@ -239,7 +240,7 @@ def test_a_complete_output_is_scored_without_a_cluster(unpruned: Path, scenes: P
 def test_two_outputs_are_compared_question_by_question(unpruned: Path, scenes: Path, tmp_path: Path):
     output = tmp_path / "out"
     arguments = ("prune.method=first", "prune.retention=0.02", f"baseline.path={unpruned}", "benchmarks=demo_exist")
-    code, text = run(*QUIET, f"input.path={scenes}", f"output.path={output}", *arguments)
+    code, text = run(*QUIET, LOCAL, f"input.path={scenes}", f"output.path={output}", *arguments)
     assert code == 0
     assert "minus baseline" in text
     ours, theirs = (
@@ -269,7 +270,6 @@ def counting(folder: Path) -> type:
     return Counting
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_equal_images_of_a_unit_are_decoded_and_encoded_once(folder: Path, tmp_path: Path):
     (seen := tmp_path / "seen").mkdir()
     arguments = (f"input.path={folder}", f"output.path={tmp_path / 'out'}", "benchmarks=[pope,gqa,mmmu_val,demo]")
@@ -280,7 +280,6 @@ def test_equal_images_of_a_unit_are_decoded_and_encoded_once(folder: Path, tmp_p
     assert encoded == 1 + 2 + 4 + 2  # POPE: 6 questions; GQA: 4; MMMU: 3, one about two pictures; demo: 17
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_limit_takes_whole_scoring_groups_and_reads_only_their_units(folder: Path, tmp_path: Path):
     arguments = (f"input.path={folder}", f"output.path={tmp_path / 'out'}", "unit.images=2")
     outcome, results = run_fake(*arguments, "limit=1", "benchmarks=[mmbench_en_dev,mme,ok_vqa_val2014]")
@@ -295,7 +294,6 @@ def test_a_limit_takes_whole_scoring_groups_and_reads_only_their_units(folder: P
     assert outcome.metrics["images_captioned"] == 3 + 2 + 1  # MMBench's question 7 in three units
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_questions_about_a_broken_image_count_as_wrong(copy: Path, tmp_path: Path):
     def spoil(rows: list[dict]) -> None:
         rows[1]["image"] = {"bytes": b"this is no image", "path": "x.jpg"}
@@ -325,7 +323,7 @@ def test_an_image_that_kills_its_process_costs_its_own_questions_alone(copy: Pat
     arguments = (f"input.path={copy}", f"output.path={tmp_path / 'out'}", f"benchmarks={bench.name}")
     # Half a CPU an actor: pytest keeps the log's exceptions, and with them dead actors that Ray has restarted.
     pools = ("encode.num_cpus=0.5", "generate.num_cpus=0.5", "faults.retries=0")
-    outcome, results = run_fake(*arguments, *pools, encoder=killing(fake_encoder(), {victim}))
+    outcome, results = run_fake(*arguments, *pools, on_ray=True, encoder=killing(fake_encoder(), {victim}))
     assert outcome.code == 0, outcome.message
     assert results
     answers = {row["question_id"]: row["prediction"] for row in predictions(tmp_path / "out")}

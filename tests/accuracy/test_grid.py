@@ -35,9 +35,12 @@ from pipelines.benchmarks import Benchmark, Comparison, get_benchmark
 from pipelines.config.keys import AccuracyConfig, GridConfig
 from pipelines.config.load import load_config
 from pipelines.report.plots import line_chart, scatter, series_styles, ticks
+from pipelines.run.job import Actors
+from pipelines.run.outcome import Cluster
 from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.store import Store
 from tests.conftest import REPOSITORY, scene_row
+from tests.helpers import LOCAL
 
 TOKENS = 256
 
@@ -105,16 +108,16 @@ def configure(scenes: Path, output: Path, *arguments: str) -> AccuracyConfig:
         f"--config={DEMO_CONFIG}", f"model.path={REPOSITORY / 'demo' / 'checkpoint'}", f"input.path={scenes}",
         f"output.path={output}", "benchmarks=[demo_exist,demo_attr,demo_count]", "limit=null", "resamples=50",
         "grid.methods=[otprune,random]", "grid.retentions=[0.1]", "grid.distance_images=3",
-        "faults.no_progress_seconds=120", *arguments,
+        "faults.no_progress_seconds=120", LOCAL, *arguments,
     ]  # fmt: skip
     return load_config(settings, AccuracyConfig, DEMO_CONFIG)
 
 
 @pytest.fixture(scope="module")
-def grid(scenes: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, pa.Table]:
+def grid(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
     """Output folder and table."""
     output = tmp_path_factory.mktemp("grid") / "out"
-    return output, run_accuracy_grid(configure(scenes, output), counting_encoder(), lucky_generator())
+    return output, run_accuracy_grid(configure(scenes, output), Actors(counting_encoder(), lucky_generator()))
 
 
 def test_every_point_answers_every_question(grid: tuple[Path, pa.Table], scenes: Path):
@@ -171,14 +174,21 @@ def test_a_point_costs_what_the_algorithm_of_its_device_does(grid: tuple[Path, p
 @pytest.mark.parametrize(
     ("num_gpus", "cluster", "on_cpu"),
     [
-        (0, "embedded Ray: 16 CPUs, 1 GPUs", True),
-        (0.3, "this process's Ray", False),
-        (None, "embedded Ray: 16 CPUs, 1 GPUs", False),
-        (None, "Ray cluster ray://host:10001: 16 CPUs, 0 GPUs, dashboard http://host:8265", True),
+        (0, Cluster("embedded", 16, 1), True),
+        (0.3, Cluster("joined before", 16, 0), False),
+        (None, Cluster("embedded", 16, 1), False),
+        (None, Cluster("ray://host:10001", 16, 0, "http://host:8265"), True),
     ],
 )
-def test_the_record_says_where_the_tokens_were_chosen(num_gpus: float | None, cluster: str, on_cpu: bool):
-    assert encoded_on_cpu({"config": {"encode.num_gpus": num_gpus}, "cluster": cluster}) == on_cpu
+def test_the_record_says_where_the_tokens_were_chosen(num_gpus: float | None, cluster: Cluster, on_cpu: bool):
+    record = {"config": {"encode.num_gpus": num_gpus}, "cluster": cluster.to_dict()}
+    assert encoded_on_cpu(json.loads(json.dumps(record))) == on_cpu
+
+
+def test_a_record_that_holds_a_text_or_no_cluster_is_read():
+    for cluster in ("embedded Ray: 16 CPUs, 0 GPUs", None):
+        assert encoded_on_cpu({"config": {"encode.num_gpus": 0}, "cluster": cluster})
+        assert encoded_on_cpu({"config": {"encode.num_gpus": None}, "cluster": cluster}), "no Ray here has a GPU"
 
 
 def test_distances_are_those_of_the_selected_tokens(grid: tuple[Path, pa.Table], demo_model: Path, scene_pixels):
@@ -290,22 +300,22 @@ def test_a_finished_grid_is_read_again_and_can_grow(
         raise AssertionError("a finished point was evaluated again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipelines.run.stages.run_flow", refuse)
-        again = run_accuracy_grid(quiet, counting_encoder(), lucky_generator())
+        patched.setattr("pipelines.run.stages.local_flow", refuse)
+        again = run_accuracy_grid(quiet, Actors(counting_encoder(), lucky_generator()))
     timing = ["images_per_second", "ms_per_image", "encode_ms", "generate_ms"]
     assert again.drop_columns(timing).equals(table.drop_columns(timing))
     more = ("mlflow.enabled=false", "grid.methods=[otprune]", "grid.retentions=[0.1,0.5]", "grid.distance_images=0")
-    grown = run_accuracy_grid(configure(scenes, output, *more), counting_encoder(), lucky_generator())
+    grown = run_accuracy_grid(configure(scenes, output, *more), Actors(counting_encoder(), lucky_generator()))
     assert set(grown["num_kept_tokens"].to_pylist()) == {256, 128, 26}
     assert set(grown["vs_random_p"].to_pylist()) == {None}
 
 
-def test_points_over_budget_stand_in_the_table_alone(scenes: Path, tmp_path: Path, ray_session: None):
+def test_points_over_budget_stand_in_the_table_alone(scenes: Path, tmp_path: Path):
     """An encoder that gives M3 its next grid up, as M3 does between its grids."""
     settings = ("mlflow.enabled=false", "grid.methods=[otprune,m3]", "benchmarks=[demo_attr]")
     counting = counting_encoder({"m3": 64})
     table = run_accuracy_grid(
-        configure(scenes, tmp_path, *settings, "grid.distance_images=0"), counting, lucky_generator()
+        configure(scenes, tmp_path, *settings, "grid.distance_images=0"), Actors(counting, lucky_generator())
     )
     assert {row["method"] for row in table.to_pylist() if row["over_budget"]} == {"m3"}
     page = (tmp_path / "accuracy.html").read_text()
@@ -315,15 +325,13 @@ def test_points_over_budget_stand_in_the_table_alone(scenes: Path, tmp_path: Pat
     assert page.count("over budget</small>") == 1
 
 
-def test_fitprune_is_fitted_to_the_grids_own_images_once(
-    scenes: Path, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
-):
+def test_fitprune_is_fitted_to_the_grids_own_images_once(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = (
         "mlflow.enabled=false", "grid.methods=[fitprune,random]", "grid.retentions=[0.5,0.3]",
         "grid.calibration_images=6", "grid.distance_images=0", "benchmarks=[demo_attr]",
     )  # fmt: skip
     config = configure(scenes, tmp_path, *settings)
-    run_accuracy_grid(config, counting_encoder(), lucky_generator())
+    run_accuracy_grid(config, Actors(counting_encoder(), lucky_generator()))
     stored = json.loads((tmp_path / "recipes.json").read_text())
     assert stored["images"] == 6
     deleted = {retention: sum(recipe.values()) for retention, recipe in stored["recipes"].items()}
@@ -336,7 +344,7 @@ def test_fitprune_is_fitted_to_the_grids_own_images_once(
         raise AssertionError("fitted again")
 
     monkeypatch.setattr("pipelines.accuracy.grid.fit_recipes", refuse)
-    run_accuracy_grid(config, counting_encoder(), lucky_generator())
+    run_accuracy_grid(config, Actors(counting_encoder(), lucky_generator()))
 
 
 def test_points_come_with_their_references_first():
@@ -345,15 +353,13 @@ def test_points_come_with_their_references_first():
     assert points[0] == Point("none", 1.0)
 
 
-def test_variants_of_a_method_stand_beside_it_with_settings_of_their_own(
-    scenes: Path, tmp_path: Path, ray_session: None
-):
+def test_variants_of_a_method_stand_beside_it_with_settings_of_their_own(scenes: Path, tmp_path: Path):
     settings = (
         "mlflow.enabled=false", "benchmarks=[demo_attr]", "grid.distance_images=4", "prune.gamma_scale=trace",
         "grid.methods=[otprune,otprune:released,cdpruner:words]",
         "grid.settings={otprune:released: {gamma: 0.01, gamma_scale: released}, cdpruner:words: {relevance: words}}",
     )  # fmt: skip
-    table = run_accuracy_grid(configure(scenes, tmp_path, *settings), counting_encoder(), lucky_generator())
+    table = run_accuracy_grid(configure(scenes, tmp_path, *settings), Actors(counting_encoder(), lucky_generator()))
     rows = {row["method"]: row for row in table.to_pylist()}
     assert list(rows) == ["none", "otprune", "otprune:released", "cdpruner:words"]
     assert rows["otprune:released"]["trace_objective"] != rows["otprune"]["trace_objective"]

@@ -11,13 +11,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from jobs.verify import main as verify
 from pipelines.config.load import load_config
-from pipelines.run.job import prepare
+from pipelines.run.job import Actors, prepare
 from pipelines.run.run import run_job
 from pipelines.stages.encode import Encoder
 from pipelines.stages.read import ReadDecode
@@ -34,6 +36,7 @@ from tests.helpers import (
     write_corpus,
 )
 
+on_ray = partial(run_fake, on_ray=True)
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
 
@@ -83,7 +86,7 @@ def test_actors_killed_from_outside_in_mid_unit_lose_and_double_nothing(tmp_path
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    outcome = run_fake(*arguments, encoder=fake_encoder(marks, seconds=0.6))
+    outcome = on_ray(*arguments, encoder=fake_encoder(marks, seconds=0.6))
     killer.join(1)
     assert outcome.code == 0, outcome.message
     assert len(set(killed)) == 3, "three processes died"
@@ -96,7 +99,7 @@ def test_of_images_that_kill_their_encoder_every_time_each_one_is_quarantined_an
     """Two in one unit, one in another, two actors, the default number of tries."""
     victims = [5, 6, 16]
     encoder = killing(fake_encoder(), {sha256(images[row]) for row in victims})
-    outcome = run_fake(*arguments, "encode.actors=2", "encode.num_cpus=0.5", encoder=encoder)
+    outcome = on_ray(*arguments, "encode.actors=2", "encode.num_cpus=0.5", encoder=encoder)
     assert outcome.code == 0, outcome.message
     assert outcome.metrics["quarantined/crash"] == 3
     assert_only_these_crashed(tmp_path / "out", victims, images)
@@ -106,9 +109,7 @@ def test_of_images_that_kill_their_encoder_every_time_each_one_is_quarantined_an
 
 def test_an_image_that_kills_its_generator_is_isolated_too(tmp_path, arguments, images):
     generator = killing(fake_generator(), {sha256(images[9])})
-    outcome = run_fake(
-        *arguments, "generate.actors=2", "generate.num_cpus=0.5", "faults.retries=1", generator=generator
-    )
+    outcome = on_ray(*arguments, "generate.actors=2", "generate.num_cpus=0.5", "faults.retries=1", generator=generator)
     assert outcome.code == 0, outcome.message
     assert_only_these_crashed(tmp_path / "out", [9], images)
     assert captions_of(tmp_path / "out") == expected(images, [9])
@@ -131,7 +132,7 @@ def test_an_image_that_kills_its_decoder_is_isolated_from_all_units_of_its_task(
             super()._fill(unit_batch, watched(), num_samples)
 
     monkeypatch.setattr("pipelines.run.stages.ReadDecode", Deadly)
-    outcome = run_fake(*arguments)
+    outcome = on_ray(*arguments)
     assert outcome.code == 0, outcome.message
     assert_only_these_crashed(tmp_path / "out", [10], images)
     assert captions_of(tmp_path / "out") == expected(images, [10])
@@ -140,29 +141,29 @@ def test_an_image_that_kills_its_decoder_is_isolated_from_all_units_of_its_task(
 @pytest.mark.slow
 def test_an_image_that_kills_the_real_encoder_is_isolated_among_real_captions(tmp_path, arguments, images):
     job = prepare(load_config([*QUICK, *arguments, "input.limit=8", "faults.retries=0"]))
-    outcome = run_job(job, encoder=killing(Encoder, {sha256(images[2])}))
+    outcome = run_job(replace(job, actors=Actors(encode=killing(Encoder, {sha256(images[2])}))))
     assert outcome.code == 0, outcome.message
     assert_only_these_crashed(tmp_path / "out", [2], images[:8])
     assert all(row["caption"] for row in read_rows(tmp_path / "out"))
 
 
 def test_when_every_image_dies_the_job_fails_and_keeps_its_commits(tmp_path, arguments, images):
-    assert run_fake(*arguments, "input.limit=12").code == 0
+    assert on_ray(*arguments, "input.limit=12").code == 0
     started = time.monotonic()
     encoder = killing(fake_encoder(), {sha256(data) for data in images})
-    outcome = run_fake(*arguments, "faults.retries=0", encoder=encoder)
+    outcome = on_ray(*arguments, "faults.retries=0", encoder=encoder)
     assert outcome.code == 1
     assert "its process died on each of 8 images tried alone: the images are not to blame" in outcome.message
     assert time.monotonic() - started < 150
     assert captions_of(tmp_path / "out") == expected(images[:12])
     assert read_rows(tmp_path / "out", "quarantine") == []
-    assert run_fake(*arguments).code == 0, "once the cause is gone the same command completes the output"
+    assert on_ray(*arguments).code == 0, "once the cause is gone the same command completes the output"
     assert captions_of(tmp_path / "out") == expected(images)
 
 
 def test_more_dead_units_than_allowed_stop_the_job(tmp_path, arguments, images):
     encoder = killing(fake_encoder(), {sha256(data) for data in images[4:]})
-    outcome = run_fake(*arguments, "faults.retries=0", "faults.max_isolated=1", encoder=encoder)
+    outcome = on_ray(*arguments, "faults.retries=0", "faults.max_isolated=1", encoder=encoder)
     assert outcome.code == 1
     assert "Ray gave up" in outcome.message
     assert set(captions_of(tmp_path / "out")) <= set(expected(images[:4]))
@@ -190,7 +191,7 @@ def test_an_actor_whose_process_dies_whenever_it_starts_stops_the_job(tmp_path, 
             os._exit(1)
 
     started = time.monotonic()
-    outcome = run_fake(*arguments, encoder=Stillborn)
+    outcome = on_ray(*arguments, encoder=Stillborn)
     assert outcome.code == 1
     assert re.search(r"Map\(Stillborn\): an actor's process died \d+ times while it started", outcome.message)
     assert time.monotonic() - started < 100, "long before faults.no_progress_seconds"
@@ -213,7 +214,7 @@ def test_an_actor_that_cannot_start_again_stops_the_job_and_keeps_its_commits(tm
             return super().__call__(row)
 
     started = time.monotonic()
-    outcome = run_fake(*arguments, generator=Once)
+    outcome = on_ray(*arguments, generator=Once)
     assert outcome.code == 1
     assert "no actor is left, the last died of FileNotFoundError: the weights are gone" in outcome.message
     assert time.monotonic() - started < 100, "long before faults.no_progress_seconds"

@@ -2,7 +2,14 @@
 
 import pytest
 
-from pipelines.dollars.attribution import Attribution, attribute, price_run, price_steady, usd_per_million_images
+from pipelines.dollars.attribution import (
+    Attribution,
+    attribute,
+    price_again,
+    price_run,
+    price_steady,
+    usd_per_million_images,
+)
 from pipelines.dollars.ledger import Spent, new_run, read_spent, record_run
 from pipelines.dollars.meter import Meter, Tariff
 from pipelines.dollars.prices import Price
@@ -135,6 +142,25 @@ def test_steady_dollars_are_those_of_a_rate_and_of_its_interval():
     }
     assert price_steady(1.5, 2700, {"images_per_second": 0.0}) == {}
     assert price_steady(0.0, 0.0, rates) == {}
+
+
+def test_a_run_that_is_over_is_priced_again_by_one_price_of_its_cluster():
+    """200 s, 50 of them start-up, at 36 dollars an hour: a cent a second. Rates and counts stay, old dollars go."""
+    kept = {"wall_seconds": 200.0, "startup_seconds": 50.0, "images_captioned": 1000, "images_per_second": 10.0}
+    kept |= {"mean_caption_tokens": 12.0}
+    old = {"usd_total": 7.0, "usd/idle": 1.0, "tokens_per_usd": 5.0, "usd_of_output": 8.0}
+    assert price_again(kept | old, 36.0) == pytest.approx(
+        kept
+        | {
+            "usd_total": 2.0,
+            "usd_per_image": 0.002,
+            "usd_per_million_images": 2000.0,
+            "tokens_per_usd": 6000.0,
+            "usd/startup": 0.5,
+            "usd_per_hour": 36.0,
+            "usd_per_million_images_steady": 1000.0,
+        }
+    )
 
 
 def test_dollars_up_to_a_moment_are_those_of_the_nodes_that_were_there(clock):

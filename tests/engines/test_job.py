@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pipelines.stages.unit_batch import Answer, UnitBatch
 from tests.helpers import addresses, captions_of, read_rows, run_fake, write_corpus
 
+on_ray = partial(run_fake, on_ray=True)
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 IMAGES = 12
@@ -58,7 +60,7 @@ def starts(folder: Path) -> int:
 def test_an_actor_works_on_several_units_at_once_and_each_comes_out_once(tmp_path, corpus):
     out = tmp_path / "out"
     generator = fake_async_generator(tmp_path, together=3)  # with fewer it would wait, and the job fail
-    outcome = run_fake(f"input.path={corpus}", f"output.path={out}", *VLLM, generator=generator)
+    outcome = on_ray(f"input.path={corpus}", f"output.path={out}", *VLLM, generator=generator)
     assert (outcome.code, outcome.message) == (0, "")
     assert addresses(out) == [("a.parquet", row) for row in range(IMAGES)]
     assert len({caption for _, _, caption in captions_of(out)}) == IMAGES
@@ -67,11 +69,11 @@ def test_an_actor_works_on_several_units_at_once_and_each_comes_out_once(tmp_pat
 
 def test_an_image_that_kills_its_engine_is_quarantined_and_its_neighbours_are_not(tmp_path, corpus):
     out = tmp_path / "out"
-    run_fake(f"input.path={corpus}", f"output.path={out}", *VLLM, generator=fake_async_generator(tmp_path))
+    on_ray(f"input.path={corpus}", f"output.path={out}", *VLLM, generator=fake_async_generator(tmp_path))
     victim = next(row["sha256"] for row in read_rows(out) if row["row"] == 5)
     again = tmp_path / "again"
     generator = fake_async_generator(tmp_path, victim=victim)
-    outcome = run_fake(f"input.path={corpus}", f"output.path={again}", *VLLM, generator=generator)
+    outcome = on_ray(f"input.path={corpus}", f"output.path={again}", *VLLM, generator=generator)
     assert outcome.code == 0
     assert [(row["row"], row["reason"]) for row in read_rows(again, "quarantine")] == [(5, "crash")]
     assert [row for _, row, _ in captions_of(again)] == [row for row in range(IMAGES) if row != 5]
@@ -81,12 +83,12 @@ def test_an_engine_that_dies_again_and_again_fails_the_job_and_what_was_committe
     out = tmp_path / "out"
     generator = fake_async_generator(tmp_path, deadly_after=2)
     limit = ("engine.max_restarts=2", "faults.retries=30", "engine.units_in_flight=1")
-    outcome = run_fake(f"input.path={corpus}", f"output.path={out}", *VLLM, *limit, generator=generator)
+    outcome = on_ray(f"input.path={corpus}", f"output.path={out}", *VLLM, *limit, generator=generator)
     assert outcome.code == 1
     assert "processes died one after the other, with no unit finished in between" in outcome.message
     assert outcome.message.endswith("everything committed is kept")
     assert len(addresses(out)) == 4
     assert starts(tmp_path) < 30  # of the 31 tries that each unit had
-    outcome = run_fake(f"input.path={corpus}", f"output.path={out}", *VLLM, generator=fake_async_generator(tmp_path))
+    outcome = on_ray(f"input.path={corpus}", f"output.path={out}", *VLLM, generator=fake_async_generator(tmp_path))
     assert outcome.code == 0
     assert addresses(out) == [("a.parquet", row) for row in range(IMAGES)]

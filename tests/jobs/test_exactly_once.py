@@ -14,11 +14,19 @@ import pytest
 from jobs.verify import main as verify
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
-from pipelines.run.job import Job, prepare
-from pipelines.run.run import run_job
-from tests.helpers import QUICK, addresses, captions_of, fake_encoder, fake_generator, read_rows, run_fake, write_corpus
-
-pytestmark = pytest.mark.usefixtures("ray_session")
+from pipelines.run.job import Actors, Job, prepare
+from tests.helpers import (
+    LOCAL,
+    QUICK,
+    addresses,
+    captions_of,
+    fake_encoder,
+    fake_generator,
+    read_rows,
+    run_captions,
+    run_fake,
+    write_corpus,
+)
 
 FILES = {"a": (9, 3), "b": (3, 2), "sub/c": (20, 20), "sub/d": (8, 7)}  # rows, rows of a row group
 
@@ -66,27 +74,31 @@ def complete(corpus: Path, out: Path, images: dict[str, list[bytes | None]]) -> 
 
 
 def planned(corpus: Path, out: Path, *more: str) -> Job:
-    return prepare(load_config([*QUICK, f"input.path={corpus}", f"output.path={out}", *more]))
+    return prepare(
+        load_config([*QUICK, LOCAL, f"input.path={corpus}", f"output.path={out}", *more]),
+        Actors(fake_encoder(), fake_generator()),
+    )
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_lost_units_are_done_again_whatever_the_unit_size(corpus: Path, out: Path, complete):
     choice = random.Random(0)
     for images in (4, 6, 3):
-        assert run_fake(f"input.path={corpus}", f"output.path={out}", f"unit.images={images}").code == 0
+        assert run_fake(f"input.path={corpus}", f"output.path={out}", f"unit.images={images}", on_ray=True).code == 0
         complete()
         for part in choice.sample(sorted((out / "captions").iterdir()), k=4):
             part.unlink()  # as if it had never been committed; its quarantine object is an orphan now
         (out / "run.json").unlink()
-    assert run_fake(f"input.path={corpus}", f"output.path={out}", "unit.images=40").code == 0
+    assert run_fake(f"input.path={corpus}", f"output.path={out}", "unit.images=40", on_ray=True).code == 0
     complete()
 
 
 def test_units_done_twice_are_the_same_objects(corpus: Path, out: Path, complete):
     """A driver that was thought dead and goes on, with the plan that it once made."""
     job = planned(corpus, out, "unit.images=5")
-    assert run_job(job, fake_encoder(), fake_generator()).code == 0
+    assert run_captions(job).code == 0
     names = sorted(p.name for p in out.rglob("*.parquet"))
-    assert run_job(job, fake_encoder(), fake_generator()).code == 0
+    assert run_captions(job).code == 0
     assert sorted(p.name for p in out.rglob("*.parquet")) == names
     complete()
 

@@ -13,8 +13,6 @@ from jobs.verify import main as verify
 from pipelines.store import Store
 from tests.helpers import QUICK, addresses, captions_of, read_rows, run_fake, s3_server, write_corpus
 
-pytestmark = pytest.mark.usefixtures("ray_session")
-
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
@@ -40,12 +38,13 @@ def where(s3: str, name: str) -> tuple[list[str], Store]:
     return [f"input.endpoint_url={s3}", f"output.endpoint_url={s3}", f"output.path={path}"], Store(path, s3)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_corpus_on_s3_is_captioned_onto_s3_and_resumed(s3: str, corpus: str, scene_png, capsys):
     arguments, output = where(s3, "whole")
     arguments.append(f"input.path={corpus}")
     assert run_fake(*arguments, "unit.images=3", "input.limit=7").code == 0
     assert len(addresses(output)) == 7
-    assert run_fake(*arguments, "unit.images=4").code == 0
+    assert run_fake(*arguments, "unit.images=4", on_ray=True).code == 0
     sha256 = [hashlib.sha256(scene_png(i)).hexdigest() for i in range(14)]
     expected = [("a.parquet", i, sha256[i]) for i in range(9) if i != 5]
     expected += [("deep/er/b.parquet", i, sha256[9 + i]) for i in range(5)]

@@ -17,14 +17,17 @@ from pipelines.errors import UserError
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary import CanaryResult, compare, run_canary, sample_spans
 from pipelines.preflight.canary_stages import collect, partners
+from pipelines.run.job import Actors
 from pipelines.stages.unit_batch import Answer, CanaryCopy, Image, UnitBatch
 from pipelines.store import Store
-from tests.helpers import DEMO, fake_encoder
+from tests.helpers import DEMO, LOCAL, fake_encoder
 
 
-def canary(tmp_path: Path, corpus: Path, *arguments: str, **stages: type) -> CanaryResult:
+def canary(tmp_path: Path, corpus: Path, *arguments: str, generator: type | None = None) -> CanaryResult:
     settings = [*DEMO, f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "mlflow.enabled=false", *arguments]
-    return run_canary(load_config(settings, QualityConfig), **stages)
+    if generator is None:
+        return run_canary(load_config(settings, QualityConfig))
+    return run_canary(load_config([*settings, LOCAL], QualityConfig), Actors(fake_encoder(), generator))
 
 
 def ignoring_generator() -> type:
@@ -82,15 +85,15 @@ def test_the_demo_model_looks_at_its_images(corpus: Path, tmp_path: Path, ray_se
     assert not (tmp_path / "out").exists()
 
 
-def test_a_generator_that_ignores_images_is_found_out(corpus: Path, tmp_path: Path, ray_session: None):
-    result = canary(tmp_path, corpus, "canary.images=8", encoder=fake_encoder(), generator=ignoring_generator())
+def test_a_generator_that_ignores_images_is_found_out(corpus: Path, tmp_path: Path):
+    result = canary(tmp_path, corpus, "canary.images=8", generator=ignoring_generator())
     assert not result.saw_the_images
     assert result.same_as_blank[0] == result.same_as_swapped[0] == 1
     assert result.same_as_blank[1] == pytest.approx(0.025 ** (1 / 8))  # Clopper and Pearson's lower end of 8 of 8
 
 
-def test_captions_of_other_rows_show_in_the_swap(corpus: Path, tmp_path: Path, ray_session: None):
-    result = canary(tmp_path, corpus, "canary.images=8", encoder=fake_encoder(), generator=mixing_generator())
+def test_captions_of_other_rows_show_in_the_swap(corpus: Path, tmp_path: Path):
+    result = canary(tmp_path, corpus, "canary.images=8", generator=mixing_generator())
     assert result.saw_the_images
     assert result.follows_swap
     assert result.follows_swap[0] < 0.9

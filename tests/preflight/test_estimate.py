@@ -1,5 +1,6 @@
 """The estimate: its arithmetic against runs whose truth is known, its sample, and that it writes nothing."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 
 from jobs.caption_corpus import main
+from pipelines.config.keys import Config
 from pipelines.config.load import load_config
 from pipelines.preflight.estimate import UNSEEN_DRIFT, Measured, pace, run_estimate, scale, spread
 from pipelines.preflight.sample import draw_units
-from pipelines.run.job import prepare
-from tests.helpers import QUICK, fake_encoder, fake_generator, run_fake
+from pipelines.run.job import Actors, prepare
+from tests.helpers import LOCAL, QUICK, fake_encoder, fake_generator, run_fake
 
 
 def measured(num_units: int = 12, *, noise: float = 0.0, seed: int = 0, **more) -> Measured:
@@ -68,6 +70,13 @@ def test_a_machine_that_drifts_has_a_wider_interval():
 
     assert 0.1 < width(calm) < 0.25  # at least DRIFT
     assert width(drifting) > 2 * width(calm)
+
+
+def test_the_fixed_seconds_were_measured_once_and_have_a_spread_of_their_own():
+    """Nearly all of the time is fixed, so the interval is that of a log-normal of FIXED_SPREAD."""
+    sample = measured(elapsed=100_000.0)
+    seconds = scale(sample, 32, 1, None, [], seed=0).here.seconds
+    assert seconds.high / seconds.low == pytest.approx(np.exp(2 * 1.645 * 0.15), rel=0.05)
 
 
 def test_images_that_were_decoded_while_the_models_loaded_do_not_flatter():
@@ -152,13 +161,15 @@ def test_the_sample_is_drawn_over_the_whole_corpus_without_doubles(corpus: Path,
     assert draw_units(job, 16, 0) != draw_units(job, 16, 1)
 
 
-def test_the_estimate_writes_nothing_and_counts_what_is_left(ray_session, corpus: Path, tmp_path: Path):
+def test_the_estimate_writes_nothing_and_counts_what_is_left(corpus: Path, tmp_path: Path):
     output = tmp_path / "out"
     arguments = [*SMALL, f"input.path={corpus}", f"output.path={output}"]
 
+    fakes = Actors(fake_encoder(seconds=0.05), fake_generator())
+
     def estimate():
-        job = prepare(load_config([*QUICK, *arguments, "run.estimate=true", "cost.usd_per_hour=3.6"]))
-        return run_estimate(job, fake_encoder(seconds=0.05), fake_generator())[0]
+        job = prepare(load_config([*QUICK, LOCAL, *arguments, "run.estimate=true", "cost.usd_per_hour=3.6"]), fakes)
+        return run_estimate(job)[0]
 
     found = estimate()
     assert not output.exists()
@@ -176,21 +187,21 @@ def test_the_estimate_writes_nothing_and_counts_what_is_left(ray_session, corpus
     assert found.output_bytes.value == pytest.approx(3 * written, rel=0.1)
 
 
-def test_nodes_that_join_during_the_sample_are_priced(ray_session, corpus: Path, tmp_path: Path, monkeypatch, caplog):
+def test_nodes_that_join_during_the_sample_are_priced(corpus: Path, tmp_path: Path, monkeypatch, caplog):
     labels = {"1": "m7i.xlarge", "2": "g6e.2xlarge"}
     nodes = [{"NodeID": n, "Alive": True, "Labels": {"instance-type": i}, "Resources": {}} for n, i in labels.items()]
     seen = []
 
-    def growing() -> list[dict]:
+    def growing(config: Config) -> list[dict]:
         seen.append(1)
         return nodes[: len(seen)]
 
-    monkeypatch.setattr("pipelines.preflight.estimate.ray.nodes", growing)
-    arguments = [*QUICK, *SMALL, f"input.path={corpus}", f"output.path={tmp_path}", "cost.usd_per_hour=null"]
-    job = prepare(load_config([*arguments, "run.estimate=true"]))
-    found = run_estimate(job, fake_encoder(), fake_generator())[0]
+    monkeypatch.setattr("pipelines.preflight.estimate.cluster_nodes", growing)
+    arguments = [*QUICK, LOCAL, *SMALL, f"input.path={corpus}", f"output.path={tmp_path}", "cost.usd_per_hour=null"]
+    job = prepare(load_config([*arguments, "run.estimate=true"]), Actors(fake_encoder(), fake_generator()))
+    found = run_estimate(job)[0]
     assert found.here.usd_per_hour == pytest.approx(0.2016 + 2.24208)
-    assert "in the end 4 CPUs" in found.cluster
+    assert f"in the end {os.cpu_count()} CPUs" in found.cluster
     assert "1 nodes joined during the sample" in caplog.text
 
 

@@ -13,11 +13,10 @@ from pipelines.errors import UserError
 from pipelines.metrics import cider_d
 from pipelines.preflight import gate
 from pipelines.preflight.gate import judge
-from pipelines.run.job import prepare
+from pipelines.run.job import Actors, prepare
 from pipelines.run.outcome import Compared, Outcome
-from pipelines.run.run import run_job
 from pipelines.stages.unit_batch import Sample, UnitBatch
-from tests.helpers import QUICK, addresses, fake_encoder, fake_generator
+from tests.helpers import LOCAL, QUICK, addresses, fake_encoder, fake_generator, run_captions
 
 TEXTS = ["a red circle", "two blue squares on grass", "a small cat by a door", "the digit 7", "nothing at all here"]
 
@@ -111,13 +110,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, scene_parquet: Callable[...
 
 def run(corpus: Path, output: Path, *arguments: str, pruned: str | None = None, seconds: float = 0.0) -> Outcome:
     small = ["unit.images=4", "encode.batch_size=4", "generate.batch_size=4", "gate.images=16"]
-    job = prepare(load_config([*QUICK, *small, f"input.path={corpus}", f"output.path={output}", *arguments]))
-    return run_job(job, sampling(seconds), telling(pruned))
+    job = prepare(
+        load_config([*QUICK, LOCAL, *small, f"input.path={corpus}", f"output.path={output}", *arguments]),
+        Actors(sampling(seconds), telling(pruned)),
+    )
+    return run_captions(job)
 
 
-def test_a_failed_gate_stops_with_code_3_and_the_numbers_before_anything_is_captioned(
-    ray_session, corpus: Path, tmp_path: Path
-):
+def test_a_failed_gate_stops_with_code_3_and_the_numbers_before_anything_is_captioned(corpus: Path, tmp_path: Path):
     outcome = run(corpus, tmp_path, "gate.min_quality=0.9", pruned="a scene")
     assert outcome.code == 3
     assert outcome.gate is not None
@@ -134,7 +134,7 @@ def test_a_failed_gate_stops_with_code_3_and_the_numbers_before_anything_is_capt
     assert len(addresses(tmp_path)) == 24
 
 
-def test_a_gate_that_holds_lets_the_run_begin(ray_session, corpus: Path, tmp_path: Path):
+def test_a_gate_that_holds_lets_the_run_begin(corpus: Path, tmp_path: Path):
     outcome = run(corpus, tmp_path / "pruned", "gate.min_quality=0.99")
     assert outcome.code == 0
     assert outcome.gate is not None
@@ -148,14 +148,14 @@ def test_a_gate_that_holds_lets_the_run_begin(ray_session, corpus: Path, tmp_pat
     assert (outcome.code, outcome.gate) == (0, None), "unpruned there is nothing to compare"
 
 
-def test_the_numbers_of_another_part_of_the_corpus_are_not_taken_over(ray_session, corpus: Path, tmp_path: Path):
+def test_the_numbers_of_another_part_of_the_corpus_are_not_taken_over(corpus: Path, tmp_path: Path):
     assert run(corpus, tmp_path, "gate.min_quality=0.9", "input.limit=16").code == 0
     outcome = run(corpus, tmp_path, "gate.min_quality=0.9", pruned="a scene")
     assert outcome.code == 3
     assert len(addresses(tmp_path)) == 16
 
 
-def test_too_few_images_are_no_verdict(ray_session, corpus: Path, tmp_path: Path, monkeypatch):
+def test_too_few_images_are_no_verdict(corpus: Path, tmp_path: Path, monkeypatch):
     compare = gate._compare
     monkeypatch.setattr(gate, "_compare", lambda *sides: dict(list(compare(*sides).items())[:7]))
     outcome = run(corpus, tmp_path, "gate.min_quality=0.1")
@@ -163,7 +163,7 @@ def test_too_few_images_are_no_verdict(ray_session, corpus: Path, tmp_path: Path
     assert "too little to compare: 7 of 16 sampled images came through twice" in outcome.message
 
 
-def test_the_cap_counts_the_earlier_runs_of_the_output(ray_session, corpus: Path, tmp_path: Path):
+def test_the_cap_counts_the_earlier_runs_of_the_output(corpus: Path, tmp_path: Path):
     """Every run costs at least a unit's time, and the second is not even started."""
     capped = ("cost.usd_per_hour=3600", "budget.max_usd=0.001")
     first = run(corpus, tmp_path, *capped, seconds=0.5)  # so that not all are done before the first is heard of
@@ -182,7 +182,7 @@ def test_the_cap_counts_the_earlier_runs_of_the_output(ray_session, corpus: Path
     assert third.metrics["usd_of_output"] == pytest.approx(spent["usd"], rel=0.01)
 
 
-def test_a_cap_without_a_price_is_refused(ray_session, corpus: Path, tmp_path: Path):
+def test_a_cap_without_a_price_is_refused(corpus: Path, tmp_path: Path):
     with pytest.raises(UserError, match="needs the price of every node: 1 node: unknown node: it has neither"):
         run(corpus, tmp_path, "cost.usd_per_hour=null", "budget.max_usd=5")
     assert addresses(tmp_path) == []

@@ -8,6 +8,7 @@ import pytest
 from pipelines.config.keys import Config
 from pipelines.errors import UserError
 from pipelines.run import cluster
+from pipelines.run.outcome import Cluster, read_cluster
 
 SLOW = Exception("The current node timed out during startup. This could happen because ...")
 
@@ -16,7 +17,7 @@ SLOW = Exception("The current node timed out during startup. This could happen b
 def start(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs `_start` with a Ray that fails with each of the given errors in turn, and then starts; counts attempts."""
 
-    def run(*errors: Exception) -> tuple[str, int]:
+    def run(*errors: Exception) -> tuple[Cluster, int]:
         attempts = []
 
         def init(**_: object) -> SimpleNamespace:
@@ -34,8 +35,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_ray_that_was_too_slow_is_started_again(start):
-    assert start() == ("embedded Ray: 4 CPUs, 0 GPUs", 1)
-    assert start(SLOW, SLOW) == ("embedded Ray: 4 CPUs, 0 GPUs", 3)
+    assert start() == (Cluster("embedded", 4, 0), 1)
+    assert start(SLOW, SLOW) == (Cluster("embedded", 4, 0), 3)
 
 
 def test_one_that_never_starts_is_an_error_of_one_line(start):
@@ -46,3 +47,14 @@ def test_one_that_never_starts_is_an_error_of_one_line(start):
 def test_another_error_is_not_tried_again(start):
     with pytest.raises(OSError, match="no room"):
         start(OSError("no room on /dev/shm"))
+
+
+def test_a_cluster_is_numbers_in_the_record_and_one_line_for_people():
+    found = Cluster("ray://host:10001", 16, 1.5, "http://host:8265")
+    assert str(found) == "Ray cluster ray://host:10001: 16 CPUs, 1.5 GPUs, dashboard http://host:8265"
+    assert found.machines == "Ray cluster ray://host:10001: 16 CPUs, 1.5 GPUs"
+    assert read_cluster(found.to_dict()) == found
+    assert [str(Cluster(address, 4, 0)) for address in ("embedded", "joined before", "none")] == [
+        "embedded Ray: 4 CPUs, 0 GPUs", "this process's Ray: 4 CPUs, 0 GPUs", "this process: 4 CPUs, 0 GPUs"
+    ]  # fmt: skip
+    assert read_cluster("embedded Ray: 4 CPUs, 0 GPUs") is read_cluster(None) is None

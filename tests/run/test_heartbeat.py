@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,17 @@ import pytest
 
 from pipelines.config.keys import Config
 from pipelines.config.load import load_config
+from pipelines.dollars.account import Account
 from pipelines.dollars.ledger import Spent, record_run
 from pipelines.dollars.meter import Meter, Tariff, make_tariff
 from pipelines.run.heartbeat import FILE, Heartbeat
-from pipelines.run.job import Job, prepare
-from pipelines.run.metrics import Account
-from pipelines.run.metrics import _dollars as dollars_of
+from pipelines.run.job import Actors, Job, prepare
+from pipelines.run.metrics import run_metrics
 from pipelines.run.outcome import Outcome
+from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
-from pipelines.run.run import run_job
 from pipelines.store import Store
-from tests.helpers import QUICK, addresses, fake_encoder, fake_generator, s3_server
+from tests.helpers import LOCAL, QUICK, addresses, fake_encoder, fake_generator, run_captions, s3_server
 
 RATE = "cost.usd_per_hour=3600"  # a dollar a second
 FIELDS = {"run", "state", "started", "updated", "rows", "done", "images_per_second", "seconds_to_finish", "usd"}
@@ -40,15 +41,15 @@ def s3() -> Iterator[str]:
 
 
 def job_of(corpus: Path, *arguments: str) -> Job:
-    return prepare(load_config([*QUICK, f"input.path={corpus}", "unit.images=2", RATE, *arguments]))
+    return prepare(load_config([*QUICK, LOCAL, f"input.path={corpus}", "unit.images=2", RATE, *arguments]))
 
 
 def run_slowly(job: Job) -> Outcome:
-    return run_job(job, fake_encoder(seconds=0.4), fake_generator())
+    return run_captions(replace(job, actors=Actors(fake_encoder(seconds=0.4), fake_generator())))
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_a_run_beats_while_it_lives_and_says_how_it_ended(ray_session, corpus, tmp_path, s3, where):
+def test_a_run_beats_while_it_lives_and_says_how_it_ended(corpus, tmp_path, s3, where):
     output = [f"output.path={tmp_path / 'out'}"]
     if where == "s3":
         output = ["output.path=s3://there/out", f"output.endpoint_url={s3}"]
@@ -84,7 +85,7 @@ def test_a_run_beats_while_it_lives_and_says_how_it_ended(ray_session, corpus, t
     assert sum(kept["node_seconds"].values()) == pytest.approx(kept["wall_seconds"], rel=0.01)
 
 
-def test_the_cost_of_a_killed_run_counts(ray_session, corpus, tmp_path):
+def test_the_cost_of_a_killed_run_counts(corpus, tmp_path):
     """All that a killed driver leaves is its last beat."""
     record_run(Store(str(tmp_path)), "20260101T000000-killed", 2.5, 100.0, {"g6.xlarge": 100.0})
     outcome = run_slowly(job_of(corpus, f"output.path={tmp_path}"))
@@ -95,7 +96,7 @@ def test_the_cost_of_a_killed_run_counts(ray_session, corpus, tmp_path):
     assert spent["usd"] == pytest.approx(outcome.metrics["usd_of_output"])
 
 
-def test_the_dollars_of_a_run_divide_into_stages_start_up_and_idle(ray_session, corpus, tmp_path):
+def test_the_dollars_of_a_run_divide_into_stages_start_up_and_idle(corpus, tmp_path):
     metrics = run_slowly(job_of(corpus, f"output.path={tmp_path}")).metrics
     parts = {name: value for name, value in metrics.items() if name.startswith("usd/")}
     assert set(parts) == {
@@ -115,17 +116,18 @@ def test_a_node_that_joins_without_a_price_is_said_and_leaves_no_price_of_an_ima
     head = {"NodeID": "1", "Alive": True, "Labels": {"instance-type": "m7i.xlarge"}, "Resources": {"CPU": 4}}
     spot = {"instance-type": "g6e.2xlarge", "ray.io/market-type": "spot"}
     nodes = [head]
-    monkeypatch.setattr("pipelines.run.heartbeat.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("pipelines.run.heartbeat.cluster_nodes", lambda config: nodes)
     meter = Meter(make_tariff(Config().cost), 0.0)
-    progress, account = Progress(12, 0, meter, 5.0, 0.0), Account(meter, Spent())
-    beat = Heartbeat(job_of(corpus, f"output.path={tmp_path}"), "run", progress, account)
+    progress, account = Progress(12, 0, meter, 5.0), Account(meter, Spent())
+    job = job_of(corpus, f"output.path={tmp_path}")
+    beat = Heartbeat(job, "run", progress, account)
     beat.look()
     progress.totals.images_captioned = 10
-    assert {"usd_per_image", "usd/idle"} <= dollars_of(progress, account).keys()
+    assert {"usd_per_image", "usd/idle"} <= run_metrics(job, progress, account, PoolClock()).keys()
     nodes.append({"NodeID": "2", "Alive": True, "Labels": spot, "Resources": {"GPU": 1}})
     beat.look(joined=True)
     assert "not in the dollars: a node that joined, g6e.2xlarge: no spot price" in caplog.text
-    metrics = dollars_of(progress, account)
+    metrics = run_metrics(job, progress, account, PoolClock())
     assert metrics["nodes_unpriced"] == 1
     assert {name for name in metrics if "usd" in name} == {"usd_total", "usd_of_output"}
 
@@ -138,11 +140,9 @@ def test_a_store_that_refuses_is_said_once_and_the_thread_lives_on(corpus, tmp_p
         beats.append(name)
         raise PermissionError("no")
 
-    monkeypatch.setattr("pipelines.run.heartbeat.ray.nodes", list)
-    monkeypatch.setattr("pipelines.run.heartbeat.Heartbeat._set_gauges", lambda *_: None)
     monkeypatch.setattr(Store, "write", refuse)
     meter = Meter(Tariff(usd_per_hour=1.0), 0.0)
-    progress = Progress(12, 0, meter, 5.0, 0.0)
+    progress = Progress(12, 0, meter, 5.0)
     with Heartbeat(job, "run", progress, Account(meter, Spent())) as beat:
         while len(beats) < 5:
             beat._stop.wait(0.01)
@@ -152,9 +152,7 @@ def test_a_store_that_refuses_is_said_once_and_the_thread_lives_on(corpus, tmp_p
     ]
 
 
-def test_a_tracking_server_that_dies_in_mid_run_costs_no_caption_and_no_number(
-    ray_session, corpus, tmp_path, monkeypatch
-):
+def test_a_tracking_server_that_dies_in_mid_run_costs_no_caption_and_no_number(corpus, tmp_path, monkeypatch):
     """It answers MLflow's REST calls until the first metrics are in, and then nothing any more."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # retries of the client cost half a minute
     calls: list[str] = []

@@ -14,10 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.caption_corpus import main
-from pipelines.config.load import load_config
-from pipelines.run.job import prepare
-from pipelines.run.run import run_job
-from tests.helpers import QUICK, REPOSITORY, addresses, fake_encoder, fake_generator, free_port, run_fake, s3_server
+from tests.helpers import QUICK, REPOSITORY, addresses, fake_encoder, free_port, run_fake, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +151,10 @@ def test_no_cluster_at_the_address_is_said_quickly(tmp_path: Path, corpus: Path)
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_the_spend_cap_stops_the_job_with_code_4_and_it_can_be_resumed(
-    ray_session, tmp_path: Path, corpus: Path, capsys
-):
+def test_the_spend_cap_stops_the_job_with_code_4_and_it_can_be_resumed(tmp_path: Path, corpus: Path, capsys):
     arguments = [f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "unit.images=1"]
     capped = ["cost.usd_per_hour=1000", "budget.max_usd=0.0001"]
-    job = prepare(load_config([*QUICK, *arguments, *capped]))
-    outcome = run_job(job, fake_encoder(seconds=0.5), fake_generator())
+    outcome = run_fake(*arguments, *capped, encoder=fake_encoder(seconds=0.1))
     assert outcome.code == 4
     assert "stopped at budget.max_usd=0.0001" in outcome.message
     record = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -171,16 +165,14 @@ def test_the_spend_cap_stops_the_job_with_code_4_and_it_can_be_resumed(
     assert addresses(tmp_path / "out") == [("scenes.parquet", row) for row in range(12)]
 
 
-def test_a_cap_that_is_reached_with_the_last_unit_stops_nothing(ray_session, tmp_path: Path, corpus: Path):
+def test_a_cap_that_is_reached_with_the_last_unit_stops_nothing(tmp_path: Path, corpus: Path):
     arguments = [f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "unit.images=12"]
     outcome = run_fake(*arguments, "cost.usd_per_hour=1000", "budget.max_usd=0.0001")
     assert (outcome.code, outcome.message) == (0, "")
     assert json.loads((tmp_path / "out" / "run.json").read_text())["finished"]
 
 
-def test_an_output_that_was_stopped_at_its_last_unit_is_finished_by_the_same_command(
-    ray_session, tmp_path: Path, corpus: Path
-):
+def test_an_output_that_was_stopped_at_its_last_unit_is_finished_by_the_same_command(tmp_path: Path, corpus: Path):
     arguments = [f"input.path={corpus}", f"output.path={tmp_path / 'out'}"]
     assert run_fake(*arguments).code == 0
     file = tmp_path / "out" / "run.json"
@@ -193,7 +185,7 @@ def test_an_output_that_was_stopped_at_its_last_unit_is_finished_by_the_same_com
     assert run_fake(*arguments).message == "nothing to do: the output is complete"
 
 
-def test_a_dead_tracking_server_does_not_stop_the_job(ray_session, tmp_path: Path, corpus: Path):
+def test_a_dead_tracking_server_does_not_stop_the_job(tmp_path: Path, corpus: Path):
     dead = f"mlflow.tracking_uri=http://127.0.0.1:{free_port()}"
     outcome = run_fake(f"input.path={corpus}", f"output.path={tmp_path}", "mlflow.enabled=true", dead)
     assert outcome.code == 0
@@ -201,7 +193,7 @@ def test_a_dead_tracking_server_does_not_stop_the_job(ray_session, tmp_path: Pat
     assert len(addresses(tmp_path)) == 12
 
 
-def test_a_silent_tracking_server_does_not_slow_the_job(ray_session, tmp_path: Path, corpus: Path, monkeypatch):
+def test_a_silent_tracking_server_does_not_slow_the_job(tmp_path: Path, corpus: Path, monkeypatch):
     """A server that accepts connections and never answers."""
     monkeypatch.setattr("pipelines.tracker.FLUSH_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:

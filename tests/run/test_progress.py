@@ -12,18 +12,15 @@ from pipelines.run.progress import Progress
 
 
 class Clock:
-    """Stands in for the `time` module."""
-
     now = 1000.0
 
-    def perf_counter(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch) -> Clock:
-    monkeypatch.setattr(progress, "time", clock := Clock())
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def unit(captioned: int, quarantined: int = 0, tokens: int = 10, **more) -> dict:
@@ -41,8 +38,8 @@ def unit(captioned: int, quarantined: int = 0, tokens: int = 10, **more) -> dict
 
 
 def started(clock: Clock, num_rows: int = 1000, num_done: int = 0, usd_per_hour: float | None = None, **options):
-    meter = Meter(Tariff(usd_per_hour=usd_per_hour), clock.now, clock.perf_counter)
-    return Progress(num_rows, num_done, meter, options.pop("every", 5.0), clock.now, **options)
+    meter = Meter(Tariff(usd_per_hour=usd_per_hour), clock.now, clock)
+    return Progress(num_rows, num_done, meter, options.pop("every", 5.0), **options)
 
 
 def lines_of(shown: Progress) -> io.StringIO:

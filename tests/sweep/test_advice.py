@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.run.outcome import Cluster
 from pipelines.sweep.advice import Advice, advise, settings_of
 
 
@@ -133,10 +134,14 @@ def test_other_prices_and_other_machines_are_no_fair_comparison():
     assert stale.buy is not None
     assert stale.buy.cost[0] < 100, "in hours, not in dollars of two tariffs"
     assert any("1 points were priced by other prices" in text for text in stale.warnings)
+    small, large = (Cluster("embedded", cpus, 0, f"http://{cpus}") for cpus in (2, 64))
+    where = [record | {"ran_on": small.to_dict() | {"dashboard": f"http://{i}"}} for i, record in enumerate(RECORDS)]
+    assert advice(where).warnings == [], "dashboards differ, machines do not"
+    where[2]["ran_on"] = large.to_dict()
+    both = "embedded Ray: 2 CPUs, 0 GPUs and on embedded Ray: 64 CPUs, 0 GPUs"
+    assert f"Points of e1g1 ran on {both}" in advice(where).warnings[0]
     where = [record | {"ran_on": "embedded Ray: 2 CPUs"} for record in RECORDS]
-    assert advice(where).warnings == []
-    where[2]["ran_on"] = "embedded Ray: 64 CPUs, dashboard http://x"
-    assert "Points of e1g1 ran on embedded Ray: 2 CPUs and on embedded Ray: 64 CPUs" in advice(where).warnings[0]
+    assert advice(where).warnings == [], "records may hold a text"
 
 
 def test_without_prices_settings_compare_by_hours():

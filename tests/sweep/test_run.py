@@ -19,7 +19,8 @@ from pipelines.config.keys import SweepConfig
 from pipelines.config.load import load_config
 from pipelines.dollars.ledger import record_run
 from pipelines.errors import UserError
-from pipelines.run.job import prepare
+from pipelines.report.write import report_captions
+from pipelines.run.job import Actors, prepare
 from pipelines.run.run import run_job
 from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.store import Store
@@ -28,9 +29,7 @@ from pipelines.sweep import tracker as sweep_track
 from pipelines.sweep.checked import prepare_sweep
 from pipelines.sweep.dry_run import Trial, estimate_points, seconds_per_image
 from pipelines.sweep.run import SweepOutcome, run_sweep
-from tests.helpers import DEMO, REPOSITORY, addresses, free_port, write_corpus
-
-pytestmark = pytest.mark.usefixtures("ray_session")
+from tests.helpers import DEMO, LOCAL, REPOSITORY, addresses, free_port, write_corpus
 
 GRID = "{method: [none, otprune], retention: [0.25, 0.5]}"
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
@@ -73,6 +72,10 @@ def wording_generator() -> type:
     return Wording
 
 
+def fakes() -> Actors:
+    return Actors(shortening_encoder(), wording_generator())
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, scene_png) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
@@ -85,11 +88,11 @@ def sweep_of(corpus, tmp_path):
     """The outcome of a sweep of eight images; the same call again resumes it."""
 
     def run(grid: str = GRID, *more: str) -> SweepOutcome:
-        settings = [*DEMO, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6"]
+        settings = [*DEMO, LOCAL, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6"]
         settings.append("sweep.baselines=false")
         paths = [f"input.path={corpus}", f"output.path={tmp_path / 'sweep'}"]
         config = load_config([*settings, *paths, f"sweep.grid={grid}", *more], SweepConfig)
-        return run_sweep(prepare_sweep(config), shortening_encoder(), wording_generator())
+        return run_sweep(prepare_sweep(config, fakes()))
 
     return run
 
@@ -114,9 +117,7 @@ def test_points_are_measured_skipped_when_finished_and_reported(sweep_of, tmp_pa
     again = sweep_of()
     assert (again.code, again.skipped, again.message) == (0, 3, "nothing to do: every point is finished")
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep" / "points").rglob("*.*")}
-    estimates = {
-        e.point.name: e for e in estimate_points(_prepared(tmp_path, corpus), shortening_encoder(), wording_generator())
-    }
+    estimates = {e.point.name: e for e in estimate_points(_prepared(tmp_path, corpus))}
     done = [each for each in estimates.values() if each.finished]
     assert (len(done), sum(each.usd or 0 for each in done)) == (3, 0)
     left = [each for each in estimates.values() if not each.finished]
@@ -161,14 +162,14 @@ def test_the_cap_counts_points_of_earlier_grids_too(sweep_of, tmp_path):
 
 def _prepared(tmp_path: Path, corpus: Path):
     grid = "sweep.grid={method: [none, otprune], retention: [0.25, 0.5, 0.75]}"
-    settings = [*DEMO, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6", grid]
+    settings = [*DEMO, LOCAL, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6", grid]
     paths = [
         f"input.path={corpus}",
         f"output.path={tmp_path / 'sweep'}",
         "sweep.trial_images=6",
         "sweep.baselines=false",
     ]
-    return prepare_sweep(load_config([*settings, *paths], SweepConfig))
+    return prepare_sweep(load_config([*settings, *paths], SweepConfig), fakes())
 
 
 def test_seconds_an_image_grow_with_the_tokens_and_never_fall():
@@ -179,12 +180,12 @@ def test_seconds_an_image_grow_with_the_tokens_and_never_fall():
     assert seconds_per_image(0.1, [few]) == 0.1
 
 
-def test_a_point_that_fails_and_a_cluster_out_of_reach_cost_only_themselves(sweep_of, tmp_path):
+def test_a_point_that_fails_and_a_cluster_out_of_reach_cost_only_themselves(sweep_of, tmp_path, ray_session):
     nobody = f"http://127.0.0.1:{free_port()}"
     huge, rare = "{name: huge, encode.actors: 99}", "{name: rare, generate.accelerator: B200}"
     clusters = f"[{{name: here}}, {huge}, {rare}, {{name: away, address: '{nobody}'}}]"
     grid = f"{{method: [none], cluster: {clusters}}}"
-    outcome = sweep_of(grid)
+    outcome = sweep_of(grid, "ray.address=null")
     assert outcome.code == 1
     found = {record["values"]["cluster"]: record for record in outcome.records.values()}
     assert found["here"]["status"] == "finished"
@@ -194,7 +195,7 @@ def test_a_point_that_fails_and_a_cluster_out_of_reach_cost_only_themselves(swee
     assert "3 of 4 points failed" in outcome.message
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert "need 101 CPUs" in page
-    again = sweep_of(grid)  # what failed is tried again
+    again = sweep_of(grid, "ray.address=null")  # what failed is tried again
     assert (again.skipped, again.code, len(again.records)) == (1, 1, 4)
 
 
@@ -252,8 +253,8 @@ class FakeCluster:
 
     def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: dict, metadata: dict) -> str:
         assert (Path(runtime_env["working_dir"]) / "jobs" / "caption_corpus.py").exists()
-        job = prepare(load_config(shlex.split(entrypoint)[2:]))
-        self.jobs[submission_id] = run_job(job, shortening_encoder(), wording_generator()).code
+        job = prepare(load_config([*shlex.split(entrypoint)[2:], LOCAL]), fakes())
+        self.jobs[submission_id] = run_job(job, conclude=report_captions).code
         return submission_id
 
     def get_job_status(self, submission_id: str) -> Any:
@@ -291,6 +292,24 @@ def test_a_submitted_job_that_fails_says_why_and_is_submitted_anew(sweep_of, mon
         assert record["reason"] == f"job {record['name']}-{attempt} failed: error: out of luck"
 
 
+def test_the_heartbeat_of_a_submitted_job_says_why_it_failed(sweep_of, monkeypatch, tmp_path):
+    """Not its log, and not the heartbeat that an earlier run left."""
+    cluster, beats = FakeCluster(), iter([b'{"message": "the weights are gone"}', None])
+
+    def fail(*, submission_id: str, metadata: dict, **_: object) -> str:
+        if beat := next(beats):
+            Store(str(tmp_path / "sweep" / "points" / metadata["point"])).write("heartbeat.json", beat)
+        cluster.jobs[submission_id] = 1
+        return submission_id
+
+    cluster.submit_job = fail
+    monkeypatch.setattr(sweep_submit, "connect", lambda address: cluster)
+    grid = "{method: [none], cluster: [{name: there, address: 'http://x:1'}]}"
+    reasons = [next(iter(sweep_of(grid, "sweep.poll_seconds=0.01").records.values()))["reason"] for _ in range(2)]
+    assert reasons[0].endswith("-0 failed: the weights are gone")
+    assert reasons[1].endswith("-1 failed: error: out of luck")
+
+
 def test_an_interrupt_stays_one_where_the_other_cluster_does_not_answer_any_more(sweep_of, monkeypatch, caplog):
     cluster = FakeCluster()
 
@@ -318,6 +337,7 @@ sys.path[:0] = ["."]
 from tests.sweep.test_run import shortening_encoder, wording_generator
 from pipelines.config.keys import SweepConfig
 from pipelines.config.load import load_config
+from pipelines.run.job import Actors
 from pipelines.sweep.run import prepare_sweep, run_sweep
 
 class Slow(shortening_encoder()):
@@ -326,7 +346,7 @@ class Slow(shortening_encoder()):
         time.sleep(0.5)
         return super().__call__(row)
 
-run_sweep(prepare_sweep(load_config(sys.argv[1:], SweepConfig)), Slow, wording_generator())
+run_sweep(prepare_sweep(load_config(sys.argv[1:], SweepConfig), Actors(Slow, wording_generator())))
 """
 
 

@@ -1,0 +1,66 @@
+"""One run: the cap in mid-run, an output that was done but not reported, and what is handed in."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.config.load import load_config
+from pipelines.dollars.ledger import record_run
+from pipelines.run.job import Actors, prepare
+from pipelines.run.run import run_job
+from pipelines.store import Store
+from tests.helpers import LOCAL, QUICK, addresses, fake_encoder, fake_generator, run_fake, write_corpus
+
+DOLLAR_A_SECOND = "cost.usd_per_hour=3600"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, scene_png: Callable[[int], bytes]) -> Path:
+    return write_corpus(tmp_path / "in" / "a.parquet", [scene_png(i) for i in range(8)])
+
+
+def test_the_cap_in_mid_run_counts_the_earlier_runs(corpus, tmp_path):
+    """Earlier runs spent 1000 dollars; this one would need minutes to reach the cap by itself."""
+    out = tmp_path / "out"
+    record_run(Store(str(out)), "20260101T000000-old", 1000.0, 100.0, {})
+    arguments = [f"input.path={corpus}", f"output.path={out}", "unit.images=1", DOLLAR_A_SECOND]
+    outcome = run_fake(*arguments, "budget.max_usd=1000.3", encoder=fake_encoder(seconds=0.1))
+    assert outcome.code == 4
+    assert "$1000.0000 of it by 1 earlier runs; a higher cap resumes" in outcome.message
+    assert 0 < len(addresses(out)) < 8
+    assert outcome.metrics["usd_of_output"] == pytest.approx(1000 + outcome.metrics["usd_total"])
+    heartbeat = json.loads((out / "heartbeat.json").read_text())
+    assert heartbeat["state"] == "capped"
+    assert json.loads((out / "run.json").read_text())["spent"]["usd"] == pytest.approx(heartbeat["usd_of_output"])
+
+
+def test_an_output_that_has_spent_its_cap_is_left_as_it_is(corpus, tmp_path):
+    out = tmp_path / "out"
+    record_run(Store(str(out)), "20260101T000000-old", 1000.0, 100.0, {})
+    outcome = run_fake(f"input.path={corpus}", f"output.path={out}", DOLLAR_A_SECOND, "budget.max_usd=1000")
+    assert outcome.code == 4
+    assert not (out / "run.json").exists()
+    assert not (out / "heartbeat.json").exists()
+
+
+def test_without_a_gate_and_a_report_a_job_writes_captions_and_its_record_alone(corpus, tmp_path):
+    arguments = [*QUICK, LOCAL, f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "gate.min_quality=0.99"]
+    outcome = run_job(prepare(load_config(arguments), Actors(fake_encoder(), fake_generator())))
+    assert (outcome.code, outcome.gate) == (0, None)
+    assert len(addresses(tmp_path / "out")) == 8
+    assert (tmp_path / "out" / "run.json").exists()
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_run_that_only_reports_keeps_the_cluster_of_the_run_that_captioned(corpus, tmp_path):
+    arguments = [f"input.path={corpus}", f"output.path={tmp_path / 'out'}"]
+    assert run_fake(*arguments).code == 0
+    file = tmp_path / "out" / "run.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps(before | {"finished": False}))
+    assert run_fake(*arguments).code == 0
+    assert json.loads(file.read_text())["cluster"] == before["cluster"]
+    file.write_text(json.dumps(before | {"finished": False, "cluster": "embedded Ray: 4 CPUs, 0 GPUs"}))
+    assert run_fake(*arguments).code == 0, "a record may hold a text there"
