@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipelines.config.keys import Config, SweepConfig
+from pipelines.config.keys import Config
 from pipelines.errors import UserError
 from pipelines.store import STORE_ERRORS, Store, make_store
+from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.grid import Point, make_points
 
 NOT_IN_SWEEP = ("run.estimate", "gate.min_quality")

@@ -5,10 +5,12 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 import yaml
 
-from pipelines.config.keys import AccuracyConfig, Config, EvaluateConfig, SweepConfig
+from pipelines.accuracy.config import AccuracyConfig, EvaluateConfig
+from pipelines.config.keys import Config
 from pipelines.config.load import DEMO_CONFIG, check_bounds, help_text, load_config, to_yaml
 from pipelines.errors import UserError
 from pipelines.study.config import StudyConfig
+from pipelines.sweep.config import SweepConfig
 from tests.conftest import REPOSITORY
 
 OWN_MODEL = "model.path=some/model"  # without it the demo configuration is the base

@@ -9,7 +9,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from jobs.quality import main
-from pipelines.config.keys import QualityConfig
 from pipelines.config.load import load_config
 from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Columns, Corpus
@@ -17,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary import CanaryResult, compare, run_canary, sample_spans
 from pipelines.preflight.canary_stages import collect, partners
+from pipelines.quality.config import QualityConfig
 from pipelines.stages.unit_batch import Image, UnitBatch
 from pipelines.store import Store
 from tests.helpers import DEMO, fake_encoder
@@ -24,7 +24,8 @@ from tests.helpers import DEMO, fake_encoder
 
 def canary(tmp_path: Path, corpus: Path, *arguments: str, **stages: type) -> CanaryResult:
     settings = [*DEMO, f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "mlflow.enabled=false", *arguments]
-    return run_canary(load_config(settings, QualityConfig), **stages)
+    config = load_config(settings, QualityConfig)
+    return run_canary(config, config.canary.images, config.canary.max_same, **stages)
 
 
 def ignoring_generator() -> type:
