@@ -11,14 +11,14 @@ from pipelines.config.check import describe
 from pipelines.config.keys import Config
 from pipelines.config.schema import Key, keys_of, sections_of
 
-COLUMN = 36  # where meanings begin
+COLUMN = 34  # where meanings begin
 GLUE = "\xa0"  # a space at which no line is broken
 BOLD, PLAIN = "\033[1m", "\033[0m"
 
 
 def print_help(usage: str, schema: type[Config] = Config, without: Collection[str] = ()) -> None:
     """Prints `help_text` as wide as the terminal, headings in bold; without bold where nobody looks on (a pipe)."""
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, 80), 120)
     bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     try:
         print(help_text(usage, schema, without, width, bold), flush=True)
@@ -49,7 +49,8 @@ def _entry(key: Key, default: Any, width: int) -> Iterator[str]:
     text = textwrap.wrap(f"{key.meaning}  {kind}", width - COLUMN, break_long_words=False)
     meaning = [line.replace(GLUE, " ") for line in text]
     if len(left) > COLUMN - 2:
-        yield from textwrap.wrap(left, width, subsequent_indent="    ", break_long_words=False)
+        typed = left.strip() if len(left) <= width else left.strip().replace(",", ", ")
+        yield from textwrap.wrap(typed, width, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
     else:
         yield left.ljust(COLUMN) + meaning.pop(0)
     yield from (" " * COLUMN + line for line in meaning)
