@@ -12,6 +12,7 @@ from pipelines.errors import UserError
 C = TypeVar("C", bound=Config)
 
 YES, NO = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")  # in YAML 1.1 and in quotes
+NUMBERS = {int: (int, str), float: (int, float, str)}  # read from these: no fraction is rounded, and true is not 1
 ONE = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Any: "any YAML"}
 MANY = {str: "text", int: "whole numbers", float: "numbers", bool: "true or false", Any: "any YAML"}
 
@@ -50,14 +51,15 @@ def _checked(key: Key, value: Any) -> Any:
         fitting = _fitting(value, key.kind)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{key.name} must be {describe(key)}, got {shown(value)}") from error
-    if isinstance(fitting, (int, float)) and not isinstance(fitting, bool):
-        if not math.isfinite(fitting):
-            raise UserError(f"{key.name} must be a finite number, got {fitting}")
-        low, above, high = (key.bounds.get(name) for name in ("low", "above", "high"))
-        too_low = (low is not None and fitting < low) or (above is not None and fitting <= above)
-        if too_low or (high is not None and fitting > high):
-            raise UserError(f"{key.name} must be {_bounds(key)}, got {shown(value)}")
+    if isinstance(fitting, float) and not math.isfinite(fitting):
+        raise UserError(f"{key.name} must be a finite number, got {fitting}")
+    if key.bounds and fitting is not None and not _within(fitting, **key.bounds):
+        raise UserError(f"{key.name} must be {_bounds(key)}, got {shown(value)}")
     return fitting
+
+
+def _within(value: float, low: float = -math.inf, above: float = -math.inf, high: float = math.inf) -> bool:
+    return low <= value <= high and above < value
 
 
 def _fitting(value: Any, kind: Any) -> Any:
@@ -79,8 +81,7 @@ def _fitting(value: Any, kind: Any) -> Any:
         return str(value)
     if kind is bool and str(value).lower() in YES + NO:
         return str(value).lower() in YES
-    # A fraction is not rounded to an int, and true is not 1.
-    if (kind is float and type(value) in (int, float, str)) or (kind is int and type(value) in (int, str)):
+    if kind in NUMBERS and type(value) in NUMBERS[kind]:
         return kind(value)
     raise ValueError(f"{value!r} is not {kind}")
 

@@ -47,7 +47,9 @@ def keys_of(schema: type) -> dict[str, Key]:
 @cache
 def sections_of(schema: type) -> dict[str, type]:
     """The dataclass of every section by its name. The docstring of the dataclass says what the section is for."""
-    return {name: kind for name, kind in get_type_hints(schema).items() if is_dataclass(kind)}
+    return {
+        name: kind for name, kind in get_type_hints(schema).items() if isinstance(kind, type) and is_dataclass(kind)
+    }
 
 
 def _key(name: str, kind: Any, declared: Any) -> Key:

@@ -139,6 +139,8 @@ def test_a_dotted_key_in_yaml_is_explained(tmp_path):
         ("output.on_mismatch=overwrite", "refuse or new", "'overwrite'"),
         ("prune.gamma_scale=papr", "released, paper or trace", "'papr'"),
         ("cost.usd_per_hour=-1", "at least 0", "-1"),
+        ("unit.images=1" + "0" * 400, "at least 1 and at most 4096", "1" + "0" * 400),
+        ("prune.retention=1" + "0" * 400, "a number above 0 and at most 1", "1" + "0" * 400),
     ],
 )
 def test_a_value_that_a_key_does_not_take_is_quoted_with_what_the_key_must_be(override, expected, got):
