@@ -24,11 +24,11 @@ import torch
 
 from otprune import num_kept, select_tokens
 from otprune.models import load_decoder, load_encoder
+from pipelines.accuracy.config import EvaluateConfig
 from pipelines.accuracy.evaluate import Evaluation, prepare_evaluation, run_evaluation
 from pipelines.accuracy.read_questions import load_images
 from pipelines.accuracy.scores import read_records
 from pipelines.benchmarks import Benchmark, Row
-from pipelines.config.keys import EvaluateConfig
 from pipelines.config.load import REPOSITORY, load_config
 from pipelines.images.decode import decode_image
 from pipelines.run.stages import decode_settings

@@ -1,42 +1,46 @@
 """Find settings of pruning inside the language model on your own images: FitPrune's recipe, VTW's layer.
 
+Usage: python jobs/calibrate.py [--config FILE] [section.key=value ...]
+
+Examples:
     python jobs/calibrate.py prune.method=fitprune                            # the demo, at its 9.8 %
-    python jobs/caption_corpus.py prune.method=fitprune prune.settings.recipe=runs/calibration.json
+    python jobs/caption_corpus.py prune.method=fitprune prune.settings.recipe=runs/calibration.json   # uses the recipe
     python jobs/calibrate.py --config conf/llava15_7b.yaml input.path=... prune.method=vtw calibrate.samples=20
 
-Runs in this process, on its GPU if there is one. Writes calibrate.path; VTW's layer is also printed, for
-prune.settings.layer. Exit codes: 0 done; 2 bad configuration or input.
+Runs in this process, on its GPU if there is one. Writes calibrate.path, and prints what it found: VTW's layer is for
+prune.settings.layer.
+
+Exit codes:
+    0    done
+    2    bad configuration or input
+    130  interrupted
+    1    anything else
 """
 
-import json
-import logging
 import sys
-from pathlib import Path
 
-from demo import ensure_corpus
-from pipelines.accuracy.calibrate import calibrate
-from pipelines.config.keys import CalibrateConfig
-from pipelines.config.load import help_text, load_config
-from pipelines.errors import UserError
+from pipelines.accuracy.config import CalibrateConfig
+from pipelines.entry import enter
 
 
-def main(argv: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if {"-h", "--help"} & set(argv):
-        print(help_text(__doc__ or "", CalibrateConfig))
-        return 0
-    try:
-        config = load_config(argv, CalibrateConfig)
-        ensure_corpus(config.input.path)
-        found = calibrate(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(config: CalibrateConfig) -> int:
+    import json
+    from pathlib import Path
+
+    from demo import ensure_corpus
+    from pipelines.accuracy.calibrate import calibrate
+
+    ensure_corpus(config.input.path)
+    found = calibrate(config)
     path = Path(config.calibrate.path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{path}: {found}")
     return 0
+
+
+def main(argv: list[str]) -> int:
+    return enter(argv, run, __doc__, CalibrateConfig)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,31 @@
 """Prove that an output holds every row of its input exactly once, in captions or in quarantine.
 
+Usage: python jobs/verify.py [--config FILE] [section.key=value ...]
+
+Examples:
     python jobs/verify.py                                            # the demo's output
     python jobs/verify.py input.path=s3://bucket/images output.path=s3://bucket/captions
     python jobs/verify.py output.path=runs/evaluate_demo             # of an evaluation: every question, once
 
-Keys as for caption_corpus.py; only input.path, input.limit, output.path and how to reach them matter.
-Exit codes: 0 proven; 1 not so, with the first differences; 2 bad configuration, no such input or output.
+Takes the keys of caption_corpus.py; input.path, input.limit, output.path and how to reach them matter.
+
+Exit codes:
+    0    proven
+    1    not so, with the first differences
+    2    bad configuration, no such input or output
+    130  interrupted
 """
 
-import logging
 import sys
 
-from pipelines.config.load import help_text, load_config
-from pipelines.errors import UserError
-from pipelines.verify.captions import verify
+from pipelines.config.keys import Config
+from pipelines.entry import enter
 
 
-def main(argv: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if {"-h", "--help"} & set(argv):
-        print(help_text(__doc__))
-        return 0
-    try:
-        found = verify(load_config(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(config: Config) -> int:
+    from pipelines.verify.captions import verify
+
+    found = verify(config)
     print("\n".join(found.lines()))
     if not found.num_differences:
         print(f"exactly once: every {found.counted[:-1]} is in one of the two, once")
@@ -34,6 +34,10 @@ def main(argv: list[str]) -> int:
     for difference in found.differences:
         print(f"  {difference}")
     return 1
+
+
+def main(argv: list[str]) -> int:
+    return enter(argv, run, __doc__, Config)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ ROOMS = (
     *("images", "corpus", "output", "dollars", "stages", "engines"),
     *("run", "report", "preflight"),
     *("benchmarks", "quality", "accuracy", "study", "sweep", "verify"),
+    "entry",
 )
 
 

@@ -26,7 +26,7 @@ from otprune.models import load_decoder, load_encoder, weights_digest
 from otprune.models.llava import image_span
 from otprune.schedules import visual_rows
 from otprune.shapes import LanguageShape
-from pipelines.config.keys import CalibrateConfig
+from pipelines.accuracy.config import CalibrateConfig
 from pipelines.errors import UserError
 from pipelines.output.plan import make_plan
 from pipelines.run.job import Job, check_model, find_input

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from pipelines.accuracy.config import NOT_IN_EVALUATION, EvaluateConfig
 from pipelines.accuracy.find_questions import Asked, find_questions, plan_questions
 from pipelines.accuracy.read_questions import ReadQuestions, prediction_rows
 from pipelines.accuracy.schema import PREDICTIONS
@@ -26,7 +27,7 @@ from pipelines.accuracy.scores import (
     score_output,
 )  # fmt: skip
 from pipelines.benchmarks import Benchmark, Comparison, Scores, get_benchmarks
-from pipelines.config.keys import NOT_IN_EVALUATION, Config, EvaluateConfig
+from pipelines.config.keys import Config
 from pipelines.corpus.find import Corpus
 from pipelines.dollars.meter import make_tariff
 from pipelines.errors import UserError

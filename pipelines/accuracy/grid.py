@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from pipelines.accuracy.config import AccuracyConfig, EvaluateConfig, GridConfig
 from pipelines.accuracy.distance import measure_distances, without_distance
 from pipelines.accuracy.evaluate import choose_benchmarks, prepare_evaluation, run_evaluation
 from pipelines.accuracy.find_questions import find_questions
@@ -27,7 +28,6 @@ from pipelines.accuracy.page import render_accuracy
 from pipelines.accuracy.point_cost import measure_work
 from pipelines.accuracy.recipes import fit_recipes, known_recipes, lacks_recipe
 from pipelines.accuracy.table import Measured, Point, accuracy_table, image_of_groups
-from pipelines.config.keys import AccuracyConfig, EvaluateConfig, GridConfig
 from pipelines.config.load import to_yaml, with_values
 from pipelines.errors import UserError
 from pipelines.run.cluster import connected

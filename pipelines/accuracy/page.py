@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.accuracy.config import AccuracyConfig
 from pipelines.accuracy.table import BASELINE, UNPRUNED, Measured, Relative, find_point, relative_scores
 from pipelines.benchmarks import Benchmark
-from pipelines.config.keys import AccuracyConfig
 from pipelines.config.load import to_yaml
 from pipelines.report.plots import line_chart, scatter, series_styles
 

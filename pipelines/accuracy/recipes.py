@@ -11,10 +11,10 @@ from typing import Any
 
 from otprune.models import weights_digest
 from pipelines.accuracy.calibrate import fit_to_retentions, read_sample
+from pipelines.accuracy.config import AccuracyConfig
 from pipelines.accuracy.evaluate import make_question_reader
 from pipelines.accuracy.find_questions import Asked, first_spans
 from pipelines.accuracy.read_questions import ReadQuestions
-from pipelines.config.keys import AccuracyConfig
 from pipelines.errors import UserError
 from pipelines.output.span import SpanRow
 from pipelines.run.cluster import call_on_cluster

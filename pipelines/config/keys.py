@@ -1,23 +1,19 @@
-"""The whole configuration: one frozen dataclass per section, every key with its type, default and meaning.
+"""The caption job's configuration: one frozen dataclass per section, every key with its type, default and meaning.
 
-Precedence: these defaults < the YAML file given by --config < `dotted.key=value` arguments.
+Precedence: these defaults < the YAML file given by --config < `dotted.key=value` arguments. Jobs with keys of their own
+have a config.py beside their code, with a subclass of `Config`.
 """
 
-from collections.abc import Iterator
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-def key(meaning: str, default: Any = None, **bounds: Any) -> Any:
-    """A configuration field: its one-line meaning, its default, and bounds (`low`, `high`, `above`, `choices`)."""
-    metadata = {"meaning": meaning, **bounds}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+from pipelines.config.schema import Sections, key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputConfig:
+    """the corpus to caption"""
+
     path: str = key("corpus: Parquet file, glob, folder of Parquet or of image files; local or s3://", "")
     image_column: str = key("column with image bytes, {bytes, path} structs or URIs; auto finds it", "auto")
     id_column: str = key(
@@ -33,6 +29,8 @@ class InputConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputConfig:
+    """where captions and quarantined rows go"""
+
     path: str = key("folder of captions and quarantine; local or s3://", "")
     endpoint_url: str | None = key("S3 endpoint of the output")
     on_mismatch: Literal["refuse", "new"] = key(
@@ -42,12 +40,16 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
+    """the checkpoint that captions"""
+
     path: str = key("LLaVA-1.5 or 1.6 checkpoint in Hugging Face format: a folder or a hub repository", "")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto: bfloat16 on a GPU, float32 on a CPU", "auto")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig:
+    """what is asked of every image"""
+
     template: str = key(
         "the user's text; {column} inserts a column of the row",
         "Provide a one-sentence caption for the provided image.",
@@ -60,6 +62,8 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneConfig:
+    """which visual tokens the language model sees"""
+
     method: str = key(
         "how tokens are chosen, merged or dropped: otprune, divprune, fastv, ...; none keeps all", "otprune"
     )
@@ -77,6 +81,8 @@ class PruneConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig:
+    """how image bytes become pixels, and which images are quarantined unread"""
+
     aspect: Literal["pad", "crop"] = key(
         "pad: to a square with the mean colour, LLaVA-1.5's; crop: CLIP's centre crop; LLaVA-1.6 cuts tiles instead",
         "pad",
@@ -88,11 +94,15 @@ class DecodeConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitConfig:
+    """the images that are read, committed and retried together: a work unit"""
+
     images: int = key("images of one work unit, the grain of commit and of retry", 128, low=1, high=4096)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeConfig:
+    """the actors that run the vision tower and choose tokens"""
+
     actors: int = key("actors that encode and select", 1, low=1)
     max_actors: int | None = key("let Ray scale the pool up to so many", None, low=1)
     batch_size: int = key("images of one forward pass of the vision tower", 32, low=1)
@@ -103,6 +113,8 @@ class EncodeConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateConfig:
+    """the actors that run the language model"""
+
     max_new_tokens: int = key("longest answer in tokens", 64, low=1)
     temperature: float = key("0 decodes greedily", 0.0, low=0)
     top_p: float = key("nucleus of sampling at temperature > 0", 1.0, above=0, high=1)
@@ -122,6 +134,8 @@ class GenerateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
+    """the library that decodes in the actors of generate"""
+
     name: Literal["transformers", "vllm"] = key(
         "what decodes the pruned prompts; vllm is installed by the extra .[vllm]", "transformers"
     )
@@ -144,6 +158,8 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FaultsConfig:
+    """what a run survives, and when it gives up"""
+
     retries: int = key("further tries for a unit whose process died", 2, low=0)
     max_isolated: int = key(
         "more work units than this that fail as a whole mean that the images are not to blame: stop with exit code 1",
@@ -155,6 +171,8 @@ class FaultsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostConfig:
+    """what the cluster costs"""
+
     usd_per_hour: float | None = key("price of the whole cluster; null prices its nodes by cost.prices", None, low=0)
     prices: list[str] = key(
         "price files, YAML or SkyPilot catalogs (CSV); the first that knows an instance wins", ["conf/prices.yaml"]
@@ -165,6 +183,8 @@ class CostConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetConfig:
+    """what the output may cost"""
+
     max_usd: float | None = key(
         "stop cleanly, resumable, when all runs of this output have cost so much (exit code 4)", None, above=0
     )
@@ -172,6 +192,8 @@ class BudgetConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EstimateConfig:
+    """the sample that run.estimate=true captions"""
+
     images: int = key("images that run.estimate captions, drawn over the whole corpus", 1024, low=1)
     instances: list[str] = key(
         "instances of cost.prices to estimate for: NAME, or NAME:SPEED with its images/s relative to this cluster's", []
@@ -181,6 +203,8 @@ class EstimateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
+    """a check of quality on a sample before the run begins"""
+
     min_quality: float | None = key(
         "quality relative to unpruned, on a sample, that the lower end of its 95 % interval must reach before the run "
         "begins (exit code 3 if not); null asks nothing",
@@ -193,6 +217,8 @@ class GateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MlflowConfig:
+    """how the run is tracked"""
+
     enabled: bool = key("track the run", True)
     tracking_uri: str | None = key("tracking server; null is a sqlite store beside the output")
     experiment: str = key("experiment name", "captions")
@@ -201,6 +227,8 @@ class MlflowConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RayConfig:
+    """the cluster to join, or the Ray that the job starts by itself"""
+
     address: str | None = key(
         "cluster to join; null is the submitted job's own, else an embedded one; none runs the stages in this process, "
         "where breakpoints work and nothing is isolated"
@@ -214,6 +242,8 @@ class RayConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
+    """how the run reports"""
+
     estimate: bool = key("caption a sample, write nothing, and say what the run would cost and take", False)
     progress_seconds: float = key("seconds between progress lines and metric points", 5.0, above=0)
     heartbeat_seconds: float = key("seconds between writes of heartbeat.json beside the output", 5.0, above=0)
@@ -221,7 +251,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
+class Config(Sections):
     input: InputConfig = field(default_factory=InputConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -240,159 +270,3 @@ class Config:
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     run: RunConfig = field(default_factory=RunConfig)
-
-    def dotted(self) -> dict[str, Any]:
-        """Every key by its dotted name, e.g. {"prune.retention": 0.098}."""
-        return {name: value for name, _, value in self.walk()}
-
-    def walk(self) -> Iterator[tuple[str, Field, Any]]:
-        """Dotted name, field and value of every key; keys without a section come first."""
-        parts = [(top, getattr(self, top.name)) for top in fields(self)]
-        yield from ((top.name, top, value) for top, value in parts if not is_dataclass(value))
-        for section, part in parts:
-            if is_dataclass(part):
-                yield from ((f"{section.name}.{k.name}", k, getattr(part, k.name)) for k in fields(part))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BaselineConfig:
-    path: str | None = key("another output for the same questions or images, to compare with", None)
-    endpoint_url: str | None = key("S3 endpoint of the baseline")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig(Config):
-    """The evaluation's configuration: the caption job's, and what to ask."""
-
-    benchmarks: Any = key("a benchmark, a list of them, all (the eleven of the papers) or demo", "demo")
-    limit: int | None = key("at least so many questions of each benchmark, in whole scoring groups", None, low=1)
-    resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
-    baseline: BaselineConfig = field(default_factory=BaselineConfig)
-    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(max_new_tokens=1024))
-    mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="benchmarks"))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GridConfig:
-    methods: list[str] = key(
-        "methods to compare, as prune.method names them, or variants such as cdpruner:words, which grid.settings "
-        "explains; none (all tokens) is always among them",
-        [
-            "otprune",
-            "otprune_centered",
-            "logdet_linear",
-            "logdet_linear_centered",
-            "divprune",
-            "random",
-            "uniform",
-        ],
-    )
-    retentions: list[float] = key("shares of the visual tokens that each method keeps", [0.5, 0.25, 0.098, 0.05])
-    settings: dict[str, Any] = key(
-        "of a method or variant: what prune.settings takes, gamma, gamma_scale, seed, per_tile: {fastv: {layer: 2}}", {}
-    )
-    calibration_images: int = key(
-        "images that FitPrune's recipes are fitted to where grid.settings has none", 64, low=1
-    )
-    distance_images: int = key(
-        "images whose kept tokens are held against all tokens: trace objective, Gaussian W2; 0 for none", 64, low=0
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AccuracyConfig(EvaluateConfig):
-    """The evaluation's configuration, and the methods and retentions to evaluate."""
-
-    grid: GridConfig = field(default_factory=GridConfig)
-    mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="accuracy"))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CanaryConfig:
-    images: int = key(
-        "images captioned as they are, blank and swapped, to see that the model looks at them; 0 for none", 0, low=0
-    )
-    max_same: float = key(
-        "larger shares of captions that stay the same without their image fail the gate", 0.1, low=0, high=1
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QualityConfig(Config):
-    """The caption job's configuration, and what to hold its captions against."""
-
-    sample: int = key("captions looked at; the same images of every output", 10_000, low=2)
-    resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
-    baseline: BaselineConfig = field(default_factory=BaselineConfig)
-    canary: CanaryConfig = field(default_factory=CanaryConfig)
-    mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="quality"))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CalibrationConfig:
-    path: str = key("JSON file to write", "runs/calibration.json")
-    samples: int = key("images to look at, the first of the corpus", 64, low=1)
-    threshold: float = key(
-        "largest KL divergence, in nats, at which VTW may withdraw the image; published: 0.003, for LLaVA-1.5-13B "
-        "0.0005, for LLaVA-1.6-7B 0.0001",
-        0.003,
-        low=0,
-    )
-    first_layer: int | None = key(
-        "first layer that VTW tries; null is the release's 5, in proportion in models of fewer than 32", None, low=0
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CalibrateConfig(Config):
-    """The caption job's configuration, and how to calibrate."""
-
-    calibrate: CalibrationConfig = field(default_factory=CalibrationConfig)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepSection:
-    grid: Any = key(
-        "axis -> values, or a YAML file that holds it; axes: method, retention, engine, batch, cluster and any key"
-    )
-    baselines: bool = key("none, random and uniform are among the methods, whatever the grid says", True)
-    dry_run: bool = key("list the points with estimated dollars and run none", False)
-    trial_images: int = key("images that a dry run captions for its estimate; 0 runs nothing", 48, low=0)
-    tolerance: float = key(
-        "share of the unpruned model's quality that may be lost: a setting is advised if the lower end of its "
-        "interval stays within it",
-        0.05,
-        low=0,
-        high=1,
-    )
-    sample: int = key("captions of each point whose quality is measured; the same images in every point", 10_000, low=2)
-    resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
-    poll_seconds: float = key("seconds between looks at a job that was submitted to another cluster", 5.0, above=0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepConfig(Config):
-    """The caption job's configuration, which all points share, and what they differ in."""
-
-    sweep: SweepSection = field(default_factory=SweepSection)
-    mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="sweeps"))
-
-
-NOT_IN_EVALUATION = (
-    "input.image_column",
-    "input.id_column",
-    "input.reference_column",
-    "input.limit",
-    "input.fetch_threads",
-    "input.fetch_timeout",
-    "prompt.template",
-    "prompt.more",
-    "run.estimate",
-    "estimate.images",
-    "estimate.instances",
-    "estimate.seed",
-    "gate.min_quality",
-    "gate.images",
-    "gate.seed",
-)
-"""Keys of the caption job that benchmarks decide for themselves."""

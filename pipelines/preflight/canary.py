@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.config.keys import QualityConfig
+from pipelines.config.keys import Config
 from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Corpus
 from pipelines.errors import JobFailedError, UserError
@@ -53,8 +53,8 @@ class CanaryResult:
     saw_the_images: bool  # neither share of equal captions is above `canary.max_same`
 
 
-def run_canary(config: QualityConfig, actors: Actors = ENGINES_OWN) -> CanaryResult:
-    """Captions `canary.images` of the corpus three times and compares.
+def run_canary(config: Config, images: int, max_same: float, actors: Actors = ENGINES_OWN) -> CanaryResult:
+    """Captions so many images of the corpus three times and compares; `canary.images` and `canary.max_same`.
 
     Raises:
         UserError: for anything that the user has to correct, such as a corpus of one image.
@@ -62,7 +62,7 @@ def run_canary(config: QualityConfig, actors: Actors = ENGINES_OWN) -> CanaryRes
     """
     config = replace(config, generate=replace(config.generate, temperature=0.0))
     model, corpus = check_model(config), find_input(config)
-    spans = sample_spans(corpus, config.canary.images)
+    spans = sample_spans(corpus, images)
     output = make_store(config.output.path)  # nothing is written there
     pruning = check_pruning(config, model)
     job = Job(config, model, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning, actors=actors)
@@ -84,7 +84,7 @@ def run_canary(config: QualityConfig, actors: Actors = ENGINES_OWN) -> CanaryRes
             raise JobFailedError(f"the canary failed: {type(error).__name__}: {cause_of(str(error))}") from error
     if failed := [unit["error"] for unit in units if unit["error"]]:
         raise JobFailedError(f"the canary failed: {failed[0]}")
-    return compare(units, sum(span.units[0].num_images for span in spans), config.canary.max_same)
+    return compare(units, sum(span.units[0].num_images for span in spans), max_same)
 
 
 def compare(units: list[dict[str, Any]], num_sampled: int, max_same: float) -> CanaryResult:

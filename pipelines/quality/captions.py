@@ -23,13 +23,13 @@ import pyarrow.parquet as pq
 from pipelines.benchmarks import Record
 from pipelines.benchmarks.captions import caption_scorer
 from pipelines.benchmarks.scoring import score_records
-from pipelines.config.keys import QualityConfig
 from pipelines.config.load import to_yaml
 from pipelines.corpus.find import find_corpus
 from pipelines.errors import UserError
 from pipelines.metrics.agreement import agreement, health
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.output.schema import CAPTIONS_FOLDER
+from pipelines.quality.config import QualityConfig
 from pipelines.store import STORE_ERRORS, Store, make_store
 from pipelines.tracker import make_tracker
 
@@ -72,7 +72,7 @@ def measure_quality(config: QualityConfig) -> Quality:
     measured = measure_captions(config, output) if output.list(CAPTIONS_FOLDER) else nothing
     from pipelines.preflight.canary import run_canary  # with Ray and the model
 
-    return replace(measured, canary=run_canary(config))
+    return replace(measured, canary=run_canary(config, config.canary.images, config.canary.max_same))
 
 
 def measure_captions(config: QualityConfig, output: Store) -> Quality:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipelines.config.keys import Config, EncodeConfig, GenerateConfig, MlflowConfig, key
+from pipelines.config.keys import Config, EncodeConfig, GenerateConfig, MlflowConfig
+from pipelines.config.schema import key
 
 EXPERIMENTS = ("table2", "greedy", "gamma", "distance", "ranks")
 SECTIONS = ("output", "model", "mlflow", "ray", "run")  # of the caption job's, those that mean something here
@@ -14,6 +15,8 @@ Scale = Literal["released", "paper", "trace"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table2Config:
+    """Table 2 of the paper, on synthetic data"""
+
     rows: list[int] = key("lines of Table 2, 1 to 5", [1, 2, 3, 4, 5])
     seeds: int = key("data sets of each line", 20, low=2)
     subsets: int = key("random subsets that stand for all; a fifth as many on line 5", 2000, low=10)
@@ -25,6 +28,8 @@ class Table2Config:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GreedyConfig:
+    """greedy selection against brute force"""
+
     sizes: list[list[int]] = key(
         "[tokens, width, kept] of the data sets", [[12, 8, 4], [16, 8, 5], [20, 10, 5], [16, 3, 6]]
     )
@@ -34,6 +39,8 @@ class GreedyConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GammaConfig:
+    """what gamma does on each of its scales"""
+
     gammas: list[float] = key("gamma, on each scale", [0.005, 0.01, 0.05, 0.1, 0.5])
     scales: list[Scale] = key("meanings of gamma", ["released", "paper", "trace"])
     tokens: int = key("visual tokens of the synthetic images", 576, low=2)
@@ -47,6 +54,8 @@ class GammaConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistanceConfig:
+    """distance to all tokens against accuracy, on the demo world"""
+
     methods: list[str] = key("selectors by the names of pipelines/study/demo_points.py; empty takes all", [])
     retentions: list[float] = key("shares of the visual tokens to keep", [0.05, 0.098, 0.15, 0.2, 0.5])
     scenes: int = key("held-out scenes of the demo world, each with its questions", 160, low=2)

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from pipelines.config.keys import Config, SweepConfig
+from pipelines.config.keys import Config
 from pipelines.errors import UserError
 from pipelines.run.job import ENGINES_OWN, Actors
 from pipelines.store import STORE_ERRORS, Store, make_store
+from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.grid import Point, make_points
 
 NOT_IN_SWEEP = ("run.estimate", "gate.min_quality")

@@ -15,13 +15,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.keys import Config, SweepConfig
+from pipelines.config.keys import Config
 from pipelines.config.load import read_yaml, with_values
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import fingerprint
 from pipelines.run.describe import describe
 from pipelines.run.job import check_model, check_pruning, inside_model
 from pipelines.store import make_store
+from pipelines.sweep.config import SweepConfig
 
 AXES = {
     "method": "prune.method",

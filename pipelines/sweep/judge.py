@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.config.keys import QualityConfig, SweepConfig
 from pipelines.metrics.agreement import health
 from pipelines.metrics.bootstrap import bootstrap, percentile_interval, resampled_sums
 from pipelines.metrics.cider import cider_d_scores
@@ -30,7 +29,9 @@ from pipelines.quality.captions import (
     sample_order,
     sum_by_image,
 )  # fmt: skip
+from pipelines.quality.config import QualityConfig
 from pipelines.store import Store
+from pipelines.sweep.config import SweepConfig
 
 Interval = tuple[float, float, float]  # value and the ends of its 95 % interval
 

@@ -8,9 +8,9 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pipelines.config.keys import SweepConfig
 from pipelines.config.load import to_yaml
 from pipelines.run.tracked import git_tag
+from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.grid import Point
 from pipelines.sweep.point import Record, store_of, write_record
 from pipelines.tracker import Content, MlflowTracker, Tracker, make_tracker

@@ -20,10 +20,10 @@ from demo.corpus import SCHEMA
 from demo.language import questions
 from demo.world import scene_at
 from jobs.evaluate import DEMO_CONFIG, main
+from pipelines.accuracy.config import EvaluateConfig
 from pipelines.accuracy.evaluate import Results, prepare_evaluation, run_evaluation
 from pipelines.accuracy.schema import PREDICTIONS
 from pipelines.benchmarks import DEMO, PUBLISHED, get_benchmark
-from pipelines.config.keys import EvaluateConfig
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.output.parts import read_totals

@@ -27,12 +27,12 @@ from otprune import num_kept, select_tokens
 from otprune.distance import gaussian_w2, trace_objective
 from otprune.flops import true_flops
 from otprune.models import load_encoder
+from pipelines.accuracy.config import AccuracyConfig, GridConfig
 from pipelines.accuracy.distance import without_distance
 from pipelines.accuracy.grid import grid_points, run_accuracy_grid
 from pipelines.accuracy.point_cost import encoded_on_cpu, model_shape
 from pipelines.accuracy.table import Measured, Point, accuracy_table, relative_scores
 from pipelines.benchmarks import Benchmark, Comparison, get_benchmark
-from pipelines.config.keys import AccuracyConfig, GridConfig
 from pipelines.config.load import load_config
 from pipelines.report.plots import line_chart, scatter, series_styles, ticks
 from pipelines.run.job import Actors

@@ -9,7 +9,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from jobs.quality import main
-from pipelines.config.keys import QualityConfig
 from pipelines.config.load import load_config
 from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Columns, Corpus
@@ -17,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary import CanaryResult, compare, run_canary, sample_spans
 from pipelines.preflight.canary_stages import collect, partners
+from pipelines.quality.config import QualityConfig
 from pipelines.run.job import Actors
 from pipelines.stages.unit_batch import Answer, CanaryCopy, Image, UnitBatch
 from pipelines.store import Store
@@ -25,9 +25,11 @@ from tests.helpers import DEMO, LOCAL, fake_encoder
 
 def canary(tmp_path: Path, corpus: Path, *arguments: str, generator: type | None = None) -> CanaryResult:
     settings = [*DEMO, f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "mlflow.enabled=false", *arguments]
-    if generator is None:
-        return run_canary(load_config(settings, QualityConfig))
-    return run_canary(load_config([*settings, LOCAL], QualityConfig), Actors(fake_encoder(), generator))
+    actors = {}
+    if generator is not None:
+        settings, actors = [*settings, LOCAL], {"actors": Actors(fake_encoder(), generator)}
+    config = load_config(settings, QualityConfig)
+    return run_canary(config, config.canary.images, config.canary.max_same, **actors)
 
 
 def ignoring_generator() -> type:

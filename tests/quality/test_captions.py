@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from jobs.quality import main
-from pipelines.config.keys import QualityConfig
 from pipelines.config.load import load_config
 from pipelines.corpus.file import CorpusFile
 from pipelines.metrics import cider_d
 from pipelines.output.unit import Unit, unit_key
 from pipelines.quality.captions import Quality, measure_agreement, measure_quality
+from pipelines.quality.config import QualityConfig
 from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipelines.config.keys import SweepConfig
 from pipelines.config.load import load_config, with_values
 from pipelines.errors import UserError
+from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.grid import make_points
 from pipelines.sweep.submit import entrypoint
 

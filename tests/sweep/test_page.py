@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.config.keys import SweepConfig
 from pipelines.config.load import load_config, with_values
 from pipelines.report.caption_plots import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Axes, Mark, scatter, window
 from pipelines.run.outcome import SAMPLES
 from pipelines.sweep.advice import settings_of
+from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.grid import make_points
 from pipelines.sweep.page import pareto_front, render_sweep
 from pipelines.sweep.point import store_of

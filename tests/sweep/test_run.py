@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.keys import SweepConfig
 from pipelines.config.load import load_config
 from pipelines.dollars.ledger import record_run
 from pipelines.errors import UserError
@@ -27,6 +26,7 @@ from pipelines.store import Store
 from pipelines.sweep import submit as sweep_submit
 from pipelines.sweep import tracker as sweep_track
 from pipelines.sweep.checked import prepare_sweep
+from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.dry_run import Trial, estimate_points, seconds_per_image
 from pipelines.sweep.run import SweepOutcome, run_sweep
 from tests.helpers import DEMO, LOCAL, REPOSITORY, addresses, free_port, write_corpus
@@ -335,7 +335,7 @@ KILLED = """
 import sys
 sys.path[:0] = ["."]
 from tests.sweep.test_run import shortening_encoder, wording_generator
-from pipelines.config.keys import SweepConfig
+from pipelines.sweep.config import SweepConfig
 from pipelines.config.load import load_config
 from pipelines.run.job import Actors
 from pipelines.sweep.run import prepare_sweep, run_sweep
