@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipelines.corpus.file import CorpusFile
+from pipelines.corpus.file import CorpusFile, RowGroups
 from pipelines.corpus.find import FOOTER_THREADS, Corpus
 from pipelines.errors import UserError
 from pipelines.output.parts import read_totals
 from pipelines.output.schema import CAPTIONS_FOLDER
-from pipelines.output.span import SpanRow
+from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import Unit, parse_part, plan_images, plan_rows, unit_key
 from pipelines.store import Store
 
@@ -92,7 +92,8 @@ def committed_parts(output: Store, folder: str) -> frozenset[str]:
     return names
 
 
-Spans = list[tuple[list[Unit], tuple[int, ...]]]  # units that one task reads, and the row groups of their file
+Spans = list[tuple[tuple[Unit, ...], RowGroups]]
+"""Units that one task reads, and the row groups that hold their rows."""
 
 
 def _plan_parquet(
@@ -105,7 +106,7 @@ def _plan_parquet(
         if stop <= 0:
             break
         ranges = done[unit_key([file], fingerprint)]
-        spans += [(units, file.row_groups) for units in plan_rows(file, fingerprint, num_images, stop, ranges)]
+        spans += with_row_groups(file, plan_rows(file, fingerprint, num_images, stop, ranges))
         num_rows += stop
     return spans, num_rows
 
@@ -145,7 +146,7 @@ def _plan_images(
     for unit in units:
         missing: list[CorpusFile] = [by_name[source] for source in unit.sources if source not in done]
         left += [unit] if len(missing) == unit.num_images else plan_images(missing, fingerprint, num_images)
-    return [([unit], ()) for unit in left], len(files)
+    return [((unit,), RowGroups()) for unit in left], len(files)
 
 
 def _committed_images(corpus: Corpus, output: Store, fingerprint: str, committed: list[str]) -> set[str]:
@@ -178,4 +179,4 @@ def _with_samples(spans: Spans, num_samples: int) -> list[SpanRow]:
     wanted = [0] * len(spans)
     for i in range(num_samples if spans else 0):
         wanted[i * len(spans) // num_samples if num_samples < len(spans) else i % len(spans)] += 1
-    return [SpanRow(tuple(units), groups, n) for (units, groups), n in zip(spans, wanted, strict=True)]
+    return [SpanRow(units, groups, n) for (units, groups), n in zip(spans, wanted, strict=True)]

@@ -140,7 +140,7 @@ class ReadDecode:
 
     def _parquet_records(self, span: SpanRow, columns: Columns) -> Iterator[dict[str, Any]]:
         source = span.units[0].sources[0]
-        for row, batch in row_batches(self.store, span, columns.to_read(with_references=span.num_samples > 0)):
+        for row, batch in row_batches(self.store, span.rows, columns.to_read(with_references=span.num_samples > 0)):
             yield from self._rows(batch, source, row, columns)
 
     def _rows(self, batch: Any, source: str, row: int, columns: Columns) -> Iterator[dict[str, Any]]:
