@@ -43,6 +43,7 @@ def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0) -> ReadDec
     )
     return ReadDecode(
         store=corpus.store,
+        format=corpus.format,
         columns=corpus.columns,
         templates=list(templates),
         decode=settings,
@@ -52,7 +53,7 @@ def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0) -> ReadDec
 
 
 def spans_of(corpus: Corpus, num_images: int = 100, samples: int = 0) -> list[SpanRow]:
-    if corpus.columns is None:
+    if corpus.format.one_image_a_file:
         return [SpanRow((unit,), RowGroups(), samples) for unit in plan_images(list(corpus.files), "f", num_images)]
     spans = (with_row_groups(file, plan_rows(file, "f", num_images, file.num_rows, [])) for file in corpus.files)
     return [SpanRow(units, groups, samples) for planned in spans for units, groups in planned]

@@ -19,6 +19,7 @@ def key(meaning: str, default: Any = None, **bounds: Any) -> Any:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputConfig:
     path: str = key("corpus: Parquet file, glob, folder of Parquet or of image files; local or s3://", "")
+    format: str = key("how the corpus lies in its files: auto | parquet | images; auto takes what it finds", "auto")
     image_column: str = key("column with image bytes, {bytes, path} structs or URIs; auto finds it", "auto")
     id_column: str = key(
         "column with the rows' own keys; auto finds id, key, image_id ...; none uses row addresses", "auto"
@@ -376,6 +377,7 @@ class SweepConfig(Config):
 
 
 NOT_IN_EVALUATION = (
+    "input.format",
     "input.image_column",
     "input.id_column",
     "input.reference_column",

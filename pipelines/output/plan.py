@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipelines.corpus.file import CorpusFile, RowGroups
-from pipelines.corpus.find import FOOTER_THREADS, Corpus
+from pipelines.corpus.find import Corpus
+from pipelines.corpus.parquet import FOOTER_THREADS
 from pipelines.errors import UserError
 from pipelines.output.parts import read_totals
 from pipelines.output.schema import CAPTIONS_FOLDER
@@ -50,7 +51,7 @@ def make_plan(
         UserError: if the output holds captions of files that this corpus does not have or that have changed.
     """
     committed = committed_parts(output, CAPTIONS_FOLDER)
-    plan = _plan_parquet if corpus.columns else _plan_images
+    plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
     spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed)
     planned = [unit for units, _ in spans for unit in units]
     if tidy:
@@ -61,7 +62,7 @@ def make_plan(
 
 def plan_everything(corpus: Corpus, fingerprint: str, *, num_images: int, limit: int | None) -> "Spans":
     """Units of all rows, whatever any output holds."""
-    plan = _plan_parquet if corpus.columns else _plan_images
+    plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
     return plan(corpus, corpus.store, fingerprint, num_images, limit, frozenset())[0]
 
 
@@ -96,7 +97,7 @@ Spans = list[tuple[tuple[Unit, ...], RowGroups]]
 """Units that one task reads, and the row groups that hold their rows."""
 
 
-def _plan_parquet(
+def _plan_rows(
     corpus: Corpus, output: Store, fingerprint: str, num_images: int, limit: int | None, committed: frozenset[str]
 ) -> tuple[Spans, int]:
     done = done_ranges(corpus.files, output, fingerprint, committed, CAPTIONS_FOLDER)
@@ -114,7 +115,7 @@ def _plan_parquet(
 def done_ranges(
     files: Sequence[CorpusFile], output: Store, fingerprint: str, committed: frozenset[str], folder: str
 ) -> dict[str, list[tuple[int, int]]]:
-    """Unit key of each Parquet file -> the ranges of its rows that are committed.
+    """Unit key of each file -> the ranges of its rows that are committed.
 
     Raises:
         UserError: if there are objects of other files.

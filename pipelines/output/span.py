@@ -11,7 +11,7 @@ from pipelines.output.unit import Unit
 
 @dataclass(frozen=True, slots=True)
 class SpanRow:
-    """Plan of one read task, as it stands in a Ray Data row: consecutive units of one file, or of whole files."""
+    """Plan of one read task, as it stands in a Ray Data row: consecutive units of one file, or one of image files."""
 
     units: tuple[Unit, ...]
     row_groups: RowGroups  # those that hold the units' rows: a span's size must not grow with its file

@@ -121,7 +121,7 @@ def compare(units: list[dict[str, Any]], num_sampled: int, max_same: float) -> C
 
 def sample_spans(corpus: Corpus, num_images: int) -> list[SpanRow]:
     """The first rows of some files spread over the corpus; of a folder of image files, files spread over it."""
-    if corpus.columns is None:
+    if corpus.format.one_image_a_file:
         files = _spread(corpus.files, num_images)
         return [SpanRow((Unit("0" * 12, 0, len(files), tuple(file.source for file in files)),), RowGroups(), 0)]
     count = min(PIECES, max(1, num_images // 8))
