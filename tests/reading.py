@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipelines.corpus.file import RowGroups
 from pipelines.corpus.find import Corpus, find_corpus
-from pipelines.output.span import SpanRow
+from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import plan_images, plan_rows
 from pipelines.stages.read import DecodeSettings, ReadDecode
 from pipelines.stages.unit_batch import UnitBatch
@@ -42,6 +43,7 @@ def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0) -> ReadDec
     )
     return ReadDecode(
         store=corpus.store,
+        format=corpus.format,
         columns=corpus.columns,
         templates=list(templates),
         decode=settings,
@@ -51,10 +53,10 @@ def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0) -> ReadDec
 
 
 def spans_of(corpus: Corpus, num_images: int = 100, samples: int = 0) -> list[SpanRow]:
-    if corpus.columns is None:
-        return [SpanRow((unit,), (), samples) for unit in plan_images(list(corpus.files), "f", num_images)]
-    spans = ((file, plan_rows(file, "f", num_images, file.num_rows, [])) for file in corpus.files)
-    return [SpanRow(tuple(units), file.row_groups, samples) for file, planned in spans for units in planned]
+    if corpus.format.one_image_a_file:
+        return [SpanRow((unit,), RowGroups(), samples) for unit in plan_images(list(corpus.files), "f", num_images)]
+    spans = (with_row_groups(file, plan_rows(file, "f", num_images, file.num_rows, [])) for file in corpus.files)
+    return [SpanRow(units, groups, samples) for planned in spans for units, groups in planned]
 
 
 def read(path, *, num_images=100, samples=0, templates=("look",), fetch_timeout=5.0, **columns) -> list[UnitBatch]:

@@ -21,6 +21,7 @@ class EvaluateConfig(Config):
 
 
 NOT_IN_EVALUATION = (
+    "input.format",
     "input.image_column",
     "input.id_column",
     "input.reference_column",

@@ -29,6 +29,7 @@ from pipelines.accuracy.scores import (
 from pipelines.benchmarks import Benchmark, Comparison, Scores, get_benchmarks
 from pipelines.config.keys import Config
 from pipelines.corpus.find import Corpus
+from pipelines.corpus.parquet import FORMAT as PARQUET
 from pipelines.dollars.meter import make_tariff
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import fingerprint, read_claim
@@ -94,7 +95,7 @@ def prepare_evaluation(
     job = Job(
         config,
         model,
-        Corpus(store, tuple(asked.files), None),
+        Corpus(store, tuple(asked.files), PARQUET),
         output,
         described,
         plan,

@@ -21,11 +21,11 @@ from pipelines.accuracy.read_questions import QuestionFile
 from pipelines.benchmarks import Benchmark, Key, whole_groups
 from pipelines.benchmarks.columns import IMAGE, check_schema
 from pipelines.corpus.file import CorpusFile
-from pipelines.corpus.find import FOOTER_THREADS, read_footer
+from pipelines.corpus.parquet import FOOTER_THREADS, read_footer
 from pipelines.errors import UserError
 from pipelines.output.plan import Plan, committed_parts, delete_orphans, done_ranges
 from pipelines.output.schema import PREDICTIONS_FOLDER
-from pipelines.output.span import SpanRow
+from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import Unit, plan_rows, unit_key
 from pipelines.store import STORE_ERRORS, Store
 
@@ -68,10 +68,10 @@ def plan_questions(asked: Asked, output: Store, fingerprint: str, num_images: in
     for file in asked.files:
         per_row = asked.per_row[file.source]
         ranges = done[unit_key([file], fingerprint)]
-        for units in plan_rows(file, fingerprint, num_images, file.num_rows, ranges):
+        for units, groups in with_row_groups(file, plan_rows(file, fingerprint, num_images, file.num_rows, ranges)):
             for has_questions, some in groupby(units, key=lambda unit: bool(per_row[unit.start : unit.stop].any())):
                 if has_questions:
-                    spans.append(SpanRow(tuple(some), file.row_groups, 0))
+                    spans.append(SpanRow(tuple(some), groups, 0))
                     num_left += sum(int(per_row[unit.start : unit.stop].sum()) for unit in spans[-1].units)
     delete_orphans(output, committed, [unit for span in spans for unit in span.units])
     num_questions = sum(asked.questions.values())
@@ -84,7 +84,8 @@ def first_spans(asked: Asked, num_rows: int) -> list[SpanRow]:
     for file in asked.files:
         rows = min(num_rows, file.num_rows)
         if rows:
-            spans.append(SpanRow((Unit("0" * 12, 0, rows, (file.source,)),), file.row_groups, 0))
+            [(units, groups)] = with_row_groups(file, [[Unit("0" * 12, 0, rows, (file.source,))]])
+            spans.append(SpanRow(units, groups, 0))
         num_rows -= rows
     return spans
 

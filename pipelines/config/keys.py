@@ -15,6 +15,7 @@ class InputConfig:
     """the corpus to caption"""
 
     path: str = key("corpus: Parquet file, glob, folder of Parquet or of image files; local or s3://", "")
+    format: str = key("how the corpus lies in its files: auto | parquet | images; auto takes what it finds", "auto")
     image_column: str = key("column with image bytes, {bytes, path} structs or URIs; auto finds it", "auto")
     id_column: str = key(
         "column with the rows' own keys; auto finds id, key, image_id ...; none uses row addresses", "auto"

@@ -1,35 +1,108 @@
-"""Rows of a Parquet file, a bounded batch at a time."""
+"""Parquet files: their footers, and their rows a bounded batch at a time."""
 
-from collections.abc import Iterator
+import logging
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.output.span import SpanRow
+from pipelines.corpus.columns import ColumnChoice, Columns, find_columns
+from pipelines.corpus.file import CorpusFile, ReadRange
+from pipelines.corpus.format import Format, Record
+from pipelines.corpus.images import is_image
+from pipelines.errors import UserError
 from pipelines.store import Store
 
+logger = logging.getLogger(__name__)
+
+FOOTER_THREADS = 16
 BATCH_BYTES = 32 * 2**20  # encoded images held by a reader at a time
 BLOCK_BYTES = 8 * 2**20  # of one ranged GET
 
 
-def row_batches(store: Store, span: SpanRow, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(row, batch from that row on) for rows [first unit's start, last unit's stop) of the span's Parquet file.
+def is_parquet(name: str) -> bool:
+    """Whether a file's name is that of a Parquet file."""
+    return name.lower().endswith((".parquet", ".parq"))
+
+
+def find_files(
+    store: Store, sizes: Mapping[str, int], choice: ColumnChoice
+) -> tuple[Sequence[CorpusFile], Columns | None]:
+    """The Parquet files that have rows, with their row groups, and the columns to read.
+
+    Raises:
+        UserError: a damaged file, no usable image column, columns that differ between files, or no rows at all.
+    """
+    names = [name for name in sizes if is_parquet(name)]
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        footers = list(pool.map(lambda name: read_footer(store, name), names))
+    schema = footers[0].schema.to_arrow_schema()
+    columns = find_columns(schema, choice)
+    beside = sum(map(is_image, sizes))
+    if beside and columns.kind != "uri":
+        logger.warning("%d image files beside the Parquet files are no part of the corpus", beside)
+    files = []
+    for name, footer in zip(names, footers, strict=True):
+        _check_same(name, footer.schema.to_arrow_schema(), schema, columns)
+        groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+        if sum(groups):
+            files.append(CorpusFile(name, sizes[name], groups))
+    if not files:
+        raise UserError(f"input.path must hold images, found {len(names)} Parquet files without rows in {store.path}")
+    return files, columns
+
+
+def read_footer(store: Store, name: str) -> pq.FileMetaData:
+    """Raises UserError if the file is no readable Parquet."""
+    try:
+        with store.fs.open(store.join(name), "rb") as stream:
+            return pq.read_metadata(stream)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def read_records(
+    store: Store, rows: ReadRange, columns: Columns | None, *, max_bytes: int, with_references: bool
+) -> Iterator[Record]:
+    """One record a row; of the columns only those that somebody needs are read."""
+    assert columns is not None
+    source = rows.sources[0]
+    for row, batch in row_batches(store, rows, columns.to_read(with_references)):
+        yield from _records(batch, source, row, columns)
+
+
+def read_references(
+    store: Store, file: CorpusFile, columns: Columns | None, rows: Sequence[int]
+) -> dict[int, list[str]]:
+    """Row -> reference captions, of those of the rows that have some."""
+    if columns is None or columns.references is None:
+        return {}
+    with store.fs.open(store.join(file.source), "rb") as stream:
+        texts = pq.read_table(stream, columns=[columns.references])[columns.references]
+    found = {row: _as_list(texts[row].as_py()) for row in rows if row < len(texts)}
+    return {row: kept for row, texts in found.items() if (kept := [text for text in texts if text])}
+
+
+def row_batches(store: Store, rows: ReadRange, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(row, batch from that row on) for a range of rows of a Parquet file.
 
     Reads only the row groups that hold them, and no more than BATCH_BYTES at a time.
     """
-    source, start, stop = span.units[0].sources[0], span.units[0].start, span.units[-1].stop
-    ends = np.cumsum(span.row_groups)
-    first = int(np.searchsorted(ends, start, side="right"))
-    last = int(np.searchsorted(ends, stop - 1, side="right"))
-    row = int(ends[first]) - span.row_groups[first]
+    source, start, stop, groups = rows.sources[0], rows.start, rows.stop, rows.groups
+    ends = list(accumulate(groups.rows, initial=groups.start))[1:]
+    first, last = bisect_right(ends, start), bisect_right(ends, stop - 1)  # a unit needs not all groups of its span
+    row, num_rows = ends[first] - groups.rows[first], sum(groups.rows[first : last + 1])
+    chosen = range(groups.first + first, groups.first + last + 1)  # as the file counts them
     with store.fs.open(store.join(source), "rb", block_size=BLOCK_BYTES) as stream:
         parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
-        sizes = [parquet.metadata.row_group(i).total_byte_size for i in range(first, last + 1)]
-        mean_bytes = sum(sizes) / max(1, sum(span.row_groups[first : last + 1]))
+        sizes = [parquet.metadata.row_group(i).total_byte_size for i in chosen]
+        mean_bytes = sum(sizes) / max(1, num_rows)
         batches = parquet.iter_batches(
             batch_size=int(max(1, min(64, BATCH_BYTES // max(1, mean_bytes)))),
-            row_groups=range(first, last + 1),
+            row_groups=chosen,
             columns=columns,
             use_threads=False,
         )
@@ -40,3 +113,45 @@ def row_batches(store: Store, span: SpanRow, columns: list[str]) -> Iterator[tup
             row += batch.num_rows
             if row >= stop:
                 return
+
+
+def _records(batch: pa.RecordBatch, source: str, row: int, columns: Columns) -> Iterator[Record]:
+    """The image is the only large value and is copied out of Arrow once, when its record is asked for."""
+    images = batch.column(columns.image)
+    if columns.kind == "struct":
+        images = images.field("bytes")
+    with_references = columns.references is not None and columns.references in batch.schema.names
+    for i in range(batch.num_rows):
+        key = batch.column(columns.id)[i].as_py() if columns.id else None
+        yield Record(
+            id=f"{source}#{row + i}" if key is None else str(key),
+            source=source,
+            row=row + i,
+            data=images[i].as_py(),
+            fields={name: batch.column(name)[i].as_py() for name in columns.fields},
+            references=_as_list(batch.column(columns.references)[i].as_py()) if with_references else [],
+        )
+
+
+def _as_list(texts: str | list[str] | None) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts or [])
+
+
+def _check_same(name: str, schema: pa.Schema, first: pa.Schema, columns: Columns) -> None:
+    for wanted in filter(None, (columns.image, columns.id, columns.references, *columns.fields)):
+        got = schema.field(wanted).type if wanted in schema.names else "no such column"
+        if got != first.field(wanted).type:
+            raise UserError(
+                f"{name}: column {wanted} must be {first.field(wanted).type} as in the first file, got {got}"
+            )
+
+
+FORMAT = Format(
+    name="parquet",
+    title="Parquet",
+    one_image_a_file=False,
+    recognises=is_parquet,
+    files=find_files,
+    records=read_records,
+    references=read_references,
+)

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipelines.corpus.file import CorpusFile
-from pipelines.corpus.find import FOOTER_THREADS, Corpus
+from pipelines.corpus.file import CorpusFile, RowGroups
+from pipelines.corpus.find import Corpus
+from pipelines.corpus.parquet import FOOTER_THREADS
 from pipelines.errors import UserError
 from pipelines.output.parts import read_totals
 from pipelines.output.schema import CAPTIONS_FOLDER
-from pipelines.output.span import SpanRow
+from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import Unit, parse_part, plan_images, plan_rows, unit_key
 from pipelines.store import Store
 
@@ -50,7 +51,7 @@ def make_plan(
         UserError: if the output holds captions of files that this corpus does not have or that have changed.
     """
     committed = committed_parts(output, CAPTIONS_FOLDER)
-    plan = _plan_parquet if corpus.columns else _plan_images
+    plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
     spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed)
     planned = [unit for units, _ in spans for unit in units]
     if tidy:
@@ -61,7 +62,7 @@ def make_plan(
 
 def plan_everything(corpus: Corpus, fingerprint: str, *, num_images: int, limit: int | None) -> "Spans":
     """Units of all rows, whatever any output holds."""
-    plan = _plan_parquet if corpus.columns else _plan_images
+    plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
     return plan(corpus, corpus.store, fingerprint, num_images, limit, frozenset())[0]
 
 
@@ -92,10 +93,11 @@ def committed_parts(output: Store, folder: str) -> frozenset[str]:
     return names
 
 
-Spans = list[tuple[list[Unit], tuple[int, ...]]]  # units that one task reads, and the row groups of their file
+Spans = list[tuple[tuple[Unit, ...], RowGroups]]
+"""Units that one task reads, and the row groups that hold their rows."""
 
 
-def _plan_parquet(
+def _plan_rows(
     corpus: Corpus, output: Store, fingerprint: str, num_images: int, limit: int | None, committed: frozenset[str]
 ) -> tuple[Spans, int]:
     done = done_ranges(corpus.files, output, fingerprint, committed, CAPTIONS_FOLDER)
@@ -105,7 +107,7 @@ def _plan_parquet(
         if stop <= 0:
             break
         ranges = done[unit_key([file], fingerprint)]
-        spans += [(units, file.row_groups) for units in plan_rows(file, fingerprint, num_images, stop, ranges)]
+        spans += with_row_groups(file, plan_rows(file, fingerprint, num_images, stop, ranges))
         num_rows += stop
     return spans, num_rows
 
@@ -113,7 +115,7 @@ def _plan_parquet(
 def done_ranges(
     files: Sequence[CorpusFile], output: Store, fingerprint: str, committed: frozenset[str], folder: str
 ) -> dict[str, list[tuple[int, int]]]:
-    """Unit key of each Parquet file -> the ranges of its rows that are committed.
+    """Unit key of each file -> the ranges of its rows that are committed.
 
     Raises:
         UserError: if there are objects of other files.
@@ -145,7 +147,7 @@ def _plan_images(
     for unit in units:
         missing: list[CorpusFile] = [by_name[source] for source in unit.sources if source not in done]
         left += [unit] if len(missing) == unit.num_images else plan_images(missing, fingerprint, num_images)
-    return [([unit], ()) for unit in left], len(files)
+    return [((unit,), RowGroups()) for unit in left], len(files)
 
 
 def _committed_images(corpus: Corpus, output: Store, fingerprint: str, committed: list[str]) -> set[str]:
@@ -178,4 +180,4 @@ def _with_samples(spans: Spans, num_samples: int) -> list[SpanRow]:
     wanted = [0] * len(spans)
     for i in range(num_samples if spans else 0):
         wanted[i * len(spans) // num_samples if num_samples < len(spans) else i % len(spans)] += 1
-    return [SpanRow(tuple(units), groups, n) for (units, groups), n in zip(spans, wanted, strict=True)]
+    return [SpanRow(units, groups, n) for (units, groups), n in zip(spans, wanted, strict=True)]

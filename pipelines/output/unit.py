@@ -63,7 +63,7 @@ def parse_part(name: str) -> tuple[str, int, int]:
 def plan_rows(
     file: CorpusFile, fingerprint: str, num_images: int, stop: int, done: list[tuple[int, int]]
 ) -> list[list[Unit]]:
-    """Rows [0, stop) of a Parquet file without the ranges in `done`, as spans: units that one task reads in one go.
+    """Rows [0, stop) of a file without the ranges in `done`, as spans: units that one task reads in one go.
 
     Consecutive small row groups are joined up to a unit. A row group larger than a unit is cut evenly; a reader
     cannot start inside a row group, so up to 8 of its units share one read.
@@ -84,7 +84,7 @@ def plan_images(files: list[CorpusFile], fingerprint: str, num_images: int) -> l
 
 def split_unit(unit: Unit, sizes: dict[str, int], fingerprint: str) -> list[Unit]:
     """The unit's images as units of one image each, to find the one that kills its process."""
-    if len(unit.sources) == 1:
+    if len(unit.sources) == 1:  # rows of one file; of a file that is one image, the unit itself
         return [Unit(unit.key, row, row + 1, unit.sources) for row in range(unit.start, unit.stop)]
     files = [CorpusFile(source, sizes[source]) for source in unit.sources]
     return plan_images(files, fingerprint, 1)

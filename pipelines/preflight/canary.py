@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.config.keys import Config
-from pipelines.corpus.file import CorpusFile
+from pipelines.corpus.file import CorpusFile, RowGroups
 from pipelines.corpus.find import Corpus
 from pipelines.errors import JobFailedError, UserError
 from pipelines.metrics.agreement import canary
 from pipelines.metrics.ptb import tokenize
 from pipelines.output.plan import Plan
-from pipelines.output.span import SpanRow
+from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary_stages import VARIANTS, ReadThreefold, collect
 from pipelines.run.cluster import connected
@@ -122,9 +122,9 @@ def compare(units: list[dict[str, Any]], num_sampled: int, max_same: float) -> C
 
 def sample_spans(corpus: Corpus, num_images: int) -> list[SpanRow]:
     """The first rows of some files spread over the corpus; of a folder of image files, files spread over it."""
-    if corpus.columns is None:
+    if corpus.format.one_image_a_file:
         files = _spread(corpus.files, num_images)
-        return [SpanRow((Unit("0" * 12, 0, len(files), tuple(file.source for file in files)),), (), 0)]
+        return [SpanRow((Unit("0" * 12, 0, len(files), tuple(file.source for file in files)),), RowGroups(), 0)]
     count = min(PIECES, max(1, num_images // 8))
     while sum(file.num_rows for file in _spread(corpus.files, count)) < num_images and count < len(corpus.files):
         count *= 2  # small files
@@ -132,7 +132,8 @@ def sample_spans(corpus: Corpus, num_images: int) -> list[SpanRow]:
     spans, left = [], num_images
     for i, file in enumerate(files):
         rows = min(file.num_rows, -(-left // (len(files) - i)))
-        spans.append(SpanRow((Unit(f"{i:012d}", 0, rows, (file.source,)),), file.row_groups, 0))
+        [(units, groups)] = with_row_groups(file, [[Unit(f"{i:012d}", 0, rows, (file.source,))]])
+        spans.append(SpanRow(units, groups, 0))
         left -= rows
     return spans
 

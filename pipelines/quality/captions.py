@@ -177,26 +177,22 @@ def read_references(config: QualityConfig, addresses: Sequence[Address]) -> dict
         return {}
     corpus = find_corpus(
         make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
+        format=config.input.format,
         image_column=config.input.image_column,
         id_column=config.input.id_column,
         reference_column=config.input.reference_column,
         templates=[],
     )
-    if corpus.columns is None or corpus.columns.references is None:
-        return {}
-    column, found = corpus.columns.references, {}
+    found: dict[Address, list[str]] = {}
     wanted: dict[str, list[Address]] = defaultdict(list)
     for address in addresses:
         wanted[address[0]].append(address)
     for file in corpus.files:
         if asked := wanted.get(file.source):
-            with corpus.store.fs.open(corpus.store.join(file.source), "rb") as stream:
-                texts = pq.read_table(stream, columns=[column])[column]
-            for address in asked:
-                text = texts[address[1]].as_py() if address[1] < len(texts) else None
-                if text:
-                    found[address] = [text] if isinstance(text, str) else [each for each in text if each]
-    return {address: texts for address, texts in found.items() if texts}
+            rows = [row for _, row, _ in asked]
+            texts = corpus.format.references(corpus.store, file, corpus.columns, rows)
+            found |= {address: texts[address[1]] for address in asked if address[1] in texts}
+    return found
 
 
 def read_captions(store: Store, name: str) -> Iterator[dict[str, Any]]:

@@ -87,6 +87,7 @@ def find_input(config: Config) -> Corpus:
     """
     return find_corpus(
         make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
+        format=config.input.format,
         image_column=config.input.image_column,
         id_column=config.input.id_column,
         reference_column=config.input.reference_column,

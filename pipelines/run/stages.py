@@ -82,6 +82,7 @@ def make_reader(job: Job) -> ReadDecode:
     config = job.config
     return ReadDecode(
         store=job.corpus.store,
+        format=job.corpus.format,
         columns=job.corpus.columns,
         templates=[config.prompt.template, *config.prompt.more],
         decode=decode_settings(job),

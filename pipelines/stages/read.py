@@ -9,14 +9,14 @@ import itertools
 import string
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from pipelines.corpus.columns import Columns
 from pipelines.corpus.fetch import fetch
-from pipelines.corpus.find import Columns
-from pipelines.corpus.parquet import row_batches
+from pipelines.corpus.format import Format, Record
 from pipelines.images.decode import Reject, decode_image
 from pipelines.images.tiles import Tiles, stack_pictures
 from pipelines.output.span import SpanRow
@@ -57,13 +57,15 @@ class ReadDecode:
         self,
         *,
         store: Store,
+        format: Format,
         columns: Columns | None,
         templates: list[str],
         decode: DecodeSettings,
         fetch_threads: int,
         fetch_timeout: float,
     ):
-        self.store, self.columns, self.templates, self.decode = store, columns, templates, decode
+        self.store, self.format, self.columns = store, format, columns
+        self.templates, self.decode = templates, decode
         self.fetch_threads, self.fetch_timeout = fetch_threads, fetch_timeout
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -78,89 +80,56 @@ class ReadDecode:
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
         """id, source, row and sha256 of the only image of a span, without decoding it."""
-        record = next(self._records(span))
-        self._fetch_missing([record])
-        data = record["data"]
-        sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
-        return {"id": record["id"], "source": record["source"], "row": record["row"], "sha256": sha256}
+        [record] = self._fetch([next(self._records(span))])
+        return _where(record)
 
-    def _fill(self, unit_batch: UnitBatch, records: Iterator[dict[str, Any]], num_samples: int) -> None:
+    def _fill(self, unit_batch: UnitBatch, records: Iterator[Record], num_samples: int) -> None:
         with unit_batch.timed("read"):
-            rows = list(itertools.islice(records, unit_batch.unit.num_images))
-            self._fetch_missing(rows)
+            rows = self._fetch(list(itertools.islice(records, unit_batch.unit.num_images)))
         if len(rows) != unit_batch.unit.num_images:
             raise ValueError(f"expected {unit_batch.unit.num_images} rows in {unit_batch.unit.name}, got {len(rows)}")
         pixels: list[np.ndarray | Tiles] = []
         with unit_batch.timed("decode"):
             for record in rows:
-                data = record["data"]
-                sha256 = hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
-                where = {"id": record["id"], "source": record["source"], "row": record["row"], "sha256": sha256}
+                where = _where(record)
                 try:
-                    if isinstance(data, Reject):
-                        raise data
-                    prompts = [fill_template(template, record["fields"]) for template in self.templates]
-                    pixels.append(decode_image(data, **asdict(self.decode)))
+                    if isinstance(record.data, Reject):
+                        raise record.data
+                    assert not isinstance(record.data, str)  # fetched above
+                    prompts = [fill_template(template, record.fields) for template in self.templates]
+                    pixels.append(decode_image(record.data, **asdict(self.decode)))
                     unit_batch.images.append(Image(**where, prompts=prompts))
                 except Reject as reject:
                     unit_batch.rejected.append(Rejected(**where, reason=reject.reason, detail=clean(reject.detail)))
                     continue
                 if len(unit_batch.images) <= num_samples:
                     unit_batch.images[-1].sampled = True
-                    unit_batch.images[-1].references = record["references"]
+                    unit_batch.images[-1].references = record.references
             unit_batch.arrays = stack_pictures(pixels, self.decode.size)
 
-    def _fetch_missing(self, rows: list[dict[str, Any]]) -> None:
-        """Replaces URIs by the bytes they name, several at a time."""
-        if self.columns is None or self.columns.kind != "uri":
-            return
+    def _fetch(self, records: list[Record]) -> list[Record]:
+        """The records with the bytes that their URIs name, several fetched at a time."""
+        uris = [record.data for record in records if isinstance(record.data, str)]
+        if not uris:
+            return records
         with ThreadPoolExecutor(self.fetch_threads) as pool:
-            uris = [row["data"] for row in rows]
             got = pool.map(lambda uri: fetch(uri, self.store, self.decode.max_bytes, self.fetch_timeout), uris)
-            for row, data in zip(rows, got, strict=True):
-                row["data"] = data
+            return [replace(each, data=next(got)) if isinstance(each.data, str) else each for each in records]
 
-    def _records(self, span: SpanRow) -> Iterator[dict[str, Any]]:
-        if self.columns is None:
-            for unit in span.units:
-                yield from (self._file_record(source) for source in unit.sources)
-        else:
-            yield from self._parquet_records(span, self.columns)
+    def _records(self, span: SpanRow) -> Iterator[Record]:
+        return self.format.records(
+            self.store,
+            span.rows,
+            self.columns,
+            max_bytes=self.decode.max_bytes,
+            with_references=span.num_samples > 0,
+        )
 
-    def _file_record(self, source: str) -> dict[str, Any]:
-        path = self.store.join(source)
-        record = {"id": source, "source": source, "row": 0, "fields": {}, "references": []}
-        try:
-            size = self.store.fs.info(path)["size"]
-            if size > self.decode.max_bytes:
-                return {**record, "data": Reject("too_large_bytes", f"{size} bytes")}
-            return {**record, "data": self.store.fs.cat_file(path)}
-        except (FileNotFoundError, PermissionError) as error:
-            return {**record, "data": Reject("fetch", f"{type(error).__name__}: {source}")}
 
-    def _parquet_records(self, span: SpanRow, columns: Columns) -> Iterator[dict[str, Any]]:
-        source = span.units[0].sources[0]
-        for row, batch in row_batches(self.store, span, columns.to_read(with_references=span.num_samples > 0)):
-            yield from self._rows(batch, source, row, columns)
-
-    def _rows(self, batch: Any, source: str, row: int, columns: Columns) -> Iterator[dict[str, Any]]:
-        """One record a row; the image is the only large value and is copied out of Arrow once."""
-        images = batch.column(columns.image)
-        if columns.kind == "struct":
-            images = images.field("bytes")
-        for i in range(batch.num_rows):
-            fields = {name: batch.column(name)[i].as_py() for name in columns.fields}
-            key = batch.column(columns.id)[i].as_py() if columns.id else None
-            references = columns.references and columns.references in batch.schema.names
-            texts = batch.column(columns.references)[i].as_py() if references else []
-            yield {
-                "id": f"{source}#{row + i}" if key is None else str(key),
-                "source": source,
-                "row": row + i,
-                "fields": fields,
-                "references": [texts] if isinstance(texts, str) else list(texts or []),
-                "data": images[i].as_py(),
-            }
+def _where(record: Record) -> dict[str, Any]:
+    """What an `Image` and a `Rejected` say alike of their row."""
+    sha256 = hashlib.sha256(record.data).hexdigest() if isinstance(record.data, bytes) else None
+    return {"id": record.id, "source": record.source, "row": record.row, "sha256": sha256}
 
 
 def fill_units(span: SpanRow, fill: Callable[[UnitBatch], None]) -> Iterator[dict[str, Any]]:

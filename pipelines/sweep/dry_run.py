@@ -113,7 +113,12 @@ def num_images(chosen: InputConfig) -> int:
     """Rows of a corpus, as far as its limit lets us go."""
     store = make_store(chosen.path, endpoint_url=chosen.endpoint_url, anonymous=chosen.anonymous)
     corpus = find_corpus(
-        store, image_column=chosen.image_column, id_column=chosen.id_column, reference_column="none", templates=[]
+        store,
+        format=chosen.format,
+        image_column=chosen.image_column,
+        id_column=chosen.id_column,
+        reference_column="none",
+        templates=[],
     )
     rows = sum(file.num_rows for file in corpus.files)
     return rows if chosen.limit is None else min(rows, chosen.limit)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config.keys import Config
-from pipelines.corpus.find import Corpus, find_corpus, template_fields
+from pipelines.corpus.columns import template_fields
+from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import FILE, fingerprint, read_claim
 from pipelines.output.parts import read_totals
@@ -55,6 +56,7 @@ def verify(config: Config) -> Verdict:
     templates = [claim["prompt.template"], *claim["prompt.more"]]
     corpus = find_corpus(
         make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
+        format=config.input.format,
         image_column=claim["input.image_column"],
         id_column=claim["input.id_column"],
         reference_column="none",
@@ -62,7 +64,7 @@ def verify(config: Config) -> Verdict:
     )
     verdict, mine = Verdict(), fingerprint(claim)
     committed = committed_names(output, CAPTIONS_FOLDER, verdict)
-    expected = _parquet_rows if corpus.columns else _image_rows
+    expected = _image_rows if corpus.format.one_image_a_file else _file_rows
     with ThreadPoolExecutor(THREADS) as pool:
 
         def read(names: list[str]) -> Iterator[Part]:
@@ -115,7 +117,7 @@ Read = Callable[[list[str]], Iterable[Part]]
 Expected = Iterator[tuple[Part, list[Row]]]
 
 
-def _parquet_rows(
+def _file_rows(
     corpus: Corpus, committed: list[str], mine: str, limit: int | None, verdict: Verdict, read: Read
 ) -> Expected:
     """Every part with the rows that its name promises; overlaps, gaps and unknown files are differences."""

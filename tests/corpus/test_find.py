@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.corpus.find import Columns, Corpus, find_columns, find_corpus, template_fields
+from pipelines.corpus.columns import ColumnChoice, Columns, find_columns, template_fields
+from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.errors import UserError
 from pipelines.store import make_store
 
@@ -15,14 +16,19 @@ STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PLAIN = pa.table({"image": pa.array([b"a", b"b", b"c"])})
 
 
-def find(path, image="auto", key="auto", references="auto", templates=("x",)) -> Corpus:
+def find(path, image="auto", key="auto", references="auto", templates=("x",), format="auto") -> Corpus:
     return find_corpus(
-        make_store(str(path)), image_column=image, id_column=key, reference_column=references, templates=templates
+        make_store(str(path)),
+        image_column=image,
+        id_column=key,
+        reference_column=references,
+        templates=templates,
+        format=format,
     )
 
 
 def columns(types: dict[str, pa.DataType], image="auto", key="auto", references="auto", templates=("x",)) -> Columns:
-    return find_columns(pa.schema(list(types.items())), image, key, references, templates)
+    return find_columns(pa.schema(list(types.items())), ColumnChoice(image, key, references, tuple(templates)))
 
 
 def write(path, table=PLAIN, **options):
@@ -206,7 +212,7 @@ def test_a_folder_of_image_files_is_a_corpus_and_what_is_left_out_is_counted(tmp
         (tmp_path / name).write_bytes(b"12345")
     with caplog.at_level(logging.WARNING):
         corpus = find(tmp_path)
-    assert corpus.columns is None
+    assert (corpus.format.name, corpus.columns) == ("images", None)
     assert [(f.source, f.size, f.num_rows) for f in corpus.files] == [
         ("a/c.png", 5, 1),
         ("a/d.svg", 5, 1),
@@ -224,6 +230,25 @@ def test_images_beside_parquet_files_are_reported_unless_the_corpus_points_to_th
         write(tmp_path / "a.parquet")
         find(tmp_path)
         assert "1 image files beside the Parquet files" in caplog.text
+
+
+def test_the_format_is_parquet_where_there_is_some_unless_it_is_named_and_the_log_says_which(tmp_path, caplog):
+    write(tmp_path / "a.parquet")
+    (tmp_path / "x.png").write_bytes(b"12")
+    with caplog.at_level(logging.INFO):
+        assert [f.source for f in find(tmp_path).files] == ["a.parquet"]
+        assert f"input.format=auto, found parquet: 1 files, 3 rows in {tmp_path}" in caplog.messages
+        assert [f.source for f in find(tmp_path, format="images").files] == ["x.png"]
+        assert f"input.format=images: 1 files, 1 rows in {tmp_path}" in caplog.messages
+        assert [f.source for f in find(tmp_path, format="parquet").files] == ["a.parquet"]
+
+
+def test_a_named_format_must_exist_and_have_files(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"12")
+    with pytest.raises(UserError, match=r"input\.format must be one of auto, parquet, images, got 'Parquet'"):
+        find(tmp_path, format="Parquet")
+    with pytest.raises(UserError, match=r"input\.path must hold Parquet files, found 1 others in .*: x\.png"):
+        find(tmp_path, format="parquet")
 
 
 def test_a_single_image_file_is_a_corpus(tmp_path):

@@ -43,6 +43,7 @@ DECIDES = {
 }
 DOES_NOT = {
     "input.path",
+    "input.format",
     "input.reference_column",
     "input.limit",
     "input.endpoint_url",

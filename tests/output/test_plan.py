@@ -8,7 +8,10 @@ from itertools import pairwise
 import pytest
 
 from pipelines.corpus.file import CorpusFile
-from pipelines.corpus.find import Columns, Corpus
+from pipelines.corpus.find import Corpus
+from pipelines.corpus.format import Format
+from pipelines.corpus.images import FORMAT as IMAGES
+from pipelines.corpus.parquet import FORMAT as PARQUET
 from pipelines.errors import UserError
 from pipelines.output.plan import Plan, make_plan
 from pipelines.output.unit import Unit
@@ -16,7 +19,6 @@ from pipelines.stages.unit_batch import Rejected, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 
-PARQUET = Columns(image="image", kind="struct", id=None, references=None, fields=())
 FINGERPRINT = "0123456789abcdef"
 
 
@@ -25,8 +27,8 @@ def output(tmp_path) -> Store:
     return Store(str(tmp_path / "out"))
 
 
-def corpus_of(files: Sequence[CorpusFile], columns: Columns | None) -> Corpus:
-    return Corpus(Store("/nowhere"), tuple(files), columns)
+def corpus_of(files: Sequence[CorpusFile], format: Format) -> Corpus:
+    return Corpus(Store("/nowhere"), tuple(files), format)
 
 
 def images(numbers: Sequence[int]) -> list[CorpusFile]:
@@ -83,7 +85,7 @@ def test_any_history_of_interrupted_runs_commits_each_parquet_row_once(seed, out
 @pytest.mark.parametrize("seed", range(12))
 def test_any_history_of_interrupted_runs_commits_each_image_file_once(seed, output):
     rng = random.Random(seed)
-    corpus = corpus_of(images(range(rng.randint(1, 30))), None)
+    corpus = corpus_of(images(range(rng.randint(1, 30))), IMAGES)
     commits = run_history(rng, corpus, output, num_runs=4)
     assert commits == Counter(all_rows(corpus))
     assert plan_of(corpus, output).spans == []
@@ -94,7 +96,7 @@ def test_an_image_folder_that_grows_and_shrinks_between_runs_keeps_what_is_done(
     rng = random.Random(seed)
     commits, present = Counter(), list(range(10))
     for _ in range(5):
-        units = plan_of(corpus_of(images(present), None), output, rng.randint(1, 6)).units
+        units = plan_of(corpus_of(images(present), IMAGES), output, rng.randint(1, 6)).units
         assert not commits.keys() & {row for unit in units for row in rows_of(unit)}
         for unit in rng.sample(units, k=rng.randint(0, len(units))):
             commit(output, unit)
@@ -140,17 +142,17 @@ def test_a_parquet_file_that_is_new_is_planned(output):
 
 
 def test_image_files_that_changed_are_refused(output):
-    corpus = corpus_of(images(range(8)), None)
+    corpus = corpus_of(images(range(8)), IMAGES)
     commit(output, plan_of(corpus, output).units[0])
     changed = [CorpusFile("0002.png", 7) if file.source == "0002.png" else file for file in corpus.files]
     with pytest.raises(UserError, match=r"images that have changed since, in 0000.png ... 0003.png"):
-        plan_of(corpus_of(changed, None), output)
+        plan_of(corpus_of(changed, IMAGES), output)
 
 
 def test_an_output_of_another_corpus_is_refused(output):
-    commit(output, plan_of(corpus_of(images(range(4)), None), output).units[0])
+    commit(output, plan_of(corpus_of(images(range(4)), IMAGES), output).units[0])
     with pytest.raises(UserError, match="not in this corpus"):
-        plan_of(corpus_of(images(range(50, 60)), None), output)
+        plan_of(corpus_of(images(range(50, 60)), IMAGES), output)
     with pytest.raises(UserError, match="this corpus does not have"):
         plan_of(corpus_of([CorpusFile("a.parquet", 1, (8,))], PARQUET), output)
 
@@ -158,17 +160,17 @@ def test_an_output_of_another_corpus_is_refused(output):
 def test_captions_of_a_parquet_corpus_are_not_mixed_with_those_of_a_folder(output):
     commit(output, plan_of(corpus_of([CorpusFile("a.parquet", 1, (4,))], PARQUET), output).units[0])
     with pytest.raises(UserError, match="not in this corpus"):
-        plan_of(corpus_of(images(range(4)), None), output)
+        plan_of(corpus_of(images(range(4)), IMAGES), output)
 
 
 def test_a_foreign_object_among_the_captions_is_named(output):
     output.write("captions/mine.parquet", b"")
     with pytest.raises(UserError, match=r"nothing but captions of this job.*mine\.parquet"):
-        plan_of(corpus_of(images(range(4)), None), output)
+        plan_of(corpus_of(images(range(4)), IMAGES), output)
 
 
 def test_unfinished_writes_and_notes_in_the_output_do_not_count(output):
-    corpus = corpus_of(images(range(4)), None)
+    corpus = corpus_of(images(range(4)), IMAGES)
     name = plan_of(corpus, output).units[0].name
     output.write(f"captions/.part-{name}.parquet.1234.tmp", b"half")
     output.write("captions/README.txt", b"mine")
@@ -176,7 +178,7 @@ def test_unfinished_writes_and_notes_in_the_output_do_not_count(output):
 
 
 def test_quarantine_of_a_unit_that_was_never_committed_goes_when_its_rows_are_cut_anew(output):
-    corpus = corpus_of(images(range(8)), None)
+    corpus = corpus_of(images(range(8)), IMAGES)
     first, second = plan_of(corpus, output, num_images=4).units
     commit(output, first)
     output.write(f"quarantine/{second.part}", b"of a try that died before it could commit")
@@ -189,7 +191,7 @@ def test_quarantine_of_a_unit_that_was_never_committed_goes_when_its_rows_are_cu
 
 @pytest.mark.parametrize(("samples", "spans"), [(0, 10), (1, 10), (3, 10), (10, 10), (24, 10), (5, 1), (7, 3)])
 def test_samples_are_spread_evenly_over_the_plan(samples, spans, output):
-    plan = plan_of(corpus_of(images(range(8 * spans)), None), output, num_images=8, samples=samples)
+    plan = plan_of(corpus_of(images(range(8 * spans)), IMAGES), output, num_images=8, samples=samples)
     wanted = [span.num_samples for span in plan.spans]
     assert sum(wanted) == samples
     assert max(wanted) - min(wanted) <= 1

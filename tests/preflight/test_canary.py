@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from jobs.quality import main
 from pipelines.config.load import load_config
 from pipelines.corpus.file import CorpusFile
-from pipelines.corpus.find import Columns, Corpus
+from pipelines.corpus.find import Corpus
+from pipelines.corpus.images import FORMAT as IMAGES
+from pipelines.corpus.parquet import FORMAT as PARQUET
 from pipelines.errors import UserError
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary import CanaryResult, compare, run_canary, sample_spans
@@ -167,14 +169,13 @@ def test_images_that_lost_a_variant_are_left_out():
 
 
 def test_a_sample_is_spread_over_the_files():
-    columns = Columns(image="image", kind="struct", id=None, references=None, fields=())
     files = tuple(CorpusFile(f"{i}.parquet", 1, (100,)) for i in range(10))
-    spans = sample_spans(Corpus(Store("/nowhere"), files, columns), 64)
+    spans = sample_spans(Corpus(Store("/nowhere"), files, PARQUET), 64)
     assert [span.units[0].sources[0] for span in spans] == ["0.parquet", "2.parquet", "5.parquet", "7.parquet"]
     assert [span.units[0].num_images for span in spans] == [16] * 4
     assert len({span.units[0].name for span in spans}) == 4
     small = tuple(CorpusFile(f"{i}.parquet", 1, (3,)) for i in range(2))
-    assert [s.units[0].num_images for s in sample_spans(Corpus(Store("/nowhere"), small, columns), 64)] == [3, 3]
+    assert [s.units[0].num_images for s in sample_spans(Corpus(Store("/nowhere"), small, PARQUET), 64)] == [3, 3]
     pictures = tuple(CorpusFile(f"{i}.png", 1) for i in range(10))
-    [span] = sample_spans(Corpus(Store("/nowhere"), pictures, None), 5)
+    [span] = sample_spans(Corpus(Store("/nowhere"), pictures, IMAGES), 5)
     assert span.units[0].sources == ("0.png", "2.png", "4.png", "6.png", "8.png")

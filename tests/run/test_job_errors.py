@@ -58,6 +58,8 @@ def refused(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture) -> Call
         ("model.path=", "model.path must be set"),
         ("output.path=", "output.path must be set"),
         ("input.path=", "input.path must be set"),
+        ("input.format=tar", "input.format must be one of auto, parquet, images, got 'tar'"),
+        ("input.format=images", "input.path must hold image files, found 1 others"),
         ("prompt.template=a {caption", "prompt.template must have matching braces"),
         ("prompt.template=about {scen}", "prompt.template uses the column 'scen'; the corpus has id, image"),
     ],

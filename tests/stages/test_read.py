@@ -219,7 +219,9 @@ def test_an_image_is_identified_without_being_decoded(folder, tmp_path, monkeypa
     (tmp_path / "sub").mkdir()
     corpus = corpus_at(write(tmp_path / "sub" / "a.parquet", [png(0), None, png(2)], id=["x", "y", "z"]))
     spans = spans_of(corpus, num_images=1)
-    identities = [reader_of(corpus).identify(SpanRow((unit,), (3,), 0)) for span in spans for unit in span.units]
+    identities = [
+        reader_of(corpus).identify(SpanRow((unit,), span.row_groups, 0)) for span in spans for unit in span.units
+    ]
     assert [(i["id"], i["row"], i["sha256"] is None) for i in identities] == [
         ("x", 0, False),
         ("y", 1, True),
