@@ -1,12 +1,24 @@
 """The settings of a method inside the language model that cost what a selector costs at a retention."""
 
+from collections.abc import Callable
 from typing import Any
 
 from otprune.flops import match_flops, prefill_flops
-from otprune.layerwise import POLICIES, Policy
+from otprune.layerwise import Policy
 from otprune.methods import get_method
+from otprune.methods.fastv import FastV
+from otprune.methods.fitprune import FitPrune
+from otprune.methods.pyramiddrop import PyramidDrop
+from otprune.methods.vtw import VTW
 from otprune.schedules import Schedule, visual_rows
 from otprune.shapes import LanguageShape
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "fastv": FastV,
+    "vtw": VTW,
+    "fitprune": FitPrune,
+    "pyramiddrop": PyramidDrop,
+}
 
 
 def make_policy(method: str, settings: dict[str, Any]) -> Policy:

@@ -25,7 +25,7 @@ from math import isqrt
 from statistics import fmean
 from typing import Any
 
-from otprune.layerwise.pyramiddrop import pyramid_stages
+from otprune.methods.pyramiddrop import pyramid_stages
 from otprune.part_flops import decode_flops, prefill_flops, projector_flops, selector_flops, vision_flops
 from otprune.schedules import Schedule, visual_rows
 from otprune.shapes import MODELS, LanguageShape, ModelShape

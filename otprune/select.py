@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from otprune.kernel import GAMMA_SCALES, compute_dtype
-from otprune.selectors.divprune import divprune
-from otprune.selectors.logdet_linear import logdet_linear
-from otprune.selectors.otprune import otprune
-from otprune.selectors.positional import first, last, random, uniform
+from otprune.methods.divprune import divprune
+from otprune.methods.logdet_linear import logdet_linear
+from otprune.methods.otprune import otprune
+from otprune.methods.positional import first, last, random, uniform
 
 Selector = Callable[[Tensor, int], Tensor]
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from otprune.budget import selector_prefill
 from otprune.flops import match_flops, prefill_flops
-from otprune.layerwise import vtw_divergences
-from otprune.layerwise.fitprune_fit import TOLERANCE, measure, recipe_at
+from otprune.methods.fitprune_fit import TOLERANCE, measure, recipe_at
+from otprune.methods.vtw_search import vtw_divergences
 from otprune.models import load_decoder, load_encoder, weights_digest
 from otprune.models.llava import image_span
 from otprune.schedules import visual_rows

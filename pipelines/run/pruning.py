@@ -18,11 +18,11 @@ from otprune.budget import layer_rows, make_policy, match_budget
 from otprune.flops import prefill_flops
 from otprune.layerwise.executor import MODEL_TYPES
 from otprune.methods import check_settings, get_method
+from otprune.methods.m3 import m3_grids
 from otprune.models import weights_digest
 from otprune.models.checkpoint import ANYRES, read_config
 from otprune.models.prompts import encode_prompt
 from otprune.models.relevance import find_clip
-from otprune.reducers import m3_grids
 from otprune.shapes import LanguageShape
 from pipelines.config.keys import Config
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from otprune import num_kept, select_tokens
 from otprune.anyres import pack_tiles
 from otprune.methods import check_settings, get_method
+from otprune.methods.cdpruner import cdpruner
+from otprune.methods.m3 import m3_grids, m3_pool
+from otprune.methods.prumerge import prumerge
 from otprune.models import LlavaEncoder, load_encoder
 from otprune.models.relevance import Relevance, make_relevance
-from otprune.reducers import m3_grids, m3_pool, prumerge
-from otprune.selectors.cdpruner import cdpruner
 from pipelines.stages.token_arrays import Kept
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from otprune import num_kept, select_tokens
 from otprune.distance import exact_w2, gaussian_w2, sliced_w2, trace_objective
-from otprune.selectors.cdpruner import cdpruner
+from otprune.methods.cdpruner import cdpruner
 from pipelines.study.pieces import Row
 
 TASKS = ("exist", "attr", "where", "rel", "count", "mc", "text", "bg")

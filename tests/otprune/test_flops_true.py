@@ -15,6 +15,7 @@ from transformers.models.llava.configuration_llava import LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from otprune import methods
+from otprune.budget import POLICIES
 from otprune.flops import (
     decode_flops,
     prefill_flops,
@@ -23,14 +24,14 @@ from otprune.flops import (
     true_flops,
     vision_flops,
 )
-from otprune.layerwise import POLICIES, KeepAll
+from otprune.layerwise import KeepAll
 from otprune.layerwise.executor import prefill
-from otprune.reducers import prumerge
+from otprune.methods.cdpruner import cdpruner
+from otprune.methods.divprune import divprune
+from otprune.methods.logdet_linear import logdet_linear
+from otprune.methods.otprune import otprune
+from otprune.methods.prumerge import prumerge
 from otprune.select import METHODS
-from otprune.selectors.cdpruner import cdpruner
-from otprune.selectors.divprune import divprune
-from otprune.selectors.logdet_linear import logdet_linear
-from otprune.selectors.otprune import otprune
 from otprune.shapes import MODELS, LanguageShape, ModelShape, VisionShape
 
 

@@ -6,21 +6,15 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from otprune.layerwise import (
-    POLICIES,
-    VTW,
-    FastV,
-    FitPrune,
-    KeepAll,
-    PyramidDrop,
-    executor,
-    generate_layerwise,
-    prefill_logits,
-    steps,
-)
+from otprune.budget import POLICIES
+from otprune.layerwise import KeepAll, executor, generate_layerwise, prefill_logits, steps
 from otprune.layerwise.executor import prefill
 from otprune.layerwise.layout import pad_prompts
 from otprune.layerwise.policy import keep_top
+from otprune.methods.fastv import FastV
+from otprune.methods.fitprune import FitPrune
+from otprune.methods.pyramiddrop import PyramidDrop
+from otprune.methods.vtw import VTW
 from otprune.schedules import SETTINGS, visual_rows
 from tests import llama_oracle
 from tests.llama_oracle import WIDTH, tiny_model

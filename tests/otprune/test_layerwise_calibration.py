@@ -3,19 +3,13 @@
 import pytest
 import torch
 
-from otprune.layerwise import (
-    LLAVA_15_7B_RECIPES,
-    VTW,
-    FitPrune,
-    find_vtw_layer,
-    fit_fitprune,
-    generate_layerwise,
-    prefill_logits,
-    pyramid_stages,
-    vtw_divergences,
-)
+from otprune.layerwise import generate_layerwise, prefill_logits
 from otprune.layerwise.executor import prefill
-from otprune.layerwise.fitprune_fit import fit_recipe, measure, recipe_at
+from otprune.methods.fitprune import LLAVA_15_7B_RECIPES, FitPrune
+from otprune.methods.fitprune_fit import fit_fitprune, fit_recipe, measure, recipe_at
+from otprune.methods.pyramiddrop import pyramid_stages
+from otprune.methods.vtw import VTW
+from otprune.methods.vtw_search import find_vtw_layer, vtw_divergences
 from otprune.part_flops import prefill_flops
 from otprune.schedules import visual_rows
 from otprune.shapes import MODELS, LanguageShape

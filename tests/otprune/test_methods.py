@@ -3,7 +3,7 @@
 import pytest
 
 from otprune import select
-from otprune.layerwise import POLICIES
+from otprune.budget import POLICIES
 from otprune.methods import METHODS, check_settings, get_method
 from otprune.schedules import SETTINGS
 

@@ -10,8 +10,8 @@ from transformers import AutoConfig
 from jobs.calibrate import main as calibrate
 from otprune.budget import match_budget
 from otprune.flops import prefill_flops
-from otprune.layerwise.fitprune import LLAVA_15_7B_RECIPES
-from otprune.layerwise.fitprune_fit import recipe_at
+from otprune.methods.fitprune import LLAVA_15_7B_RECIPES
+from otprune.methods.fitprune_fit import recipe_at
 from otprune.schedules import visual_rows
 from otprune.shapes import MODELS, LanguageShape
 from pipelines.accuracy.calibrate import Sample, first_layer, fit_to_retentions

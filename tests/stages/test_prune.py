@@ -9,10 +9,10 @@ import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForConditionalGeneration
 
 from otprune import select_tokens
+from otprune.methods.cdpruner import cdpruner
+from otprune.methods.prumerge import prumerge
 from otprune.models import CheckpointError
 from otprune.models.relevance import ClipRelevance
-from otprune.reducers import prumerge
-from otprune.selectors.cdpruner import cdpruner
 from pipelines.output.unit import Unit
 from pipelines.stages.encode import Encoder
 from pipelines.stages.token_arrays import Kept, pack, unpack

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from otprune.layerwise.executor import prefill
-from otprune.layerwise.fitprune import Recipe, attention_mass
 from otprune.layerwise.policy import Need, State
+from otprune.methods.fitprune import Recipe, attention_mass
 from otprune.part_flops import prefill_flops
 from otprune.schedules import visual_rows
 from otprune.shapes import LanguageShape
