@@ -4,25 +4,28 @@ With A the attention of layer l, largest over heads, and N image tokens left:
 
     self_i = 1/N sum over image rows j of A[j, i]      cross_i = sum over text rows t behind the image of A[t, i]
 
-layer l deletes the n_l tokens with the smallest self_i * cross_i. `fitprune_fit` makes a recipe from the user's own
-sample. Written from the formulas: the release has no licence.
+layer l deletes the n_l tokens with the smallest self_i * cross_i (`layerwise/attention.py`). `fitprune_fit`
+makes a recipe from the user's own sample. Written from the formulas: the release has no licence.
 
 Departures:
 - Rows leave after the whole layer. The release drops them behind its attention, before its FFN, which costs the FFN of
-  the deleted rows less and changes nothing in those that stay; `schedules.visual_rows` counts either way.
+  the deleted rows less and changes nothing in those that stay; `schedules.recipe_rows` counts either way.
 - One head's matrix at a time beside the fused kernel, instead of eager attention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from otprune.layerwise.layout import Layout
+from otprune.layerwise.attention import attention_mass
 from otprune.layerwise.policy import Need, State, keep_top
-
-Recipe = Mapping[int, int]
-"""{layer: image tokens it deletes}."""
+from otprune.methods.base import Fit, InModel, Sizes
+from otprune.methods.fitprune_fit import Recipe, calibrate_fitprune, fit_recipes
+from otprune.methods.search import Search
+from otprune.methods.settings import Setting
+from otprune.schedules import recipe_rows
 
 LLAVA_15_7B_RECIPES: dict[int, Recipe] = {
     80: {
@@ -56,12 +59,38 @@ class FitPrune:
         return keep_top(self_BL * cross_BL, state.layout, [num - deleted for num in state.layout.num_image])
 
 
-def attention_mass(headmax_BLL: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """(self [B, L], cross [B, L]) of the formulas above, for every column.
+def _cost(sizes: Sizes, *, recipe: Recipe) -> int:
+    """All queries and scores again, which fused attention does not give, and two sums of the scores."""
+    queries = sizes.shape.heads * sizes.shape.head_dim
+    seen = [sizes.num_text + sizes.rows[layer][0] for layer, deleted in recipe.items() if deleted]
+    return sum(each * sizes.shape.hidden * queries + each**2 * (queries + 2) for each in seen)
 
-    All text rows are summed: those before the image see none of it.
-    """
-    image_BL = layout.image.to(headmax_BLL.dtype)
-    text_BL = (layout.valid & ~layout.image).to(headmax_BLL.dtype)
-    num_image_B1 = image_BL.sum(dim=1, keepdim=True).clamp_min(1)
-    return (image_BL[:, None] @ headmax_BLL)[:, 0] / num_image_B1, (text_BL[:, None] @ headmax_BLL)[:, 0]
+
+def _rows(num_visual: int, num_layers: int, as_released: bool, *, recipe: Recipe):
+    return recipe_rows(num_visual, num_layers, recipe, before_ffn=as_released)
+
+
+def _match(search: Search, *, recipe: Recipe | None = None, recipes: Sequence[Recipe] = ()) -> dict[str, Any]:
+    """The cheapest of `recipes` that is dear enough."""
+    if recipe is not None:
+        return {"recipe": recipe}
+    if not recipes:
+        raise ValueError("recipes must hold one to choose from, got none")
+    budgets = [{"recipe": each} for each in recipes]
+    return search.smallest(sorted(budgets, key=lambda settings: search.flops(**settings)))
+
+
+METHOD = InModel(
+    name="fitprune",
+    policy=FitPrune,
+    cost=_cost,
+    rows=_rows,
+    match=_match,
+    calibrate=calibrate_fitprune,
+    fit=Fit(setting="recipe", values=fit_recipes),
+    settings={
+        "recipe": Setting(
+            meaning="{layer: tokens that leave after it}, or the file of jobs/calibrate.py", kind="counts or file"
+        )
+    },
+)

@@ -9,11 +9,17 @@ Departures:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from otprune.layerwise.policy import Need, State, check_layer
+from otprune.methods.base import InModel
+from otprune.methods.search import Search
+from otprune.methods.settings import Setting
+from otprune.methods.vtw_search import calibrate_vtw
+from otprune.schedules import stage_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +34,28 @@ class VTW:
 
     def choose(self, state: State) -> Tensor:
         return torch.zeros_like(state.layout.image)
+
+
+def _match(search: Search, *, layer: int | None = None) -> dict[str, Any]:
+    """`layer` 0 .. num_layers."""
+    if layer is not None:
+        return {"layer": layer}
+    return search.smallest([{"layer": layer} for layer in range(search.num_layers + 1)])
+
+
+METHOD = InModel(
+    name="vtw",
+    policy=VTW,
+    cost=lambda sizes, *, layer: 0,  # it looks at nothing
+    rows=lambda num_visual, num_layers, _, *, layer: stage_rows(num_visual, num_layers, {layer: 0}),
+    match=_match,
+    takes_tiles=True,
+    calibrate=calibrate_vtw,
+    settings={
+        "layer": Setting(
+            meaning="layers before this one see every token, the others none; null matches retention's FLOPs",
+            kind="integer",
+            low=0,
+        )
+    },
+)
