@@ -26,7 +26,7 @@ from demo.packing import Asked, answer_logits, pack, prefix_ids
 from demo.train_language import ask, cache_features, load_batch
 from demo.training import Stage, autocast, json_lines, run_stage
 from demo.world import GRID, scene_at
-from otprune.reducers import m3_grids, m3_pool
+from otprune.methods.m3 import m3_grids, m3_pool
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
 FIRST_SCENE = 200 << 24  # training scenes of a seed of their own: none that the shipped model saw

@@ -1,21 +1,32 @@
-"""The settings of a method inside the language model that cost what a selector costs at a retention."""
+"""The settings of a method that cost what a target, for one a selector at a retention, costs."""
 
+from collections.abc import Callable
 from typing import Any
 
-from otprune.flops import match_flops, prefill_flops
-from otprune.layerwise import POLICIES, Policy
-from otprune.methods import get_method
-from otprune.schedules import Schedule, visual_rows
+from otprune.layerwise import Policy
+from otprune.methods import METHODS, InModel, Method, get_method
+from otprune.methods.search import Search
+from otprune.part_flops import prefill_flops, selector_prefill
+from otprune.schedules import Schedule
 from otprune.shapes import LanguageShape
 
+__all__ = ["layer_rows", "make_policy", "match_budget", "match_flops", "selector_prefill"]
 
-def make_policy(method: str, settings: dict[str, Any]) -> Policy:
-    """The policy of an in-LLM method with resolved settings."""
-    return POLICIES[method](**settings)
+
+def make_policy(method: str | Method, settings: dict[str, Any]) -> Policy | None:
+    """The policy of a method inside the model with resolved settings; None for the others."""
+    method = get_method(method)
+    return method.policy(**settings) if isinstance(method, InModel) else None
+
+
+def layer_rows(method: str | Method, settings: dict[str, Any], num_visual: int, num_layers: int) -> Schedule | None:
+    """Visual tokens of each layer for a method that prunes inside the model; None for the others."""
+    method = get_method(method)
+    return method.visual_rows(num_visual, num_layers, **settings) if method.inside_model else None
 
 
 def match_budget(
-    method: str, settings: dict[str, Any], retention: float, shape: LanguageShape, text: int, num_visual: int
+    method: str | Method, settings: dict[str, Any], retention: float, shape: LanguageShape, text: int, num_visual: int
 ) -> tuple[dict[str, Any], float, float]:
     """`settings` with what is None in them filled in, so that prefill costs no less than a selector's at `retention`;
     and both prefills, the method's and the selector's, as shares of the unpruned one.
@@ -23,34 +34,40 @@ def match_budget(
     Raises:
         ValueError: as `visual_rows`, on settings that the model's layers or tokens do not allow.
     """
+    method = get_method(method)
 
     def flops(**given: Any) -> int:
-        return prefill_flops(shape, text, visual=visual_rows(method, num_visual, shape.layers, **given))
+        return prefill_flops(shape, text, visual=method.visual_rows(num_visual, shape.layers, **given))
 
     target = selector_prefill(shape, text, num_visual, retention)
     full = prefill_flops(shape, text + num_visual)
     sizes: dict[str, Any] = {"num_visual": num_visual, "num_layers": shape.layers}
-    match method:
-        case "fastv" if settings["kept"] is None:
-            layer = settings["layer"] or (2 if flops(layer=2, kept=1) <= target else 1)
-            settings = match_flops("fastv", flops, target, layer=layer, **sizes)
-        case "fastv":
-            settings = {"layer": settings["layer"] or 2, "kept": settings["kept"]}
-        case "vtw" if settings["layer"] is None:
-            settings = match_flops("vtw", flops, target, **sizes)
-        case "pyramiddrop" if settings["stages"] is None:
-            layers = sorted({shape.layers * quarter // 4 for quarter in (1, 2, 3)})
-            settings = match_flops("pyramiddrop", flops, target, layers=layers, **sizes)
+    settings = match_flops(method, flops, target, **sizes, **settings)
     return settings, flops(**settings) / full, target / full
 
 
-def selector_prefill(shape: LanguageShape, text: int, num_visual: int, retention: float) -> int:
-    """Multiply-adds of the prefill that a selector leaves at `retention`: the budget of every other method."""
-    return prefill_flops(shape, text, visual=visual_rows("otprune", num_visual, shape.layers, retention=retention))
+def match_flops(
+    method: str | Method,
+    flops: Callable[..., float],
+    target: float,
+    *,
+    num_visual: int,
+    num_layers: int,
+    **given: Any,
+) -> dict[str, Any]:
+    """The settings of `method`'s smallest budget whose `flops(**settings)` is not below `target`.
 
+    `flops` is any book on any scale that grows with the budget, e.g.
+    `lambda **s: paper_table("llava-1.5-7b", "vtw", **s)[2]` or `lambda **s: true_flops(model, "vtw", ..., **s).total`.
 
-def layer_rows(method: str, settings: dict[str, Any], num_visual: int, num_layers: int) -> Schedule | None:
-    """Visual tokens of each layer for a method that prunes inside the model; None for the others."""
-    if get_method(method).kind != "in_llm":
-        return None
-    return visual_rows(method, num_visual, num_layers, **settings)
+    `given` are settings that stay, and what else narrows the search: pyramiddrop's stages begin at `layers`, fitprune
+    takes one of `recipes`. Which budgets are tried, the method's own file says.
+
+    Raises:
+        ValueError: if even the largest budget is below the target, or the method has no budget to search.
+    """
+    chosen = get_method(method)
+    if chosen.match is None:
+        searched = ", ".join(name for name, each in METHODS.items() if each.match)
+        raise ValueError(f"method must be one of {searched}, which have budgets to search, got {chosen.name!r}")
+    return chosen.match(Search(flops=flops, target=target, num_visual=num_visual, num_layers=num_layers), **given)

@@ -18,17 +18,15 @@ Departures:
   test_methods_inside_the_model_cost_what_they_multiply
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isqrt
 from statistics import fmean
 from typing import Any
 
-from otprune.layerwise.pyramiddrop import pyramid_stages
-from otprune.part_flops import decode_flops, prefill_flops, projector_flops, selector_flops, vision_flops
-from otprune.schedules import Schedule, visual_rows
-from otprune.shapes import MODELS, LanguageShape, ModelShape
+from otprune.budget import match_flops
+from otprune.methods import BeforeModel, Method, get_method
+from otprune.methods.base import Sizes
+from otprune.part_flops import decode_flops, prefill_flops, projector_flops, vision_flops
+from otprune.shapes import MODELS, ModelShape
 
 __all__ = [
     "PAPER_PROMPTS",
@@ -60,7 +58,7 @@ PAPER_PROMPTS = {
 
 
 def paper_table(
-    model: str, method: str, *, extra_text: int = 0, ffn_matrices: int = 2, **settings: Any
+    model: str, method: str | Method, *, extra_text: int = 0, ffn_matrices: int = 2, **settings: Any
 ) -> tuple[float, float, float]:
     """(full TFLOPs, pruned TFLOPs, ratio in percent) as the published tables count them: means over the benchmarks.
 
@@ -68,7 +66,7 @@ def paper_table(
 
     Args:
         model: one of PAPER_PROMPTS.
-        method: a selector, or one of `schedules.SETTINGS`, whose settings follow as keywords.
+        method: a name or a record; what its `visual_rows` takes follows as keywords, for selectors `retention`.
         extra_text: text tokens added to every prompt. 41 is what the published lengths leave out of LLaVA-1.5's.
         ffn_matrices: 2 as published; 3 is what the models have.
 
@@ -77,15 +75,13 @@ def paper_table(
     """
     if model not in PAPER_PROMPTS:
         raise ValueError(f"model must be one of {', '.join(PAPER_PROMPTS)}, got {model!r}")
-    shape = MODELS[model].language
+    shape, method = MODELS[model].language, get_method(method)
     full, pruned = [], []
     for num_visual, num_text in PAPER_PROMPTS[model]:
-        for totals, rows in (
-            (full, visual_rows("none", num_visual, shape.layers)),
-            (pruned, visual_rows(method, num_visual, shape.layers, as_released=True, **settings)),
-        ):
-            text = num_text + extra_text
-            totals.append(prefill_flops(shape, text, visual=rows, ffn_matrices=ffn_matrices, head=False))
+        rows = method.visual_rows(num_visual, shape.layers, as_released=True, **settings)
+        text, as_published = num_text + extra_text, {"ffn_matrices": ffn_matrices, "head": False}
+        full.append(prefill_flops(shape, text + num_visual, **as_published))
+        pruned.append(prefill_flops(shape, text, visual=rows, **as_published))
     ratio = fmean(after / before for before, after in zip(full, pruned, strict=True))
     return fmean(full) / 1e12, fmean(pruned) / 1e12, 100 * ratio
 
@@ -107,7 +103,7 @@ class TrueFlops:
 
 def true_flops(
     model: ModelShape,
-    method: str,
+    method: str | Method,
     *,
     num_text: int,
     num_visual: int | None = None,
@@ -127,91 +123,33 @@ def true_flops(
         select_on_cpu: count the selector's CPU algorithm instead of the accelerator's.
 
     Raises:
-        ValueError: as `visual_rows`, and on a method whose selection cost is not known.
+        ValueError: as `Method.visual_rows`, and on an unknown method.
     """
     num_visual = crops * model.vision.num_patches if num_visual is None else num_visual
-    shape = model.language
-    rows = visual_rows(method, num_visual, shape.layers, **settings)
-    merges = method in ("prumerge", "prumerge_plus")  # before the projector, which sees what is left
-    width = model.vision.hidden if merges else shape.hidden
+    shape, method = model.language, get_method(method)
+    rows = method.visual_rows(num_visual, shape.layers, **settings)
+    early = method.before_projector  # the projector sees what is left
+    width = model.vision.hidden if early else shape.hidden
+    sizes = Sizes(shape=shape, width=width, num_text=num_text, num_visual=num_visual, rows=rows)
     return TrueFlops(
         vision=vision_flops(model.vision, crops=crops),
-        projector=projector_flops(model, crops=crops, num_tokens=rows[0][0] if merges else None),
-        policy=_policy_flops(method, width, shape, num_text, num_visual, rows, settings, select_on_cpu),
+        projector=projector_flops(model, crops=crops, num_tokens=rows[0][0] if early else None),
+        policy=method.own_flops(sizes, settings, on_cpu=select_on_cpu),
         prefill=prefill_flops(shape, num_text, visual=rows),
         decode=decode_flops(shape, num_text, num_generated, visual=rows),
     )
 
 
-def match_flops(
-    method: str,
-    flops: Callable[..., float],
-    target: float,
-    *,
-    num_visual: int,
-    num_layers: int,
-    layer: int | None = None,
-    layers: Sequence[int] = (),
-    recipes: Sequence[dict[int, int]] = (),
-) -> dict[str, Any]:
-    """The settings of `method`'s smallest budget whose `flops(**settings)` is not below `target`.
+def selector_flops(method: str | Method, num_tokens: int, width: int, keep: int, *, on_cpu: bool = False) -> int:
+    """A pre-LLM method's own work on one image of N tokens, D wide, keeping k, as this package computes it.
 
-    `flops` is any book on any scale that grows with the budget, e.g.
-    `lambda **s: paper_table("llava-1.5-7b", "vtw", **s)[2]` or `lambda **s: true_flops(model, "vtw", ..., **s).total`.
-
-    vtw searches layer 0 .. num_layers; fastv, at its given `layer`, kept 1 .. num_visual; m3 the square grids that
-    divide the full one; pyramiddrop, with stages at its given `layers`, the share that each stage keeps of the one
-    before; fitprune takes the cheapest of `recipes` that is dear enough.
+    Every method's file has its formula. That a CPU forms only half of a symmetric Gram matrix is not credited, and the
+    rows of the kernel that it computes ahead of the picks (`otprune.greedy.AHEAD`) and never uses are not charged.
 
     Raises:
-        ValueError: if even the largest budget is below the target, or the method has no budget to search.
+        ValueError: on an unknown method, or one inside the model, whose work depends on the model's shape.
     """
-    match method:
-        case "vtw":
-            budgets = [{"layer": k} for k in range(num_layers + 1)]
-        case "fastv" if layer is not None:
-            budgets = [{"layer": layer, "kept": kept} for kept in range(1, num_visual + 1)]
-        case "m3":
-            side = isqrt(num_visual)
-            budgets = [{"tokens": grid**2} for grid in range(1, side + 1) if side % grid == 0]
-        case "pyramiddrop" if layers:
-            shares = (kept / num_visual for kept in range(1, num_visual + 1))
-            budgets = [{"stages": pyramid_stages(num_visual, layers, share)} for share in shares]
-        case "fitprune" if recipes:
-            budgets = sorted(({"recipe": recipe} for recipe in recipes), key=lambda settings: flops(**settings))
-        case _:
-            raise ValueError(
-                "method must be vtw, fastv (with layer), m3, pyramiddrop (with layers) or fitprune (with recipes), "
-                f"got {method!r}"
-            )
-    first = bisect_left(budgets, target, key=lambda settings: flops(**settings))
-    if first == len(budgets):
-        raise ValueError(f"target must be at most {flops(**budgets[-1])}, {method}'s largest budget, got {target}")
-    return budgets[first]
-
-
-def _policy_flops(
-    method: str,
-    width: int,
-    shape: LanguageShape,
-    num_text: int,
-    num_visual: int,
-    rows: Schedule,
-    settings: dict[str, Any],
-    select_on_cpu: bool,
-) -> int:
-    """What `otprune.layerwise.attention` computes beside the layers, or a selector before them."""
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    match method:
-        case "vtw":
-            return 0
-        case "fastv":  # one query and its scores in the last layer that sees everything
-            return (shape.hidden + num_text + num_visual) * queries if settings["layer"] > 0 else 0
-        case "pyramiddrop":  # the same in a layer that has not run and has no keys yet
-            entering = [num_text + (rows[layer - 1][0] if layer else num_visual) for layer in settings["stages"]]
-            return sum(each * shape.hidden * keys + (shape.hidden + each) * queries for each in entering)
-        case "fitprune":  # all queries and scores again, which fused attention does not give, and two sums of scores
-            seen = [num_text + rows[layer][0] for layer, deleted in settings["recipe"].items() if deleted]
-            return sum(each * shape.hidden * queries + each**2 * (queries + 2) for each in seen)
-        case _:
-            return selector_flops(method, num_visual, width, rows[0][0], on_cpu=select_on_cpu)
+    method = get_method(method)
+    if not isinstance(method, BeforeModel):
+        raise ValueError(f"method must act before the language model, got {method.name!r}")
+    return method.cost(num_tokens, width, keep, on_cpu)

@@ -8,7 +8,7 @@ For n_a rows in a layer's attention and n_f rows in its FFN, width d, FFN width 
     (2 + 2 kv_heads / heads) n_a d^2 + 2 n_a^2 d + g n_f d m        (with heads * head_dim = d)
 """
 
-from otprune.schedules import Schedule
+from otprune.schedules import Schedule, num_kept
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
 
 
@@ -63,47 +63,9 @@ def projector_flops(model: ModelShape, *, crops: int = 1, num_tokens: int | None
     return num_tokens * (model.vision.hidden + width) * width
 
 
-def selector_flops(method: str, num_tokens: int, width: int, keep: int, *, on_cpu: bool = False) -> int:
-    """A pre-LLM method's own work on one image of N tokens, D wide, keeping k, as this package computes it.
-
-    Every log-det greedy also subtracts the Cholesky columns so far from each pick's row: N k (k - 1) / 2.
-
-                      accelerator (kernel formed)     CPU (k rows of it, and its diagonal)
-        otprune       N^2 D + N^3                     N^2 D + N^2 (k + 1)
-        logdet_linear N^2 D                           N D (k + 1)
-        cdpruner      N^2 D + N D                     N D (k + 2)
-        divprune      N^2 D                           N^2 D
-        m3            N D                             N D
-        prumerge      (N + 2) D^2 + N D (k + 1), and 32 k D of sums: D is the tower's width there, the first term the
-                      keys and the query of the layer whose attention it reads
-
-    CDPruner's N D compares tokens with a prompt; CLIP's text tower, which runs once for each different prompt, and its
-    projection of the patches are not counted. That a CPU forms only half of a symmetric Gram matrix is not credited,
-    and the rows of the kernel that it computes ahead of the picks (`otprune.greedy.AHEAD`) and never uses are not
-    charged.
-
-    Raises:
-        ValueError: on a method whose cost is not known here.
-    """
-    gram, cholesky = num_tokens**2 * width, num_tokens * keep * (keep - 1) // 2
-    match method:
-        case "none" | "random" | "uniform" | "first" | "last":
-            return 0
-        case "otprune" | "otprune_centered":
-            return gram + num_tokens**2 * (keep + 1 if on_cpu else num_tokens) + cholesky
-        case "logdet_linear" | "logdet_linear_centered":
-            return (num_tokens * width * (keep + 1) if on_cpu else gram) + cholesky
-        case "cdpruner":
-            return (num_tokens * width * (keep + 1) if on_cpu else gram) + cholesky + num_tokens * width
-        case "prumerge" | "prumerge_plus":
-            looks = (num_tokens + 2) * width**2 + num_tokens * width
-            return looks + keep * num_tokens * width + 32 * keep * width
-        case "divprune":
-            return gram
-        case "m3":
-            return num_tokens * width
-        case _:
-            raise ValueError(f"method must have a known selection cost, got {method!r}")
+def selector_prefill(shape: LanguageShape, num_text: int, num_visual: int, retention: float) -> int:
+    """Multiply-adds of the prefill that a selector leaves at `retention`: the budget of every other method."""
+    return prefill_flops(shape, num_text + num_kept(retention, num_visual))
 
 
 def _attention(shape: LanguageShape, num_rows: int, num_keys: int) -> int:

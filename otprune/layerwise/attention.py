@@ -73,3 +73,15 @@ def limited_attention(config: Any) -> str | None:
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return f"a sliding window of {config.sliding_window}"
     return None
+
+
+def attention_mass(headmax_BLL: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """FitPrune's (self [B, L], cross [B, L]) mass of every column: its attention from image rows, their mean, and from
+    text rows, their sum.
+
+    All text rows are summed: those before the image see none of it.
+    """
+    image_BL = layout.image.to(headmax_BLL.dtype)
+    text_BL = (layout.valid & ~layout.image).to(headmax_BLL.dtype)
+    num_image_B1 = image_BL.sum(dim=1, keepdim=True).clamp_min(1)
+    return (image_BL[:, None] @ headmax_BLL)[:, 0] / num_image_B1, (text_BL[:, None] @ headmax_BLL)[:, 0]

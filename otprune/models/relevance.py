@@ -124,6 +124,16 @@ def make_relevance(settings: dict[str, Any], model: Path, dtype: torch.dtype, de
             return ClipRelevance(find_clip(settings), dtype=dtype, device=device)
 
 
+def check_relevance(settings: dict[str, Any]) -> None:
+    """Refuses settings that `make_relevance` could not follow, before anything is loaded.
+
+    Raises:
+        ValueError: as `find_clip`.
+    """
+    if settings["relevance"] == "clip":
+        find_clip(settings)
+
+
 def find_clip(settings: dict[str, Any]) -> Path:
     """Folder of the CLIP checkpoint that `settings.clip` names.
 

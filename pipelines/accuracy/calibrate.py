@@ -4,28 +4,21 @@ Both look at how the unpruned model reads a sample of the user's own images unde
 they found as JSON: {"method", "model", "samples", "recipe"} or {..., "layer", "divergences"}.
 
 FitPrune's alpha follows from no percentage of its own but from `prune.retention`: it is the largest whose prefill costs
-no less than a selector's, as `equal_flops.py` counts it.
+no less than a selector's, as `run/pruning.py` counts it.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from otprune.budget import selector_prefill
-from otprune.flops import match_flops, prefill_flops
-from otprune.layerwise import vtw_divergences
-from otprune.layerwise.fitprune_fit import TOLERANCE, measure, recipe_at
+from otprune.methods import METHODS, InModel, Sample
 from otprune.models import load_decoder, load_encoder, weights_digest
 from otprune.models.llava import image_span
-from otprune.schedules import visual_rows
-from otprune.shapes import LanguageShape
 from pipelines.accuracy.config import CalibrateConfig
 from pipelines.errors import UserError
 from pipelines.output.plan import make_plan
@@ -39,16 +32,6 @@ from pipelines.store import Store
 logger = logging.getLogger(__name__)
 
 BATCH = 8  # images of one pass through the vision tower
-RELEASED_FIRST_LAYER, RELEASED_LAYERS = 5, 32  # where VTW's search begins, and of how many layers at least
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The unpruned model and prompts for it: input rows [length, D] and the span of each prompt's image."""
-
-    model: Any
-    embeds: list[Tensor]
-    spans: list[tuple[int, int]]
 
 
 def calibrate(config: CalibrateConfig) -> dict[str, Any]:
@@ -57,27 +40,23 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     Raises:
         UserError: if the method takes nothing from data, or there is no model or no readable image.
     """
-    method = config.prune.method
-    if method not in ("fitprune", "vtw"):
-        raise UserError(f"prune.method must be fitprune or vtw, the methods that calibrate, got {method}")
+    method = METHODS.get(config.prune.method)
+    if not isinstance(method, InModel) or method.calibrate is None:
+        able = sorted(name for name, each in METHODS.items() if isinstance(each, InModel) and each.calibrate)
+        raise UserError(
+            f"prune.method must be {' or '.join(able)}, the methods that calibrate, got {config.prune.method}"
+        )
     model = check_model(config, writes=False)
     sample = read_sample(model, _pictures(config, model), dtype=config.model.dtype, style=config.prompt.conversation)
     if not sample.embeds:
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
-    found = {"method": method, "model": weights_digest(model), "samples": len(sample.embeds)}
-    if method == "fitprune":
-        [recipe] = fit_to_retentions(sample, [config.prune.retention])
-        return found | {"recipe": recipe}
-    num_layers, first = len(sample.model.model.layers), config.calibrate.first_layer
-    first = first_layer(num_layers) if first is None else first
-    divergences = dict(vtw_divergences(sample.model, sample.embeds, sample.spans, first_layer=first))
-    below = (layer for layer, value in divergences.items() if value <= config.calibrate.threshold)
-    return found | {"layer": next(below, num_layers), "divergences": divergences}
-
-
-def first_layer(num_layers: int) -> int:
-    """Where VTW's search begins: the release's layer, and in a model of fewer layers than its own in proportion."""
-    return min(RELEASED_FIRST_LAYER, round(num_layers * RELEASED_FIRST_LAYER / RELEASED_LAYERS))
+    found = method.calibrate(
+        sample,
+        retention=config.prune.retention,
+        threshold=config.calibrate.threshold,
+        first_layer=config.calibrate.first_layer,
+    )
+    return {"method": method.name, "model": weights_digest(model), "samples": len(sample.embeds), **found}
 
 
 def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtype: str, style: str) -> Sample:
@@ -95,31 +74,6 @@ def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtyp
             spans.append(image_span(prompt, len(embeds[-1])))
     logger.info("calibrating on %d images", len(embeds))
     return Sample(decoder.model, embeds, spans)
-
-
-def fit_to_retentions(sample: Sample, retentions: Sequence[float]) -> list[dict[int, int]]:
-    """FitPrune's recipe for each: of the largest alpha whose prefill costs no less than a selector's."""
-    shape = LanguageShape.from_config(sample.model.config)
-    num_visual, text = _sizes(sample)
-    masses = measure(sample.model, sample.embeds, sample.spans)
-    alphas = np.arange(0, 1 + TOLERANCE / 2, TOLERANCE).tolist()
-
-    def flops(**settings: Any) -> int:
-        return prefill_flops(shape, text, visual=visual_rows("fitprune", num_visual, shape.layers, **settings))
-
-    sizes: dict[str, Any] = {"num_visual": num_visual, "num_layers": shape.layers}
-    recipes = [recipe_at(*masses, alpha) for alpha in alphas]
-    fitted = []
-    for retention in retentions:
-        target = selector_prefill(shape, text, num_visual, retention)
-        fitted.append(match_flops("fitprune", flops, target, **sizes, recipes=recipes)["recipe"])
-    return fitted
-
-
-def _sizes(sample: Sample) -> tuple[int, int]:
-    """Visual tokens and text tokens of the first prompt."""
-    (start, end), length = sample.spans[0], len(sample.embeds[0])
-    return end - start, length - (end - start)
 
 
 def _pictures(config: CalibrateConfig, model: Path) -> Iterator[tuple[np.ndarray, str]]:

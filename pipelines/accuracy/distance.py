@@ -13,8 +13,8 @@ from torch import Tensor
 
 from otprune import num_kept, select_tokens
 from otprune.distance import gaussian_w2, trace_objective
+from otprune.methods import Selector, get_method
 from otprune.models import load_encoder
-from otprune.select import METHODS
 from pipelines.accuracy.evaluate import make_question_reader
 from pipelines.accuracy.find_questions import Asked, first_spans
 from pipelines.accuracy.read_questions import ReadQuestions
@@ -37,7 +37,8 @@ def without_distance(measured: Sequence[Measured], num_images: int) -> list[Meas
     """Points whose distances are not known yet; fills in those that an earlier run left in the points' outputs."""
     missing = []
     for point in measured:
-        if num_images == 0 or point.job.config.prune.method not in METHODS or has_tiles(point.job.model):
+        chooses = isinstance(get_method(point.job.config.prune.method), Selector)
+        if num_images == 0 or not chooses or has_tiles(point.job.model):
             continue
         known = json.loads(point.job.output.read(FILE)) if point.job.output.exists(FILE) else {}
         if known.items() >= _asked(num_images).items():
@@ -59,6 +60,7 @@ def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], 
             "gamma": point.job.config.prune.gamma,
             "gamma_scale": point.job.config.prune.gamma_scale,
             "seed": point.job.config.prune.seed,
+            **point.job.pruning,
         }
         for point in points
     ]

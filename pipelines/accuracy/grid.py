@@ -20,14 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from otprune.methods import UNPRUNED
 from pipelines.accuracy.config import AccuracyConfig, EvaluateConfig, GridConfig
 from pipelines.accuracy.distance import measure_distances, without_distance
 from pipelines.accuracy.evaluate import choose_benchmarks, prepare_evaluation, run_evaluation
 from pipelines.accuracy.find_questions import find_questions
 from pipelines.accuracy.page import render_accuracy
 from pipelines.accuracy.point_cost import measure_work
-from pipelines.accuracy.recipes import fit_recipes, known_recipes, lacks_recipe
-from pipelines.accuracy.table import Measured, Point, accuracy_table, image_of_groups
+from pipelines.accuracy.recipes import fit_recipes, known_recipes, unfitted
+from pipelines.accuracy.table import BASELINE, Measured, Point, accuracy_table, image_of_groups
 from pipelines.config.load import to_yaml, with_values
 from pipelines.errors import UserError
 from pipelines.run.cluster import connected
@@ -67,13 +68,14 @@ def run_accuracy_grid(config: AccuracyConfig, actors: Actors = ENGINES_OWN) -> p
     asked = find_questions(store, benches, config.limit)
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     measured: list[Measured] = []
-    recipes = known_recipes(config, output, model) if lacks_recipe(config) else {}
+    method, fit = unfitted(config) or (None, None)
+    recipes = known_recipes(config, output, model) if fit else {}
     with ExitStack() as cluster, tracked(config, output) as (tracker, tags):
         for number, point in enumerate(points, 1):
-            if point.method == "fitprune" and lacks_recipe(config) and point.retention not in recipes:
+            if fit and point.method == method and point.retention not in recipes:
                 join(cluster, config)
-                missing = [each.retention for each in points if each.method == "fitprune"]
-                recipes = fit_recipes(config, asked, measured[0].job, output, recipes, missing)
+                missing = [each.retention for each in points if each.method == method]
+                recipes = fit_recipes(config, asked, measured[0].job, output, fit, recipes, missing)
             evaluation = prepare_evaluation(
                 point_config(config, point, recipes.get(point.retention)), asked, tags, actors
             )
@@ -100,7 +102,7 @@ def grid_points(grid: GridConfig) -> list[Point]:
     Raises:
         UserError: if nothing is to be compared, a retention is outside (0, 1], or settings belong to nothing.
     """
-    methods = [method for method in dict.fromkeys(grid.methods) if method != "none"]
+    methods = [method for method in dict.fromkeys(grid.methods) if method != UNPRUNED]
     if not methods or not grid.retentions:
         raise UserError("grid.methods and grid.retentions must name at least one each")
     if strangers := [method for method in grid.settings if method not in methods]:
@@ -111,9 +113,9 @@ def grid_points(grid: GridConfig) -> list[Point]:
         raise UserError(f"grid.settings must say what {unknown[0]!r} is: {{{unknown[0]}: {{setting: value}}}}")
     if wrong := [retention for retention in grid.retentions if not 0 < retention <= 1]:
         raise UserError(f"grid.retentions must be above 0 and at most 1, got {wrong[0]:g}")
-    methods.sort(key=lambda method: method != "random")
+    methods.sort(key=lambda method: method != BASELINE)
     retentions = sorted(set(grid.retentions), reverse=True)
-    return [Point("none", 1.0), *(Point(method, retention) for method in methods for retention in retentions)]
+    return [Point(UNPRUNED, 1.0), *(Point(method, retention) for method in methods for retention in retentions)]
 
 
 def check_points(config: AccuracyConfig, points: Sequence[Point]) -> Path:
@@ -140,8 +142,9 @@ def point_config(config: AccuracyConfig, point: Point, recipe: dict[int, int] | 
     shared = {f.name: getattr(config, f.name) for f in fields(EvaluateConfig)}
     settings = dict(config.grid.settings.get(point.method, {}))
     own = {f"prune.{key}": settings.pop(key) for key in OF_PRUNE if key in settings}
-    if point.method == "fitprune" and lacks_recipe(config):
-        settings["recipe"] = recipe
+    method, fit = unfitted(config) or (None, None)
+    if fit and point.method == method:
+        settings[fit.setting] = recipe
     prune = with_values(config, own).prune if own else config.prune
     prune = replace(prune, method=point.base, retention=point.retention, settings=settings)
     output = replace(config.output, path=f"{config.output.path.rstrip('/')}/points/{point.name}")

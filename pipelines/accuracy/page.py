@@ -12,8 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
+from otprune.methods import UNPRUNED
+from otprune.methods.positional import BLIND
 from pipelines.accuracy.config import AccuracyConfig
-from pipelines.accuracy.table import BASELINE, UNPRUNED, Measured, Relative, find_point, relative_scores
+from pipelines.accuracy.table import Measured, Relative, find_point, relative_scores
 from pipelines.benchmarks import Benchmark
 from pipelines.config.load import to_yaml
 from pipelines.report.plots import line_chart, scatter, series_styles
@@ -33,7 +35,7 @@ def render_accuracy(
     within = {point: rows for point, rows in points.items() if not rows[names[0]]["over_budget"]}
     rivals = {r: [m for m in methods if (m, r) in within] for r in retentions}
     compared = [m for m in methods if any(m in rivals[r] for r in retentions)]
-    styles = series_styles(compared, quiet=(BASELINE, "uniform", "first", "last"))
+    styles = series_styles(compared, quiet=[method.name for method in BLIND])
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

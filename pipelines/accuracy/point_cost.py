@@ -9,7 +9,7 @@ from transformers import AutoConfig
 
 from otprune.budget import selector_prefill
 from otprune.flops import TrueFlops, true_flops
-from otprune.schedules import SETTINGS
+from otprune.methods import BeforeModel, get_method
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
 from pipelines.run.job import Job, inside_model
 from pipelines.run.outcome import RECORD, read_cluster
@@ -24,7 +24,7 @@ def measure_work(job: Job) -> dict[str, float | None]:
     num_visual_tokens, num_kept_tokens   of a question's images; of methods inside the model the mean over its layers
     tflops_per_image                     multiply-adds / 1e12 of encoding one image, choosing its tokens and answering
                                          one mean question, the choice by the algorithm of the device that made it;
-                                         None for a method or model whose cost is not known
+                                         None for LLaVA-1.6, whose images have different numbers of crops
     budget                               its prefill / that of retention x N tokens in every layer, which is what a
                                          selector reads; of tokens where multiply-adds are not known
     images_per_second                    of the point's last run, from its first finished unit on
@@ -72,17 +72,12 @@ def encoded_on_cpu(record: dict[str, Any]) -> bool:
 
 
 def _flops(job: Job, means: dict[str, float], select_on_cpu: bool) -> TrueFlops | None:
-    method, kept, visual = job.config.prune.method, means["num_kept_tokens"], means["num_visual_tokens"]
+    method, kept, visual = get_method(job.config.prune.method), means["num_kept_tokens"], means["num_visual_tokens"]
     if has_tiles(job.model):  # images of different numbers of crops
         return None
-    settings: dict[str, Any] = {"retention": min(1.0, kept / max(1.0, visual))}
-    if method in SETTINGS:
-        settings = job.pruning if inside_model(job.config) else {name: round(kept) for name in SETTINGS[method]}
+    settings = method.counting.of_means(kept, visual) if isinstance(method, BeforeModel) else job.pruning
     counts = {"num_text": _num_text(job, means), "num_generated": max(1, round(means["num_generated_tokens"]))}
-    try:
-        return true_flops(model_shape(job), method, **counts, select_on_cpu=select_on_cpu, **settings)
-    except ValueError:  # a method whose own cost is not known
-        return None
+    return true_flops(model_shape(job), method, **counts, select_on_cpu=select_on_cpu, **settings)
 
 
 def _num_text(job: Job, means: dict[str, float]) -> int:

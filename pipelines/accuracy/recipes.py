@@ -1,4 +1,5 @@
-"""Recipes of a grid's FitPrune points, fitted to the grid's own images where `grid.settings` has none.
+"""Recipes of a grid's points whose method is fitted to data (FitPrune): to the grid's own images where `grid.settings`
+has none.
 
 recipes.json in the grid's output holds them: a resumed grid goes on with the same, and another model or sample has
 others. No answer is looked at, only how the unpruned model reads its first images and questions.
@@ -9,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from otprune.methods import METHODS, InModel
+from otprune.methods.base import Fit
 from otprune.models import weights_digest
-from pipelines.accuracy.calibrate import fit_to_retentions, read_sample
+from pipelines.accuracy.calibrate import read_sample
 from pipelines.accuracy.config import AccuracyConfig
 from pipelines.accuracy.evaluate import make_question_reader
 from pipelines.accuracy.find_questions import Asked, first_spans
@@ -26,9 +29,14 @@ FILE = "recipes.json"
 Recipes = dict[float, dict[int, int]]  # retention -> {layer: tokens that leave after it}
 
 
-def lacks_recipe(config: AccuracyConfig) -> bool:
-    """Whether the grid has FitPrune and is not told its recipe."""
-    return "fitprune" in config.grid.methods and not config.grid.settings.get("fitprune", {}).get("recipe")
+def unfitted(config: AccuracyConfig) -> tuple[str, Fit] | None:
+    """The grid's method that cannot run without a fit to data and is not told what one found; and its fit."""
+    for name in config.grid.methods:
+        method = METHODS.get(name)
+        fit = method.fit if isinstance(method, InModel) else None
+        if fit is not None and not config.grid.settings.get(name, {}).get(fit.setting):
+            return name, fit
+    return None
 
 
 def known_recipes(config: AccuracyConfig, output: Store, model: Path) -> Recipes:
@@ -40,9 +48,10 @@ def known_recipes(config: AccuracyConfig, output: Store, model: Path) -> Recipes
 
 
 def fit_recipes(
-    config: AccuracyConfig, asked: Asked, job: Job, output: Store, known: Recipes, retentions: Sequence[float]
+    config: AccuracyConfig, asked: Asked, job: Job, output: Store, fit: Fit, known: Recipes, retentions: Sequence[float]
 ) -> Recipes:
-    """`known` with those of `retentions`, kept in `output`; one task that holds an encode actor's share of a GPU.
+    """`known` with those that `fit` finds for `retentions`, kept in `output`; one task that holds an encode actor's
+    share of a GPU.
 
     `job` is any point's: the images are read and the model is found as it says.
 
@@ -50,8 +59,8 @@ def fit_recipes(
         UserError: if none of the first `grid.calibration_images` images can be read.
     """
     read, spans = make_question_reader(asked, job), first_spans(asked, config.grid.calibration_images)
-    style = config.prompt.conversation
-    fitted = call_on_cluster(config, _fit, read, spans, str(job.model), config.model.dtype, style, list(retentions))
+    how = config.model.dtype, config.prompt.conversation, fit
+    fitted = call_on_cluster(config, _fit, read, spans, str(job.model), *how, list(retentions))
     if fitted is None:
         raise UserError(f"grid.calibration_images: none of the first {config.grid.calibration_images} can be read")
     recipes = {**known, **dict(zip(retentions, fitted, strict=True))}
@@ -65,7 +74,7 @@ def _fitted_to(config: AccuracyConfig, model: Path) -> dict[str, Any]:
 
 
 def _fit(
-    read: ReadQuestions, spans: list[SpanRow], model: str, dtype: str, style: str, retentions: list[float]
+    read: ReadQuestions, spans: list[SpanRow], model: str, dtype: str, style: str, fit: Fit, retentions: list[float]
 ) -> list[dict[int, int]] | None:
     """Every image with one of its questions, another one from image to image."""
     pictures = []
@@ -79,4 +88,4 @@ def _fit(
                     prompt = image.prompts[len(pictures) % len(image.prompts)]
                     pictures.append((unit_batch.arrays["pixels"][rows.start], prompt))
     sample = read_sample(Path(model), pictures, dtype=dtype, style=style)
-    return fit_to_retentions(sample, retentions) if pictures else None
+    return fit.values(sample, retentions) if pictures else None

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from otprune.methods import BASELINES, UNPRUNED
 from pipelines.benchmarks import Benchmark, Comparison, Scores
 from pipelines.metrics.bootstrap import LEVEL, percentile_interval, resampled_sums
 from pipelines.output.schema import PREDICTIONS_FOLDER
 from pipelines.run.job import Job
 from pipelines.store import Store
 
-UNPRUNED, BASELINE = "none", "random"
+BASELINE, *_ = BASELINES
 SLACK = 1.1  # of a budget
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from otprune.methods import METHODS
+from otprune.methods import UNPRUNED, get_method
 from otprune.models import CheckpointError, check_fixed_shapes, resolve_checkpoint
 from otprune.models.checkpoint import ANYRES, read_config
 from pipelines.config.keys import Config
@@ -75,7 +75,7 @@ def check_engine(config: Config) -> None:
                     f"engine.{name} must be empty unless engine.name=vllm, which takes them; got {', '.join(given)}"
                 )
         return
-    if config.prune.method in METHODS and METHODS[config.prune.method].kind == "in_llm":
+    if get_method(config.prune.method).inside_model:
         raise UserError(
             f"engine.name must be transformers with prune.method={config.prune.method}, got vllm: the method deletes "
             "tokens between the layers of the language model, which vLLM runs as a whole"
@@ -98,7 +98,7 @@ def check_engine(config: Config) -> None:
 def _check_graphs(config: Config) -> None:
     if config.engine.name != "transformers":
         raise UserError(f"generate.cuda_graphs must be false with engine.name={config.engine.name}, which has its own")
-    if config.prune.method in METHODS and METHODS[config.prune.method].kind == "in_llm":
+    if get_method(config.prune.method).inside_model:
         raise UserError(
             f"generate.cuda_graphs must be false with prune.method={config.prune.method}, which changes the shapes"
         )
@@ -129,7 +129,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def takes_images(config: Config) -> bool:
     """Whether the engine encodes the images itself: unpruned, nothing is gained by doing it elsewhere."""
-    if config.engine.name != "vllm" or config.prune.method != "none":
+    if config.engine.name != "vllm" or config.prune.method != UNPRUNED:
         return False
     return read_config(resolve_checkpoint(config.model.path))["model_type"] != ANYRES  # whose tiles are cut already
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from otprune.budget import layer_rows, make_policy
-from otprune.methods import get_method
+from otprune.methods import UNPRUNED
 from otprune.models import Completion, load_decoder
 from pipelines.engines.requests import Request, RequestMaker, as_answer, give_answers
 from pipelines.stages.batches import Suspicion, run_batched
@@ -36,7 +36,7 @@ class Generator:
         top_p: float,
         seed: int,
         batch_size: int,
-        method: str = "none",
+        method: str = UNPRUNED,
         settings: dict[str, Any] | None = None,
         cuda_graphs: bool = False,
         gpu_share: float = 1.0,
@@ -51,7 +51,7 @@ class Generator:
         self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
         self.method, self.settings = method, settings or {}
         self.suspicion = Suspicion()
-        self.policy = make_policy(method, self.settings) if get_method(method).kind == "in_llm" else None
+        self.policy = make_policy(method, self.settings)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         unit_batch = UnitBatch.from_row(row)

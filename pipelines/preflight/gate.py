@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from otprune.methods import UNPRUNED
 from pipelines.errors import JobFailedError
 from pipelines.metrics.agreement import agreement
 from pipelines.metrics.bootstrap import bootstrap
@@ -32,7 +33,6 @@ from pipelines.store import read_json
 logger = logging.getLogger(__name__)
 
 FILE = "gate.json"
-UNPRUNED = "none"
 ENOUGH = 16  # images captioned under both settings
 
 Key = tuple[str, int, int]  # source, row, number of the prompt

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from otprune.methods import check_settings, get_method
+from otprune.methods import get_method
 from otprune.models import CheckpointError, resolve_checkpoint
 from pipelines.config.keys import Config
 from pipelines.corpus.find import Corpus, find_corpus
@@ -109,8 +109,7 @@ def check_model(config: Config, *, writes: bool = True) -> Path:
         if not value and (writes or name != "output.path"):
             raise UserError(f"{name} must be set; --help lists the keys")
     try:
-        get_method(config.prune.method)
-        check_settings(config.prune.method, config.prune.settings)
+        get_method(config.prune.method).check(config.prune.settings)
     except ValueError as error:
         raise UserError(f"prune.{error}") from error
     check_engine(config)
@@ -122,7 +121,7 @@ def check_model(config: Config, *, writes: bool = True) -> Path:
 
 def inside_model(config: Config) -> bool:
     """Whether the method prunes inside the language model."""
-    return get_method(config.prune.method).kind == "in_llm"
+    return get_method(config.prune.method).inside_model
 
 
 def check_pruning(config: Config, model: Path) -> dict[str, Any]:

@@ -14,15 +14,14 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from otprune.budget import layer_rows, make_policy, match_budget
+from otprune.budget import layer_rows, match_budget
 from otprune.flops import prefill_flops
 from otprune.layerwise.executor import MODEL_TYPES
-from otprune.methods import check_settings, get_method
+from otprune.methods import InModel, Reducer, get_method
 from otprune.models import weights_digest
 from otprune.models.checkpoint import ANYRES, read_config
 from otprune.models.prompts import encode_prompt
-from otprune.models.relevance import find_clip
-from otprune.reducers import m3_grids
+from otprune.models.relevance import check_relevance
 from otprune.shapes import LanguageShape
 from pipelines.config.keys import Config
 
@@ -35,53 +34,60 @@ def resolve_pruning(config: Config, model: Path) -> dict[str, Any]:
     Raises:
         ValueError: settings that do not fit the method or the model, or an engine that cannot run it.
     """
-    method, settings = config.prune.method, check_settings(config.prune.method, config.prune.settings)
-    if method == "cdpruner" and settings["relevance"] == "clip":
-        find_clip(settings)
-    if method == "m3" and settings["grid"] is not None:
-        grids = m3_grids(num_patches(model))
-        if settings["grid"] not in grids:
-            raise ValueError(f"settings.grid must be one of {grids} for this model, got {settings['grid']}")
-    if get_method(method).kind != "in_llm":
+    method = get_method(config.prune.method)
+    settings = method.check(config.prune.settings)
+    if "relevance" in method.requires:
+        check_relevance(settings)
+    if isinstance(method, Reducer) and method.fits is not None:
+        method.fits(num_patches(model), **settings)
+    if not isinstance(method, InModel):
         return settings
+    return _resolve_inside(config, method, settings, model)
+
+
+def _resolve_inside(config: Config, method: InModel, settings: dict[str, Any], model: Path) -> dict[str, Any]:
+    """What is None in the settings by the budget, what is a file by its content."""
+    name = method.name
     language = AutoConfig.from_pretrained(model).text_config
     if language.model_type not in MODEL_TYPES:
-        raise ValueError(f"method {method} runs language models {', '.join(MODEL_TYPES)}, got {language.model_type}")
-    if has_tiles(model) and method != "vtw":
-        raise ValueError(f"method {method} takes images of one size: of LLaVA-1.6 it cannot be told what to keep")
+        raise ValueError(f"method {name} runs language models {', '.join(MODEL_TYPES)}, got {language.model_type}")
+    if has_tiles(model) and not method.takes_tiles:
+        raise ValueError(f"method {name} takes images of one size: of LLaVA-1.6 it cannot be told what to keep")
     if config.engine.name != "transformers":
-        raise ValueError(f"method {method} prunes inside the model: engine.name must be transformers")
-    if method == "fitprune":
-        settings["recipe"] = read_recipe(settings["recipe"], model)
+        raise ValueError(f"method {name} prunes inside the model: engine.name must be transformers")
+    settings = {key: read_counts(method, key, value, model) for key, value in settings.items()}
     shape, text = LanguageShape.from_config(language), num_text(config, model)
     try:
         matched, share, wanted = match_budget(method, settings, config.prune.retention, shape, text, num_visual(model))
-        make_policy(method, matched).events(shape.layers)
+        method.policy(**matched).events(shape.layers)
     except ValueError as error:
-        raise ValueError(f"settings of {method} must fit the model: {error}") from error
+        raise ValueError(f"settings of {name} must fit the model: {error}") from error
     line = "%s %s: prefill at %.1f %% of unpruned, a selector's at %.1f %%"
-    logger.info(line, method, matched, 100 * share, 100 * wanted)
+    logger.info(line, name, matched, 100 * share, 100 * wanted)
     return matched
 
 
-def read_recipe(recipe: Any, model: Path) -> dict[int, int]:
-    """The recipe itself, from wherever `settings.recipe` has it; warns if it was fitted to another model.
+def read_counts(method: InModel, name: str, value: Any, model: Path) -> Any:
+    """The setting `name` as it is, or, of the kind that a file may hold, out of the file; warns if the file was fitted
+    to another model.
 
     Raises:
-        ValueError: if there is none, or the file is no calibration's.
+        ValueError: if a method that is fitted to data lacks the setting, or the file is no calibration's.
     """
-    if recipe is None:
-        raise ValueError("settings.recipe must be set: jobs/calibrate.py fits one to your images and prune.retention")
-    if isinstance(recipe, str):
-        file = recipe
-        try:
-            stored = json.loads(Path(file).read_text())
-            recipe, fitted_to = stored["recipe"], stored["model"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"settings.recipe must be a file of jobs/calibrate.py: {error!r}") from error
-        if fitted_to != weights_digest(model):
-            logger.warning("%s was fitted to another model than %s", file, model)
-    return check_settings("fitprune", {"recipe": recipe})["recipe"]
+    if method.settings[name].kind != "counts or file":
+        return value
+    if value is None and method.fit is not None and method.fit.setting == name:
+        raise ValueError(f"settings.{name} must be set: jobs/calibrate.py fits one to your images and prune.retention")
+    if not isinstance(value, str):
+        return value
+    try:
+        stored = json.loads(Path(value).read_text())
+        counts, fitted_to = stored[name], stored["model"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"settings.{name} must be a file of jobs/calibrate.py: {error!r}") from error
+    if fitted_to != weights_digest(model):
+        logger.warning("%s was fitted to another model than %s", value, model)
+    return method.check({name: counts})[name]
 
 
 def num_patches(model: Path) -> int:
@@ -102,7 +108,7 @@ def num_visual(model: Path) -> int:
 def prefill_flops_of(config: Config, model: Path, settings: dict[str, Any], num_prompt_tokens: int) -> int:
     """Multiply-adds of the language model on a prompt, by the method with its resolved settings."""
     shape = LanguageShape.from_config(AutoConfig.from_pretrained(model).text_config)
-    if get_method(config.prune.method).kind != "in_llm":
+    if not get_method(config.prune.method).inside_model:
         return prefill_flops(shape, num_prompt_tokens)
     visual = num_visual(model)
     if has_tiles(model):

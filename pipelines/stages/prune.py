@@ -5,22 +5,33 @@ each where the method looks at the prompt. What it needs beside projected tokens
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from otprune import num_kept, select_tokens
+from otprune import num_kept
 from otprune.anyres import pack_tiles
-from otprune.methods import check_settings, get_method
+from otprune.methods import get_method
+from otprune.methods.reduction import Reduced, Seen
 from otprune.models import LlavaEncoder, load_encoder
 from otprune.models.relevance import Relevance, make_relevance
-from otprune.reducers import m3_grids, m3_pool, prumerge
-from otprune.selectors.cdpruner import cdpruner
 from pipelines.stages.token_arrays import Kept
+
+
+class Picture(NamedTuple):
+    """The size of a picture and the grid of its tiles, beside which there is one crop that shows all of it."""
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+
+    @property
+    def num_crops(self) -> int:
+        return 1 + self.rows * self.columns
 
 
 class Pruner:
@@ -39,40 +50,106 @@ class Pruner:
         settings: dict[str, Any],
         per_tile: bool = False,
     ):
-        self.method, self.kind = method, get_method(method).kind
-        self.requires = get_method(method).requires
-        self.settings = check_settings(method, settings)
+        self.method = get_method(method)
+        checked, requires = self.method.check(settings), self.method.requires
         self.encoder: LlavaEncoder = load_encoder(
-            model, dtype=dtype, device=device, attention="class_attention" in self.requires
+            model, dtype=dtype, device=device, attention="class_attention" in requires
         )
-        self.per_tile = per_tile or bool(self.requires)
-        num_tokens = self.encoder.num_tokens
-        self.k = num_tokens if self.kind in ("none", "in_llm") else num_kept(retention, num_tokens)
-        self.retention = retention
-        self.selection = {"method": method, "gamma": gamma, "gamma_scale": gamma_scale}
         self.relevance: Relevance | None = None
-        if "relevance" in self.requires:
-            self.relevance = make_relevance(self.settings, model, dtype, device)
+        if "relevance" in requires:
+            self.relevance = make_relevance(checked, model, dtype, device)
+        self.reduce = self.method.build(checked, {"gamma": gamma, "gamma_scale": gamma_scale})
+        self.retention = 1.0 if self.method.keeps_all else retention
+        self.k = num_kept(self.retention, self.encoder.num_tokens)
+        if self.method.keeps_grid:
+            self.lay_out = self._pack_crops
+        elif per_tile or requires:  # what the encoder computes beside features is computed crop by crop
+            self.lay_out = self._crop_by_crop
+        else:
+            self.lay_out = self._choose_among_all
 
     @property
     def per_prompt(self) -> bool:
         """Whether what is kept depends on the prompt."""
-        return "relevance" in self.requires
+        return self.method.per_prompt
 
     def __call__(
         self, pixels: Tensor, seeds: Tensor, prompts: list[list[str]], sizes: np.ndarray | None = None
     ) -> list[list[Kept]]:
         """Pixels uint8 [B, H, H, 3], a seed int64 [B] and the prompts of each picture -> what is kept of each.
 
-        LLaVA-1.6 has crops [B, T, H, H, 3] and `sizes` [B, 4] instead (`anyres.stack_pictures`).
+        LLaVA-1.6 has crops [B, T, H, H, 3] and `sizes` [B, 4] instead (`tiles.stack_pictures`).
         """
         if sizes is None:
             return self._squares(pixels, seeds, prompts)
-        counts = [1 + int(rows * columns) for _, _, rows, columns in sizes]
-        crops = torch.cat([shown[:count] for shown, count in zip(pixels, counts, strict=True)])
-        if not self.per_tile or self.kind in ("none", "in_llm") or self.method == "m3":
-            features = self.encoder(crops).split(counts)
-            return [[self._packed(*each)] for each in zip(features, sizes.tolist(), seeds, strict=True)]
+        pictures = [Picture(*size) for size in sizes.tolist()]
+        crops = torch.cat([shown[: picture.num_crops] for shown, picture in zip(pixels, pictures, strict=True)])
+        return self.lay_out(crops, seeds, prompts, pictures)
+
+    def _squares(self, pixels: Tensor, seeds: Tensor, prompts: list[list[str]]) -> list[list[Kept]]:
+        """Pixels [B, H, H, 3]: square pictures, or crops, each by itself."""
+        left = self.reduce(self._see(pixels, seeds, prompts), self.k)
+        return [[self._kept(reduced) for reduced in picture] for picture in left]
+
+    def _see(self, pixels: Tensor, seeds: Tensor, prompts: list[list[str]]) -> Seen:
+        """What the method requires, and nothing else."""
+        hidden = self.encoder.see(pixels)
+        patches, attention, keys, relevance = self.encoder.patches(hidden), None, None, None
+        features = patches if self.method.before_projector else self.encoder.project(patches)
+        if "class_attention" in self.method.requires:
+            attention, keys = self.encoder.class_attention(hidden)
+        if self.relevance is not None:
+            owner = [picture for picture, texts in enumerate(prompts) for _ in texts]
+            texts = [text for texts in prompts for text in texts]
+            relevance = self.relevance(patches[owner], features[owner], texts)
+        return Seen(
+            features=features,
+            seeds=seeds.to(features.device),
+            prompts=prompts,
+            keys=keys,
+            class_attention=attention,
+            relevance=relevance,
+        )
+
+    def _kept(self, reduced: Reduced, num_visual: int = 0) -> Kept:
+        tokens = self.encoder.project(reduced.features) if self.method.before_projector else reduced.features
+        return Kept(tokens, reduced.source, num_visual)
+
+    # LLaVA-1.6: three ways from the crops of a picture to what is left of it. The method decides which, once.
+
+    def _choose_among_all(
+        self, crops: Tensor, seeds: Tensor, prompts: list[list[str]], pictures: list[Picture]
+    ) -> list[list[Kept]]:
+        """As released: among all tokens of a picture, newline tokens and overview too."""
+        kept = []
+        for features, picture, seed, texts in zip(
+            self._features(crops, pictures), pictures, seeds, prompts, strict=True
+        ):
+            packed = self._pack(features, picture)
+            seen = Seen(features=packed[None], seeds=seed[None].to(packed.device), prompts=[texts])
+            (left,) = self.reduce(seen, num_kept(self.retention, len(packed)))
+            kept.append([self._kept(reduced, len(packed)) for reduced in left])
+        return kept
+
+    def _pack_crops(
+        self, crops: Tensor, seeds: Tensor, prompts: list[list[str]], pictures: list[Picture]
+    ) -> list[list[Kept]]:
+        """Each crop becomes a smaller square, and the squares are laid out as the crops would be."""
+        kept = []
+        for features, picture, seed in zip(self._features(crops, pictures), pictures, seeds, strict=True):
+            num_visual = len(self._pack(features[..., :1], picture))
+            seen = Seen(features=features, seeds=seed.expand(len(features)), prompts=[[]] * len(features))
+            squares = torch.stack([reduced.features for (reduced,) in self.reduce(seen, self.k)])
+            tokens = self._pack(squares, picture)
+            source = torch.arange(num_visual) if self.method.keeps_all else torch.full((len(tokens),), -1)
+            kept.append([Kept(tokens, source, num_visual)])
+        return kept
+
+    def _crop_by_crop(
+        self, crops: Tensor, seeds: Tensor, prompts: list[list[str]], pictures: list[Picture]
+    ) -> list[list[Kept]]:
+        """Each crop as if it were a picture of its own; no newline tokens."""
+        counts = [picture.num_crops for picture in pictures]
         owners = [owner for owner, count in enumerate(counts) for _ in range(count)]
         places = torch.cat([torch.arange(count) for count in counts])  # no two crops draw the same random tokens
         left = iter(self._squares(crops, seeds[owners] + places, [prompts[owner] for owner in owners]))
@@ -80,67 +157,15 @@ class Pruner:
         num_tokens = self.encoder.num_tokens
         return [[join_crops(prompt, num_tokens) for prompt in zip(*image, strict=True)] for image in images]
 
-    def _packed(self, crops: Tensor, size: list[int], seed: Tensor) -> Kept:
-        """Joint selection, as released: among all tokens of an image, newline tokens and overview too."""
-        height, width, rows, columns = size
+    def _features(self, crops: Tensor, pictures: list[Picture]) -> tuple[Tensor, ...]:
+        """Of each picture the projected tokens [T, N, D] of its crops."""
+        return self.encoder(crops).split([picture.num_crops for picture in pictures])
+
+    def _pack(self, crops_TND: Tensor, picture: Picture) -> Tensor:
         assert self.encoder.newline is not None, "tiles are LLaVA-1.6's"
-        layout: dict[str, Any] = {"grid": (rows, columns), "image_size": (height, width)}
-        num_visual = len(pack_tiles(crops[..., :1], newline_D=self.encoder.newline[:1], **layout))
-        if self.method == "m3":
-            crops = torch.stack([kept.tokens for kept in self._pool(crops)])
-        tokens = pack_tiles(crops, newline_D=self.encoder.newline, **layout)
-        if self.method == "m3":
-            return Kept(tokens, torch.full((len(tokens),), -1), num_visual)
-        if self.kind in ("none", "in_llm"):
-            return Kept(tokens, torch.arange(len(tokens)), num_visual)
-        k = num_kept(self.retention, num_visual)
-        (index,) = select_tokens(tokens[None], k, seed=seed[None].to(tokens.device), **self.selection)
-        return Kept(tokens[index], index, num_visual)
-
-    def _squares(self, pixels: Tensor, seeds: Tensor, prompts: list[list[str]]) -> list[list[Kept]]:
-        if "class_attention" in self.requires:
-            return [[kept] for kept in self._merge(pixels)]
-        if self.relevance is not None:
-            return self._by_prompt(pixels, prompts, self.relevance)
-        features = self.encoder(pixels)
-        if self.kind in ("none", "in_llm"):
-            everything = torch.arange(features.shape[1])
-            return [[Kept(tokens, everything)] for tokens in features]
-        if self.method == "m3":
-            return [[kept] for kept in self._pool(features)]
-        keep = select_tokens(features, self.k, seed=seeds.to(features.device), **self.selection)
-        return [[Kept(tokens[index], index)] for tokens, index in zip(features, keep, strict=True)]
-
-    def _by_prompt(self, pixels: Tensor, prompts: list[list[str]], relevance: Relevance) -> list[list[Kept]]:
-        """CDPruner: every prompt of a picture has its own tokens."""
-        patches = self.encoder.patches(self.encoder.see(pixels))
-        features = self.encoder.project(patches)
-        owner = [i for i, texts in enumerate(prompts) for _ in texts]
-        texts = [text for texts in prompts for text in texts]
-        method = partial(
-            cdpruner, relevance=relevance(patches[owner], features[owner], texts), theta=self.settings["theta"]
-        )
-        keep = iter(select_tokens(features[owner], self.k, method=method))
-        return [
-            [Kept(tokens[index], index) for index in (next(keep) for _ in texts)]
-            for tokens, texts in zip(features, prompts, strict=True)
-        ]
-
-    def _pool(self, features: Tensor) -> list[Kept]:
-        side = m3_grids(features.shape[1])[-1]
-        grid = self.settings["grid"] or next(g for g in m3_grids(side**2) if g**2 >= self.k)
-        middle = torch.arange(grid) * (side // grid) + side // grid // 2
-        source = (middle[:, None] * side + middle).flatten()
-        return [Kept(tokens, source) for tokens in m3_pool(features, grid)]
-
-    def _merge(self, pixels: Tensor) -> list[Kept]:
-        """PruMerge merges what the projector reads."""
-        hidden = self.encoder.see(pixels)
-        attention, keys = self.encoder.class_attention(hidden)
-        plus = self.method == "prumerge_plus"
-        k = None if plus or self.settings["adaptive"] else max(self.k, 2)
-        merged = prumerge(self.encoder.patches(hidden), keys, attention, k=k, plus=plus)
-        return [Kept(self.encoder.project(one.features), one.source) for one in merged]
+        newline = self.encoder.newline[: crops_TND.shape[-1]]
+        grid, size = (picture.rows, picture.columns), (picture.height, picture.width)
+        return pack_tiles(crops_TND, newline_D=newline, grid=grid, image_size=size)
 
 
 def join_crops(crops: Sequence[Kept], num_tokens: int) -> Kept:

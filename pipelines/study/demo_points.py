@@ -16,7 +16,8 @@ from torch import Tensor
 
 from otprune import num_kept, select_tokens
 from otprune.distance import exact_w2, gaussian_w2, sliced_w2, trace_objective
-from otprune.selectors.cdpruner import cdpruner
+from otprune.methods import UNPRUNED
+from otprune.methods.cdpruner import cdpruner
 from pipelines.study.pieces import Row
 
 TASKS = ("exist", "attr", "where", "rel", "count", "mc", "text", "bg")
@@ -103,7 +104,7 @@ def choose(features: Tensor, retention: float, point: Point, seeds: Tensor) -> T
     """Indices int64 [B, k] that the point keeps of features [B, N, D]; seeds int64 [B] are for random ones."""
     k = num_kept(retention, features.shape[1])
     method = point["method"]
-    if method == "none":
+    if method == UNPRUNED:
         return torch.arange(features.shape[1]).expand(len(features), -1)
     if method == "dpp":
         return select_tokens(features, k, method=partial(cdpruner, relevance=torch.ones(features.shape[:2])))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipelines.sweep.grid import BASELINES
+from otprune.methods import BASELINES, UNPRUNED
 from pipelines.sweep.point import FINISHED, Record, machines_of, store_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Setting:
 
     @property
     def is_unpruned(self) -> bool:
-        return self.values["method"] == "none"
+        return self.values["method"] == UNPRUNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def has_prices(records: Sequence[Record]) -> bool:
 
 def label_of(values: dict[str, Any]) -> str:
     """A setting without its cluster, in words."""
-    if values["method"] == "none":
+    if values["method"] == UNPRUNED:
         return "unpruned"
     return f"{values['method']} at {100 * values['retention']:g} %"
 
@@ -104,7 +104,7 @@ def advise(records: Sequence[Record], *, tolerance: float, difference: Differenc
         return Advice(None, None, text, [], _failures(records))
     fit = [s for s in settings if s.is_unpruned or (s.quality is not None and s.quality[1] >= 1 - tolerance)]
     buy = fit[0]  # there is one: the unpruned point
-    unpruned = _like(buy, settings, "none") or next(s for s in settings if s.is_unpruned)
+    unpruned = _like(buy, settings, UNPRUNED) or next(s for s in settings if s.is_unpruned)
     warnings = _failures(records) + _doubts(buy, unpruned, fit, settings, difference)
     kept = f"{100 * (1 - tolerance):g} %"
     if buy.is_unpruned:
@@ -176,10 +176,10 @@ def _doubts(
 
 
 def _against_baselines(buy: Setting, settings: Sequence[Setting], difference: Difference) -> list[str]:
-    if buy.values["method"] in BASELINES:
+    if buy.values["method"] in (UNPRUNED, *BASELINES):
         return []
     found = []
-    for method in ("random", "uniform"):
+    for method in BASELINES:
         other = _like(buy, settings, method)
         if other is None:
             found.append(f"{method} was not run at this retention: whether the method earns its name is open.")
@@ -221,7 +221,7 @@ def _machines(settings: Sequence[Setting]) -> dict[str, list[str]]:
 def _like(setting: Setting, settings: Sequence[Setting], method: str, retention: float | None = None) -> Setting | None:
     """The same setting with another method, and with another retention if one is given; `none` has none."""
     wanted = setting.values | {"method": method} | ({} if retention is None else {"retention": retention})
-    if method == "none":
+    if method == UNPRUNED:
         wanted.pop("retention")
     return next((other for other in settings if wanted.items() <= other.values.items()), None)
 

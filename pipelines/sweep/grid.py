@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from otprune.methods import BASELINES, UNPRUNED
 from pipelines.config.keys import Config
 from pipelines.config.load import read_yaml, with_values
 from pipelines.errors import UserError
@@ -30,7 +31,7 @@ AXES = {
     "engine": "engine.name",
     "batch": "generate.batch_size",
 }
-BASELINES = ("none", "random", "uniform")
+ALWAYS = (UNPRUNED, *BASELINES)
 POINTS = "points"  # folder of the sweep's output
 CAPTIONS_ALIKE = ("method", "retention", "batch", "cluster")  # what does not change what the unpruned model says
 NOT_SPEED = ("engine.timeout_seconds", "engine.max_restarts")  # what a finished point never met
@@ -63,7 +64,7 @@ class Point:
 
     @property
     def is_unpruned(self) -> bool:
-        return self.values["method"] == "none"
+        return self.values["method"] == UNPRUNED
 
 
 def make_points(config: SweepConfig) -> list[Point]:
@@ -77,7 +78,7 @@ def make_points(config: SweepConfig) -> list[Point]:
     own = dict(map(_read_method, methods))
     if len(own) < len(methods):
         raise UserError("sweep.grid must hold every value of an axis once")
-    settings = [("none", 1.0)] * ("none" in own) + [(m, r) for m in own if m != "none" for r in retentions]
+    settings = [(UNPRUNED, 1.0)] * (UNPRUNED in own) + [(m, r) for m in own if m != UNPRUNED for r in retentions]
     varied = {name for name, values in axes.items() if len(values) > 1}
     clusters = axes.pop("cluster")
     points = []
@@ -115,7 +116,7 @@ def read_axes(config: SweepConfig) -> dict[str, list[Any]]:
         "cluster": [_read_cluster(config, each) for each in grid.get("cluster", [{}])],
     }
     if config.sweep.baselines:
-        axes["method"] += [method for method in BASELINES if method not in axes["method"]]
+        axes["method"] += [method for method in ALWAYS if method not in axes["method"]]
     names = [cluster["name"] for cluster in axes["cluster"]]
     if len(set(names)) < len(names):
         raise UserError(f"sweep.grid: clusters must have different names, got {', '.join(names)}")
@@ -181,7 +182,7 @@ def _make_point(
     }
     key = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:8]
     shown = {**values, "cluster": cluster["name"]}
-    parts = ["none" if values["method"] == "none" else f"{values['method']}-{values['retention']:g}"]
+    parts = [UNPRUNED if values["method"] == UNPRUNED else f"{values['method']}-{values['retention']:g}"]
     parts += [f"{axis.rpartition('.')[2]}-{shown[axis]}" for axis in shown if axis in varied and axis != "cluster"]
     parts += [cluster["name"]] if "cluster" in varied else []
     name = "-".join(_plain(part) for part in [*parts, key])

@@ -64,7 +64,7 @@ def test_names_are_read_from_the_source_without_importing_it(installed):
     assert sampling == {"top_k", "stop"}
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kind == "in_llm"])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.inside_model])
 def test_methods_inside_the_language_model_are_refused_with_the_reason(installed, method):
     told = refused(VLLM, f"prune.method={method}")
     assert told.startswith(f"engine.name must be transformers with prune.method={method}, got vllm: the method deletes")

@@ -6,7 +6,7 @@ from itertools import accumulate
 import pytest
 
 from otprune.flops import PAPER_PROMPTS, match_flops, paper_table, prefill_flops, true_flops
-from otprune.schedules import visual_rows
+from otprune.methods import get_method
 from otprune.select import METHODS
 from otprune.shapes import MODELS
 
@@ -52,7 +52,7 @@ def test_recovered_baseline_settings_give_the_printed_costs(model, method, setti
 def test_fitprune_release_recipe():
     _, tflops, percent = paper_table("llava-1.5-7b", "fitprune", recipe=FITPRUNE_90)
     assert (round(tflops, 3), round(percent, 1)) == (0.552, 16.9)
-    rows = visual_rows("fitprune", 576, 32, recipe=FITPRUNE_90, as_released=True)
+    rows = get_method("fitprune").visual_rows(576, 32, recipe=FITPRUNE_90, as_released=True)
     assert rows[-1] == (37, 37)
     assert rows[0] == (576, 576 - 262)
 
@@ -70,7 +70,7 @@ def test_fitprune_rows_charged_to_the_ffn_of_their_last_layer_cost_more():
     """Deleting at a layer's output, as here, keeps the attention rows and moves the deletion past the FFN."""
     shape, ratios = MODELS["llava-1.5-7b"].language, []
     for num_visual, text in PAPER_PROMPTS["llava-1.5-7b"]:
-        rows = visual_rows("fitprune", num_visual, 32, recipe=FITPRUNE_90)
+        rows = get_method("fitprune").visual_rows(num_visual, 32, recipe=FITPRUNE_90)
         late = prefill_flops(shape, text, visual=rows, ffn_matrices=2, head=False)
         ratios.append(late / prefill_flops(shape, text + num_visual, ffn_matrices=2, head=False))
     assert round(100 * sum(ratios) / len(ratios), 1) == 18.4
@@ -119,7 +119,7 @@ def test_no_pruning_costs_all():
 
 
 def test_pyramiddrop_stages_are_counted_layer_by_layer():
-    rows = visual_rows("pyramiddrop", 576, 32, stages={8: 288, 16: 144, 24: 72})
+    rows = get_method("pyramiddrop").visual_rows(576, 32, stages={8: 288, 16: 144, 24: 72})
     assert [n for n, _ in rows] == [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8
 
 
@@ -135,7 +135,7 @@ def test_pyramiddrop_stages_are_counted_layer_by_layer():
     ],
 )
 def test_methods_coincide_where_their_schedules_do(method, settings, equal):
-    assert visual_rows(method, 576, 32, **settings) == visual_rows(equal[0], 576, 32, **equal[1])
+    assert get_method(method).visual_rows(576, 32, **settings) == get_method(equal[0]).visual_rows(576, 32, **equal[1])
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,8 @@ def test_match_flops_agrees_with_trying_every_budget_in_the_true_book(method):
         return true_flops(model, method, num_text=60, **settings).total
 
     dear_enough = [settings for settings in every if total(**settings) >= target]
-    found = match_flops(method, total, target, num_visual=576, num_layers=32, layer=2 if method == "fastv" else None)
+    given = {"layer": 2} if method == "fastv" else {}
+    found = match_flops(method, total, target, num_visual=576, num_layers=32, **given)
     assert found == min(dear_enough, key=lambda settings: total(**settings))
 
 
@@ -197,7 +198,7 @@ def test_match_flops_takes_a_budget_that_meets_the_target_exactly_and_never_keep
 
 
 def test_match_flops_refuses_a_target_out_of_reach_and_a_method_without_a_budget():
-    with pytest.raises(ValueError, match=r"target must be at most 100\.0, vtw's largest budget, got 101"):
+    with pytest.raises(ValueError, match=r"target must be at most 100\.0, what the largest budget costs, got 101"):
         match_flops(
             "vtw",
             lambda **s: paper_table("llava-1.5-7b", "vtw", **s)[2],
@@ -205,9 +206,11 @@ def test_match_flops_refuses_a_target_out_of_reach_and_a_method_without_a_budget
             num_visual=576,
             num_layers=32,
         )
-    for method in ("fastv", "fitprune", "divprune"):
-        with pytest.raises(ValueError, match="method must be vtw, fastv"):
+    for method in ("none", "divprune", "prumerge"):
+        with pytest.raises(ValueError, match=f"method must be one of m3, fastv, .*got '{method}'"):
             match_flops(method, lambda **_: 0.0, 1.0, num_visual=576, num_layers=32)
+    with pytest.raises(ValueError, match="recipes must hold one to choose from"):
+        match_flops("fitprune", lambda **_: 0.0, 1.0, num_visual=576, num_layers=32)
 
 
 @pytest.mark.parametrize(
@@ -236,4 +239,6 @@ def test_unknown_names_are_value_errors():
     with pytest.raises(ValueError, match="model must be one of"):
         paper_table("llava-2", "otprune", retention=0.1)
     with pytest.raises(ValueError, match="num_visual and num_layers must be at least 1, got 0 and 32"):
-        visual_rows("none", 0, 32)
+        get_method("none").visual_rows(0, 32)
+    with pytest.raises(ValueError, match=r"method must be one of none, otprune, .*got 'magic'"):
+        paper_table("llava-1.5-7b", "magic", retention=0.1)

@@ -15,6 +15,7 @@ from transformers.models.llava.configuration_llava import LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from otprune import methods
+from otprune.budget import make_policy
 from otprune.flops import (
     decode_flops,
     prefill_flops,
@@ -23,14 +24,14 @@ from otprune.flops import (
     true_flops,
     vision_flops,
 )
-from otprune.layerwise import POLICIES, KeepAll
+from otprune.layerwise import KeepAll
 from otprune.layerwise.executor import prefill
-from otprune.reducers import prumerge
+from otprune.methods.cdpruner import cdpruner
+from otprune.methods.divprune import divprune
+from otprune.methods.logdet_linear import logdet_linear
+from otprune.methods.otprune import otprune
+from otprune.methods.prumerge import prumerge
 from otprune.select import METHODS
-from otprune.selectors.cdpruner import cdpruner
-from otprune.selectors.divprune import divprune
-from otprune.selectors.logdet_linear import logdet_linear
-from otprune.selectors.otprune import otprune
 from otprune.shapes import MODELS, LanguageShape, ModelShape, VisionShape
 
 
@@ -238,7 +239,7 @@ def test_methods_inside_the_model_cost_what_they_multiply(method, settings, size
     config = language_config(**sizes)
     config._attn_implementation = "sdpa"
     model = LlamaForCausalLM(config).eval()
-    policy = POLICIES[method](**settings) if settings else KeepAll()
+    policy = make_policy(method, settings) if settings else KeepAll()
     with sdpa_kernel(SDPBackend.MATH):
         total = counted(lambda: prefill(model, [torch.randn(60, config.hidden_size)], [(7, 47)], policy))
     shape = ModelShape(vision=MODELS["llava-1.5-7b"].vision, language=LanguageShape.from_config(config))
@@ -264,7 +265,9 @@ def test_a_config_without_optional_fields_is_plain_multi_head_attention():
 
 
 def test_user_mistakes_are_value_errors():
-    with pytest.raises(ValueError, match="method must have a known selection cost, got 'magic'"):
+    with pytest.raises(ValueError, match="method must act before the language model, got 'vtw'"):
+        selector_flops("vtw", 576, 4096, 56)
+    with pytest.raises(ValueError, match=r"method must be one of none, otprune, .*got 'magic'"):
         true_flops(MODELS["llava-1.5-7b"], "magic", num_text=5, retention=0.1)
     with pytest.raises(ValueError, match="visual must have one entry for each of 32 layers, got 2"):
         prefill_flops(MODELS["llava-1.5-7b"].language, 5, visual=[(1, 1)] * 2)

@@ -6,22 +6,15 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from otprune.layerwise import (
-    POLICIES,
-    VTW,
-    FastV,
-    FitPrune,
-    KeepAll,
-    PyramidDrop,
-    executor,
-    generate_layerwise,
-    prefill_logits,
-    steps,
-)
+from otprune.layerwise import KeepAll, executor, generate_layerwise, prefill_logits, steps
 from otprune.layerwise.executor import prefill
 from otprune.layerwise.layout import pad_prompts
 from otprune.layerwise.policy import keep_top
-from otprune.schedules import SETTINGS, visual_rows
+from otprune.methods import METHODS, InModel, get_method
+from otprune.methods.fastv import FastV
+from otprune.methods.fitprune import FitPrune
+from otprune.methods.pyramiddrop import PyramidDrop
+from otprune.methods.vtw import VTW
 from tests import llama_oracle
 from tests.llama_oracle import WIDTH, tiny_model
 from tests.otprune.test_decoding import Looks, broken_logits, nan_for_rows_that_see_nothing
@@ -109,13 +102,14 @@ def test_a_left_padded_batch_equals_its_prompts_alone(model, prompts, name):
 def test_every_layer_caches_what_the_cost_model_says(model, prompts, name):
     policy, settings = CASES[name]
     state = prefill(model, prompts[:1], SPANS[:1], policy(**settings))
-    rows = visual_rows(name.split("-")[0], 12, 4, **settings)
+    rows = get_method(name.split("-")[0]).visual_rows(12, 4, **settings)
     assert state.cache.lengths == [LENGTHS[0] - 12 + attention for attention, _ in rows]
 
 
 def test_a_policy_takes_the_settings_that_its_cost_is_counted_from():
-    for method, policy in POLICIES.items():
-        assert set(SETTINGS[method]) <= set(inspect.signature(policy).parameters)
+    for method in METHODS.values():
+        if isinstance(method, InModel):
+            assert set(method.scheduled_by) <= set(inspect.signature(method.policy).parameters)
 
 
 def test_among_equal_scores_the_earlier_tokens_stay(prompts):

@@ -3,21 +3,15 @@
 import pytest
 import torch
 
-from otprune.layerwise import (
-    LLAVA_15_7B_RECIPES,
-    VTW,
-    FitPrune,
-    find_vtw_layer,
-    fit_fitprune,
-    generate_layerwise,
-    prefill_logits,
-    pyramid_stages,
-    vtw_divergences,
-)
+from otprune.layerwise import generate_layerwise, prefill_logits
 from otprune.layerwise.executor import prefill
-from otprune.layerwise.fitprune_fit import fit_recipe, measure, recipe_at
+from otprune.methods import get_method
+from otprune.methods.fitprune import LLAVA_15_7B_RECIPES, FitPrune
+from otprune.methods.fitprune_fit import fit_fitprune, fit_recipe, measure, recipe_at
+from otprune.methods.pyramiddrop import pyramid_stages
+from otprune.methods.vtw import VTW
+from otprune.methods.vtw_search import find_vtw_layer, vtw_divergences
 from otprune.part_flops import prefill_flops
-from otprune.schedules import visual_rows
 from otprune.shapes import MODELS, LanguageShape
 from tests import llama_oracle
 from tests.llama_oracle import WIDTH, tiny_model
@@ -170,7 +164,7 @@ def test_a_fitted_recipe_runs(model, prompts):
     answers = generate_layerwise(model, prompts, SPANS, FitPrune(recipe=recipe), max_new_tokens=3)
     assert [len(answer) for answer in answers] == [3, 3, 3]
     assert prefill(model, prompts, SPANS, FitPrune(recipe=recipe)).layouts[-1].num_image == [
-        visual_rows("fitprune", 12, LAYERS, recipe=recipe)[-1][0]
+        get_method("fitprune").visual_rows(12, LAYERS, recipe=recipe)[-1][0]
     ] * len(prompts)
 
 
@@ -190,7 +184,7 @@ def test_a_fit_that_makes_no_sense_is_refused(model, prompts, masses):
 @pytest.mark.parametrize("percent", [80, 90])
 def test_the_released_recipes_promise_what_charges_deleted_rows_to_nothing(percent):
     """It counts a layer's rows after its deletion; charged to that layer's attention, they miss by about 0.6 %."""
-    rows = visual_rows("fitprune", 576, 32, recipe=LLAVA_15_7B_RECIPES[percent], as_released=True)
+    rows = get_method("fitprune").visual_rows(576, 32, recipe=LLAVA_15_7B_RECIPES[percent], as_released=True)
     left_behind = [(after, after) for _, after in rows]
     language = MODELS["llava-1.5-7b"].language
     unpruned, promised, charged = (
@@ -201,7 +195,7 @@ def test_the_released_recipes_promise_what_charges_deleted_rows_to_nothing(perce
 
 
 def test_the_released_90_percent_recipe_leaves_37_tokens_and_73_on_average():
-    rows = visual_rows("fitprune", 576, 32, recipe=LLAVA_15_7B_RECIPES[90])
+    rows = get_method("fitprune").visual_rows(576, 32, recipe=LLAVA_15_7B_RECIPES[90])
     assert rows[-1][1] == 37
     assert round(sum(attention for attention, _ in rows) / 32) == 73
 

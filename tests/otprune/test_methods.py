@@ -1,23 +1,67 @@
-"""The registry of methods agrees with the code behind each name, and settings are refused by name."""
+"""Every record answers what the rest asks of a method, and settings are refused by name."""
+
+import re
+from pathlib import Path
 
 import pytest
 
 from otprune import select
-from otprune.layerwise import POLICIES
-from otprune.methods import METHODS, check_settings, get_method
-from otprune.schedules import SETTINGS
+from otprune.methods import BASELINES, METHODS, UNPRUNED, InModel, Reducer, Selector, collect, get_method
+from otprune.methods.m3 import METHOD as M3
+from otprune.methods.positional import BLIND
+
+ROOT = Path(__file__).parents[2]
+INSIDE = [name for name, method in METHODS.items() if method.inside_model]
 
 
-def test_every_implementation_is_registered_under_its_kind():
-    kinds = {kind: {name for name, method in METHODS.items() if method.kind == kind} for kind in ("none", "in_llm")}
-    assert kinds == {"none": {"none"}, "in_llm": set(POLICIES)}
-    plain = {name for name, method in METHODS.items() if method.kind == "selector" and not method.requires}
-    assert plain == set(select.METHODS)
+def check_settings(name: str, given: dict) -> dict:
+    return get_method(name).check(given)
 
 
-def test_an_in_llm_method_takes_the_settings_that_its_cost_is_counted_from():
-    for name in POLICIES:
-        assert set(METHODS[name].settings) == set(SETTINGS[name])
+def test_every_record_stands_under_its_own_name_and_is_of_one_kind():
+    assert all(method.name == name for name, method in METHODS.items())
+    assert [name for name, method in METHODS.items() if isinstance(method, InModel)] == INSIDE
+    assert INSIDE == ["fastv", "vtw", "fitprune", "pyramiddrop"]
+    assert tuple(name for name, method in METHODS.items() if isinstance(method, Selector)) == select.METHODS
+    keeping = [name for name, method in METHODS.items() if method.keeps_all]
+    assert keeping == [UNPRUNED, *INSIDE]
+    assert all(isinstance(METHODS[name], Selector) for name in BASELINES)
+    assert all(METHODS[method.name] is method for method in BLIND)
+
+
+def test_two_methods_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="methods must have different names, got 'm3' twice"):
+        collect(M3, METHODS["none"], M3)
+
+
+def test_a_method_without_a_cost_cannot_be_made():
+    with pytest.raises(TypeError, match="cost"):
+        Selector(name="free", choose=lambda features, k: features)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError, match="cost"):
+        Reducer(name="free", reduce=lambda seen, k: [])  # pyright: ignore[reportCallIssue]
+
+
+def test_the_table_of_the_readme_has_every_method_once():
+    section = (ROOT / "README.md").read_text().partition("## Methods")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(names) == sorted(name for name in METHODS if name != UNPRUNED)
+
+
+def test_no_name_of_a_method_is_compared_outside_the_records():
+    """Names stand where they are the user's defaults, in docstrings, and in the study of the paper's own claims."""
+    names = "|".join(name for name in METHODS if name not in ("none", "first", "last"))
+    quoted = re.compile(rf"[\"']({names})[\"']")
+    allowed = ("otprune/methods/", "pipelines/study/", "pipelines/config/", "pipelines/accuracy/config.py")
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for package in ("otprune", "pipelines")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if not str(path.relative_to(ROOT)).startswith(allowed)
+        for line in path.read_text().splitlines()
+        if quoted.search(line)
+    ]
+    assert [line for line in found if "==" in line or "case " in line or " in (" in line or "!=" in line] == []
 
 
 def test_settings_are_completed_by_their_defaults():

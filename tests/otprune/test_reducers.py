@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from otprune.reducers import m3_grids, m3_pool, prumerge
-from otprune.reducers.prumerge import EXTRA, NUM_NEIGHBOURS
+from otprune.methods.m3 import m3_grids, m3_pool
+from otprune.methods.prumerge import EXTRA, NUM_NEIGHBOURS, prumerge
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from otprune import select_tokens
 from otprune.kernel import unit_columns
-from otprune.selectors.cdpruner import cdpruner
-from otprune.selectors.logdet_linear import logdet_linear
-from otprune.selectors.otprune import otprune
+from otprune.methods.cdpruner import cdpruner
+from otprune.methods.logdet_linear import logdet_linear
+from otprune.methods.otprune import otprune
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -10,11 +10,11 @@ from transformers import AutoConfig
 from jobs.calibrate import main as calibrate
 from otprune.budget import match_budget
 from otprune.flops import prefill_flops
-from otprune.layerwise.fitprune import LLAVA_15_7B_RECIPES
-from otprune.layerwise.fitprune_fit import recipe_at
-from otprune.schedules import visual_rows
+from otprune.methods import get_method
+from otprune.methods.fitprune import LLAVA_15_7B_RECIPES
+from otprune.methods.fitprune_fit import match_recipes, recipe_at
+from otprune.methods.vtw_search import first_searched
 from otprune.shapes import MODELS, LanguageShape
-from pipelines.accuracy.calibrate import Sample, first_layer, fit_to_retentions
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.run.job import check_pruning
@@ -26,7 +26,7 @@ NOTHING = {"fastv": {"layer": None, "kept": None}, "vtw": {"layer": None}, "pyra
 
 
 def cost(method: str, **settings) -> int:
-    return prefill_flops(SHAPE, 57, visual=visual_rows(method, 576, SHAPE.layers, **settings))
+    return prefill_flops(SHAPE, 57, visual=get_method(method).visual_rows(576, SHAPE.layers, **settings))
 
 
 def matched(method: str, retention: float = 0.098, **given) -> dict:
@@ -107,13 +107,12 @@ def test_a_recipe_fitted_to_the_corpus_is_one_that_the_job_takes(demo_model, sce
     assert "prune.method must be fitprune or vtw" in capsys.readouterr().err
 
 
-def test_fitprune_pays_for_the_layer_that_deletes(monkeypatch):
+def test_fitprune_pays_for_the_layer_that_deletes():
     """Of all alphas the cheapest recipe that costs no less than the selector, where a layer works, attention and FFN,
     on all rows that enter it: 4 n d^2 + 2 n^2 d + 3 n d m."""
     masses = torch.rand(2, 7, 4, 16, generator=torch.Generator().manual_seed(3)).pow(4)
-    monkeypatch.setattr("pipelines.accuracy.calibrate.measure", lambda *_: masses)
     sizes = {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 2}
-    model = SimpleNamespace(config=SimpleNamespace(**sizes, vocab_size=9))
+    shape = LanguageShape.from_config(SimpleNamespace(**sizes, vocab_size=9))
 
     def cost(rows: list[int]) -> int:
         return sum(4 * n * 8**2 + 2 * n**2 * 8 + 3 * n * 8 * 20 for n in (5 + left for left in rows))
@@ -123,14 +122,14 @@ def test_fitprune_pays_for_the_layer_that_deletes(monkeypatch):
 
     every = [cost_of(recipe_at(*masses, alpha / 100)) for alpha in range(101)]
     retentions = [0.75, 0.5, 0.375]
-    recipes = fit_to_retentions(Sample(model, [torch.zeros(21, 8)], [(3, 19)]), retentions)
+    recipes = match_recipes(*masses, shape, 5, retentions)
     for retention, recipe in zip(retentions, recipes, strict=True):
         assert cost_of(recipe) == min(each for each in every if each >= cost([round(16 * retention)] * 4))
 
 
 @pytest.mark.parametrize(("num_layers", "first"), [(4, 1), (28, 4), (32, 5), (40, 5)])
 def test_vtw_is_searched_from_the_releases_layer_on(num_layers, first):
-    assert first_layer(num_layers) == first
+    assert first_searched(num_layers) == first
 
 
 def test_a_released_recipe_can_be_given_as_it_is():
@@ -141,7 +140,7 @@ def test_a_released_recipe_can_be_given_as_it_is():
 def test_a_prompts_work_is_counted_layer_by_layer(demo_model):
     config = load_config([*DEMO, "prune.method=vtw"])
     shape = LanguageShape.from_config(AutoConfig.from_pretrained(demo_model).text_config)
-    rows = visual_rows("vtw", 256, 4, layer=1)
+    rows = get_method("vtw").visual_rows(256, 4, layer=1)
     assert prefill_flops_of(config, demo_model, {"layer": 1}, 265) == prefill_flops(shape, 9, visual=rows)
     assert prefill_flops_of(load_config(DEMO), demo_model, {}, 34) == prefill_flops(shape, 34)
     assert prefill_flops_of(config, demo_model, {"layer": 1}, 0) > 0  # before the first caption

@@ -45,21 +45,18 @@ def pixels(scene_pixels) -> np.ndarray:
     return scene_pixels
 
 
-@pytest.fixture
-def with_settings(encoder, monkeypatch):
-    """The loaded encoder with some of its settings changed for one test."""
+@pytest.fixture(scope="module")
+def with_settings(demo_model):
+    """An encoder with some settings of its own; loading the demo's tower takes a tenth of a second."""
+    made: dict[tuple, Encoder] = {}
 
-    def change(*, method="otprune", retention=0.1, seed=0, batch_size=32, **selection) -> Encoder:
-        count = encoder.encoder.num_tokens if method == "none" else num_kept(retention, encoder.encoder.num_tokens)
-        chosen = {"method": method, "gamma": None, "gamma_scale": "trace"} | selection
-        pruner, kind = encoder.pruner, "none" if method == "none" else "selector"
-        for name, value in {"method": method, "kind": kind, "k": count, "selection": chosen}.items():
-            monkeypatch.setattr(pruner, name, value)
-        monkeypatch.setattr(encoder, "seed", seed)
-        monkeypatch.setattr(encoder, "batch_size", batch_size)
-        return encoder
+    def make(**changes) -> Encoder:
+        key = tuple(sorted(changes.items()))
+        if key not in made:
+            made[key] = Encoder(model_path=str(demo_model), **SETTINGS | changes)
+        return made[key]
 
-    return change
+    return make
 
 
 def work_of(pixels: np.ndarray, samples: int = 0) -> UnitBatch:
@@ -278,17 +275,17 @@ def with_bad_images(pixels: np.ndarray, indices: set[int]) -> np.ndarray:
 
 
 def break_on_bad(encoder: Encoder, monkeypatch, result) -> None:
-    """The tower raises `result` for a batch with a bad image, or puts that value into the image's features."""
-    tower = encoder.encoder.forward
+    """The tower raises `result` for a batch with a bad image, or puts that value into the image's hidden states."""
+    see = encoder.encoder.see
 
-    def forward(pixels):
+    def broken(pixels):
         bad = (pixels == BAD).flatten(1).all(dim=1)
         if isinstance(result, Exception) and bad.any():
             raise result
-        features = tower(pixels)
-        return features if isinstance(result, Exception) else features.masked_fill(bad[:, None, None], result)
+        hidden = see(pixels)
+        return hidden if isinstance(result, Exception) else hidden.masked_fill(bad[:, None, None], result)
 
-    monkeypatch.setattr(encoder.encoder, "forward", forward)
+    monkeypatch.setattr(encoder.encoder, "see", broken)
 
 
 @pytest.mark.parametrize("result", [RuntimeError("kernel failed\nsecond line"), float("nan")], ids=["raises", "nan"])

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForConditionalGeneration
 
 from otprune import select_tokens
+from otprune.methods.cdpruner import cdpruner
+from otprune.methods.prumerge import prumerge
 from otprune.models import CheckpointError
 from otprune.models.relevance import ClipRelevance
-from otprune.reducers import prumerge
-from otprune.selectors.cdpruner import cdpruner
 from pipelines.output.unit import Unit
 from pipelines.stages.encode import Encoder
 from pipelines.stages.token_arrays import Kept, pack, unpack
@@ -34,10 +34,11 @@ PROMPTS = ["describe the image .", "is there a circle ?"]
 def encoder(demo_model):
     made = {}
 
-    def make(method: str, **settings) -> Encoder:
-        key = (method, *settings.items())
+    def make(method: str, batch_size: int = 4, **settings) -> Encoder:
+        key = (method, batch_size, *settings.items())
         if key not in made:
-            made[key] = Encoder(model_path=str(demo_model), method=method, settings=settings, **SETTINGS)
+            shared = SETTINGS | {"batch_size": batch_size}
+            made[key] = Encoder(model_path=str(demo_model), method=method, settings=settings, **shared)
         return made[key]
 
     return make
@@ -185,11 +186,10 @@ def test_cdpruner_without_a_clip_says_what_to_do(demo_model):
 
 
 @pytest.mark.parametrize("method", ["m3", "prumerge", "prumerge_plus", "cdpruner"])
-def test_the_batch_does_not_change_what_is_left(encoder, scene_pixels, method, monkeypatch):
-    made = encoder(method, **({"relevance": "words"} if method == "cdpruner" else {}))
-    together = encoded(made, scene_pixels)
-    monkeypatch.setattr(made, "batch_size", 1)
-    alone = encoded(made, scene_pixels)
+def test_the_batch_does_not_change_what_is_left(encoder, scene_pixels, method):
+    settings = {"relevance": "words"} if method == "cdpruner" else {}
+    together = encoded(encoder(method, **settings), scene_pixels)
+    alone = encoded(encoder(method, batch_size=1, **settings), scene_pixels)
     assert np.array_equal(alone.arrays["kept"], together.arrays["kept"])
     np.testing.assert_allclose(alone.arrays["tokens"], together.arrays["tokens"], atol=1e-4)
 

@@ -14,11 +14,15 @@ Departures:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from otprune.layerwise.policy import Need, State, check_layer, keep_top
-from otprune.select import num_kept
+from otprune.methods.base import InModel, Sizes
+from otprune.methods.search import Search
+from otprune.methods.settings import Setting
+from otprune.schedules import num_kept, stage_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +53,34 @@ class FastV:
             return self.kept
         assert self.retention is not None
         return num_kept(self.retention, num_image)
+
+
+def _cost(sizes: Sizes, *, layer: int, kept: int) -> int:
+    """One query and its scores in the last layer that sees everything."""
+    queries = sizes.shape.heads * sizes.shape.head_dim
+    return (sizes.shape.hidden + sizes.num_text + sizes.num_visual) * queries if layer > 0 else 0
+
+
+def _match(search: Search, *, layer: int | None = None, kept: int | None = None) -> dict[str, Any]:
+    """`kept` 1 .. num_visual at `layer`; None is 2, or 1 where 2 cost more than the target even with one token left."""
+    if kept is not None:
+        return {"layer": layer or 2, "kept": kept}
+    layer = layer or (2 if search.flops(layer=2, kept=1) <= search.target else 1)
+    return search.smallest([{"layer": layer, "kept": kept} for kept in range(1, search.num_visual + 1)])
+
+
+METHOD = InModel(
+    name="fastv",
+    policy=FastV,
+    cost=_cost,
+    rows=lambda num_visual, num_layers, _, *, layer, kept: stage_rows(num_visual, num_layers, {layer: kept}),
+    match=_match,
+    settings={
+        "layer": Setting(
+            meaning="layers before this one see every token; null is 2, or 1 where 2 cost more than the budget",
+            kind="integer",
+            low=1,
+        ),
+        "kept": Setting(meaning="tokens from this layer on; null matches retention's FLOPs", kind="integer", low=1),
+    },
+)

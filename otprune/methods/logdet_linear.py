@@ -14,11 +14,14 @@ Cost on a CPU: no N x N matrix. A pick needs one row of G, the product V v_j: O(
 image.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from otprune.greedy import greedy_from_kernel, greedy_logdet
 from otprune.kernel import image_by_image_on_cpu, mean_diagonal, token_gram, unit_columns
+from otprune.methods.base import Selector, Shared
 
 DEFAULT_GAMMA = 1.0
 
@@ -39,3 +42,17 @@ def logdet_linear(features_BND: Tensor, k: int, *, gamma: float | None = None, c
     # A GPU forms all of G sooner than it reads V once for every pick.
     gram_BNN = token_gram(features_BND, centered=centered)
     return greedy_from_kernel(gram_BNN, mean_diagonal(gram_BNN) / gamma, k)
+
+
+def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
+    """N^2 D, or on a CPU N D (k + 1); and the Cholesky columns so far times each pick's row, N k (k - 1) / 2."""
+    kernel = num_tokens * width * (kept + 1 if on_cpu else num_tokens)
+    return kernel + num_tokens * kept * (kept - 1) // 2
+
+
+_GAMMA = frozenset[Shared](("gamma",))
+
+LOGDET_LINEAR = Selector(name="logdet_linear", choose=logdet_linear, cost=_cost, shared=_GAMMA)
+LOGDET_LINEAR_CENTERED = Selector(
+    name="logdet_linear_centered", choose=partial(logdet_linear, centered=True), cost=_cost, shared=_GAMMA
+)

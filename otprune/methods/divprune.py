@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from otprune.kernel import compute_dtype, gram, image_by_image_on_cpu
+from otprune.methods.base import Selector
 
 
 @image_by_image_on_cpu
@@ -33,3 +34,10 @@ def divprune(features_BND: Tensor, k: int) -> Tensor:
         nearest_BN[image_B, pick_B] = -torch.inf  # a token is picked once
         picks_BK[:, step] = nearest_BN.argmax(dim=-1)
     return picks_BK
+
+
+METHOD = Selector(
+    name="divprune",
+    choose=divprune,
+    cost=lambda num_tokens, width, kept, on_cpu: num_tokens**2 * width,  # the Gram matrix
+)

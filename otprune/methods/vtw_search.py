@@ -26,6 +26,9 @@ from otprune.layerwise.cache import LayerCache
 from otprune.layerwise.executor import last_logits, prefill, run_layers
 from otprune.layerwise.layout import Layout, keep_rows
 from otprune.layerwise.policy import KeepAll, Need, State, check_layer
+from otprune.methods.base import Sample
+
+RELEASED_FIRST_LAYER, RELEASED_LAYERS = 5, 32  # where the release's search begins, and of how many layers
 
 
 def find_vtw_layer(
@@ -47,6 +50,22 @@ def find_vtw_layer(
         raise ValueError(f"threshold must be at least 0, got {threshold}")
     divergences = vtw_divergences(model, embeds, image_spans, first_layer=first_layer)
     return next((layer for layer, divergence in divergences if divergence <= threshold), len(model.model.layers))
+
+
+def calibrate_vtw(
+    sample: Sample, *, threshold: float, first_layer: int | None, retention: float | None = None
+) -> dict[str, Any]:
+    """`layer` as `find_vtw_layer`, and every divergence of the search; `first_layer` None is `first_searched`."""
+    num_layers = len(sample.model.model.layers)
+    first = first_searched(num_layers) if first_layer is None else first_layer
+    divergences = dict(vtw_divergences(sample.model, sample.embeds, sample.spans, first_layer=first))
+    below = (layer for layer, value in divergences.items() if value <= threshold)
+    return {"layer": next(below, num_layers), "divergences": divergences}
+
+
+def first_searched(num_layers: int) -> int:
+    """Where the search begins: the release's layer, and in a model of fewer layers than its own in proportion."""
+    return min(RELEASED_FIRST_LAYER, round(num_layers * RELEASED_FIRST_LAYER / RELEASED_LAYERS))
 
 
 def vtw_divergences(

@@ -1,6 +1,6 @@
 """FitPrune's calibration: the recipe that a compute budget asks for, from the attention of a few samples.
 
-The unpruned model reads every sample once; each image token's self and cross mass (`fitprune.attention_mass`) is kept
+The unpruned model reads every sample once; each image token's self and cross mass (`layerwise/attention.py`) is kept
 for every layer. One number alpha in [0, 1] then decides what each layer deletes. In layer l, for either mass, tokens
 are sorted ascending, and the largest prefix is deletable whose cumulated mass is at most alpha times the layer's total;
 a sample deletes what is deletable under both, and
@@ -21,21 +21,60 @@ Departures:
 Shape suffixes: S samples, T layers, N image tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from otprune.layerwise.attention import attention_mass
 from otprune.layerwise.executor import prefill
-from otprune.layerwise.fitprune import Recipe, attention_mass
 from otprune.layerwise.policy import Need, State
-from otprune.part_flops import prefill_flops
-from otprune.schedules import visual_rows
+from otprune.methods.base import Sample
+from otprune.methods.search import Search
+from otprune.part_flops import prefill_flops, selector_prefill
+from otprune.schedules import recipe_rows
 from otprune.shapes import LanguageShape
 
+Recipe = Mapping[int, int]
+"""{layer: image tokens that it deletes}."""
+
 TOLERANCE = 0.01
+
+
+def calibrate_fitprune(
+    sample: Sample, *, retention: float, threshold: float | None = None, first_layer: int | None = None
+) -> dict[str, Any]:
+    """`recipe` of the largest alpha whose prefill costs no less than a selector's at `retention`."""
+    [recipe] = fit_recipes(sample, [retention])
+    return {"recipe": recipe}
+
+
+def fit_recipes(sample: Sample, retentions: Sequence[float]) -> list[dict[int, int]]:
+    """The same for each of `retentions`; the sample is read once. Budgets are those of its first prompt."""
+    (start, end), length = sample.spans[0], len(sample.embeds[0])
+    masses = measure(sample.model, sample.embeds, sample.spans)
+    shape, text = LanguageShape.from_config(sample.model.config), length - (end - start)
+    return match_recipes(*masses, shape, text, retentions)
+
+
+def match_recipes(
+    self_STN: Tensor, cross_STN: Tensor, shape: LanguageShape, num_text: int, retentions: Sequence[float]
+) -> list[dict[int, int]]:
+    """Of all alphas' recipes the cheapest that costs no less than a selector's prefill, for each of `retentions`."""
+    num_visual, steps = self_STN.shape[-1], round(1 / TOLERANCE)
+
+    def flops(recipe: Recipe) -> int:
+        return prefill_flops(shape, num_text, visual=recipe_rows(num_visual, shape.layers, recipe))
+
+    recipes = sorted((recipe_at(self_STN, cross_STN, step * TOLERANCE) for step in range(steps + 1)), key=flops)
+    budgets, found = [{"recipe": recipe} for recipe in recipes], []
+    for retention in retentions:
+        target = selector_prefill(shape, num_text, num_visual, retention)
+        search = Search(flops=flops, target=target, num_visual=num_visual, num_layers=shape.layers)
+        found.append(search.smallest(budgets)["recipe"])
+    return found
 
 
 def fit_fitprune(
@@ -126,8 +165,7 @@ def _deletable(mass_SN: Tensor, left_SN: Tensor, alpha: float) -> Tensor:
 
 
 def _image_flops(shape: LanguageShape, num_visual: int, recipe: Recipe) -> int:
-    rows = visual_rows("fitprune", num_visual, shape.layers, recipe=recipe)
-    return prefill_flops(shape, 0, visual=rows, head=False)
+    return prefill_flops(shape, 0, visual=recipe_rows(num_visual, shape.layers, recipe), head=False)
 
 
 @dataclass(frozen=True)

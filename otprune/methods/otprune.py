@@ -12,10 +12,13 @@ Departures:
   which spends the kernel's largest eigenvalue on a direction that every token shares.
 """
 
+from functools import partial
+
 from torch import Tensor
 
 from otprune.greedy import greedy_logdet
 from otprune.kernel import image_by_image_on_cpu, mean_diagonal, squared_kernel_ridge, token_gram
+from otprune.methods.base import Selector, Shared
 
 DEFAULT_GAMMA = {"released": 0.01, "paper": 0.01, "trace": 0.5}
 
@@ -37,3 +40,15 @@ def otprune(
     gram_BNN = token_gram(features_BND, centered=centered)
     ridge_B = squared_kernel_ridge(gamma, gamma_scale, mean_diagonal(gram_BNN), gram_BNN.shape[-1], k)
     return greedy_logdet(gram_BNN, ridge_B, k, symmetric=True)
+
+
+def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
+    """N^2 D + N^3, or on a CPU, which forms k rows of the kernel and its diagonal, N^2 D + N^2 (k + 1); and in either
+    case the Cholesky columns so far times each pick's row, N k (k - 1) / 2."""
+    return num_tokens**2 * (width + (kept + 1 if on_cpu else num_tokens)) + num_tokens * kept * (kept - 1) // 2
+
+
+_GAMMA = frozenset[Shared](("gamma", "gamma_scale"))
+
+OTPRUNE = Selector(name="otprune", choose=otprune, cost=_cost, shared=_GAMMA)
+OTPRUNE_CENTERED = Selector(name="otprune_centered", choose=partial(otprune, centered=True), cost=_cost, shared=_GAMMA)

@@ -11,11 +11,18 @@ Departures:
   for every choice; what is left then goes by the conditional variance at that point, ties to the lowest index.
 """
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from otprune.choice import choose_tokens
 from otprune.greedy import greedy_logdet
 from otprune.kernel import compute_dtype
+from otprune.methods.base import Reducer
+from otprune.methods.reduction import Reduced, Seen, keep_rows
+from otprune.methods.settings import Setting
 
 
 def cdpruner(features: Tensor, k: int, relevance: Tensor, *, theta: float | None = None) -> Tensor:
@@ -46,3 +53,43 @@ def _min_max(relevance_BN: Tensor) -> Tensor:
     low_B1, high_B1 = relevance_BN.amin(dim=-1, keepdim=True), relevance_BN.amax(dim=-1, keepdim=True)
     span_B1 = high_B1 - low_B1
     return torch.where(span_B1 > 0, (relevance_BN - low_B1 + 1e-6) / span_B1, 1)
+
+
+def _reduce(seen: Seen, k: int, *, theta: float | None, **of_relevance: Any) -> list[list[Reduced]]:
+    """Every prompt of a picture has its own tokens."""
+    assert seen.relevance is not None, "cdpruner requires relevance"
+    owner = [picture for picture, prompts in enumerate(seen.prompts) for _ in prompts]
+    choose = partial(cdpruner, relevance=seen.relevance, theta=theta)
+    features = seen.features[owner]
+    kept = iter(keep_rows(features, choose_tokens(choose, features, k)))
+    return [[next(kept) for _ in prompts] for prompts in seen.prompts]
+
+
+def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
+    """N^2 D, or on a CPU N D (k + 1); N D to compare tokens with a prompt; and the Cholesky columns so far times each
+    pick's row, N k (k - 1) / 2.
+
+    CLIP's text tower, which runs once for each different prompt, and its projection of the patches are not counted.
+    """
+    kernel = num_tokens * width * (kept + 1 if on_cpu else num_tokens)
+    return kernel + num_tokens * width + num_tokens * kept * (kept - 1) // 2
+
+
+METHOD = Reducer(
+    name="cdpruner",
+    reduce=_reduce,
+    cost=_cost,
+    requires=frozenset(("relevance",)),
+    settings={
+        "relevance": Setting(
+            meaning="to the prompt's CLIP text embedding, to its word embeddings in the language model, or none",
+            kind="text",
+            default="clip",
+            choices=("clip", "words", "none"),
+        ),
+        "clip": Setting(meaning="CLIP checkpoint whose vision tower the model has", kind="text"),
+        "theta": Setting(
+            meaning="weight of relevance against diversity; null uses relevance itself", kind="number", low=0, below=1
+        ),
+    },
+)

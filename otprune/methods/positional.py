@@ -6,6 +6,8 @@ Each returns int64 [B, k], ascending, on the features' device.
 import torch
 from torch import Tensor
 
+from otprune.methods.base import Selector
+
 
 def first(features_BND: Tensor, k: int) -> Tensor:
     """Tokens 0 .. k-1: the top of the image in raster order."""
@@ -50,3 +52,17 @@ def _mix(value: Tensor) -> Tensor:
     for _ in range(2):
         value = ((value ^ (value >> 16)) * 0x45D9F3B) & _MASK
     return value ^ (value >> 16)
+
+
+def _nothing(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
+    """They multiply nothing."""
+    return 0
+
+
+RANDOM = Selector(name="random", choose=random, cost=_nothing, shared=frozenset(("seed",)))
+UNIFORM = Selector(name="uniform", choose=uniform, cost=_nothing)
+FIRST = Selector(name="first", choose=first, cost=_nothing)
+LAST = Selector(name="last", choose=last, cost=_nothing)
+
+BLIND = (RANDOM, UNIFORM, FIRST, LAST)
+"""All that never look."""

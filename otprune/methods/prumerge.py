@@ -28,32 +28,24 @@ Departures:
 Shape suffixes: B images, N visual tokens, D feature width, K chosen tokens of one image.
 """
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from otprune.kernel import compute_dtype
+from otprune.methods.base import BY_TOKENS, Reducer
+from otprune.methods.reduction import Reduced, Requirement, Seen
+from otprune.methods.settings import Setting
 
 NUM_NEIGHBOURS = 32
 EXTRA = -1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Merged:
-    """What is left of one image: `features` [K + 1, D], and `source` int64 [K + 1], the token that each row grew from.
-
-    The last row is the extra one, whose source is EXTRA.
-    """
-
-    features: Tensor
-    source: Tensor
-
-
 def prumerge(
     features_BND: Tensor, keys: Tensor, class_attention_BN: Tensor, *, k: int | None = None, plus: bool = False
-) -> list[Merged]:
-    """The merged tokens of each image.
+) -> list[Reduced]:
+    """The merged tokens of each image, K + 1 rows; the last row is the extra one, whose source is EXTRA.
 
     Args:
         features_BND: tokens to merge, any floating type.
@@ -89,7 +81,7 @@ def _most_attended(attention_N: Tensor, number: int) -> Tensor:
     return torch.zeros_like(attention_N, dtype=torch.bool).index_fill_(0, order_N[:number], True)
 
 
-def _merge(features_ND: Tensor, keys_ND: Tensor, attention_N: Tensor, chosen_N: Tensor) -> Merged:
+def _merge(features_ND: Tensor, keys_ND: Tensor, attention_N: Tensor, chosen_N: Tensor) -> Reduced:
     source_K = chosen_N.nonzero().squeeze(1)
     weighted_ND = features_ND.to(attention_N.dtype) * attention_N[:, None]
     unit_ND = torch.nn.functional.normalize(keys_ND.to(attention_N.dtype), dim=-1)
@@ -99,7 +91,7 @@ def _merge(features_ND: Tensor, keys_ND: Tensor, attention_N: Tensor, chosen_N: 
     neighbours_KM = order_KN[:, : min(NUM_NEIGHBOURS, len(chosen_N) - 1)]
     merged_KD = features_ND[source_K].to(attention_N.dtype) + weighted_ND[neighbours_KM].sum(dim=1)
     extra_1D = weighted_ND[~chosen_N].sum(dim=0, keepdim=True)
-    return Merged(
+    return Reduced(
         features=torch.cat([merged_KD, extra_1D]).to(features_ND.dtype),
         source=torch.cat([source_K, source_K.new_tensor([EXTRA])]),
     )
@@ -122,3 +114,43 @@ def _check(features_BND: Tensor, keys: Tensor, class_attention_BN: Tensor, k: in
         raise ValueError(f"k must be None with plus, whose number follows from the attention, got {k}")
     if k is not None and not 2 <= k <= N + 1:
         raise ValueError(f"k must be in [2, {N + 1}], chosen tokens and the extra one, got {k}")
+
+
+def _reduce(seen: Seen, k: int, *, adaptive: bool = False, plus: bool = False) -> list[list[Reduced]]:
+    assert seen.keys is not None, "prumerge requires keys"
+    assert seen.class_attention is not None, "prumerge requires class_attention"
+    rows = None if plus or adaptive else max(k, 2)
+    return [[one] for one in prumerge(seen.features, seen.keys, seen.class_attention, k=rows, plus=plus)]
+
+
+def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
+    """(N + 2) D^2 + N D for the keys and the query of the layer whose attention is read, and their scores; k N D for
+    the keys' cosines and 32 k D of sums. D is the tower's width."""
+    looks = (num_tokens + 2) * width**2 + num_tokens * width
+    return looks + kept * num_tokens * width + NUM_NEIGHBOURS * kept * width
+
+
+_REQUIRES = frozenset[Requirement](("keys", "class_attention"))
+
+PRUMERGE = Reducer(
+    name="prumerge",
+    reduce=_reduce,
+    cost=_cost,
+    requires=_REQUIRES,
+    before_projector=True,
+    settings={
+        "adaptive": Setting(
+            meaning="each image's number of tokens by the outliers of its attention, not by retention",
+            kind="flag",
+            default=False,
+        )
+    },
+)
+PRUMERGE_PLUS = Reducer(
+    name="prumerge_plus",
+    reduce=partial(_reduce, plus=True),
+    cost=_cost,
+    requires=_REQUIRES,
+    before_projector=True,
+    counting=BY_TOKENS,
+)

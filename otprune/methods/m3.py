@@ -13,10 +13,16 @@ Shape suffixes: B images, N visual tokens (a square grid in raster order), D fea
 """
 
 from math import isqrt
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from otprune.kernel import compute_dtype
+from otprune.methods.base import BY_TOKENS, Reducer
+from otprune.methods.reduction import Reduced, Seen
+from otprune.methods.search import Search
+from otprune.methods.settings import Setting
 
 
 def m3_pool(features_BND: Tensor, grid: int) -> Tensor:
@@ -49,3 +55,41 @@ def m3_grids(num_visual: int) -> list[int]:
     if num_visual < 1 or side * side != num_visual:
         raise ValueError(f"tokens must form a square grid, got {num_visual}")
     return [grid for grid in range(1, side + 1) if side % grid == 0]
+
+
+def _reduce(seen: Seen, k: int, *, grid: int | None) -> list[list[Reduced]]:
+    """A pooled token grew from the centre of its cell."""
+    grids = m3_grids(seen.features.shape[1])
+    side, grid = grids[-1], grid or next(each for each in grids if each**2 >= k)
+    middle = torch.arange(grid) * (side // grid) + side // grid // 2
+    source = (middle[:, None] * side + middle).flatten()
+    return [[Reduced(features=features, source=source)] for features in m3_pool(seen.features, grid)]
+
+
+def _fits(num_patches: int, *, grid: int | None) -> None:
+    grids = m3_grids(num_patches)
+    if grid is not None and grid not in grids:
+        raise ValueError(f"settings.grid must be one of {grids} for this model, got {grid}")
+
+
+def _match(search: Search) -> dict[str, Any]:
+    """The square grids that divide the full one."""
+    return search.smallest([{"tokens": grid**2} for grid in m3_grids(search.num_visual)])
+
+
+METHOD = Reducer(
+    name="m3",
+    reduce=_reduce,
+    cost=lambda num_tokens, width, kept, on_cpu: num_tokens * width,
+    counting=BY_TOKENS,
+    keeps_grid=True,
+    fits=_fits,
+    match=_match,
+    settings={
+        "grid": Setting(
+            meaning="side of the pooled grid; null is the smallest with retention's number of tokens or more",
+            kind="integer",
+            low=1,
+        )
+    },
+)
