@@ -3,7 +3,6 @@
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.benchmarks import RECORD_COLUMNS, Benchmark, Comparison, Record, Scores
 from pipelines.config.load import to_yaml
+from pipelines.output.reader import OutputReader
 from pipelines.output.schema import PREDICTIONS_FOLDER
 from pipelines.output.totals import Totals
 from pipelines.store import Store
@@ -20,8 +20,6 @@ from pipelines.store import Store
 if TYPE_CHECKING:
     from pipelines.run.job import Job
     from pipelines.run.outcome import Outcome
-
-THREADS = 16
 
 
 def score_output(
@@ -126,12 +124,4 @@ def render_scores(
 
 
 def _read(output: Store, columns: list[str] | None) -> pa.Table:
-    names = sorted(output.list(PREDICTIONS_FOLDER))
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = pool.map(lambda name: _read_part(output, name, columns), names)
-        return pa.concat_tables(parts)
-
-
-def _read_part(output: Store, name: str, columns: list[str] | None) -> pa.Table:
-    with output.fs.open(output.join(PREDICTIONS_FOLDER, name), "rb") as stream:
-        return pq.read_table(stream, columns=columns).replace_schema_metadata(None)
+    return pa.concat_tables(OutputReader(output, PREDICTIONS_FOLDER).tables(columns))
