@@ -3,18 +3,17 @@
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.benchmarks import RECORD_COLUMNS, Benchmark, Comparison, Record, Scores
 from pipelines.config.load import to_yaml
 from pipelines.output.reader import OutputReader
 from pipelines.output.schema import PREDICTIONS_FOLDER
 from pipelines.output.totals import Totals
+from pipelines.report.environment import render_page
 from pipelines.store import Store
 
 if TYPE_CHECKING:
@@ -109,13 +108,13 @@ def render_scores(
     job: "Job", scores: Sequence[Scores], comparisons: Mapping[str, Comparison], outcome: "Outcome", totals: Totals
 ) -> str:
     """scores.html, self-contained."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("scores.html.jinja").render(
-        config=job.config,
-        config_yaml=to_yaml(job.config),
+    return render_page(
+        "accuracy/scores.html.jinja",
+        kind="scores",
         fingerprint=job.fingerprint,
+        config_yaml=to_yaml(job.config),
+        machines=(f"{outcome.cluster}.",) if outcome.cluster else (),
+        config=job.config,
         scores=scores,
         comparisons=comparisons,
         metrics=outcome.metrics,
