@@ -17,7 +17,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 THREADS, AHEAD = 16, 64
 
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 STORE_ERRORS = (OSError, ValueError, BotoCoreError)
 """What a store raises that is not there, not open to us or wrongly addressed. No answer and no credentials on S3 are
