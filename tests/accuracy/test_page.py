@@ -4,10 +4,10 @@ import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
+from pipelines.accuracy.config import AccuracyConfig
 from pipelines.accuracy.page import render_accuracy
 from pipelines.accuracy.table import Measured, Point, accuracy_table
 from pipelines.benchmarks import get_benchmark
-from pipelines.config.keys import AccuracyConfig
 from pipelines.config.load import load_config
 
 JOB: Any = None  # the page asks nothing of a point's job
