@@ -5,12 +5,20 @@ import json
 import os
 import posixpath
 import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
+
+THREADS, AHEAD = 16, 64
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 STORE_ERRORS = (OSError, ValueError, BotoCoreError)
 """What a store raises that is not there, not open to us or wrongly addressed. No answer and no credentials on S3 are
@@ -117,3 +125,23 @@ def read_json(store: Store, name: str) -> Any:
         return json.loads(store.read(name))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def in_threads(call: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """`call` of each item, in the order of the items, THREADS at a time: a store's answers take longer to come than to
+    read. At most AHEAD results wait for the caller, so that memory stays bounded.
+
+    Raises:
+        Exception: what `call` raises, when its item's turn comes; calls that have not begun are dropped.
+    """
+    waiting: deque[Future[Out]] = deque()
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) >= AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -3,11 +3,12 @@
 import os
 import pickle
 import threading
+import time
 
 import pytest
 
 from pipelines import store as storage
-from pipelines.store import STORE_ERRORS, Store, make_store
+from pipelines.store import AHEAD, STORE_ERRORS, Store, in_threads, make_store
 from tests.helpers import s3_server
 
 
@@ -124,3 +125,34 @@ def test_paths_become_absolute_and_keep_their_meaning(tmp_path, monkeypatch):
     store = make_store("s3://bucket/deep", endpoint_url="http://x", anonymous=True)
     assert (store.root, store.join("captions", "a"), store.is_s3) == ("bucket/deep", "bucket/deep/captions/a", True)
     assert (store.endpoint_url, store.anonymous) == ("http://x", True)
+
+
+def test_calls_in_threads_answer_in_order_and_stay_few_ahead_of_the_caller():
+    called, answers = [], 0
+
+    def call(item: int) -> int:
+        called.append(item)
+        time.sleep(0.001 * (item % 3))  # a later call may end first
+        return item
+
+    for answer in in_threads(call, range(500)):
+        assert answer == answers
+        answers += 1
+        assert len(called) <= answers + AHEAD
+    assert answers == 500
+
+
+def test_the_first_item_whose_call_fails_ends_the_calls():
+    called = []
+
+    def call(item: int) -> int:
+        called.append(item)
+        if item == 3:
+            raise OSError("gone")
+        return item
+
+    found = in_threads(call, range(10_000))
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="gone"):
+        next(found)
+    assert len(called) <= 3 + AHEAD

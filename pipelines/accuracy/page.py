@@ -1,14 +1,12 @@
 """accuracy.html: the grid's table for people, self-contained; and its short form for the terminal."""
 
 import sys
-from collections.abc import Sequence
-from datetime import date
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
@@ -18,9 +16,14 @@ from pipelines.accuracy.config import AccuracyConfig
 from pipelines.accuracy.table import Measured, Relative, find_point, relative_scores
 from pipelines.benchmarks import Benchmark
 from pipelines.config.load import to_yaml
-from pipelines.report.plots import line_chart, scatter, series_styles
+from pipelines.output.fingerprint import fingerprint
+from pipelines.report.environment import render_page
+from pipelines.report.plots import Point, Series, Style, beside, legend, plot, styles_of
+from pipelines.report.scale import axis_of_names, axis_over
 
 Row = dict[str, Any]
+Ends = tuple[float, float, float]  # a value and the ends of its interval
+Points = dict[tuple[str, float], dict[str, Row]]  # (method, retention) -> benchmark -> row of the table
 LEVEL_Q = 0.05  # below it a difference is marked
 
 
@@ -35,33 +38,34 @@ def render_accuracy(
     within = {point: rows for point, rows in points.items() if not rows[names[0]]["over_budget"]}
     rivals = {r: [m for m in methods if (m, r) in within] for r in retentions}
     compared = [m for m in methods if any(m in rivals[r] for r in retentions)]
-    styles = series_styles(compared, quiet=[method.name for method in BLIND])
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    styles = styles_of(methods, quiet=[method.name for method in BLIND])
+    drawn = {method: styles[method] for method in compared}
     relative = relative_scores(measured, benches, config.resamples)
-    return environment.get_template("grid.html.jinja").render(
-        config=config,
+    return render_page(
+        "accuracy/grid.html.jinja",
+        kind="accuracy grid",
+        fingerprint=fingerprint(config.dotted()),
         config_yaml=to_yaml(config),
-        made=date.today().isoformat(),
+        config=config,
         names=[(name, name.removeprefix("demo_")) for name in names],
         unpruned=points[UNPRUNED, 1.0],
         blocks=[(r, [points[m, r] for m in methods if (m, r) in points]) for r in retentions],
-        styles=styles,
-        charts=_charts(within, names, compared, retentions, styles),
+        legend=legend(drawn),
+        plots=_plots(within, names, drawn, retentions),
         leaders=[(r, *_leaders(relative, measured, rivals[r], r)) for r in retentions if rivals[r]],
         duels=[(r, rivals[r], _duels(relative, measured, rivals[r], r)) for r in retentions],
         over_budget=[(r, [m for m in methods if (m, r) in points and m not in rivals[r]]) for r in retentions],
         distances=_distances(points, methods, retentions),
+        dots=legend(styles, dots=True),
         scatters=_scatters(points, methods, retentions, styles),
         level=LEVEL_Q,
         mark=mark,
     )
 
 
-def by_point(table: pa.Table) -> dict[tuple[str, float], dict[str, Row]]:
+def by_point(table: pa.Table) -> Points:
     """(method, retention) -> benchmark -> row of the table."""
-    points: dict[tuple[str, float], dict[str, Row]] = {}
+    points: Points = {}
     for row in table.to_pylist():
         points.setdefault((row["method"], row["retention"]), {})[row["benchmark"]] = row
     return points
@@ -98,26 +102,41 @@ def print_accuracy(table: pa.Table, folder: str) -> None:
     console.print(f"page   {folder}/accuracy.html\ntable  {folder}/accuracy.parquet")
 
 
-def _charts(points: dict, names: list[str], methods: list[str], retentions: list[float], styles: dict) -> list[str]:
-    labels = [f"{100 * r:g} %" for r in retentions]
-    charts = []
-    for name in ("relative", *names):
-        first = name == "relative"
+def _plots(points: Points, names: list[str], styles: dict[str, Style], retentions: list[float]) -> list[Markup]:
+    """`relative` and every benchmark over retention, with the unpruned model's as a level."""
+    shown = [("relative, %", lambda rows: _relative(rows[names[0]]))]
+    shown += [(name.removeprefix("demo_"), lambda rows, name=name: _score(rows[name])) for name in names]
+    return [_plot(title, points, styles, retentions, ends_of) for title, ends_of in shown]
 
-        def of(row: Row, first: bool = first) -> tuple[float, float, float]:
-            keys = ("relative", "relative_low", "relative_high") if first else ("score", "low", "high")
-            value, low, high = (row[key] * (100 if first else 1) for key in keys)
-            return value, low, high
 
-        def row_of(method: str, retention: float, name: str = name, first: bool = first) -> Row | None:
-            rows = points.get((method, retention))
-            return rows and rows[names[0] if first else name]
+def _relative(row: Row) -> Ends:
+    return 100 * row["relative"], 100 * row["relative_low"], 100 * row["relative_high"]
 
-        series = {m: [None if row is None else of(row) for r in retentions for row in [row_of(m, r)]] for m in methods}
-        full = of(points[UNPRUNED, 1.0][names[0] if first else name])[0]
-        title = "relative, %" if first else name.removeprefix("demo_")
-        charts.append(line_chart(title, labels, series, styles, level=("all tokens", full)))
-    return charts
+
+def _score(row: Row) -> Ends:
+    return row["score"], row["low"], row["high"]
+
+
+def _plot(
+    title: str,
+    points: Points,
+    styles: dict[str, Style],
+    retentions: list[float],
+    ends_of: Callable[[dict[str, Row]], Ends],
+) -> Markup:
+    series = []
+    for i, (method, style) in enumerate(styles.items()):
+        marks = []
+        for at, retention in enumerate(retentions):
+            if rows := points.get((method, retention)):
+                value, low, high = ends_of(rows)
+                tooltip = f"{method} at {100 * retention:g} %: {value:.3g} ({low:.3g} to {high:.3g})"
+                marks.append(Point(at + beside(i, len(styles)), value, y_ends=(low, high), title=tooltip))
+        series.append(Series(method, marks, style))
+    full = ends_of(points[UNPRUNED, 1.0])[0]
+    values = [full, *(end for one in series for mark in one.points for end in mark.y_ends or ())]
+    x = axis_of_names([f"{100 * retention:g} %" for retention in retentions], "tokens kept")
+    return plot(series, x, axis_over(values, ""), title=title, levels=[(full, "all tokens")])
 
 
 def _leaders(
@@ -169,11 +188,15 @@ def _distances(points: dict, methods: list[str], retentions: list[float]) -> lis
     return found
 
 
-def _scatters(points: dict, methods: list[str], retentions: list[float], styles: dict) -> list[str]:
-    charts = []
+def _scatters(points: Points, methods: list[str], retentions: list[float], styles: dict[str, Style]) -> list[Markup]:
+    """`relative` over the distance, at each retention."""
+    plots = []
     for retention in retentions:
         rows = [next(iter(points[m, retention].values())) for m in methods if (m, retention) in points]
-        known = [(r["method"], r["gaussian_w2"], 100 * r["relative"]) for r in rows if r["gaussian_w2"] is not None]
+        known = {r["method"]: (r["gaussian_w2"], 100 * r["relative"]) for r in rows if r["gaussian_w2"] is not None}
         if len(known) > 1:
-            charts.append(scatter(f"relative, % at {100 * retention:g} %", "Gaussian W2, all to kept", known, styles))
-    return charts
+            series = [Series(name, [Point(*at)], styles[name], joined=False) for name, at in known.items()]
+            x = axis_over([x for x, _ in known.values()], "Gaussian W2, all to kept")
+            y = axis_over([y for _, y in known.values()], "relative, %")
+            plots.append(plot(series, x, y, title=f"{100 * retention:g} % of the tokens"))
+    return plots

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import pyarrow.parquet as pq
 import ray
 from transformers import AutoConfig
 
@@ -11,6 +10,7 @@ from otprune.budget import selector_prefill
 from otprune.flops import TrueFlops, true_flops
 from otprune.methods import BeforeModel, get_method
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
+from pipelines.output.reader import OutputReader
 from pipelines.run.job import Job, inside_model
 from pipelines.run.outcome import RECORD, read_cluster
 from pipelines.run.pruning import has_tiles
@@ -96,9 +96,8 @@ def _budget(job: Job, means: dict[str, float], flops: TrueFlops | None) -> float
 def _mean_counts(job: Job) -> dict[str, float]:
     """Means over answered questions."""
     sums, answered = dict.fromkeys(COUNTS, 0), 0
-    for name in job.output.list(job.folder):
-        with job.output.fs.open(job.output.join(job.folder, name), "rb") as stream:
-            table = pq.read_table(stream, columns=list(COUNTS)).drop_null()
+    for table in OutputReader(job.output, job.folder).tables(COUNTS):
+        table = table.drop_null()
         answered += table.num_rows
         for column in COUNTS:
             sums[column] += table[column].to_numpy().sum().item()

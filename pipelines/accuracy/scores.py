@@ -3,25 +3,22 @@
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.benchmarks import RECORD_COLUMNS, Benchmark, Comparison, Record, Scores
 from pipelines.config.load import to_yaml
+from pipelines.output.reader import OutputReader
 from pipelines.output.schema import PREDICTIONS_FOLDER
 from pipelines.output.totals import Totals
+from pipelines.report.environment import render_page
 from pipelines.store import Store
 
 if TYPE_CHECKING:
     from pipelines.run.job import Job
     from pipelines.run.outcome import Outcome
-
-THREADS = 16
 
 
 def score_output(
@@ -111,13 +108,13 @@ def render_scores(
     job: "Job", scores: Sequence[Scores], comparisons: Mapping[str, Comparison], outcome: "Outcome", totals: Totals
 ) -> str:
     """scores.html, self-contained."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("scores.html.jinja").render(
-        config=job.config,
-        config_yaml=to_yaml(job.config),
+    return render_page(
+        "accuracy/scores.html.jinja",
+        kind="scores",
         fingerprint=job.fingerprint,
+        config_yaml=to_yaml(job.config),
+        machines=(f"{outcome.cluster}.",) if outcome.cluster else (),
+        config=job.config,
         scores=scores,
         comparisons=comparisons,
         metrics=outcome.metrics,
@@ -126,12 +123,4 @@ def render_scores(
 
 
 def _read(output: Store, columns: list[str] | None) -> pa.Table:
-    names = sorted(output.list(PREDICTIONS_FOLDER))
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = pool.map(lambda name: _read_part(output, name, columns), names)
-        return pa.concat_tables(parts)
-
-
-def _read_part(output: Store, name: str, columns: list[str] | None) -> pa.Table:
-    with output.fs.open(output.join(PREDICTIONS_FOLDER, name), "rb") as stream:
-        return pq.read_table(stream, columns=columns).replace_schema_metadata(None)
+    return pa.concat_tables(OutputReader(output, PREDICTIONS_FOLDER).tables(columns))

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from otprune.methods import BASELINES, UNPRUNED
 from pipelines.benchmarks import Benchmark, Comparison, Scores
 from pipelines.metrics.bootstrap import LEVEL, percentile_interval, resampled_sums
+from pipelines.output.reader import OutputReader
 from pipelines.output.schema import PREDICTIONS_FOLDER
 from pipelines.run.job import Job
 from pipelines.store import Store
@@ -171,9 +171,8 @@ def image_of_groups(output: Store) -> dict[str, dict[str, str]]:
     Images of different data sets are different, whatever their ids.
     """
     found: dict[str, dict[str, str]] = {}
-    for name in sorted(output.list(PREDICTIONS_FOLDER)):
-        with output.fs.open(output.join(PREDICTIONS_FOLDER, name), "rb") as stream:
-            table = pq.read_table(stream, columns=["benchmark", "group_id", "source", "image_id"])
+    columns = ["benchmark", "group_id", "source", "image_id"]
+    for table in OutputReader(output, PREDICTIONS_FOLDER).tables(columns):
         for benchmark, group, source, image in zip(*(column.to_pylist() for column in table.columns), strict=True):
             folder = source.rpartition("/")[0]
             found.setdefault(benchmark, {}).setdefault(group, f"{folder}/{image}")

@@ -8,16 +8,15 @@ import logging
 import secrets
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.store import Store
+from pipelines.store import Store, in_threads
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 
-FOLDER, THREADS = "runs", 16
+FOLDER = "runs"
 
 
 @dataclass(slots=True)
@@ -56,12 +55,11 @@ def read_spent(store: Store, without: str = "") -> Spent:
     """What the runs of an output have cost, all but the one called `without`."""
     names = [name for name in store.list(FOLDER) if name.endswith(".json") and name != f"{without}.json"]
     spent = Spent()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for name, content in zip(names, pool.map(lambda name: store.read(f"{FOLDER}/{name}"), names), strict=True):
-            try:
-                spent.add(**json.loads(content))
-            except (ValueError, TypeError) as error:
-                logger.warning(
-                    "%s/%s/%s is none of a run's and is left out: %s", store.path, FOLDER, name, clean(str(error))
-                )
+    for name, content in zip(names, in_threads(lambda name: store.read(f"{FOLDER}/{name}"), names), strict=True):
+        try:
+            spent.add(**json.loads(content))
+        except (ValueError, TypeError) as error:
+            logger.warning(
+                "%s/%s/%s is none of a run's and is left out: %s", store.path, FOLDER, name, clean(str(error))
+            )
     return spent

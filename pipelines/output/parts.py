@@ -1,4 +1,4 @@
-"""Parquet objects of an output: how they are written, and the totals in their metadata."""
+"""The parts of an output as Parquet files, with their totals in the metadata. reader.py reads them."""
 
 import io
 import json
@@ -7,16 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.output.schema import CAPTIONS_FOLDER
-from pipelines.store import Store
-
-METADATA_KEY = b"otprune"
-
-
-def read_totals(store: Store, name: str, folder: str = CAPTIONS_FOLDER) -> dict[str, Any]:
-    """The totals in the metadata of a committed object."""
-    with store.fs.open(store.join(folder, name), "rb") as stream:
-        return json.loads(pq.read_metadata(stream).metadata[METADATA_KEY])
+from pipelines.output.reader import METADATA_KEY
 
 
 def encode_table(rows: list[dict[str, Any]], schema: pa.Schema, metadata: dict[str, Any]) -> bytes:

@@ -2,14 +2,12 @@
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipelines.corpus.file import CorpusFile, RowGroups
 from pipelines.corpus.find import Corpus
-from pipelines.corpus.parquet import FOOTER_THREADS
 from pipelines.errors import UserError
-from pipelines.output.parts import read_totals
+from pipelines.output.reader import OutputReader
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import Unit, parse_part, plan_images, plan_rows, unit_key
@@ -158,16 +156,15 @@ def _committed_images(corpus: Corpus, output: Store, fingerprint: str, committed
     """
     by_name = {file.source: file for file in corpus.files}
     done: set[str] = set()
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        objects = pool.map(lambda name: read_totals(output, name)["sources"], committed)
-        for name, sources in zip(committed, objects, strict=True):
-            files = [by_name[source] for source in sources if source in by_name]
-            if len(files) == len(sources) and unit_key(files, fingerprint) != parse_part(name)[0]:
-                raise UserError(
-                    f"{output.path} holds captions of images that have changed since, in {sources[0]} ... "
-                    f"{sources[-1]}; choose another output.path"
-                )
-            done.update(sources)
+    for name, totals in zip(committed, OutputReader(output).totals(committed), strict=True):
+        sources = totals["sources"]
+        files = [by_name[source] for source in sources if source in by_name]
+        if len(files) == len(sources) and unit_key(files, fingerprint) != parse_part(name)[0]:
+            raise UserError(
+                f"{output.path} holds captions of images that have changed since, in {sources[0]} ... "
+                f"{sources[-1]}; choose another output.path"
+            )
+        done.update(sources)
     if not done & by_name.keys():
         raise UserError(
             f"{output.path} holds captions of images that are not in this corpus; choose another output.path"

@@ -13,12 +13,10 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipelines.benchmarks import Record
 from pipelines.benchmarks.captions import caption_scorer
@@ -28,6 +26,7 @@ from pipelines.corpus.find import find_corpus
 from pipelines.errors import UserError
 from pipelines.metrics.agreement import agreement, health
 from pipelines.metrics.bootstrap import bootstrap
+from pipelines.output.reader import OutputReader
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.quality.config import QualityConfig
 from pipelines.store import STORE_ERRORS, Store, make_store
@@ -36,7 +35,6 @@ from pipelines.tracker import make_tracker
 if TYPE_CHECKING:
     from pipelines.preflight.canary import CanaryResult
 
-THREADS, CHUNK = 16, 64
 COLUMNS = ["source", "row", "prompt", "caption", "finish_reason"]
 
 Address = tuple[str, int, str]  # source, row, prompt
@@ -201,21 +199,15 @@ def read_captions(store: Store, name: str) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: if there are none.
     """
+    reader = OutputReader(store)
     try:
-        parts = sorted(part for part in store.list(CAPTIONS_FOLDER) if part.endswith(".parquet"))
+        names = reader.names()
     except STORE_ERRORS as error:
         raise UserError(f"{name} {store.path} cannot be listed: {type(error).__name__}: {error}") from error
-    if not parts:
+    if not names:
         raise UserError(f"{name} must be the output of a caption job, found no captions in {store.path}")
-
-    def read(part: str) -> list[dict[str, Any]]:
-        with store.fs.open(store.join(CAPTIONS_FOLDER, part), "rb") as stream:
-            return pq.read_table(stream, columns=COLUMNS).to_pylist()
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        for i in range(0, len(parts), CHUNK):
-            for rows in pool.map(read, parts[i : i + CHUNK]):
-                yield from rows
+    for table in reader.tables(COLUMNS, names):
+        yield from table.to_pylist()
 
 
 def address_of(row: dict[str, Any]) -> Address:

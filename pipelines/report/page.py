@@ -1,24 +1,18 @@
 """report.html: one self-contained page that says what a run did, cost and looked like; opens offline."""
 
 import math
-import platform
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.config.load import to_yaml
 from pipelines.output.schema import REASONS
 from pipelines.output.totals import Totals
+from pipelines.report.environment import render_page
 
 if TYPE_CHECKING:
     from pipelines.run.job import Job
     from pipelines.run.outcome import Outcome
 
-HERE = Path(__file__).parent
 STAGES = ("read", "decode", "encode", "generate", "write")
-PACKAGES = ("otprune", "torch", "transformers", "ray", "mlflow")
 COMPARED = ("source", "row", "prompt", "pruned", "unpruned", "references", "jpeg", "kept", "num_tokens")
 SHOWN_COMPARED = 12
 THUMBNAIL = 224  # of the page, in pixels a side
@@ -26,25 +20,24 @@ THUMBNAIL = 224  # of the page, in pixels a side
 
 def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
     """The page for one run and the output that it wrote to."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    metrics = outcome.metrics
+    metrics, gate = outcome.metrics, outcome.gate
     dollars = [
         (name, metrics[f"usd/{name}"]) for name in (*STAGES, "gate", "startup", "idle") if f"usd/{name}" in metrics
     ]
     seconds = [(stage, totals.seconds[stage]) for stage in STAGES]
     longest = max((value for _, value in seconds), default=0) or 1
-    return environment.get_template("captions.html.jinja").render(
-        config=job.config,
-        config_yaml=to_yaml(job.config),
+    return render_page(
+        "report/captions.html.jinja",
+        kind="caption report",
         fingerprint=job.fingerprint,
+        config_yaml=to_yaml(job.config),
+        machines=(f"{outcome.cluster}.",) if outcome.cluster else (),
+        config=job.config,
         outcome=outcome,
         metrics=metrics,
         dollars=[(name, usd, 100 * usd / max(1e-12, metrics["usd_total"])) for name, usd in dollars],
-        gate=(gate := outcome.gate),
+        gate=gate,
         compared=[_compared(each) for each in gate.compared[:SHOWN_COMPARED]] if gate else [],
-        packages=packages(),
         totals=totals,
         num_rows=job.plan.num_rows,
         stages=[(stage, value, 100 * value / longest) for stage, value in seconds],
@@ -54,18 +47,15 @@ def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
 
 
 def _sample(sample: dict[str, Any]) -> dict[str, Any]:
-    return {**sample, "kept_share": len(sample["kept"]) / sample["num_tokens"], "shade": pruned_area(sample)}
+    """A sampled image with a caption for each prompt."""
+    captions = [done["caption"] for done in sample["captions"]]
+    return {**sample, "said": list(zip(sample["prompts"], captions, strict=True)), "shade": pruned_area(sample)}
 
 
 def _compared(each: Any) -> dict[str, Any]:
     """An image of the gate's sample, with its captions under both settings."""
     image = {name: getattr(each, name) for name in COMPARED}
     return image | {"shade": pruned_area(image)}
-
-
-def packages() -> dict[str, str]:
-    """Python and the packages that decide speed, with their versions."""
-    return {"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def pruned_area(sample: dict[str, Any]) -> str:

@@ -1,123 +1,206 @@
-"""Small charts as inline SVG: no script, no network, readable in print."""
+"""The plots of every page, as inline SVG: no script, no network, readable in print.
 
-import html
-import math
-from collections.abc import Mapping, Sequence
+Colours of lines and marks are fixed and stand out on light and dark ground; frame and text take theirs from the style
+sheet of the page (base.html.jinja). Every mark has a tooltip, its `title`.
+"""
 
-COLORS = ("#0b6bcb", "#d1495b", "#2e933c", "#b5651d", "#7b4fb5", "#00838f", "#c2185b", "#5d6d1e", "#37474f", "#e09f3e")
-GRAY, INK = "#98a2b3", "#475467"
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 24, 34
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-Interval = tuple[float, float, float]  # value, low, high
+from markupsafe import Markup, escape
+
+from pipelines.report.scale import Axis, Scale
+
+COLORS = (
+    "#2f7fd6", "#d9534f", "#2f9450", "#9068d0", "#c4720c", "#0f8f96",
+    "#c9529b", "#a3705a", "#7f8a1f", "#6b7fe0", "#5f7fa8", "#b0506e",
+)  # fmt: skip
+GRAYS = ("#7d8796", "#8a94a6")
+DASHES = {"solid": "", "dashed": "5 3", "dotted": "1.5 3"}
+SMALL, LARGE = (340, 240), (760, 400)
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 26, 46
+ROW, NAMES = 21, 240  # height of a row of `intervals`, and the width of what stands before it
 
 
-def line_chart(
-    title: str,
-    labels: Sequence[str],
-    series: Mapping[str, Sequence[Interval | None]],
-    styles: Mapping[str, tuple[str, bool]],
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a series looks; `line` is a key of DASHES and a CSS border style."""
+
+    color: str
+    line: str = "solid"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A mark at (x, y) with the ends of its intervals, if it has any, a text beside it and a tooltip."""
+
+    x: float
+    y: float
+    x_ends: tuple[float, float] | None = None
+    y_ends: tuple[float, float] | None = None
+    label: str = ""
+    title: str = ""
+    ringed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points of one name and style, in the order of the line through them, if they are `joined`."""
+
+    name: str
+    points: Sequence[Point]
+    style: Style
+    joined: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value from low to high, and what is printed elsewhere for the same, if anything."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    printed: float | None = None
+    color: str = COLORS[0]
+
+
+def styles_of(names: Iterable[str], quiet: Sequence[str] = ("none",)) -> dict[str, Style]:
+    """A style for each name, the same for the same names; gray and broken lines for the `quiet`."""
+    names = list(dict.fromkeys(names))
+    loud = [name for name in names if name not in quiet]
+    lines = ("solid", "dashed", "dotted")
+    styles = {
+        name: Style(COLORS[i % len(COLORS)], lines[min(i // len(COLORS), len(lines) - 1)])
+        for i, name in enumerate(loud)
+    }
+    for i, name in enumerate(name for name in names if name in quiet):
+        styles[name] = Style(GRAYS[i // 2 % len(GRAYS)], lines[1 + i % 2])
+    return styles
+
+
+def plot(
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
     *,
-    level: tuple[str, float] | None = None,
-    size: tuple[int, int] = (304, 210),
-) -> str:
-    """Series over equally spaced `labels`, with bars for the intervals; `styles` are (colour, dashed) by series.
+    title: str = "",
+    levels: Sequence[tuple[float, str]] = (),
+    front: Sequence[tuple[float, float]] = (),
+    size: tuple[int, int] = SMALL,
+) -> Markup:
+    """Lines and points over common axes.
 
-    `level` is a named horizontal line. Series are set a little apart, so that their bars do not hide each other.
+    `levels` are named dashed lines at heights y; `front` is a dotted line through (x, y) under everything else.
     """
     width, height = size
-    points = [point for values in series.values() for point in values if point is not None]
-    low, high, step = ticks(
-        min(p[1] for p in points), max([p[2] for p in points] + ([level[1]] if level else [])), count=4
+    across = Scale(x, LEFT, width - RIGHT)
+    up = Scale(y, height - BOTTOM, TOP if title else TOP / 2)
+    parts = [_frame(across, up, title)]
+    for value, text in levels:
+        parts.append(_rule(across.start, up(value), across.stop, up(value), "level"))
+        parts.append(_text(across.stop - 3, up(value) - 5, text, "end"))
+    if front:
+        parts.append(_line([(across(a), up(b)) for a, b in front], Style(GRAYS[0], "dotted")))
+    for one in series:
+        if one.joined and len(one.points) > 1:
+            parts.append(_line([(across(p.x), up(p.y)) for p in one.points], one.style))
+        parts += [_point(point, one, across, up) for point in one.points]
+    return _svg(parts, size, title or f"{y.label} over {x.label}")
+
+
+def intervals(rows: Sequence[Interval], axis: Axis, *, level: float | None = None, width: int = 640) -> Markup:
+    """A row for each value: a dot with its interval, a hollow diamond for what is printed; `level` is a dashed line."""
+    bottom = TOP / 2 + ROW * len(rows)
+    across = Scale(axis, NAMES, width - RIGHT - 8)
+    parts = []
+    for pixel, text in across.ticks():
+        parts.append(_rule(pixel, TOP / 4, pixel, bottom, "grid") + _text(pixel, bottom + 15, text, "middle"))
+    if level is not None:
+        parts.append(_rule(across(level), TOP / 4, across(level), bottom, "level"))
+    parts.append(_text((across.start + across.stop) / 2, bottom + 34, axis.label, "middle", "name"))
+    for i, row in enumerate(rows):
+        middle = TOP / 2 + ROW * (i + 0.5)
+        parts.append(_text(NAMES - 10, middle + 4, row.label, "end"))
+        title = f"{row.label}: {row.value:.3g} ({row.low:.3g} to {row.high:.3g})"
+        bar = f"M{across(row.low):.1f} {middle:.1f}H{across(row.high):.1f}"
+        parts.append(_mark(across(row.value), middle, row.color, bar, title))
+        if row.printed is not None:
+            diamond = f"M{across(row.printed):.1f} {middle - 7:.1f}l6 7l-6 7l-6 -7z"
+            parts.append(f'<path class="printed" d="{diamond}"><title>printed: {row.printed:g}</title></path>')
+    return _svg(parts, (width, round(bottom + BOTTOM)), axis.label)
+
+
+def legend(styles: Mapping[str, Style], *, dots: bool = False) -> Markup:
+    """Names with their lines, or with dots, as HTML."""
+    kind = "dot" if dots else "stroke"
+    items = (
+        f'<span><i class="{kind}" style="border-color:{style.color};border-top-style:{style.line}"></i>'
+        f"{escape(name)}</span>"
+        for name, style in styles.items()
     )
-    inner = width - LEFT - RIGHT
-    apart = min(3.2, 0.6 * inner / len(labels) / len(series))
-
-    def x(i: int, offset: int = 0) -> float:
-        return LEFT + inner * (i + 0.5) / len(labels) + apart * (offset - (len(series) - 1) / 2)
-
-    def y(value: float) -> float:
-        return TOP + (height - TOP - BOTTOM) * (high - value) / (high - low)
-
-    parts = [_text(LEFT, 14, title, weight="600", fill="#1c2330")]
-    for n in range(round((high - low) / step) + 1):
-        at = low + n * step
-        parts.append(f'<line x1="{LEFT}" x2="{width - RIGHT}" y1="{y(at):.1f}" y2="{y(at):.1f}" stroke="#e2e6ee"/>')
-        parts.append(_text(LEFT - 6, y(at) + 4, f"{at:g}", anchor="end"))
-    parts += [_text(x(i), height - 14, label, anchor="middle") for i, label in enumerate(labels)]
-    if level:
-        parts.append(_dashes(LEFT, width - RIGHT, y(level[1]), "#1c2330"))
-        parts.append(_text(width - RIGHT, y(level[1]) - 4, level[0], anchor="end"))
-    for offset, (name, values) in enumerate(series.items()):
-        color, dashed = styles[name]
-        known = [(x(i, offset), point) for i, point in enumerate(values) if point is not None]
-        path = " ".join(f"{px:.1f},{y(point[0]):.1f}" for px, point in known)
-        dash = ' stroke-dasharray="4 3"' if dashed else ""
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"{dash}/>')
-        for px, (value, bottom, top) in known:
-            tip = f"<title>{html.escape(name)}: {value:.3g} ({bottom:.3g} to {top:.3g})</title>"
-            bar = f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{y(bottom):.1f}" y2="{y(top):.1f}" stroke="{color}"/>'
-            parts.append(f'<g>{tip}{bar}<circle cx="{px:.1f}" cy="{y(value):.1f}" r="2.6" fill="{color}"/></g>')
-    return _svg(width, height, title, parts)
+    return Markup(f'<p class="legend">{"".join(items)}</p>')
 
 
-def scatter(
-    title: str,
-    axis: str,
-    points: Sequence[tuple[str, float, float]],
-    styles: Mapping[str, tuple[str, bool]],
-    *,
-    size: tuple[int, int] = (304, 210),
-) -> str:
-    """Named points (series, x, y); `axis` names the x axis."""
-    width, height = size
-    left, right, step_x = ticks(min(p[1] for p in points), max(p[1] for p in points), count=4)
-    low, high, step_y = ticks(min(p[2] for p in points), max(p[2] for p in points), count=4)
-    parts = [_text(LEFT, 14, title, weight="600", fill="#1c2330"), _text(width - RIGHT, height - 3, axis, anchor="end")]
-
-    def x(value: float) -> float:
-        return LEFT + 8 + (width - LEFT - RIGHT - 16) * (value - left) / (right - left)
-
-    def y(value: float) -> float:
-        return TOP + (height - TOP - BOTTOM) * (high - value) / (high - low)
-
-    for n in range(round((high - low) / step_y) + 1):
-        at = low + n * step_y
-        parts.append(f'<line x1="{LEFT}" x2="{width - RIGHT}" y1="{y(at):.1f}" y2="{y(at):.1f}" stroke="#e2e6ee"/>')
-        parts.append(_text(LEFT - 6, y(at) + 4, f"{at:g}", anchor="end"))
-    for n in range(round((right - left) / step_x) + 1):
-        parts.append(_text(x(left + n * step_x), height - 18, f"{left + n * step_x:g}", anchor="middle"))
-    for name, px, py in points:
-        tip = f"<title>{html.escape(name)}: {px:.4g}, {py:.3g}</title>"
-        parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="4" fill="{styles[name][0]}">{tip}</circle>')
-    return _svg(width, height, title, parts)
+def beside(i: int, count: int) -> float:
+    """How far to move the i-th of `count` series on an axis of names, so that no interval hides another."""
+    return min(0.05, 0.6 / count) * (i - (count - 1) / 2)
 
 
-def ticks(low: float, high: float, count: int) -> tuple[float, float, float]:
-    """(first, last, step) of about `count` round steps that cover [low, high]."""
-    span = (high - low) or 0.2 * abs(high) or 1.0
-    power = 10 ** math.floor(math.log10(span / count))
-    step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power * count >= span)
-    first, last = math.floor(low / step) * step, math.ceil(high / step) * step
-    return (first, last, step) if first < last else (first - step, last + step, step)
+def _frame(across: Scale, up: Scale, title: str) -> str:
+    """Grid, ticks, axis and names; `up` begins at the bottom."""
+    left, right, bottom = across.start, across.stop, up.start
+    parts = [
+        _rule(left, pixel, right, pixel, "grid") + _text(left - 6, pixel + 4, text, "end") for pixel, text in up.ticks()
+    ]
+    parts += [
+        _rule(pixel, bottom, pixel, bottom + 4, "axis") + _text(pixel, bottom + 16, text, "middle")
+        for pixel, text in across.ticks()
+    ]
+    parts.append(_rule(left, bottom, right, bottom, "axis"))
+    parts.append(_text((left + right) / 2, bottom + 36, across.axis.label, "middle", "name"))
+    middle = (up.start + up.stop) / 2
+    turned = f'transform="translate(13 {middle:.1f}) rotate(-90)" text-anchor="middle"'
+    parts.append(f'<text class="name" {turned}>{escape(up.axis.label)}</text>')
+    parts.append(_text(left, 15, title, "start", "title") if title else "")
+    return "".join(parts)
 
 
-def series_styles(names: Sequence[str], quiet: Sequence[str]) -> dict[str, tuple[str, bool]]:
-    """(colour, dashed) of each series; those of `quiet` are gray and dashed."""
-    loud = [name for name in names if name not in quiet]
-    colors = {name: (COLORS[i % len(COLORS)], i >= len(COLORS)) for i, name in enumerate(loud)}
-    grays = {name: (GRAY if i % 2 else INK, True) for i, name in enumerate(name for name in names if name in quiet)}
-    return {**colors, **grays}
+def _point(point: Point, series: Series, across: Scale, up: Scale) -> str:
+    x, y = across(point.x), up(point.y)
+    bars = ""
+    if point.x_ends and point.x_ends[0] < point.x_ends[1]:
+        bars += f"M{across(point.x_ends[0]):.1f} {y:.1f}H{across(point.x_ends[1]):.1f}"
+    if point.y_ends and point.y_ends[0] < point.y_ends[1]:
+        bars += f"M{x:.1f} {up(point.y_ends[0]):.1f}V{up(point.y_ends[1]):.1f}"
+    more = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="10"/>' if point.ringed else ""
+    more += _text(x + 8, y - 7, point.label) if point.label else ""
+    ends = " ({:.3g} to {:.3g})".format(*point.y_ends) if point.y_ends else ""
+    title = point.title or f"{series.name}: {point.x:.4g}, {point.y:.4g}{ends}"
+    return _mark(x, y, series.style.color, bars, title, more)
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str = "400", fill: str = INK) -> str:
-    style = f'text-anchor="{anchor}" font-size="11" font-weight="{weight}" fill="{fill}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{html.escape(text)}</text>'
+def _mark(x: float, y: float, color: str, bars: str, title: str, more: str = "") -> str:
+    """A dot over its intervals; `bars` is their path."""
+    path = f'<path d="{bars}" stroke="{color}" stroke-opacity=".6" stroke-width="1.5"/>' if bars else ""
+    dot = f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{color}"/>'
+    return f"<g><title>{escape(title)}</title>{path}{dot}{more}</g>"
 
 
-def _dashes(x1: float, x2: float, y: float, color: str) -> str:
-    return f'<line x1="{x1}" x2="{x2}" y1="{y:.1f}" y2="{y:.1f}" stroke="{color}" stroke-dasharray="2 3"/>'
+def _line(pixels: Sequence[tuple[float, float]], style: Style) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
+    dashes = f' stroke-dasharray="{DASHES[style.line]}"' if DASHES[style.line] else ""
+    return f'<polyline points="{path}" fill="none" stroke="{style.color}" stroke-width="1.6"{dashes}/>'
 
 
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    head = f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'
-    return f'{head} aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(parts: Sequence[str], size: tuple[int, int], title: str) -> Markup:
+    head = f'<svg class="plot" viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" height="{size[1]}" role="img"'
+    return Markup(f'{head} aria-label="{escape(title)}">{"".join(parts)}</svg>')

@@ -1,10 +1,9 @@
 """The numbers of a run, under their MLflow names: rates, counts, seconds, and dollars with where they went."""
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.dollars.account import Account
-from pipelines.output.parts import read_totals
+from pipelines.output.reader import OutputReader
 from pipelines.output.totals import Totals
 from pipelines.run.job import Job
 from pipelines.run.pool_clock import PoolClock
@@ -57,9 +56,7 @@ def prefill_tflops(job: Job, totals: Totals) -> float:
 
 def output_totals(job: Job, progress: Progress, summarized: set[str]) -> Totals:
     """Sums over everything the output holds: this run's own, and the metadata of objects committed before."""
-    before = [name for name in job.output.list(job.folder) if name not in summarized]
-    totals = copy.deepcopy(progress.totals)
-    with ThreadPoolExecutor(16) as pool:
-        for unit in pool.map(lambda name: read_totals(job.output, name, job.folder), before):
-            totals.add(unit)
+    reader, totals = OutputReader(job.output, job.folder), copy.deepcopy(progress.totals)
+    for unit in reader.totals(name for name in reader.names() if name not in summarized):
+        totals.add(unit)
     return totals

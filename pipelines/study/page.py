@@ -1,35 +1,40 @@
 """study.html: one self-contained page with every experiment, the printed numbers beside ours; opens offline."""
 
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.config.load import to_yaml
-from pipelines.study.config import StudyConfig
+from pipelines.output.fingerprint import fingerprint
+from pipelines.report.environment import render_page
+from pipelines.report.plots import COLORS, Interval, Point, Series, intervals, legend, plot, styles_of
+from pipelines.report.scale import Axis, axis_over
+from pipelines.study.config import OWN, StudyConfig
 from pipelines.study.demo_points import TASKS
 from pipelines.study.findings import GUARANTEE, NAMES, closest, how
 from pipelines.study.pieces import Row
-from pipelines.study.plots import COLORS, Interval, Series, chart, interval_chart, legend
 
 if TYPE_CHECKING:
     from pipelines.run.outcome import Outcome
     from pipelines.study.pieces import Conclusion
 
-METHODS = {"divprune": "DivPrune", "otprune": "OTPrune"}
+Tables = Mapping[str, list[Row]]
+
+METHODS = {"otprune": "OTPrune", "divprune": "DivPrune"}
 
 
 def render_study(config: StudyConfig, conclusions: "Mapping[str, Conclusion]", outcome: "Outcome") -> str:
     """The page; experiments without a conclusion are left out."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("study.html.jinja").render(
-        outcome=outcome,
+    return render_page(
+        "study/study.html.jinja",
+        kind="study",
+        fingerprint=fingerprint(config.dotted()),
         config_yaml=own_settings(config),
+        machines=(f"{outcome.cluster}.",) if outcome.cluster else (),
+        outcome=outcome,
         model=config.model.path,
         found={name: conclusion.findings for name, conclusion in conclusions.items()},
         tables={k: v for conclusion in conclusions.values() for k, v in conclusion.tables.items()},
@@ -47,96 +52,104 @@ def own_settings(config: StudyConfig) -> str:
     """The study's part of the configuration as YAML."""
     from omegaconf import OmegaConf
 
-    from pipelines.study.config import OWN
-
     whole = OmegaConf.create(to_yaml(config))
     return OmegaConf.to_yaml(OmegaConf.masked_copy(whole, [*OWN, "model"]))  # type: ignore[arg-type]
 
 
-def table2_figures(tables: Mapping[str, list[Row]]) -> dict[str, Markup]:
+def table2_figures(tables: Tables) -> dict[str, Markup]:
     """Win rates and ratios with their spread, and what is printed."""
     rows = [row for row in tables["table2"] if row["centered"]]
-    figures = {}
-    for kind, printed, label in (
-        ("win", "printed_win", "subsets beaten, %"),
-        ("q_ratio", "printed_ratio", "q relative to the best subset, %"),
-    ):
-        intervals = [
+    styles = styles_of(METHODS)
+
+    def figure(kind: str, printed: str, label: str) -> Markup:
+        shown = [
             Interval(
                 f"{METHODS[row['method']]} ({row['num_tokens']}, {row['width']}, {row['keep']})",
                 row[kind],
                 row[kind] - row[f"{kind}_sd"],
                 row[kind] + row[f"{kind}_sd"],
                 row[printed],
-                COLORS[0] if row["method"] == "otprune" else COLORS[1],
+                styles[row["method"]].color,
             )
             for row in rows
         ]
-        lowest = min([i.low for i in intervals] + [row[printed] for row in rows])
-        figures[kind] = interval_chart(intervals, x_label=label, x_range=(max(0, 10 * math.floor(lowest / 10)), 101))
-    return figures
+        lowest = min([each.low for each in shown] + [row[printed] for row in rows])
+        return intervals(shown, Axis(label, max(0, 10 * math.floor(lowest / 10)), 101))
+
+    return {
+        "win": figure("win", "printed_win", "subsets beaten, %"),
+        "q_ratio": figure("q_ratio", "printed_ratio", "q relative to the best subset, %"),
+    }
 
 
-def greedy_figures(tables: Mapping[str, list[Row]]) -> dict[str, Markup]:
+def greedy_figures(tables: Tables) -> dict[str, Markup]:
     """Every search's ratio, by setting."""
-    lines = tables["greedy"]
-    intervals = [
+    shown = [
         Interval(
             f"({row['num_tokens']}, {row['width']}, {row['keep']}), gamma {row['gamma']:g}",
             row["mean_ratio"],
             row["worst_ratio"],
             1.0,
         )
-        for row in lines
+        for row in tables["greedy"]
     ]
-    label = "log det of the greedy set / of the best of all subsets"
-    return {"ratios": interval_chart(intervals, x_label=label, x_range=(0.6, 1.005), zero=GUARANTEE)}
+    axis = Axis("log det of the greedy set / of the best of all subsets", 0.6, 1.005)
+    return {"ratios": intervals(shown, axis, level=GUARANTEE)}
 
 
-def gamma_figures(tables: Mapping[str, list[Row]]) -> dict[str, Markup]:
+def gamma_figures(tables: Tables) -> dict[str, Markup]:
     """Overlap against width, and accuracy against gamma, a line for each scale."""
-    widths, accuracy = tables["gamma_widths"], tables["gamma_accuracy"]
-    scales = list(dict.fromkeys(row["scale"] for row in widths))
-    colors = dict(zip(scales, COLORS, strict=False))
-    ticks = sorted({row["width"] for row in widths})
+    by_width, accuracy = tables["gamma_widths"], tables["gamma_accuracy"]
+    styles = styles_of(row["scale"] for row in by_width)
+    widths = sorted({row["width"] for row in by_width})
 
     def over_widths(column: str, scale: str) -> list[tuple[float, float]]:
-        mine = {w: [r[column] for r in widths if (r["width"], r["scale"]) == (w, scale)] for w in ticks}
-        return [(width, 100 * sum(values) / len(values)) for width, values in mine.items()]
+        mine = {w: [r[column] for r in by_width if (r["width"], r["scale"]) == (w, scale)] for w in widths}
+        return [(width, 100 * fmean(values)) for width, values in mine.items()]
 
-    def plot(column: str, y_label: str) -> Markup:
-        series = [Series(scale, over_widths(column, scale), colors[scale]) for scale in scales]
-        return chart(series, x_label="feature width D", y_label=y_label, x_ticks=ticks, log_x=True, width=380)
+    def figure(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Markup:
+        series = [Series(scale, [Point(*at) for at in line], styles[scale]) for scale, line in lines.items()]
+        xs, ys = zip(*(at for line in lines.values() for at in line), strict=True)
+        return plot(series, axis_over(xs, x_label, log=True, ticks=xs), axis_over(ys, y_label))
 
-    points = [
-        Series(scale, sorted((r["gamma"], r["qa"]) for r in accuracy if r["scale"] == scale), colors[scale])
-        for scale in scales
-    ]
-    gammas = sorted({row["gamma"] for row in accuracy})
+    def by_gamma(scale: str) -> list[tuple[float, float]]:
+        return sorted((row["gamma"], row["qa"]) for row in accuracy if row["scale"] == scale)
+
+    def overlaps(column: str, y_label: str) -> Markup:
+        return figure({scale: over_widths(column, scale) for scale in styles}, "feature width D", y_label)
+
     return {
-        "overlap": plot("overlap", "same tokens as the reference, %"),
-        "largest": plot("largest", "kept that are the largest, %"),
-        "accuracy": chart(points, x_label="gamma", y_label="questions right", x_ticks=gammas, log_x=True, width=380),
-        "legend": legend(points),
+        "overlap": overlaps("overlap", "same tokens as the reference, %"),
+        "largest": overlaps("largest", "kept that are the largest, %"),
+        "accuracy": figure({scale: by_gamma(scale) for scale in styles}, "gamma", "questions right"),
+        "legend": legend(styles),
     }
 
 
-def distance_figures(tables: Mapping[str, list[Row]]) -> dict[str, Any]:
+def distance_figures(tables: Tables) -> dict[str, Any]:
     """Accuracy against each distance at every retention, and rho with its intervals."""
-    points, correlations = tables["distance_points"], tables["distance_correlations"]
-    names = list(dict.fromkeys(row["point"] for row in points))
-    colors = dict(zip(names, COLORS, strict=False))
+    points = tables["distance_points"]
+    styles = styles_of(row["point"] for row in points)
     retentions = sorted({row["retention"] for row in points})
     distances = [name for name in NAMES if name in points[0]]
 
-    def plot(distance: str, retention: float) -> Markup:
+    def scatter(distance: str, retention: float) -> Markup:
         here = [row for row in points if row["retention"] == retention]
         series = [
-            Series(row["point"], [(row[distance], row["qa"])], colors[row["point"]], joined=False) for row in here
+            Series(row["point"], [Point(row[distance], row["qa"])], styles[row["point"]], joined=False) for row in here
         ]
-        title = f"{100 * retention:g} % kept"
-        return chart(series, x_label=NAMES[distance], y_label="questions right", title=title, width=300, height=230)
+        x = axis_over([row[distance] for row in here], NAMES[distance])
+        y = axis_over([row["qa"] for row in here], "questions right")
+        return plot(series, x, y, title=f"{100 * retention:g} % kept")
 
+    return {
+        "scatter": {distance: [scatter(distance, retention) for retention in retentions] for distance in distances},
+        "legend": legend(styles, dots=True),
+        "rho": _rho_figure(tables["distance_correlations"], distances),
+    }
+
+
+def _rho_figure(correlations: Sequence[Row], distances: Sequence[str]) -> Markup:
     overall = [row for row in correlations if (row["methods"], row["task"]) == ("all", "qa")]
     rho = [
         Interval(
@@ -149,15 +162,11 @@ def distance_figures(tables: Mapping[str, list[Row]]) -> dict[str, Any]:
         for row in overall
         if row["reading"] in ("mean", "pooled") and not math.isnan(row["rho"])
     ]
-    label = "Spearman's rho of closeness and questions right"
-    return {
-        "scatter": {distance: [plot(distance, retention) for retention in retentions] for distance in distances},
-        "legend": legend([Series(name, (), colors[name]) for name in names]),
-        "rho": interval_chart(rho, x_label=label, x_range=(-1, 1), zero=0, width=720),
-    }
+    axis = Axis("Spearman's rho of closeness and questions right", -1, 1)
+    return intervals(rho, axis, level=0, width=760)
 
 
-FIGURES: dict[str, Callable[[Mapping[str, list[Row]]], dict[str, Any]]] = {
+FIGURES: dict[str, Callable[[Tables], dict[str, Any]]] = {
     "table2": table2_figures,
     "greedy": greedy_figures,
     "gamma": gamma_figures,

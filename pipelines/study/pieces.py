@@ -11,7 +11,6 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,7 @@ import ray
 from ray.exceptions import RayError
 
 import otprune
-from pipelines.store import Store
+from pipelines.store import Store, in_threads
 from pipelines.text import clean
 
 FOLDER = "pieces"
@@ -94,9 +93,8 @@ def commit(piece: Piece, output: Store) -> None:
 
 def load(pieces: Sequence[Piece], output: Store) -> list[Row]:
     """All rows of the pieces, in their order."""
-    with ThreadPoolExecutor(16) as pool:
-        tables = pool.map(lambda piece: pq.read_table(io.BytesIO(output.read(piece.path))), pieces)
-        return [row for table in tables for row in table.to_pylist()]
+    tables = in_threads(lambda piece: pq.read_table(io.BytesIO(output.read(piece.path))), pieces)
+    return [row for table in tables for row in table.to_pylist()]
 
 
 def compute_on_ray(pieces: Sequence[Piece], output: Store, retries: int = 2) -> Iterator[Finished]:

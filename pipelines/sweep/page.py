@@ -2,17 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from pipelines.config.load import to_yaml
 from pipelines.metrics.ptb import tokenize
 from pipelines.metrics.rouge import rouge_l
+from pipelines.output.fingerprint import fingerprint
 from pipelines.output.schema import REASONS
-from pipelines.report.caption_plots import Axes, Mark, colors, lines, log_window, scatter, window
-from pipelines.report.page import STAGES, packages, pruned_area
+from pipelines.report.environment import render_page
+from pipelines.report.page import STAGES, pruned_area
+from pipelines.report.plots import LARGE, Point, Series, legend, plot, styles_of
+from pipelines.report.scale import axis_of_names, axis_over
 from pipelines.run.outcome import SAMPLES
 from pipelines.store import read_json
 from pipelines.sweep.advice import Advice, Setting, advise_sweep, has_prices, percent, settings_of
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from pipelines.sweep.checked import Sweep
     from pipelines.sweep.judge import Judge
 
-STAGE_COLORS = ("#98a2b3", "#c77800", "#0b6bcb", "#2e8b57", "#8e5cc2")
+Figure = dict[str, Markup]  # a plot and its legend
+
 SHOWN_IMAGES, SHOWN_LINES = 12, 6
 WIDE = 3.0  # costs that differ by more go on a logarithmic axis
 
@@ -31,18 +34,16 @@ def render_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") 
     """The page for what is known so far; records by the name of their point."""
     known = [records[point.name] for point in sweep.points if point.name in records]
     advice, settings = advise_sweep(sweep, records, judge), settings_of(known)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cluster = advice.buy.values["cluster"] if advice.buy else settings[0].values["cluster"] if settings else None
     here = [setting for setting in settings if setting.values["cluster"] == cluster]
     priced = has_prices(known)
     shown = _shown_setting(advice, here)
-    return environment.get_template("sweep.html.jinja").render(
+    return render_page(
+        "sweep/sweep.html.jinja",
+        kind="sweep",
+        fingerprint=fingerprint(sweep.config.dotted()),
+        config_yaml=to_yaml(sweep.config),
+        machines=tuple(sorted(filter(None, {machines_of(record) for record in known}))),
         sweep=sweep,
         config=sweep.config,
         advice=advice,
@@ -56,15 +57,11 @@ def render_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") 
         clusters=len({point.values["cluster"] for point in sweep.points}),
         pareto=pareto_plot(here, advice, priced, sweep.config.sweep.tolerance),
         scaling=scaling_plot(sweep, settings, advice),
-        stages=(stages := [_split(setting) for setting in here]),
-        longest_split=max((sum(row["parts"].values()) for row in stages), default=1) or 1,
-        stage_colors=dict(zip(STAGES, STAGE_COLORS, strict=True)),
+        stages=_splits(here),
+        stage_legend=legend(styles_of(STAGES), dots=True),
         compared=shown,
         images=worst_images(sweep, shown, advice) if shown else [],
         reasons=_reasons(known),
-        environment=packages(),
-        machines=sorted(filter(None, {machines_of(record) for record in known})),
-        config_yaml=to_yaml(sweep.config),
     )
 
 
@@ -77,76 +74,83 @@ def pareto_front(settings: Sequence[Setting]) -> list[Setting]:
     return front
 
 
-def pareto_plot(settings: Sequence[Setting], advice: Advice, priced: bool, tolerance: float) -> Any:
+def pareto_plot(settings: Sequence[Setting], advice: Advice, priced: bool, tolerance: float) -> Figure | None:
     """Cost against quality; None with fewer than two settings whose quality is known, as without an unpruned point."""
     shown = [setting for setting in settings if setting.quality]
     if len(shown) < 2:
         return None
-    methods = list(dict.fromkeys(setting.values["method"] for setting in shown))
-    tint = colors(methods)
-    marks = [
-        Mark(
-            x=s.cost[0],
-            y=100 * s.quality[0],
-            x_ends=s.cost[1:],
-            y_ends=(100 * s.quality[1], 100 * s.quality[2]),
-            label="none" if s.is_unpruned else f"{100 * s.values['retention']:g}%",
-            title=f"{s.label}: {_cost_text(s.cost[0], priced)}, quality {percent(s.quality)}",
-            color=tint[s.values["method"]],
-            chosen=advice.buy is not None and s.name == advice.buy.name,
-        )
-        for s in shown
-        if s.quality
-    ]
-    floor = 100 * (1 - tolerance)
-    costs = [end for mark in marks for end in (mark.x, *mark.x_ends)]
-    is_wide = min(costs) > 0 and max(mark.x for mark in marks) > WIDE * min(mark.x for mark in marks)
-    axes = Axes(
-        x=log_window(costs) if is_wide else window(costs),
-        y=window([floor, *(end for mark in marks for end in (mark.y, *mark.y_ends))]),
-        x_label=f"{'dollars' if priced else 'hours'} per million images, at steady speed"
-        + (" (each step a multiple)" if is_wide else ""),
-        y_label="quality, % of unpruned",
-        log_x=is_wide,
-    )
+    styles = styles_of(setting.values["method"] for setting in shown)
+    points: dict[str, list[Point]] = {method: [] for method in styles}
+    for setting in shown:
+        points[setting.values["method"]].append(_cost_point(setting, advice, priced))
+    series = [Series(method, points[method], style, joined=False) for method, style in styles.items()]
+    drawn = [point for one in series for point in one.points]
+    floor, costs = 100 * (1 - tolerance), [end for point in drawn for end in (point.x, *(point.x_ends or ()))]
+    is_wide = min(costs) > 0 and max(point.x for point in drawn) > WIDE * min(point.x for point in drawn)
+    x_label = f"{'dollars' if priced else 'hours'} per million images, at steady speed"
+    x = axis_over(costs, x_label + (" (each step a multiple)" if is_wide else ""), log=is_wide)
+    qualities = [floor, *(end for point in drawn for end in (point.y, *(point.y_ends or ())))]
+    y = axis_over(qualities, "quality, % of unpruned")
     front = [(s.cost[0], 100 * s.quality[0]) for s in pareto_front(shown) if s.quality]
-    return {"svg": scatter(marks, front, axes, floor), "colors": {method: tint[method] for method in methods}}
+    return {
+        "plot": plot(series, x, y, levels=[(floor, "")], front=front, size=LARGE),
+        "legend": legend({"unpruned" if name == "none" else name: style for name, style in styles.items()}, dots=True),
+    }
 
 
-def scaling_plot(sweep: "Sweep", settings: Sequence[Setting], advice: Advice) -> Any:
+def _cost_point(setting: Setting, advice: Advice, priced: bool) -> Point:
+    value, low, high = (100 * each for each in setting.quality or (0.0, 0.0, 0.0))
+    return Point(
+        x=setting.cost[0],
+        y=value,
+        x_ends=setting.cost[1:],
+        y_ends=(low, high),
+        label="none" if setting.is_unpruned else f"{100 * setting.values['retention']:g}%",
+        title=f"{setting.label}: {_cost_text(setting.cost[0], priced)}, quality {percent(setting.quality)}",
+        ringed=advice.buy is not None and setting.name == advice.buy.name,
+    )
+
+
+def scaling_plot(sweep: "Sweep", settings: Sequence[Setting], advice: Advice) -> Figure | None:
     """Images a second over clusters, of the unpruned model, the advised setting and its method at other retentions."""
     names = list(dict.fromkeys(point.values["cluster"] for point in sweep.points))
     if len(names) < 2 or advice.buy is None:
         return None
     pruned = [setting for setting in settings if not setting.is_unpruned]
     method = advice.buy.values["method"] if not advice.buy.is_unpruned else pruned[0].values["method"] if pruned else ""
-    labels = dict.fromkeys(s.label for s in settings if s.is_unpruned or s.values["method"] == method)
-    tint = colors(["none" if label == "unpruned" else label for label in labels])
-    series: dict[str, list[Mark]] = {}
+    points: dict[str, list[Point]] = {}
     for setting in settings:
-        if setting.label in list(labels)[:SHOWN_LINES]:
-            series.setdefault(setting.label, []).append(_rate_mark(setting, names, tint))
-    for marks in series.values():
-        marks.sort(key=lambda mark: mark.x)
-    ends = [end for marks in series.values() for mark in marks for end in (mark.y, *mark.y_ends)]
-    axes = Axes(
-        (-0.3, len(names) - 0.2), window([0, *ends], zero=True), "cluster (pool sizes)", "images a second, steady"
-    )
-    return lines(series, names, axes)
+        if setting.is_unpruned or setting.values["method"] == method:
+            points.setdefault(setting.label, []).append(_rate_point(setting, names))
+    points = dict(list(points.items())[:SHOWN_LINES])
+    styles = styles_of(points, quiet=("unpruned",))
+    series = [Series(label, sorted(mine, key=lambda p: p.x), styles[label]) for label, mine in points.items()]
+    rates = [end for mine in points.values() for point in mine for end in (point.y, *(point.y_ends or ()))]
+    x, y = axis_of_names(names, "cluster (pool sizes)"), axis_over([0, *rates], "images a second, steady", zero=True)
+    return {"plot": plot(series, x, y, size=LARGE), "legend": legend({label: styles[label] for label in points})}
 
 
-def _rate_mark(setting: Setting, names: Sequence[str], tint: Mapping[str, str]) -> Mark:
+def _rate_point(setting: Setting, names: Sequence[str]) -> Point:
     metrics, x = setting.record["metrics"], float(names.index(setting.values["cluster"]))
     ends = metrics.get("images_per_second_low", setting.rate), metrics.get("images_per_second_high", setting.rate)
     title = f"{setting.label} on {setting.values['cluster']}: {setting.rate:.1f} images/s"
-    color = tint["none" if setting.is_unpruned else setting.label]
-    return Mark(x, setting.rate, (x, x), ends, "", title, color)
+    return Point(x, setting.rate, y_ends=ends, title=title)
 
 
 def _cost_text(cost: float, priced: bool) -> str:
     """Three digits or cents, whichever is more: corpora cost cents on toys and thousands on clusters."""
     text = f"{cost:,.2f}" if cost >= 1 else f"{cost:.3g}"
     return f"${text}" if priced else f"{text} h"
+
+
+def _splits(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """`_split` of each, with the bars of its stages as shares of the longest."""
+    splits, styles = [_split(setting) for setting in settings], styles_of(STAGES)
+    longest = max((sum(split["parts"].values()) for split in splits), default=0.0) or 1.0
+    for split in splits:
+        parts = split["parts"].items()
+        split["bars"] = [(100 * ms / longest, styles[stage].color, f"{stage} {ms:.1f} ms") for stage, ms in parts]
+    return splits
 
 
 def _split(setting: Setting) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from pipelines.accuracy.find_questions import Asked, find_questions
 from pipelines.benchmarks import Benchmark, get_benchmarks
 from pipelines.config.keys import Config
 from pipelines.output.fingerprint import fingerprint
-from pipelines.output.parts import read_totals
+from pipelines.output.reader import DAMAGE, DamagedPart, OutputReader, Part
 from pipelines.output.schema import PREDICTIONS_FOLDER
 from pipelines.output.unit import parse_part, unit_key
 from pipelines.store import Store, make_store
 from pipelines.text import clean
-from pipelines.verify.verdict import DAMAGE, Verdict, committed_names, read_table
+from pipelines.verify.verdict import Verdict, committed_names
 
 COLUMNS = ["benchmark", "question_id", "image_id", "source", "row", "prediction"]
 
@@ -45,11 +45,15 @@ def verify_answers(config: Config, output: Store, claim: dict[str, Any]) -> Verd
     asked = find_questions(store, benches, claim["limit"])
     keys = {unit_key([file], mine): file.source for file in asked.files}
     found: Counter[Question] = Counter()
-    for name in committed_names(output, PREDICTIONS_FOLDER, verdict):
+    names = committed_names(output, PREDICTIONS_FOLDER, verdict)
+    for part in OutputReader(output, PREDICTIONS_FOLDER).parts(COLUMNS, ["id", "reason"], names):
         try:
-            _check_part(output, name, keys, mine, found, verdict)
-        except DAMAGE as error:
-            verdict.differ(f"{name} is damaged: {type(error).__name__}: {clean(str(error))}")
+            if isinstance(part, DamagedPart):
+                verdict.differ(str(part))
+            else:
+                _check_part(part, keys, mine, found, verdict)
+        except DAMAGE as error:  # readable, but its metadata lacks a total
+            verdict.differ(f"{part.name} is damaged: {type(error).__name__}: {clean(str(error))}")
     expected = set(expected_questions(asked, benches))
     verdict.rows = len(expected)
     for question in sorted(expected - {*found}):
@@ -76,18 +80,14 @@ def expected_questions(asked: Asked, benches: Sequence[Benchmark]) -> Iterator[Q
                         yield Question(source, row, bench.name, key.question_id)
 
 
-def _check_part(
-    output: Store, name: str, keys: dict[str, str], mine: str, found: Counter[Question], verdict: Verdict
-) -> None:
+def _check_part(part: Part, keys: dict[str, str], mine: str, found: Counter[Question], verdict: Verdict) -> None:
     """Counts the questions of one object, and holds it against its name, its metadata and its quarantine."""
+    name, stored, rows = part.name, part.totals, part.rows.to_pylist()
     key, start, stop = parse_part(name)
-    stored = read_totals(output, name, PREDICTIONS_FOLDER)
-    rows = read_table(output, f"{PREDICTIONS_FOLDER}/{name}", COLUMNS).to_pylist()
     rejected: set[str] = set()
-    if output.exists(f"quarantine/{name}"):
-        quarantine = read_table(output, f"quarantine/{name}", ["id", "reason"])
-        rejected = set(quarantine["id"].to_pylist())
-        verdict.reasons.update(quarantine["reason"].to_pylist())
+    if part.quarantine is not None:
+        rejected = set(part.quarantine["id"].to_pylist())
+        verdict.reasons.update(part.quarantine["reason"].to_pylist())
     if key not in keys:
         verdict.differ(
             f"{PREDICTIONS_FOLDER}/{name} is of a file that was not asked about, or of another configuration"

@@ -2,13 +2,12 @@
 
 Of an evaluation: every question of its benchmarks has exactly one prediction (verify_answers.py).
 
-Asks the written Parquet objects alone, not the job's own records of them. Memory holds CHUNK objects at a time, and for
+Asks the written Parquet objects alone, not the job's own records of them. Memory holds some objects at a time, and for
 a folder of image files one counter a file.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,12 @@ from pipelines.corpus.columns import template_fields
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import FILE, fingerprint, read_claim
-from pipelines.output.parts import read_totals
+from pipelines.output.reader import DamagedPart, OutputReader
+from pipelines.output.reader import Part as Stored
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.output.unit import parse_part, unit_key
 from pipelines.store import STORE_ERRORS, Store, make_store
-from pipelines.text import clean
-from pipelines.verify.verdict import DAMAGE, Verdict, committed_names, read_table
-
-THREADS, CHUNK = 16, 64
-
+from pipelines.verify.verdict import Verdict, committed_names
 
 Row = tuple[str, int]  # source and row
 
@@ -65,18 +61,16 @@ def verify(config: Config) -> Verdict:
     verdict, mine = Verdict(), fingerprint(claim)
     committed = committed_names(output, CAPTIONS_FOLDER, verdict)
     expected = _image_rows if corpus.format.one_image_a_file else _file_rows
-    with ThreadPoolExecutor(THREADS) as pool:
 
-        def read(names: list[str]) -> Iterator[Part]:
-            for i in range(0, len(names), CHUNK):
-                for part in pool.map(lambda name: _read_part(output, name), names[i : i + CHUNK]):
-                    if isinstance(part, Part):
-                        yield part
-                    else:
-                        verdict.differ(part)
+    def read(names: list[str]) -> Iterator[Part]:
+        for stored in OutputReader(output).parts(["source", "row", "prompt"], ["source", "row", "reason"], names):
+            if isinstance(stored, DamagedPart):
+                verdict.differ(str(stored))
+            else:
+                yield _count_rows(stored)
 
-        for part, rows in expected(corpus, committed, mine, config.input.limit, verdict, read):
-            _check_part(part, rows, templates, mine, verdict)
+    for part, rows in expected(corpus, committed, mine, config.input.limit, verdict, read):
+        _check_part(part, rows, templates, mine, verdict)
     return verdict
 
 
@@ -92,25 +86,15 @@ def _read_claim(output: Store) -> dict[str, Any]:
     return claim
 
 
-def _read_part(output: Store, name: str) -> Part | str:
-    """The part, or why it is unreadable."""
-    try:
-        return _load_part(output, name)
-    except DAMAGE as error:
-        return f"{name} is damaged: {type(error).__name__}: {clean(str(error))}"
-
-
-def _load_part(output: Store, name: str) -> Part:
+def _count_rows(stored: Stored) -> Part:
     prompts: dict[Row, list[str]] = defaultdict(list)
-    table = read_table(output, f"captions/{name}", ["source", "row", "prompt"])
-    for source, row, prompt in zip(*(column.to_pylist() for column in table.columns), strict=True):
+    for source, row, prompt in zip(*(column.to_pylist() for column in stored.rows.columns), strict=True):
         prompts[source, row].append(prompt)
     rejected, reasons = Counter(), Counter()
-    if output.exists(f"quarantine/{name}"):
-        table = read_table(output, f"quarantine/{name}", ["source", "row", "reason"])
-        rejected.update(zip(*(column.to_pylist() for column in table.columns[:2]), strict=True))
-        reasons.update(table["reason"].to_pylist())
-    return Part(name, read_totals(output, name), prompts, rejected, reasons)
+    if stored.quarantine is not None:
+        rejected.update(zip(*(column.to_pylist() for column in stored.quarantine.columns[:2]), strict=True))
+        reasons.update(stored.quarantine["reason"].to_pylist())
+    return Part(stored.name, stored.totals, prompts, rejected, reasons)
 
 
 Read = Callable[[list[str]], Iterable[Part]]

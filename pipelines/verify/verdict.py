@@ -1,17 +1,13 @@
-"""What verification found, and how it reads parts that may be damaged."""
+"""What verification found."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipelines.output.unit import parse_part
 from pipelines.store import Store
 
 MAX_SHOWN = 20  # differences kept in words; all are counted
-DAMAGE = (pa.ArrowException, OSError, LookupError, TypeError)  # no Parquet, no metadata, no such column
 
 
 @dataclass(slots=True)
@@ -69,8 +65,3 @@ def committed_names(output: Store, folder: str, verdict: Verdict) -> list[str]:
         verdict.differ(f"quarantine/{name} belongs to no {folder} object: its unit was never committed")
     verdict.objects = len(names)
     return names
-
-
-def read_table(output: Store, name: str, columns: list[str]) -> pa.Table:
-    with output.fs.open(output.join(name), "rb") as stream:
-        return pq.read_table(stream, columns=columns)

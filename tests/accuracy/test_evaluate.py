@@ -26,7 +26,7 @@ from pipelines.accuracy.schema import PREDICTIONS
 from pipelines.benchmarks import DEMO, PUBLISHED, get_benchmark
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
-from pipelines.output.parts import read_totals
+from pipelines.output.reader import read_totals
 from pipelines.run.job import Actors
 from pipelines.run.outcome import Outcome
 from pipelines.stages.unit_batch import UnitBatch

@@ -34,7 +34,6 @@ from pipelines.accuracy.point_cost import encoded_on_cpu, model_shape
 from pipelines.accuracy.table import Measured, Point, accuracy_table, relative_scores
 from pipelines.benchmarks import Benchmark, Comparison, get_benchmark
 from pipelines.config.load import load_config
-from pipelines.report.plots import line_chart, scatter, series_styles, ticks
 from pipelines.run.job import Actors
 from pipelines.run.outcome import Cluster
 from pipelines.stages.unit_batch import Answer, UnitBatch
@@ -387,19 +386,3 @@ def test_mistakes_end_with_code_2(arguments: list[str], says: str, scenes: Path,
     assert main(settings) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_charts_are_whole_for_flat_and_for_missing_values():
-    styles = series_styles(["a", "random"], quiet=["random"])
-    flat = line_chart("flat & full", ["5 %", "10 %"], {"a": [(1, 1, 1), None], "random": [None, (1, 1, 1)]}, styles)
-    ElementTree.fromstring(flat)
-    ElementTree.fromstring(scatter("t", "x", [("a", 1, 2), ("random", 1, 2)], styles))
-    assert styles["random"][1]
-    assert not styles["a"][1]
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (3.2, 97.1), (100, 100), (0, 0), (0.011, 0.013), (-5, 5)])
-def test_ticks_cover_the_values_in_few_steps(low: float, high: float):
-    first, last, step = ticks(low, high, count=4)
-    assert first <= low <= high <= last
-    assert 1 <= round((last - first) / step) <= 6

@@ -3,19 +3,20 @@
 import base64
 import io
 import re
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.config.keys import Config
-from pipelines.config.load import load_config
+from pipelines.config.load import load_config, with_values
 from pipelines.output.totals import Totals
 from pipelines.report.page import THUMBNAIL, pruned_area, render_report
 from pipelines.report.terminal import print_summary
-from pipelines.run.outcome import Outcome
-from pipelines.store import Store
+from pipelines.run.job import Job, prepare
+from pipelines.run.outcome import Compared, Gate, Outcome
+from tests.helpers import QUICK, write_corpus
 
 METRICS = {
     "images_per_second": 12.5,
@@ -54,13 +55,13 @@ def sample(caption: str = "a red circle", kept: tuple[int, ...] = (0, 3), num_to
     }
 
 
-def job_of(config: Config | None = None, num_done: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(
-        config=config or load_config([]),
-        fingerprint="0123456789abcdef",
-        plan=SimpleNamespace(num_rows=1000, num_done=num_done),
-        output=Store("/runs/out"),
-    )
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A caption job over 1,000 rows; its images are never decoded here."""
+    folder = tmp_path_factory.mktemp("job")
+    write_corpus(folder / "corpus" / "a.parquet", [b"no image"] * 1000)
+    paths = f"input.path={folder / 'corpus'}", f"output.path={folder / 'out'}"
+    return prepare(load_config([*QUICK, "generate.max_new_tokens=48", *paths]))
 
 
 def totals() -> Totals:
@@ -71,9 +72,13 @@ def totals() -> Totals:
     return total
 
 
-def page(outcome: Outcome | None = None, job: SimpleNamespace | None = None, total: Totals | None = None) -> str:
-    outcome = outcome or Outcome(metrics=METRICS | DOLLARS, samples=[sample()])
-    return render_report(job or job_of(), outcome, total or totals())  # pyright: ignore[reportArgumentType]
+@pytest.fixture
+def page(job: Job) -> Callable[..., str]:
+    def render(outcome: Outcome | None = None, job: Job = job, total: Totals | None = None) -> str:
+        outcome = outcome or Outcome(metrics=METRICS | DOLLARS, samples=[sample()])
+        return render_report(job, outcome, total or totals())
+
+    return render
 
 
 def text_of(html: str) -> str:
@@ -81,7 +86,7 @@ def text_of(html: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
-def test_the_page_shows_its_numbers():
+def test_the_page_shows_its_numbers(page, job: Job):
     text = text_of(page())
     for number in (
         "1,000 / 1,000 rows accounted for",
@@ -95,14 +100,14 @@ def test_the_page_shows_its_numbers():
         "10.0 % cut at 48",
         "31 tokens prefilled a caption",
         "generate 60.0 s",
-        "0123456789abcdef",
+        job.fingerprint,
     ):
         assert number in text, number
     assert text.index("truncated decode 7") < text.index("empty decode 3")  # the most frequent reason first
     assert "retention: 0.098" in text
 
 
-def test_dollars_by_stage_and_idle_time_are_shown_where_they_are_known():
+def test_dollars_by_stage_and_idle_time_are_shown_where_they_are_known(page):
     more = {"usd/encode": 0.3, "usd/generate": 0.6, "usd/startup": 0.4, "usd/idle": 0.2, "idle_share": 0.4}
     busy = {"gpu_busy/encode": 0.25, "gpu_busy/generate": 0.5}
     text = text_of(page(Outcome(metrics=METRICS | DOLLARS | more | busy)))
@@ -110,7 +115,7 @@ def test_dollars_by_stage_and_idle_time_are_shown_where_they_are_known():
     assert "the encode actors worked 25 % and the generate actors 50 %. 40 % of what was paid for stood idle." in text
 
 
-def test_the_dollars_of_a_resumed_output_and_nodes_without_a_price_are_said():
+def test_the_dollars_of_a_resumed_output_and_nodes_without_a_price_are_said(page):
     assert "$4.0000 for this output, earlier runs included" in text_of(
         page(Outcome(metrics=METRICS | DOLLARS | {"usd_of_output": 4.0}))
     )
@@ -120,13 +125,13 @@ def test_the_dollars_of_a_resumed_output_and_nodes_without_a_price_are_said():
     assert "a million images" not in text
 
 
-def test_without_a_price_the_page_says_how_to_see_dollars():
-    config = load_config(["cost.usd_per_hour=null"])
-    text = text_of(page(Outcome(metrics=METRICS), job_of(config)))
+def test_without_a_price_the_page_says_how_to_see_dollars(page, job: Job):
+    config = with_values(job.config, {"cost.usd_per_hour": None})
+    text = text_of(page(Outcome(metrics=METRICS), replace(job, config=config)))
     assert "set cost.usd_per_hour to see dollars" in text
 
 
-def test_a_run_that_came_to_nothing_has_a_page_too():
+def test_a_run_that_came_to_nothing_has_a_page_too(page):
     outcome = Outcome(code=1, message="Ray gave up", metrics=dict.fromkeys(METRICS, 0))
     text = text_of(page(outcome, total=Totals()))
     assert "Ray gave up" in text
@@ -135,7 +140,7 @@ def test_a_run_that_came_to_nothing_has_a_page_too():
     assert "Quarantine" not in text
 
 
-def test_the_page_opens_offline_and_runs_no_script():
+def test_the_page_opens_offline_and_runs_no_script(page):
     html = page()
     links = re.findall(r"(?:src|href)=\"([^\"]{0,40})", html)
     assert links
@@ -145,7 +150,7 @@ def test_the_page_opens_offline_and_runs_no_script():
     assert not re.search(r"<script|<link|@import|url\(", html)
 
 
-def test_nothing_in_a_corpus_or_a_caption_becomes_markup():
+def test_nothing_in_a_corpus_or_a_caption_becomes_markup(page):
     evil = "</p><script>alert(1)</script>{{ config }} & \"quotes\" 'too'"
     shown = sample(evil) | {"source": evil, "prompts": [evil], "references": [evil]}
     html = page(Outcome(message=evil, metrics=METRICS | DOLLARS, samples=[shown]))
@@ -154,11 +159,20 @@ def test_nothing_in_a_corpus_or_a_caption_becomes_markup():
     assert "{{ config }}" in html  # as text, not as what it would stand for
 
 
-def test_samples_show_every_prompt_the_reference_and_the_share_of_tokens():
+def test_samples_show_every_prompt_the_reference_and_the_share_of_tokens(page):
     two = sample() | {"prompts": ["describe", "count"], "captions": [{"caption": "a dog"}, {"caption": "one"}]}
     text = text_of(page(Outcome(metrics=METRICS | DOLLARS, samples=[two, sample() | {"references": []}])))
     assert "describe a dog count one reference a large red circle a.parquet row 7, 2 of 4 tokens" in text
     assert text.count("a large red circle") == 1
+
+
+def test_the_gates_images_show_both_captions(page):
+    image = sample()
+    compared = Compared("a.parquet", 7, "describe", "a dog", "a cat", ["a red cat"], image["jpeg"], [0, 3], 4, 0.5)
+    gate = Gate(True, 0.9, 0.97, (0.93, 1.01), "cider", 1.0, 1.03, 100, 100, 12.0, [compared])
+    text = text_of(page(Outcome(metrics=METRICS | DOLLARS, gate=gate)))
+    assert "97 % of the unpruned quality 95 %: 93 to 101 %, on 100 images; the gate asks for 90 %" in text
+    assert "otprune a dog unpruned a cat reference a red cat a.parquet row 7, 2 of 4 tokens" in text
 
 
 def lit(path: str, side: int) -> np.ndarray:
@@ -192,38 +206,42 @@ def test_without_pruning_or_without_a_square_of_patches_nothing_is_shaded():
 # The summary
 
 
-def summary(capsys, outcome: Outcome, **job) -> str:
-    print_summary(job_of(**job), outcome)  # pyright: ignore[reportArgumentType]
-    return capsys.readouterr().out
+@pytest.fixture
+def summary(job: Job, capsys) -> Callable[..., str]:
+    def printed(outcome: Outcome, num_done: int = 0) -> str:
+        print_summary(replace(job, plan=replace(job.plan, num_done=num_done)), outcome)
+        return capsys.readouterr().out
+
+    return printed
 
 
-def test_the_summary_says_what_came_out_and_where(capsys):
+def test_the_summary_says_what_came_out_and_where(summary, job: Job):
     outcome = Outcome(metrics=METRICS | DOLLARS, samples=[sample()], tracked="run 1 in sqlite:///x")
-    text = summary(capsys, outcome, num_done=400)
+    text = summary(outcome, num_done=400)
     for part in (
         "400 of 1,000 rows were done before this run",
         "990 captioned and 10 quarantined",
         "12.5 images/s, 346 tokens/s",
         "$1.5000, $1,515.15 per million images",
         "a red circle",
-        "/runs/out/captions/*.parquet",
-        "/runs/out/quarantine/*.parquet",
-        "/runs/out/report.html",
+        f"{job.output.path}/captions/*.parquet",
+        f"{job.output.path}/quarantine/*.parquet",
+        f"{job.output.path}/report.html",
         "run 1 in sqlite:///x",
     ):
         assert part in text, part
 
 
-def test_a_summary_of_nothing_done_is_short(capsys):
-    text = summary(capsys, Outcome(message="nothing to do: the output is complete"))
+def test_a_summary_of_nothing_done_is_short(summary):
+    text = summary(Outcome(message="nothing to do: the output is complete"))
     assert "nothing to do" in text
     assert "images/s" not in text
     assert "quarantine" not in text
 
 
 @pytest.mark.parametrize("caption", ["[/INST] a dog", "[bold]a dog[/bold]", "a :dog: here", "[red", "a\\[b]"])
-def test_a_caption_is_printed_as_it_is(capsys, caption):
+def test_a_caption_is_printed_as_it_is(summary, caption):
     outcome = Outcome(metrics=METRICS, samples=[sample(caption)], message="stopped [at] :cat:")
-    text = summary(capsys, outcome)
+    text = summary(outcome)
     assert caption in text
     assert "stopped [at] :cat:" in text

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.output.parts import METADATA_KEY, read_totals
+from pipelines.output.reader import METADATA_KEY, read_totals
 from pipelines.output.schema import CAPTIONS, QUARANTINE, REASONS
 from pipelines.output.unit import Unit
 from pipelines.stages.unit_batch import Answer, Image, Rejected, Sample, UnitBatch

@@ -1,17 +1,19 @@
-"""The sweep's page: it says what to buy, opens offline, and its plots put the numbers where they belong."""
+"""The sweep's page: it says what to buy and why, shows what failed, and opens offline."""
 
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipelines.config.load import load_config, with_values
-from pipelines.report.caption_plots import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, Axes, Mark, scatter, window
 from pipelines.run.outcome import SAMPLES
 from pipelines.sweep.advice import settings_of
+from pipelines.sweep.checked import Sweep, prepare_sweep
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.grid import make_points
 from pipelines.sweep.page import pareto_front, render_sweep
 from pipelines.sweep.point import store_of
 from tests.report.test_page import sample, text_of
@@ -22,12 +24,11 @@ JUDGE: Any = SimpleNamespace(difference=lambda ours, theirs: (0.2, 0.1, 0.3))
 
 
 @pytest.fixture
-def sweep(tmp_path):
-    config = load_config([f"output.path={tmp_path}", f"sweep.grid={GRID}"], SweepConfig)
-    return SimpleNamespace(config=config, points=make_points(config))
+def sweep(tmp_path: Path) -> Sweep:
+    return prepare_sweep(load_config([f"output.path={tmp_path}", f"sweep.grid={GRID}"], SweepConfig))
 
 
-def known(sweep, records=RECORDS) -> dict[str, dict[str, Any]]:
+def known(sweep: Sweep, records=RECORDS) -> dict[str, dict[str, Any]]:
     """Made-up results under the names of the sweep's own points."""
     settings = {(r["values"]["method"], r["values"]["retention"], r["values"]["cluster"]): r for r in records}
     found = {}
@@ -88,7 +89,7 @@ def test_without_an_unpruned_point_there_is_a_page_and_no_advice(sweep):
 
 
 def test_without_prices_the_page_speaks_of_hours(sweep):
-    sweep.config = with_values(sweep.config, {"cost.usd_per_hour": None})
+    sweep = replace(sweep, config=with_values(sweep.config, {"cost.usd_per_hour": None}))
     records = [record("none", 1.0, None, [1, 1, 1]), record("otprune", 0.1, None, [0.97, 0.96, 0.99])]
     text = text_of(render_sweep(sweep, known(sweep, records), JUDGE))
     assert "27.78 h per million images at steady speed" in text
@@ -102,8 +103,6 @@ def test_images_show_both_captions_worst_first(sweep):
     pairs = [("a red dog", "a red dog"), ("a blue cat on a mat", "one green bird")]
 
     def samples(side: int) -> str:
-        import json
-
         kept = (0, 1, 2, 3) if side else (0, 3)
         return json.dumps([sample(pair[side], kept) | {"row": row} for row, pair in enumerate(pairs)])
 
@@ -121,30 +120,3 @@ def test_the_front_is_what_no_other_setting_beats_in_both():
     front = pareto_front(settings_of([*RECORDS, worse]))
     assert [setting.label for setting in front] == ["otprune at 5 %", "otprune at 10 %", "otprune at 20 %", "unpruned"]
     assert [s.label for s in pareto_front(settings_of([UNPRUNED]))] == ["unpruned"]
-
-
-def marks(xs: list[float]) -> list[Mark]:
-    return [Mark(x, 10 * x, (x, x), (5 * x, 15 * x), "m", f"mark {x}", "#000000") for x in xs]
-
-
-def centres(svg: str) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="5"', svg)]
-
-
-def test_marks_lie_where_their_numbers_say():
-    axes = Axes(x=(1.0, 3.0), y=(0.0, 40.0), x_label="x", y_label="y")
-    (low, _), (mid, high), (top, _) = centres(scatter(marks([1.0, 2.0, 3.0]), [], axes, None))
-    assert (low, mid, top) == (LEFT, (LEFT + WIDTH - RIGHT) / 2, WIDTH - RIGHT)
-    assert high == pytest.approx(HEIGHT - BOTTOM - 0.5 * (HEIGHT - BOTTOM - 16), abs=0.1)
-
-
-def test_on_a_logarithmic_axis_equal_factors_are_equal_steps():
-    axes = Axes(x=(1.0, 100.0), y=(0.0, 1000.0), x_label="x", y_label="y", log_x=True)
-    xs = [x for x, _ in centres(scatter(marks([1.0, 10.0, 100.0]), [], axes, 5.0))]
-    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
-
-
-@pytest.mark.parametrize("values", [[], [3.0], [0.0], [1.0, 2.0]])
-def test_a_window_is_never_empty(values):
-    low, high = window(values)
-    assert low < high
