@@ -8,7 +8,6 @@ from otprune.models.checkpoint import CheckpointError, resolve_checkpoint, weigh
 from otprune.models.encoder import LlavaEncoder, load_encoder
 from otprune.models.llava import LlavaDecoder, load_decoder
 from otprune.models.prompts import Completion, Prompt, Prompter, load_prompter
-from otprune.models.static_decoding import check_fixed_shapes
 
 __all__ = [
     "CheckpointError",
@@ -17,7 +16,6 @@ __all__ = [
     "LlavaEncoder",
     "Prompt",
     "Prompter",
-    "check_fixed_shapes",
     "load_decoder",
     "load_encoder",
     "load_prompter",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from otprune.methods import METHODS
-from otprune.models import CheckpointError, check_fixed_shapes, resolve_checkpoint
+from otprune.models import resolve_checkpoint
 from otprune.models.checkpoint import ANYRES, read_config
 from pipelines.config.keys import Config
 from pipelines.errors import UserError
@@ -66,8 +66,6 @@ def check_engine(config: Config) -> None:
             which is to run the job itself.
     """
     engine = config.engine
-    if config.generate.cuda_graphs:
-        _check_graphs(config)
     if engine.name == "transformers":
         for name, given in (("kwargs", engine.kwargs), ("sampling", engine.sampling)):
             if given:
@@ -93,21 +91,6 @@ def check_engine(config: Config) -> None:
     gpus = config.generate.num_gpus
     if gpus and num_workers(config) > 1 and gpus != num_workers(config):
         raise UserError(f"generate.num_gpus must be {num_workers(config)}, one for each worker, or null; got {gpus:g}")
-
-
-def _check_graphs(config: Config) -> None:
-    if config.engine.name != "transformers":
-        raise UserError(f"generate.cuda_graphs must be false with engine.name={config.engine.name}, which has its own")
-    if config.prune.method in METHODS and METHODS[config.prune.method].kind == "in_llm":
-        raise UserError(
-            f"generate.cuda_graphs must be false with prune.method={config.prune.method}, which changes the shapes"
-        )
-    try:
-        check_fixed_shapes(resolve_checkpoint(config.model.path))
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
-    except ValueError as error:
-        raise UserError(f"generate.cuda_graphs must be false with this model: {error}") from error
 
 
 def known_names(folder: Path) -> tuple[set[str], set[str]]:

@@ -37,14 +37,11 @@ class Generator:
         batch_size: int,
         method: str = "none",
         settings: dict[str, Any] | None = None,
-        cuda_graphs: bool = False,
         gpu_share: float = 1.0,
     ):
         """`method` and its resolved `settings` matter where it prunes inside the model."""
         limit_memory(device, gpu_share)
-        self.decoder = load_decoder(
-            Path(model_path), dtype=torch_dtype(dtype, device), device=device, cuda_graphs=cuda_graphs
-        )
+        self.decoder = load_decoder(Path(model_path), dtype=torch_dtype(dtype, device), device=device)
         self.conversation, self.batch_size, self.seed = conversation, batch_size, seed
         self.max_new_tokens = max_new_tokens
         self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}

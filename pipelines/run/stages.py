@@ -156,7 +156,6 @@ def generate_stage(job: Job, generator: type | None) -> Stage:
             "batch_size": config.generate.batch_size,
             "method": config.prune.method,
             "settings": job.pruning,
-            "cuda_graphs": config.generate.cuda_graphs,
         }
     return Stage(
         actor=generator or default,

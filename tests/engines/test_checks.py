@@ -1,7 +1,5 @@
 """What a job checks of its engine before anything starts, what of it decides captions, and what it asks Ray for."""
 
-import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,29 +82,6 @@ def test_unknown_misplaced_and_useless_arguments_are_refused(installed):
     )
     assert refused("engine.kwargs.max_num_seqs=3").startswith("engine.kwargs must be empty unless engine.name=vllm")
     assert refused("engine.sampling.top_k=3").startswith("engine.sampling must be empty unless engine.name=vllm")
-
-
-@pytest.mark.parametrize(
-    ("settings", "problem"),
-    [
-        (["engine.name=vllm"], "must be false with engine.name=vllm"),
-        (["prune.method=fastv"], "must be false with prune.method=fastv"),
-        (["model.path=/nowhere"], "model.path must be"),
-    ],
-)
-def test_graphs_are_refused_where_nothing_would_come_of_them(settings, problem):
-    with pytest.raises(UserError, match=problem):
-        check_engine(load_config([*DEMO, "generate.cuda_graphs=true", *settings]))
-
-
-def test_graphs_of_a_model_with_a_window_are_refused_and_those_of_ours_taken(demo_model, tmp_path):
-    check_engine(load_config([*DEMO, "generate.cuda_graphs=true"]))
-    folder = shutil.copytree(demo_model, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"] |= {"model_type": "mistral", "sliding_window": 64}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"cuda_graphs must be false with this model: .*layers that see everything"):
-        check_engine(load_config([*DEMO, "generate.cuda_graphs=true", f"model.path={folder}"]))
 
 
 def test_without_vllm_the_job_does_not_start_unless_a_cluster_may_have_it(monkeypatch):

@@ -51,7 +51,6 @@ DOES_NOT = {
     "input.fetch_timeout",
     "unit.images",
     "generate.batch_size",
-    "generate.cuda_graphs",
     "generate.accelerator",
     "generate.actors",
     "generate.max_actors",
