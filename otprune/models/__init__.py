@@ -4,12 +4,13 @@ Each family gives two halves that load separately, so that an actor holds only w
 an encoder (vision tower and projector) and a decoder (language model and tokenizer).
 """
 
-from otprune.models.checkpoint import CheckpointError, resolve_checkpoint, weights_digest
+from otprune.models.checkpoint import Checkpoint, CheckpointError, read_checkpoint, resolve_checkpoint, weights_digest
 from otprune.models.encoder import LlavaEncoder, load_encoder
 from otprune.models.llava import LlavaDecoder, load_decoder
 from otprune.models.prompts import Completion, Prompt, Prompter, load_prompter
 
 __all__ = [
+    "Checkpoint",
     "CheckpointError",
     "Completion",
     "LlavaDecoder",
@@ -19,6 +20,7 @@ __all__ = [
     "load_decoder",
     "load_encoder",
     "load_prompter",
+    "read_checkpoint",
     "resolve_checkpoint",
     "weights_digest",
 ]

@@ -22,7 +22,7 @@ from otprune.budget import selector_prefill
 from otprune.flops import match_flops, prefill_flops
 from otprune.layerwise import vtw_divergences
 from otprune.layerwise.fitprune_fit import TOLERANCE, measure, recipe_at
-from otprune.models import load_decoder, load_encoder, weights_digest
+from otprune.models import Checkpoint, load_decoder, load_encoder
 from otprune.models.llava import image_span
 from otprune.schedules import visual_rows
 from otprune.shapes import LanguageShape
@@ -60,11 +60,12 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     method = config.prune.method
     if method not in ("fitprune", "vtw"):
         raise UserError(f"prune.method must be fitprune or vtw, the methods that calibrate, got {method}")
-    model = check_model(config, writes=False)
-    sample = read_sample(model, _pictures(config, model), dtype=config.model.dtype, style=config.prompt.conversation)
+    checkpoint = check_model(config, writes=False)
+    pictures = _pictures(config, checkpoint)
+    sample = read_sample(checkpoint.path, pictures, dtype=config.model.dtype, style=config.prompt.conversation)
     if not sample.embeds:
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
-    found = {"method": method, "model": weights_digest(model), "samples": len(sample.embeds)}
+    found = {"method": method, "model": checkpoint.digest, "samples": len(sample.embeds)}
     if method == "fitprune":
         [recipe] = fit_to_retentions(sample, [config.prune.retention])
         return found | {"recipe": recipe}
@@ -122,7 +123,7 @@ def _sizes(sample: Sample) -> tuple[int, int]:
     return end - start, length - (end - start)
 
 
-def _pictures(config: CalibrateConfig, model: Path) -> Iterator[tuple[np.ndarray, str]]:
+def _pictures(config: CalibrateConfig, checkpoint: Checkpoint) -> Iterator[tuple[np.ndarray, str]]:
     """Decoded pictures with their first prompts, in the corpus's order."""
     corpus = find_input(config)
     with TemporaryDirectory() as nothing_done:
@@ -130,7 +131,7 @@ def _pictures(config: CalibrateConfig, model: Path) -> Iterator[tuple[np.ndarray
         plan = make_plan(
             corpus, output, "", num_images=config.unit.images, limit=config.calibrate.samples, num_samples=0
         )
-    reader = make_reader(Job(config, model, corpus, output, {}, plan))
+    reader = make_reader(Job(config, checkpoint, corpus, output, {}, plan))
     for span in plan.spans:
         for row in reader(span.to_row()):
             unit_batch = UnitBatch.from_row(row)

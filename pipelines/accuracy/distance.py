@@ -22,7 +22,6 @@ from pipelines.accuracy.read_questions import ReadQuestions
 from pipelines.accuracy.table import Measured
 from pipelines.config.keys import Config
 from pipelines.output.span import SpanRow
-from pipelines.run.pruning import has_tiles
 from pipelines.run.resources import actor_gpus
 from pipelines.stages.encode import image_seed
 from pipelines.stages.gpu import torch_dtype
@@ -37,7 +36,7 @@ def without_distance(measured: Sequence[Measured], num_images: int) -> list[Meas
     """Points whose distances are not known yet; fills in those that an earlier run left in the points' outputs."""
     missing = []
     for point in measured:
-        if num_images == 0 or point.job.config.prune.method not in METHODS or has_tiles(point.job.model):
+        if num_images == 0 or point.job.config.prune.method not in METHODS or point.job.checkpoint.has_tiles:
             continue
         known = json.loads(point.job.output.read(FILE)) if point.job.output.exists(FILE) else {}
         if known.items() >= _asked(num_images).items():
@@ -62,12 +61,11 @@ def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], 
         }
         for point in points
     ]
-    gpus = actor_gpus(config)[0]
+    gpus = actor_gpus(config, job.checkpoint)[0]
     remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=gpus)(distances)
     device = "cuda" if gpus else "cpu"
-    found = ray.get(
-        remote.remote(read, first_spans(asked, num_images), str(job.model), config.model.dtype, device, settings)
-    )
+    model, spans = str(job.checkpoint.path), first_spans(asked, num_images)
+    found = ray.get(remote.remote(read, spans, model, config.model.dtype, device, settings))
     for point, values in zip(points, found, strict=True):
         point.distance.update(values)
         point.job.output.write(FILE, json.dumps({**values, **_asked(num_images)}).encode())

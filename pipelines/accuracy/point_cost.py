@@ -6,15 +6,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import ray
-from transformers import AutoConfig
 
 from otprune.budget import selector_prefill
 from otprune.flops import TrueFlops, true_flops
 from otprune.schedules import SETTINGS
-from otprune.shapes import LanguageShape, ModelShape, VisionShape
 from pipelines.run.job import Job, inside_model
 from pipelines.run.outcome import RECORD
-from pipelines.run.pruning import has_tiles
 
 COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
 
@@ -50,15 +47,6 @@ def measure_work(job: Job) -> dict[str, float | None]:
     }
 
 
-def model_shape(job: Job) -> ModelShape:
-    """Sizes of the checkpoint's two models; the tower ends at the layer that LLaVA reads."""
-    config: Any = AutoConfig.from_pretrained(job.model)
-    layers, feature = config.vision_config.num_hidden_layers, config.vision_feature_layer
-    deepest = max(f if f >= 0 else layers + 1 + f for f in ([feature] if isinstance(feature, int) else feature))
-    vision = VisionShape.from_config(config.vision_config, layers=deepest)
-    return ModelShape(vision=vision, language=LanguageShape.from_config(config.text_config))
-
-
 def encoded_on_cpu(record: dict[str, Any]) -> bool:
     """Whether the encode stage of a run with this `run.json` had no GPU: as configured, or as its cluster had none.
 
@@ -74,14 +62,14 @@ def encoded_on_cpu(record: dict[str, Any]) -> bool:
 
 def _flops(job: Job, means: dict[str, float], select_on_cpu: bool) -> TrueFlops | None:
     method, kept, visual = job.config.prune.method, means["num_kept_tokens"], means["num_visual_tokens"]
-    if has_tiles(job.model):  # images of different numbers of crops
+    if job.checkpoint.has_tiles:  # images of different numbers of crops
         return None
     settings: dict[str, Any] = {"retention": min(1.0, kept / max(1.0, visual))}
     if method in SETTINGS:
         settings = job.pruning if inside_model(job.config) else {name: round(kept) for name in SETTINGS[method]}
     counts = {"num_text": _num_text(job, means), "num_generated": max(1, round(means["num_generated_tokens"]))}
     try:
-        return true_flops(model_shape(job), method, **counts, select_on_cpu=select_on_cpu, **settings)
+        return true_flops(job.checkpoint.shape, method, **counts, select_on_cpu=select_on_cpu, **settings)
     except ValueError:  # a method whose own cost is not known
         return None
 
@@ -95,7 +83,7 @@ def _budget(job: Job, means: dict[str, float], flops: TrueFlops | None) -> float
     retention, visual = job.config.prune.retention, means["num_visual_tokens"]
     if flops is None:
         return means["num_kept_tokens"] / max(1.0, retention * visual)
-    shape = model_shape(job).language
+    shape = job.checkpoint.language
     return flops.prefill / selector_prefill(shape, _num_text(job, means), round(visual), retention)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from otprune.models import weights_digest
+from otprune.models import Checkpoint
 from pipelines.accuracy.calibrate import fit_to_retentions, read_sample
 from pipelines.accuracy.evaluate import make_question_reader
 from pipelines.accuracy.find_questions import Asked, first_spans
@@ -33,10 +33,10 @@ def lacks_recipe(config: AccuracyConfig) -> bool:
     return "fitprune" in config.grid.methods and not config.grid.settings.get("fitprune", {}).get("recipe")
 
 
-def known_recipes(config: AccuracyConfig, output: Store, model: Path) -> Recipes:
+def known_recipes(config: AccuracyConfig, output: Store, checkpoint: Checkpoint) -> Recipes:
     """Those that an earlier run of this grid fitted to the same model and number of images."""
     stored = json.loads(output.read(FILE)) if output.exists(FILE) else {}
-    if any(stored.get(name) != value for name, value in _fitted_to(config, model).items()):
+    if any(stored.get(name) != value for name, value in _fitted_to(config, checkpoint).items()):
         return {}
     return {float(r): {int(layer): n for layer, n in recipe.items()} for r, recipe in stored["recipes"].items()}
 
@@ -52,20 +52,19 @@ def fit_recipes(
         UserError: if none of the first `grid.calibration_images` images can be read.
     """
     read, spans = make_question_reader(asked, job), first_spans(asked, config.grid.calibration_images)
-    remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=actor_gpus(config)[0])(_fit)
-    fitted = ray.get(
-        remote.remote(read, spans, str(job.model), config.model.dtype, config.prompt.conversation, list(retentions))
-    )
+    remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=actor_gpus(config, job.checkpoint)[0])(_fit)
+    model, style = str(job.checkpoint.path), config.prompt.conversation
+    fitted = ray.get(remote.remote(read, spans, model, config.model.dtype, style, list(retentions)))
     if fitted is None:
         raise UserError(f"grid.calibration_images: none of the first {config.grid.calibration_images} can be read")
     recipes = {**known, **dict(zip(retentions, fitted, strict=True))}
-    stored = {**_fitted_to(config, job.model), "recipes": {str(r): recipe for r, recipe in recipes.items()}}
+    stored = {**_fitted_to(config, job.checkpoint), "recipes": {str(r): recipe for r, recipe in recipes.items()}}
     output.write(FILE, json.dumps(stored).encode())
     return recipes
 
 
-def _fitted_to(config: AccuracyConfig, model: Path) -> dict[str, Any]:
-    return {"model": weights_digest(model), "images": config.grid.calibration_images, "budget": "as executed"}
+def _fitted_to(config: AccuracyConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"model": checkpoint.digest, "images": config.grid.calibration_images, "budget": "as executed"}
 
 
 def _fit(

@@ -117,8 +117,8 @@ class GenerateConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    name: Literal["transformers", "vllm"] = key(
-        "what decodes the pruned prompts; vllm is installed by the extra .[vllm]", "transformers"
+    name: str = key(
+        "what decodes the pruned prompts: transformers | vllm, which is installed by the extra .[vllm]", "transformers"
     )
     kwargs: dict[str, Any] = key("vllm: arguments of its engine, e.g. engine.kwargs.tensor_parallel_size=2", {})
     sampling: dict[str, Any] = key(

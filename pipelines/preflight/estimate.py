@@ -137,7 +137,7 @@ def run_estimate(job: Job, encoder: type = Encoder, generator: type | None = Non
     started = time.perf_counter()
     meter = Meter(make_tariff(config.cost), started)
     arrivals, summaries = [], []
-    with connected(config) as cluster:
+    with connected(config, job.checkpoint) as cluster:
         joined = 0
         meter.poll(ray.nodes())
         logger.info("estimate: captioning %d images", sum(span.units[0].num_images for span in spans))
@@ -271,7 +271,7 @@ def _amount(draws: np.ndarray) -> Amount:
 def _parallel(job: Job) -> dict[str, float]:
     """How many actors or tasks of each stage the connected cluster lets work at a time."""
     config, cpus = job.config, ray.cluster_resources().get("CPU", 1.0)
-    tasks = max(1.0, cpus - actor_cpus(config))
+    tasks = max(1.0, cpus - actor_cpus(config, job.checkpoint))
     actors = {"encode": float(config.encode.actors), "generate": float(config.generate.actors)}
     return {"read": tasks, "decode": tasks, "write": tasks} | actors
 

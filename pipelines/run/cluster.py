@@ -11,6 +11,7 @@ import grpc
 import ray
 import ray.data
 
+from otprune.models import Checkpoint
 from pipelines.config.keys import Config
 from pipelines.errors import UserError
 from pipelines.run.resources import TASK_CPUS, actor_cpus, gpus_needed, size_of
@@ -24,10 +25,10 @@ TOO_SLOW = "timed out during startup"
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[str]:
+def connected(config: Config, checkpoint: Checkpoint | None) -> Iterator[str]:
     """Joins the cluster, or starts an embedded one, for the block; yields one line that says which.
 
-    A Ray that is running in this process already is used and left running.
+    A Ray that is running in this process already is used and left running. `checkpoint` as in `actor_cpus`.
 
     Raises:
         UserError: if `ray.address` names no cluster in reach, or the cluster is too small for the pools.
@@ -37,14 +38,14 @@ def connected(config: Config) -> Iterator[str]:
         yield f"this process's Ray: {size_of(ray.cluster_resources())}"
         return
     try:
-        where = _start(config)
+        where = _start(config, checkpoint)
         logger.info("%s", where)
         yield where
     finally:
         ray.shutdown()
 
 
-def _start(config: Config) -> str:
+def _start(config: Config, checkpoint: Checkpoint | None) -> str:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)
@@ -60,15 +61,15 @@ def _start(config: Config) -> str:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray logs an error at each pool's start, about constructor arguments that are safe while the driver lives.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        context = _start_embedded(config)
+        context = _start_embedded(config, checkpoint)
         where = "embedded Ray"
     resources = ray.cluster_resources()
-    check_room(config, resources, may_grow=bool(address))
+    check_room(config, checkpoint, resources, may_grow=bool(address))
     dashboard = f", dashboard http://{context.dashboard_url}" if context.dashboard_url else ""
     return f"{where}: {size_of(resources)}{dashboard}"
 
 
-def _start_embedded(config: Config) -> Any:
+def _start_embedded(config: Config, checkpoint: Checkpoint | None) -> Any:
     """A Ray of this process's own; once more where it did not come up in time, as on a machine that others keep busy.
 
     Raises:
@@ -79,7 +80,7 @@ def _start_embedded(config: Config) -> Any:
         try:
             return ray.init(
                 address="local",
-                num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, actor_cpus(config) + TASK_CPUS),
+                num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, actor_cpus(config, checkpoint) + TASK_CPUS),
                 include_dashboard=config.ray.dashboard,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -109,13 +110,15 @@ def _check_answers(address: str) -> None:
             raise UserError(f"ray.address must name a running cluster, got {address}: no Ray answers there") from error
 
 
-def check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool) -> None:
+def check_room(
+    config: Config, checkpoint: Checkpoint | None, resources: Mapping[str, float], *, may_grow: bool
+) -> None:
     """A pool that never fits would wait in silence; say so instead. An autoscaling cluster may still grow.
 
     Raises:
         UserError: if the pools do not fit a cluster that cannot grow.
     """
-    needs = {"GPU": gpus_needed(config), "CPU": actor_cpus(config) + 1}  # one CPU for the tasks
+    needs = {"GPU": gpus_needed(config, checkpoint), "CPU": actor_cpus(config, checkpoint) + 1}  # one CPU for the tasks
     problems = [
         f"encode.actors, generate.actors and one task need {need:g} {kind}s, the cluster has {has:g}"
         for kind, need in needs.items()

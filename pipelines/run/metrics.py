@@ -4,6 +4,7 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from otprune.models import Checkpoint
 from pipelines.config.keys import Config
 from pipelines.dollars.attribution import attribute, price_run, price_steady
 from pipelines.dollars.ledger import Spent
@@ -30,9 +31,9 @@ class Account:
     held_before: dict[str, float] = field(default_factory=lambda: dict(watch.held_seconds))
     active_before: dict[str, float] = field(default_factory=lambda: dict(watch.active_seconds))
 
-    def weigh(self, config: Config) -> None:
+    def weigh(self, config: Config, checkpoint: Checkpoint) -> None:
         """Chooses the resource and the weights, as the connected cluster has it."""
-        gpus: dict[str, float] = dict(zip(watch.POOLS, actor_gpus(config), strict=True))
+        gpus: dict[str, float] = dict(zip(watch.POOLS, actor_gpus(config, checkpoint), strict=True))
         if any(gpus.values()):
             self.resource, self.weights = "GPU", gpus
         else:
@@ -131,7 +132,7 @@ def _gate_seconds(account: Account) -> float:
 def prefill_tflops(job: Job, totals: Totals) -> float:
     """Multiply-adds / 1e12 of the language model on one image: on its prompts, or on one question of a benchmark."""
     mean_prompt = round(totals.prompt_tokens / max(1, totals.captions))
-    flops = prefill_flops_of(job.config, job.model, job.pruning, mean_prompt)
+    flops = prefill_flops_of(job.config, job.checkpoint, job.pruning, mean_prompt)
     return (1 + len(job.config.prompt.more)) * flops / 1e12
 
 

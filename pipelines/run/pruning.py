@@ -9,53 +9,50 @@ log says what both cost.
 
 import json
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from otprune.budget import layer_rows, make_policy, match_budget
 from otprune.flops import prefill_flops
 from otprune.layerwise.executor import MODEL_TYPES
 from otprune.methods import check_settings, get_method
-from otprune.models import weights_digest
-from otprune.models.checkpoint import ANYRES, read_config
+from otprune.models import Checkpoint
 from otprune.models.prompts import encode_prompt
 from otprune.models.relevance import find_clip
 from otprune.reducers import m3_grids
-from otprune.shapes import LanguageShape
 from pipelines.config.keys import Config
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_pruning(config: Config, model: Path) -> dict[str, Any]:
-    """The method's settings for the checkpoint in `model`, complete; {} where retention says it all.
+def resolve_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The method's settings for the checkpoint, complete; {} where retention says it all.
 
     Raises:
-        ValueError: settings that do not fit the method or the model, or an engine that cannot run it.
+        ValueError: settings that do not fit the method or the model.
     """
     method, settings = config.prune.method, check_settings(config.prune.method, config.prune.settings)
     if method == "cdpruner" and settings["relevance"] == "clip":
         find_clip(settings)
     if method == "m3" and settings["grid"] is not None:
-        grids = m3_grids(num_patches(model))
+        grids = m3_grids(checkpoint.vision.num_patches)
         if settings["grid"] not in grids:
             raise ValueError(f"settings.grid must be one of {grids} for this model, got {settings['grid']}")
     if get_method(method).kind != "in_llm":
         return settings
-    language = AutoConfig.from_pretrained(model).text_config
-    if language.model_type not in MODEL_TYPES:
-        raise ValueError(f"method {method} runs language models {', '.join(MODEL_TYPES)}, got {language.model_type}")
-    if has_tiles(model) and method != "vtw":
+    if checkpoint.language_type not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        raise ValueError(f"method {method} runs language models {known}, got {checkpoint.language_type}")
+    if checkpoint.has_tiles and method != "vtw":
         raise ValueError(f"method {method} takes images of one size: of LLaVA-1.6 it cannot be told what to keep")
-    if config.engine.name != "transformers":
-        raise ValueError(f"method {method} prunes inside the model: engine.name must be transformers")
     if method == "fitprune":
-        settings["recipe"] = read_recipe(settings["recipe"], model)
-    shape, text = LanguageShape.from_config(language), num_text(config, model)
+        settings["recipe"] = read_recipe(settings["recipe"], checkpoint)
+    shape, text, visual = checkpoint.language, num_text(config, checkpoint), checkpoint.most_visual_tokens
     try:
-        matched, share, wanted = match_budget(method, settings, config.prune.retention, shape, text, num_visual(model))
+        matched, share, wanted = match_budget(method, settings, config.prune.retention, shape, text, visual)
         make_policy(method, matched).events(shape.layers)
     except ValueError as error:
         raise ValueError(f"settings of {method} must fit the model: {error}") from error
@@ -64,7 +61,7 @@ def resolve_pruning(config: Config, model: Path) -> dict[str, Any]:
     return matched
 
 
-def read_recipe(recipe: Any, model: Path) -> dict[int, int]:
+def read_recipe(recipe: Any, checkpoint: Checkpoint) -> dict[int, int]:
     """The recipe itself, from wherever `settings.recipe` has it; warns if it was fitted to another model.
 
     Raises:
@@ -79,46 +76,30 @@ def read_recipe(recipe: Any, model: Path) -> dict[int, int]:
             recipe, fitted_to = stored["recipe"], stored["model"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"settings.recipe must be a file of jobs/calibrate.py: {error!r}") from error
-        if fitted_to != weights_digest(model):
-            logger.warning("%s was fitted to another model than %s", file, model)
+        if fitted_to != checkpoint.digest:
+            logger.warning("%s was fitted to another model than %s", file, checkpoint.path)
     return check_settings("fitprune", {"recipe": recipe})["recipe"]
 
 
-def num_patches(model: Path) -> int:
-    """Patches of one square image."""
-    vision = AutoConfig.from_pretrained(model).vision_config
-    return (vision.image_size // vision.patch_size) ** 2
-
-
-def num_visual(model: Path) -> int:
-    """Visual tokens of an image: of LLaVA-1.6 those of the most crops, 2,880, newlines and padding not counted."""
-    if not has_tiles(model):
-        return num_patches(model)
-    config = AutoConfig.from_pretrained(model)
-    side = config.vision_config.image_size
-    return num_patches(model) * (1 + max(height * width // side**2 for height, width in config.image_grid_pinpoints))
-
-
-def prefill_flops_of(config: Config, model: Path, settings: dict[str, Any], num_prompt_tokens: int) -> int:
+def prefill_flops_of(config: Config, checkpoint: Checkpoint, settings: dict[str, Any], num_prompt_tokens: int) -> int:
     """Multiply-adds of the language model on a prompt, by the method with its resolved settings."""
-    shape = LanguageShape.from_config(AutoConfig.from_pretrained(model).text_config)
+    shape = checkpoint.language
     if get_method(config.prune.method).kind != "in_llm":
         return prefill_flops(shape, num_prompt_tokens)
-    visual = num_visual(model)
-    if has_tiles(model):
-        visual = min(visual, max(num_prompt_tokens - num_text(config, model), 1))
+    visual = checkpoint.most_visual_tokens
+    if checkpoint.has_tiles:
+        visual = min(visual, max(num_prompt_tokens - num_text(config, checkpoint), 1))
     rows = layer_rows(config.prune.method, settings, visual, shape.layers)
     return prefill_flops(shape, max(num_prompt_tokens - visual, 0), visual=rows)
 
 
-def has_tiles(model: Path) -> bool:
-    """Whether the checkpoint is a LLaVA-1.6, whose images have different numbers of tokens."""
-    return read_config(model)["model_type"] == ANYRES
-
-
-def num_text(config: Config, model: Path) -> int:
+def num_text(config: Config, checkpoint: Checkpoint) -> int:
     """Text tokens of the configured prompt in its conversation format, columns left as they stand."""
-    image_token = AutoConfig.from_pretrained(model).image_token_index
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = encode_prompt(config.prompt.template, config.prompt.conversation, model, tokenizer, image_token)
+    return _count_text(config.prompt.template, config.prompt.conversation, checkpoint)
+
+
+@cache  # every progress point asks, and loading a tokenizer takes a second
+def _count_text(template: str, conversation: str, checkpoint: Checkpoint) -> int:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    ids = encode_prompt(template, conversation, checkpoint.path, tokenizer, checkpoint.image_token)
     return sum(map(len, ids))

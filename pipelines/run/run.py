@@ -59,8 +59,8 @@ def run_job(
             elif spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account):
                 return Outcome(code=CAPPED, message=spent)
             else:
-                with connected(job.config) as outcome.cluster, interruptible():
-                    account.weigh(job.config)
+                with connected(job.config, job.checkpoint) as outcome.cluster, interruptible():
+                    account.weigh(job.config, job.checkpoint)
                     beat.look()
                     check_prices(meter, job.config.budget.max_usd, account.earlier)
                     tracker = start_tracker(job)

@@ -6,7 +6,6 @@ each where the method looks at the prompt. What it needs beside projected tokens
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,40 +15,32 @@ from torch import Tensor
 from otprune import num_kept, select_tokens
 from otprune.anyres import pack_tiles
 from otprune.methods import check_settings, get_method
-from otprune.models import LlavaEncoder, load_encoder
+from otprune.models import Checkpoint, LlavaEncoder, load_encoder
 from otprune.models.relevance import Relevance, make_relevance
 from otprune.reducers import m3_grids, m3_pool, prumerge
 from otprune.selectors.cdpruner import cdpruner
+from pipelines.config.keys import PruneConfig
+from pipelines.stages.gpu import Place
 from pipelines.stages.token_arrays import Kept
 
 
 class Pruner:
     """The encoder of a checkpoint and one method. `k` is how many tokens the retention keeps."""
 
-    def __init__(
-        self,
-        *,
-        model: Path,
-        dtype: torch.dtype,
-        device: str,
-        method: str,
-        retention: float,
-        gamma: float | None,
-        gamma_scale: str,
-        settings: dict[str, Any],
-        per_tile: bool = False,
-    ):
+    def __init__(self, checkpoint: Checkpoint, prune: PruneConfig, settings: dict[str, Any], place: Place):
+        """`settings` are the method's, resolved for the checkpoint."""
+        method, model, dtype, device = prune.method, checkpoint.path, place.torch_dtype, place.device
         self.method, self.kind = method, get_method(method).kind
         self.requires = get_method(method).requires
         self.settings = check_settings(method, settings)
         self.encoder: LlavaEncoder = load_encoder(
             model, dtype=dtype, device=device, attention="class_attention" in self.requires
         )
-        self.per_tile = per_tile or bool(self.requires)
+        self.per_tile = prune.per_tile or bool(self.requires)
         num_tokens = self.encoder.num_tokens
-        self.k = num_tokens if self.kind in ("none", "in_llm") else num_kept(retention, num_tokens)
-        self.retention = retention
-        self.selection = {"method": method, "gamma": gamma, "gamma_scale": gamma_scale}
+        self.k = num_tokens if self.kind in ("none", "in_llm") else num_kept(prune.retention, num_tokens)
+        self.retention = prune.retention
+        self.selection = {"method": method, "gamma": prune.gamma, "gamma_scale": prune.gamma_scale}
         self.relevance: Relevance | None = None
         if "relevance" in self.requires:
             self.relevance = make_relevance(self.settings, model, dtype, device)

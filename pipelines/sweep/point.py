@@ -57,7 +57,7 @@ def run_here(point: Point, encoder: type = Encoder, generator: type | None = Non
     Raises:
         UserError: if something about the point has to be corrected, or its pools do not fit the cluster.
     """
-    check_room(point.config, ray.cluster_resources(), may_grow=bool(point.config.ray.address))
+    check_room(point.config, point.checkpoint, ray.cluster_resources(), may_grow=bool(point.config.ray.address))
     job = prepare(point.config)
     if not can_be_measured(job):
         logger.info("%s: begun and interrupted, too little is left to measure its speed; starting it over", point.name)
