@@ -74,8 +74,8 @@ def answer_one_by_one(evaluation: Evaluation) -> tuple[dict[tuple[str, str], str
     job, config = evaluation.job, evaluation.config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch_dtype(config.model.dtype, device)
-    encoder = load_encoder(job.model, dtype=dtype, device=device)
-    decoder = load_decoder(job.model, dtype=dtype, device=device)
+    encoder = load_encoder(job.checkpoint.path, dtype=dtype, device=device)
+    decoder = load_decoder(job.checkpoint.path, dtype=dtype, device=device)
     k = num_kept(config.prune.retention, encoder.num_tokens)
     settings, prune, answers = asdict(decode_settings(job)), config.prune, {}
     started = time.perf_counter()

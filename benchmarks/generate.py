@@ -3,9 +3,8 @@
     python -m benchmarks.generate [--device cpu] [--width 768 --layers 12] [--batch 8] [--new-tokens 32] [--runs 5]
     python -m benchmarks.generate --device cuda --width 4096 --layers 32 --batch 64     # LLaVA-1.5-7B's layers
 
-Random weights: speed does not depend on them. All settings alternate in one process; prints medians, beside them the
-first batch of each, which sets up libraries and records graphs, and, as its last line, JSON with the ratio. On a GPU
-also each with CUDA graphs (`generate.cuda_graphs`), and the peak memory of each.
+Random weights: speed does not depend on them. Both settings alternate in one process; prints medians, beside them the
+first batch of each, which sets up libraries, and, as its last line, JSON with the ratio; on a GPU also the peak memory.
 """
 
 import argparse
@@ -13,7 +12,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +19,6 @@ import torch
 from benchmarks.random_model import make_checkpoint
 from otprune import num_kept
 from otprune.models import LlavaDecoder, load_decoder
-from otprune.models.static_decoding import StaticDecoder
 
 
 def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: int, device: str) -> float:
@@ -37,15 +34,11 @@ def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: i
     return time.perf_counter() - start
 
 
-def peak_gib(decoder: LlavaDecoder, count: int, loop: Callable, options: argparse.Namespace) -> float:
-    """Memory of one batch at its peak, where nothing else is held; frees what graphs hold afterwards."""
-    decoder.decode = loop
+def peak_gib(decoder: LlavaDecoder, count: int, options: argparse.Namespace) -> float:
+    """Memory of one batch at its peak, where nothing else is held."""
     torch.cuda.reset_peak_memory_stats()
     time_batch(decoder, count, options.batch, options.new_tokens, options.device)
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    if isinstance(loop, StaticDecoder):
-        loop.forget()
-    return peak
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def synchronize(device: str) -> None:
@@ -76,39 +69,26 @@ def main() -> None:
         make_checkpoint(Path(folder), width=options.width, layers=options.layers, dtype=dtype)
         decoder = load_decoder(Path(folder), dtype=dtype, device=options.device)
     kept = num_kept(options.retention, 576)
-    loops = {"": decoder.decode}
-    if options.device != "cpu":
-        loops[", graphs"] = StaticDecoder(decoder.model)
-    arms = {f"{count}{name}": (count, loop) for count in (576, kept) for name, loop in loops.items()}
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+    seconds: dict[int, list[float]] = {576: [], kept: []}
     for _ in range(options.runs + 1):
-        for arm, (count, decoder.decode) in arms.items():
-            seconds[arm].append(time_batch(decoder, count, options.batch, options.new_tokens, options.device))
-    first = {arm: times.pop(0) for arm, times in seconds.items()}
-    memory: dict[str, float] = {}
+        for count, times in seconds.items():
+            times.append(time_batch(decoder, count, options.batch, options.new_tokens, options.device))
+    first = {count: times.pop(0) for count, times in seconds.items()}
+    memory: dict[int, float] = {}
     if options.device != "cpu":
-        loops[", graphs"].forget()
-        memory = {arm: peak_gib(decoder, *of, options) for arm, of in arms.items()}
-    rates = {arm: options.batch / statistics.median(times) for arm, times in seconds.items()}
-    for arm, rate in rates.items():
-        peak = f", {memory[arm]:.1f} GiB at most" if memory else ""
-        cold = f"first {first[arm]:.2f} s, then {options.batch / rate:.2f} s a batch"
-        print(f"{arm:>12} visual tokens: {rate:8.2f} captions/s ({cold}){peak}")
-    ratios = {
-        name.strip(", ") or "plain": round(
-            statistics.median(
-                full / pruned for full, pruned in zip(seconds[f"576{name}"], seconds[f"{kept}{name}"], strict=True)
-            ),
-            2,
-        )
-        for name in loops
-    }
+        memory = {count: peak_gib(decoder, count, options) for count in seconds}
+    rates = {count: options.batch / statistics.median(times) for count, times in seconds.items()}
+    for count, rate in rates.items():
+        peak = f", {memory[count]:.1f} GiB at most" if memory else ""
+        cold = f"first {first[count]:.2f} s, then {options.batch / rate:.2f} s a batch"
+        print(f"{count:>4} visual tokens: {rate:8.2f} captions/s ({cold}){peak}")
+    ratio = statistics.median(full / pruned for full, pruned in zip(seconds[576], seconds[kept], strict=True))
     shape = {k: getattr(options, k) for k in ("device", "width", "layers", "batch", "new_tokens")}
     result = {
-        "captions_per_second": {arm: round(rate, 3) for arm, rate in rates.items()},
-        "seconds_first_batch": {arm: round(elapsed, 3) for arm, elapsed in first.items()},
+        "captions_per_second": {count: round(rate, 3) for count, rate in rates.items()},
+        "seconds_first_batch": {count: round(elapsed, 3) for count, elapsed in first.items()},
     }
-    print(json.dumps(shape | result | {"ratio": ratios["plain"], "ratios": ratios, "peak_gib": memory}))
+    print(json.dumps(shape | result | {"ratio": round(ratio, 2), "peak_gib": memory}))
 
 
 if __name__ == "__main__":

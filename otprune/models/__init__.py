@@ -4,23 +4,23 @@ Each family gives two halves that load separately, so that an actor holds only w
 an encoder (vision tower and projector) and a decoder (language model and tokenizer).
 """
 
-from otprune.models.checkpoint import CheckpointError, resolve_checkpoint, weights_digest
+from otprune.models.checkpoint import Checkpoint, CheckpointError, read_checkpoint, resolve_checkpoint, weights_digest
 from otprune.models.encoder import LlavaEncoder, load_encoder
 from otprune.models.llava import LlavaDecoder, load_decoder
 from otprune.models.prompts import Completion, Prompt, Prompter, load_prompter
-from otprune.models.static_decoding import check_fixed_shapes
 
 __all__ = [
+    "Checkpoint",
     "CheckpointError",
     "Completion",
     "LlavaDecoder",
     "LlavaEncoder",
     "Prompt",
     "Prompter",
-    "check_fixed_shapes",
     "load_decoder",
     "load_encoder",
     "load_prompter",
+    "read_checkpoint",
     "resolve_checkpoint",
     "weights_digest",
 ]

@@ -1,15 +1,20 @@
-"""Finding a checkpoint, reading its configuration and naming its weights, without loading them."""
+"""Finding a checkpoint, reading what a job asks of it and naming its weights, without loading them."""
 
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING
+
+from otprune.shapes import LanguageShape, ModelShape, VisionShape
+
 ANYRES = "llava_next"
 FAMILIES = ("llava", ANYRES)
-RESOLUTIONS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))  # (height, width) of LLaVA-1.6's tiles
 WHOLE_FILE_BYTES = 64 * 2**20  # weight files up to this size are hashed whole
 BLOCK_BYTES = 4096  # of larger ones three blocks of each tensor
 INDEX = "model.safetensors.index.json"
@@ -17,6 +22,80 @@ INDEX = "model.safetensors.index.json"
 
 class CheckpointError(ValueError):
     """The path holds no checkpoint that this package can run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a job asks of a LLaVA checkpoint: numbers and names, no weights. It pickles and travels to actors."""
+
+    path: Path  # the folder, absolute and without links
+    name: str  # as the user gave it
+    family: str  # `model_type`, one of FAMILIES
+    language: LanguageShape
+    language_type: str  # `model_type` of the language model
+    vision: VisionShape  # it ends at the layer that LLaVA reads
+    num_visual_tokens: int  # of one square image, all kept
+    mean: tuple[float, ...]  # of the three channels, of values in [0, 1]
+    std: tuple[float, ...]
+    resolutions: tuple[tuple[int, int], ...]  # (height, width) in pixels of LLaVA-1.6's tiled images; () without tiles
+    image_token: int  # id of the placeholder of an image
+    digest: str  # of `weights_digest`
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape(vision=self.vision, language=self.language)
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether it is a LLaVA-1.6, whose images have different numbers of tokens."""
+        return self.family == ANYRES
+
+    @property
+    def most_visual_tokens(self) -> int:
+        """Visual tokens of the largest image: of LLaVA-1.6 those of the most crops, without newlines and padding."""
+        area = self.vision.image_size**2
+        most_tiles = max((height * width // area for height, width in self.resolutions), default=0)
+        return self.vision.num_patches * (1 + most_tiles)
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """The checkpoint at `path`, a local folder or a hub repository; opens its config.json once.
+
+    Raises:
+        CheckpointError: as `resolve_checkpoint`, or if config.json describes no LLaVA.
+    """
+    folder, stored = _find(path, FAMILIES, "model.path")
+    config = json.loads(stored)
+    try:
+        parsed: Any = CONFIG_MAPPING[config["model_type"]].from_dict(config)  # with the family's defaults
+        facts = _facts(parsed)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder / 'config.json'} must describe a LLaVA: {reason}") from error
+    folder = folder.resolve()
+    mean, std = image_statistics(folder)
+    return Checkpoint(
+        path=folder, name=path, mean=tuple(mean), std=tuple(std), digest=weights_digest(folder, config=stored), **facts
+    )
+
+
+def _facts(config: Any) -> dict[str, Any]:
+    """Fields of `Checkpoint` that transformers' configuration of a LLaVA decides."""
+    vision, language = config.vision_config, config.text_config
+    layers, feature = vision.num_hidden_layers, config.vision_feature_layer
+    deepest = max(f if f >= 0 else layers + 1 + f for f in ([feature] if isinstance(feature, int) else feature))
+    shape = VisionShape.from_config(vision, layers=deepest)
+    keeps_class_token = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
+    tiled = config.image_grid_pinpoints if config.model_type == ANYRES else ()
+    return {
+        "family": config.model_type,
+        "language": LanguageShape.from_config(language),
+        "language_type": language.model_type,
+        "vision": shape,
+        "num_visual_tokens": shape.num_patches + keeps_class_token,
+        "resolutions": tuple((height, width) for height, width in tiled),
+        "image_token": config.image_token_index,
+    }
 
 
 def resolve_checkpoint(path: str, *, families: Sequence[str] = FAMILIES, key: str = "model.path") -> Path:
@@ -28,62 +107,52 @@ def resolve_checkpoint(path: str, *, families: Sequence[str] = FAMILIES, key: st
         CheckpointError: if there is no such folder or repository, or it is no whole checkpoint of one of `families` in
             Hugging Face format with safetensors weights.
     """
+    return _find(path, families, key)[0]
+
+
+def _find(path: str, families: Sequence[str], key: str) -> tuple[Path, bytes]:
+    """The folder, and the contents of its config.json, an object of one of the `families`."""
     folder = Path(path)
     if not folder.is_dir():
         folder = _from_hub(path, key)
-    config = read_config(folder)
-    family = config.get("model_type")
-    if family not in families:
-        raise CheckpointError(
-            f"{key} must be a checkpoint of the families {', '.join(families)}, "
-            f"got model_type {family!r} in {folder / 'config.json'}"
-        )
-    _check_weights(folder)
-    return folder
-
-
-def read_config(folder: Path) -> dict:
-    """The checkpoint's config.json as a dict.
-
-    Raises:
-        CheckpointError: if the file is absent or not JSON.
-    """
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"model.path must be a folder with a config.json, found none in {folder}")
+    stored = file.read_bytes()
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(stored)
     except ValueError as error:
         raise CheckpointError(f"{file} must be JSON: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must hold an object, got {type(config).__name__}")
-    return config
-
-
-def num_visual_tokens(folder: Path) -> int:
-    """Visual tokens of one image, by the configuration alone."""
-    config = read_config(folder)
-    vision = config["vision_config"]
-    num_patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    has_class_token = vision.get("model_type") == "clip_vision_model"
-    return num_patches + (has_class_token and config.get("vision_feature_select_strategy", "default") == "full")
+    family = config.get("model_type")
+    if family not in families:
+        raise CheckpointError(
+            f"{key} must be a checkpoint of the families {', '.join(families)}, got model_type {family!r} in {file}"
+        )
+    _check_weights(folder)
+    return folder, stored
 
 
 def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, *, config: bytes | None = None) -> str:
     """16 hex digits that change when the weights, the tokenizer or the configuration change.
 
     Weight files above 64 MiB count by size, header and the first, middle and last 4 KiB of each tensor: training
-    that touches a tensor touches them, and naming a 14 GB model takes a fraction of a second.
+    that touches a tensor touches them, and naming a 14 GB model takes a fraction of a second. `config` holds the bytes
+    of config.json where they are read already.
     """
     digest = hashlib.sha256()
     small = [f for f in sorted(folder.iterdir()) if f.suffix in {".json", ".jinja", ".model"} and f.is_file()]
     for file in small + weight_files(folder):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
+        if file.name == "config.json" and config is not None:
+            digest.update(config)
+            continue
         with file.open("rb") as stream:
             if size <= WHOLE_FILE_BYTES:
                 digest.update(stream.read())

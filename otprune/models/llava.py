@@ -12,7 +12,6 @@ Departures:
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,13 @@ from otprune.layerwise import Policy, generate_layerwise
 from otprune.models.decoding import decode, draw, uniform_draws
 from otprune.models.loading import load_part
 from otprune.models.prompts import Completion, Prompt, Prompter
-from otprune.models.static_decoding import StaticDecoder
 
 HEAD_PREFIX = r"^(model\.)?language_model\.(?=lm_head\.)"
 LANGUAGE_PREFIX = r"^(model\.)?language_model\.(model\.)?"
 
 
-def load_decoder(folder: Path, *, dtype: torch.dtype, device: str, cuda_graphs: bool = False) -> "LlavaDecoder":
+def load_decoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaDecoder":
     """Language model and tokenizer of the checkpoint in `folder`; the vision tower is never read.
-
-    Args:
-        cuda_graphs: on a GPU, decode in fixed shapes (`static_decoding.py`).
 
     Raises:
         CheckpointError: if weights are missing.
@@ -52,20 +47,16 @@ def load_decoder(folder: Path, *, dtype: torch.dtype, device: str, cuda_graphs: 
         # On sm_90 torch tries cuDNN's attention first, which builds a plan for each new key length, so for each step of
         # the plain loops; what that costs is not measured.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    return LlavaDecoder(config, model, AutoTokenizer.from_pretrained(folder), folder, cuda_graphs)
+    return LlavaDecoder(config, model, AutoTokenizer.from_pretrained(folder), folder)
 
 
 class LlavaDecoder(Prompter):
     """Visual tokens and a prompt to text, with the language model alone."""
 
     # `model` is a PreTrainedModel that generates, for which transformers has no type
-    def __init__(
-        self, config: Any, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, cuda_graphs: bool = False
-    ):
+    def __init__(self, config: Any, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path):
         super().__init__(config, tokenizer, folder, model.generation_config.eos_token_id)
         self.model = model.eval()
-        fixed = cuda_graphs and model.device.type == "cuda"
-        self.decode = StaticDecoder(self.model) if fixed else partial(decode, self.model)
 
     @torch.inference_mode()
     def generate(
@@ -103,7 +94,8 @@ class LlavaDecoder(Prompter):
             return [self.completion(len(row), ids) for row, ids in zip(rows, answers, strict=True)]
         embeds = pad_sequence(rows, batch_first=True, padding_side="left")
         mask = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], True, padding_side="left")
-        answers = self.decode(
+        answers = decode(
+            self.model,
             embeds,
             mask,
             max_new_tokens=max_new_tokens,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from otprune.methods import METHODS, InModel, Sample
-from otprune.models import load_decoder, load_encoder, weights_digest
+from otprune.models import Checkpoint, load_decoder, load_encoder
 from otprune.models.llava import image_span
 from pipelines.accuracy.config import CalibrateConfig
 from pipelines.errors import UserError
@@ -46,8 +46,9 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         raise UserError(
             f"prune.method must be {' or '.join(able)}, the methods that calibrate, got {config.prune.method}"
         )
-    model = check_model(config, writes=False)
-    sample = read_sample(model, _pictures(config, model), dtype=config.model.dtype, style=config.prompt.conversation)
+    checkpoint = check_model(config, writes=False)
+    pictures = _pictures(config, checkpoint)
+    sample = read_sample(checkpoint.path, pictures, dtype=config.model.dtype, style=config.prompt.conversation)
     if not sample.embeds:
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
     found = method.calibrate(
@@ -56,7 +57,7 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         threshold=config.calibrate.threshold,
         first_layer=config.calibrate.first_layer,
     )
-    return {"method": method.name, "model": weights_digest(model), "samples": len(sample.embeds), **found}
+    return {"method": method.name, "model": checkpoint.digest, "samples": len(sample.embeds), **found}
 
 
 def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtype: str, style: str) -> Sample:
@@ -76,7 +77,7 @@ def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtyp
     return Sample(decoder.model, embeds, spans)
 
 
-def _pictures(config: CalibrateConfig, model: Path) -> Iterator[tuple[np.ndarray, str]]:
+def _pictures(config: CalibrateConfig, checkpoint: Checkpoint) -> Iterator[tuple[np.ndarray, str]]:
     """Decoded pictures with their first prompts, in the corpus's order."""
     corpus = find_input(config)
     with TemporaryDirectory() as nothing_done:
@@ -84,7 +85,7 @@ def _pictures(config: CalibrateConfig, model: Path) -> Iterator[tuple[np.ndarray
         plan = make_plan(
             corpus, output, "", num_images=config.unit.images, limit=config.calibrate.samples, num_samples=0
         )
-    reader = make_reader(Job(config, model, corpus, output, {}, plan))
+    reader = make_reader(Job(config, checkpoint, corpus, output, {}, plan))
     for span in plan.spans:
         for row in reader(span.to_row()):
             unit_batch = UnitBatch.from_row(row)

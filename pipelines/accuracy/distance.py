@@ -22,7 +22,6 @@ from pipelines.accuracy.table import Measured
 from pipelines.config.keys import Config
 from pipelines.output.span import SpanRow
 from pipelines.run.cluster import call_on_cluster
-from pipelines.run.pruning import has_tiles
 from pipelines.run.resources import actor_gpus
 from pipelines.stages.gpu import torch_dtype
 from pipelines.stages.seeds import image_seed
@@ -38,7 +37,7 @@ def without_distance(measured: Sequence[Measured], num_images: int) -> list[Meas
     missing = []
     for point in measured:
         chooses = isinstance(get_method(point.job.config.prune.method), Selector)
-        if num_images == 0 or not chooses or has_tiles(point.job.model):
+        if num_images == 0 or not chooses or point.job.checkpoint.has_tiles:
             continue
         known = json.loads(point.job.output.read(FILE)) if point.job.output.exists(FILE) else {}
         if known.items() >= _asked(num_images).items():
@@ -64,9 +63,9 @@ def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], 
         }
         for point in points
     ]
-    device = "cuda" if actor_gpus(config)[0] else "cpu"
-    spans = first_spans(asked, num_images)
-    found = call_on_cluster(config, distances, read, spans, str(job.model), config.model.dtype, device, settings)
+    device = "cuda" if actor_gpus(config, job.checkpoint)[0] else "cpu"
+    given = first_spans(asked, num_images), str(job.checkpoint.path), config.model.dtype, device, settings
+    found = call_on_cluster(config, job.checkpoint, distances, read, *given)
     for point, values in zip(points, found, strict=True):
         point.distance.update(values)
         point.job.output.write(FILE, json.dumps({**values, **_asked(num_images)}).encode())

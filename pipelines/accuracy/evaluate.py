@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
+from otprune.models import Checkpoint
 from pipelines.accuracy.config import NOT_IN_EVALUATION, EvaluateConfig
 from pipelines.accuracy.find_questions import Asked, find_questions, plan_questions
 from pipelines.accuracy.read_questions import ReadQuestions, prediction_rows
@@ -83,18 +83,18 @@ def prepare_evaluation(
         if config.dotted()[name] != default[name]:
             raise UserError(f"{name} has no meaning here: each benchmark has its own prompts and columns")
     make_tariff(config.cost)
-    model = check_model(config)
+    checkpoint = check_model(config)
     benches = tuple(choose_benchmarks(config.benchmarks))
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
     asked = asked or find_questions(store, benches, config.limit)
-    pruning = check_pruning(config, model)
-    described = describe_evaluation(config, model, benches, pruning if inside_model(config) else None)
+    pruning = check_pruning(config, checkpoint)
+    described = describe_evaluation(config, checkpoint, benches, pruning if inside_model(config) else None)
     baseline = open_baseline(config, described)
     output = open_output(config, described)
     plan = plan_questions(asked, output, fingerprint(described), config.unit.images)
     job = Job(
         config,
-        model,
+        checkpoint,
         Corpus(store, tuple(asked.files), PARQUET),
         output,
         described,
@@ -137,10 +137,14 @@ def choose_benchmarks(names: Any) -> list[Benchmark]:
 
 
 def describe_evaluation(
-    config: EvaluateConfig, model: Path, benches: tuple[Benchmark, ...], pruning: dict[str, Any] | None = None
+    config: EvaluateConfig,
+    checkpoint: Checkpoint,
+    benches: tuple[Benchmark, ...],
+    pruning: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The keys and values that the fingerprint stands for: the caption job's, and what is asked."""
-    chosen = {name: value for name, value in describe(config, model, pruning).items() if name not in NOT_IN_EVALUATION}
+    captioning = describe(config, checkpoint, pruning)
+    chosen = {name: value for name, value in captioning.items() if name not in NOT_IN_EVALUATION}
     return {**chosen, "benchmarks": sorted(bench.name for bench in benches), "limit": config.limit}
 
 

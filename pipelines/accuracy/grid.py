@@ -14,13 +14,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
 from otprune.methods import UNPRUNED
+from otprune.models import Checkpoint
 from pipelines.accuracy.config import AccuracyConfig, EvaluateConfig, GridConfig
 from pipelines.accuracy.distance import measure_distances, without_distance
 from pipelines.accuracy.evaluate import choose_benchmarks, prepare_evaluation, run_evaluation
@@ -32,7 +32,7 @@ from pipelines.accuracy.table import BASELINE, Measured, Point, accuracy_table, 
 from pipelines.config.load import to_yaml, with_values
 from pipelines.errors import UserError
 from pipelines.run.cluster import connected
-from pipelines.run.job import ENGINES_OWN, Actors, check_model, check_pruning
+from pipelines.run.job import ENGINES_OWN, Actors, check_keys, check_model, check_pruning
 from pipelines.run.outcome import FAILED, INTERRUPTED
 from pipelines.run.pruning import resolve_pruning
 from pipelines.run.tracked import git_tag
@@ -62,25 +62,25 @@ def run_accuracy_grid(config: AccuracyConfig, actors: Actors = ENGINES_OWN) -> p
         GridStoppedError: if a point failed, was interrupted or met the spend cap; it holds the exit code.
     """
     points = grid_points(config.grid)
-    model = check_points(config, points)
+    checkpoint = check_points(config, points)
     benches = choose_benchmarks(config.benchmarks)
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
     asked = find_questions(store, benches, config.limit)
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     measured: list[Measured] = []
     method, fit = unfitted(config) or (None, None)
-    recipes = known_recipes(config, output, model) if fit else {}
+    recipes = known_recipes(config, output, checkpoint) if fit else {}
     with ExitStack() as cluster, tracked(config, output) as (tracker, tags):
         for number, point in enumerate(points, 1):
             if fit and point.method == method and point.retention not in recipes:
-                join(cluster, config)
+                join(cluster, config, checkpoint)
                 missing = [each.retention for each in points if each.method == method]
                 recipes = fit_recipes(config, asked, measured[0].job, output, fit, recipes, missing)
             evaluation = prepare_evaluation(
                 point_config(config, point, recipes.get(point.retention)), asked, tags, actors
             )
             if evaluation.job.plan.spans:
-                join(cluster, config)
+                join(cluster, config, checkpoint)
             outcome, results = run_evaluation(evaluation)
             if results is None:
                 raise GridStoppedError(outcome.code, f"{point.name}: {outcome.message}")
@@ -89,7 +89,7 @@ def run_accuracy_grid(config: AccuracyConfig, actors: Actors = ENGINES_OWN) -> p
             measured.append(Measured(point, evaluation.job, scores, images, work))
             logger.info("point %d of %d is finished: %s", number, len(points), point.name)
         if missing := without_distance(measured, config.grid.distance_images):
-            join(cluster, config)
+            join(cluster, config, checkpoint)
             measure_distances(config, asked, missing, config.grid.distance_images)
         table = accuracy_table(measured, benches, config.resamples)
         write_results(output, table, render_accuracy(config, table, measured, benches), tracker)
@@ -118,23 +118,25 @@ def grid_points(grid: GridConfig) -> list[Point]:
     return [Point(UNPRUNED, 1.0), *(Point(method, retention) for method in methods for retention in retentions)]
 
 
-def check_points(config: AccuracyConfig, points: Sequence[Point]) -> Path:
-    """The checkpoint's folder.
+def check_points(config: AccuracyConfig, points: Sequence[Point]) -> Checkpoint:
+    """The checkpoint of all points.
 
     Raises:
         UserError: if a method, one of its settings or the model does not fit.
     """
     configs = [point_config(config, point, recipe={}) for point in points]  # the right recipes are not known yet
-    *_, model = (check_model(each) for each in configs)
+    for each in configs:
+        check_keys(each)
+    checkpoint = check_model(configs[0])
     budgets = logging.getLogger(resolve_pruning.__module__)
     level = budgets.level
     budgets.setLevel(logging.WARNING)  # each point says its own when it is prepared
     try:
         for each in configs:
-            check_pruning(each, model)
+            check_pruning(each, checkpoint)
     finally:
         budgets.setLevel(level)
-    return model
+    return checkpoint
 
 
 def point_config(config: AccuracyConfig, point: Point, recipe: dict[int, int] | None = None) -> EvaluateConfig:
@@ -157,10 +159,10 @@ def tracking_uri(config: AccuracyConfig) -> str:
     return config.mlflow.tracking_uri or default_store(make_store(config.output.path).path)[0]
 
 
-def join(cluster: ExitStack, config: AccuracyConfig) -> None:
+def join(cluster: ExitStack, config: AccuracyConfig, checkpoint: Checkpoint) -> None:
     """Connects to the cluster until the end of the grid, the first time that there is work for it."""
     if not ray.is_initialized():
-        cluster.enter_context(connected(config))
+        cluster.enter_context(connected(config, checkpoint))
 
 
 @contextmanager

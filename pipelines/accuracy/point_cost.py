@@ -4,16 +4,13 @@ import json
 from typing import Any
 
 import ray
-from transformers import AutoConfig
 
 from otprune.budget import selector_prefill
 from otprune.flops import TrueFlops, true_flops
 from otprune.methods import BeforeModel, get_method
-from otprune.shapes import LanguageShape, ModelShape, VisionShape
 from pipelines.output.reader import OutputReader
 from pipelines.run.job import Job, inside_model
 from pipelines.run.outcome import RECORD, read_cluster
-from pipelines.run.pruning import has_tiles
 
 COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_generated_tokens")
 
@@ -49,15 +46,6 @@ def measure_work(job: Job) -> dict[str, float | None]:
     }
 
 
-def model_shape(job: Job) -> ModelShape:
-    """Sizes of the checkpoint's two models; the tower ends at the layer that LLaVA reads."""
-    config: Any = AutoConfig.from_pretrained(job.model)
-    layers, feature = config.vision_config.num_hidden_layers, config.vision_feature_layer
-    deepest = max(f if f >= 0 else layers + 1 + f for f in ([feature] if isinstance(feature, int) else feature))
-    vision = VisionShape.from_config(config.vision_config, layers=deepest)
-    return ModelShape(vision=vision, language=LanguageShape.from_config(config.text_config))
-
-
 def encoded_on_cpu(record: dict[str, Any]) -> bool:
     """Whether the encode stage of a run with this `run.json` had no GPU: as configured, or as its cluster had none.
 
@@ -73,11 +61,11 @@ def encoded_on_cpu(record: dict[str, Any]) -> bool:
 
 def _flops(job: Job, means: dict[str, float], select_on_cpu: bool) -> TrueFlops | None:
     method, kept, visual = get_method(job.config.prune.method), means["num_kept_tokens"], means["num_visual_tokens"]
-    if has_tiles(job.model):  # images of different numbers of crops
+    if job.checkpoint.has_tiles:  # images of different numbers of crops
         return None
     settings = method.counting.of_means(kept, visual) if isinstance(method, BeforeModel) else job.pruning
     counts = {"num_text": _num_text(job, means), "num_generated": max(1, round(means["num_generated_tokens"]))}
-    return true_flops(model_shape(job), method, **counts, select_on_cpu=select_on_cpu, **settings)
+    return true_flops(job.checkpoint.shape, method, **counts, select_on_cpu=select_on_cpu, **settings)
 
 
 def _num_text(job: Job, means: dict[str, float]) -> int:
@@ -89,7 +77,7 @@ def _budget(job: Job, means: dict[str, float], flops: TrueFlops | None) -> float
     retention, visual = job.config.prune.retention, means["num_visual_tokens"]
     if flops is None:
         return means["num_kept_tokens"] / max(1.0, retention * visual)
-    shape = model_shape(job).language
+    shape = job.checkpoint.language
     return flops.prefill / selector_prefill(shape, _num_text(job, means), round(visual), retention)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from otprune.methods import METHODS, InModel
 from otprune.methods.base import Fit
-from otprune.models import weights_digest
+from otprune.models import Checkpoint
 from pipelines.accuracy.calibrate import read_sample
 from pipelines.accuracy.config import AccuracyConfig
 from pipelines.accuracy.evaluate import make_question_reader
@@ -39,10 +39,10 @@ def unfitted(config: AccuracyConfig) -> tuple[str, Fit] | None:
     return None
 
 
-def known_recipes(config: AccuracyConfig, output: Store, model: Path) -> Recipes:
+def known_recipes(config: AccuracyConfig, output: Store, checkpoint: Checkpoint) -> Recipes:
     """Those that an earlier run of this grid fitted to the same model and number of images."""
     stored = json.loads(output.read(FILE)) if output.exists(FILE) else {}
-    if any(stored.get(name) != value for name, value in _fitted_to(config, model).items()):
+    if any(stored.get(name) != value for name, value in _fitted_to(config, checkpoint).items()):
         return {}
     return {float(r): {int(layer): n for layer, n in recipe.items()} for r, recipe in stored["recipes"].items()}
 
@@ -59,18 +59,18 @@ def fit_recipes(
         UserError: if none of the first `grid.calibration_images` images can be read.
     """
     read, spans = make_question_reader(asked, job), first_spans(asked, config.grid.calibration_images)
-    how = config.model.dtype, config.prompt.conversation, fit
-    fitted = call_on_cluster(config, _fit, read, spans, str(job.model), *how, list(retentions))
+    how = config.model.dtype, config.prompt.conversation, fit, list(retentions)
+    fitted = call_on_cluster(config, job.checkpoint, _fit, read, spans, str(job.checkpoint.path), *how)
     if fitted is None:
         raise UserError(f"grid.calibration_images: none of the first {config.grid.calibration_images} can be read")
     recipes = {**known, **dict(zip(retentions, fitted, strict=True))}
-    stored = {**_fitted_to(config, job.model), "recipes": {str(r): recipe for r, recipe in recipes.items()}}
+    stored = {**_fitted_to(config, job.checkpoint), "recipes": {str(r): recipe for r, recipe in recipes.items()}}
     output.write(FILE, json.dumps(stored).encode())
     return recipes
 
 
-def _fitted_to(config: AccuracyConfig, model: Path) -> dict[str, Any]:
-    return {"model": weights_digest(model), "images": config.grid.calibration_images, "budget": "as executed"}
+def _fitted_to(config: AccuracyConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"model": checkpoint.digest, "images": config.grid.calibration_images, "budget": "as executed"}
 
 
 def _fit(

@@ -121,11 +121,6 @@ class GenerateConfig:
     top_p: float = key("nucleus of sampling at temperature > 0", 1.0, above=0, high=1)
     seed: int = key("seed of sampling; each image adds its own hash", 0, low=0)
     batch_size: int = key("prompts decoded together by the transformers engine", 32, low=1)
-    cuda_graphs: bool = key(
-        "transformers on a GPU: decode in fixed shapes and replay each step as a CUDA graph; for prompts of about "
-        "equal length, and not with methods inside the model",
-        False,
-    )
     actors: int = key("actors that decode", 1, low=1)
     max_actors: int | None = key("let Ray scale the pool up to so many", None, low=1)
     num_gpus: float | None = key("GPUs an actor; null: 0.7 where the cluster has GPUs, else 0", None, low=0)
@@ -137,8 +132,8 @@ class GenerateConfig:
 class EngineConfig:
     """the library that decodes in the actors of generate"""
 
-    name: Literal["transformers", "vllm"] = key(
-        "what decodes the pruned prompts; vllm is installed by the extra .[vllm]", "transformers"
+    name: str = key(
+        "what decodes the pruned prompts: transformers | vllm, which is installed by the extra .[vllm]", "transformers"
     )
     kwargs: dict[str, Any] = key("vllm: arguments of its engine, e.g. engine.kwargs.tensor_parallel_size=2", {})
     sampling: dict[str, Any] = key(

@@ -5,16 +5,15 @@ vision tower.
 """
 
 from itertools import groupby
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from otprune.budget import layer_rows, make_policy
-from otprune.methods import UNPRUNED
-from otprune.models import Completion, load_decoder
+from otprune.models import Checkpoint, Completion, load_decoder
+from pipelines.config.keys import GenerateConfig, PruneConfig
 from pipelines.engines.requests import Request, RequestMaker, as_answer, give_answers
 from pipelines.stages.batches import Suspicion, run_batched
-from pipelines.stages.gpu import exit_if_cuda_is_broken, limit_memory, torch_dtype
+from pipelines.stages.gpu import Place, exit_if_cuda_is_broken, limit_memory
 from pipelines.stages.seeds import sampling_seed
 from pipelines.stages.token_arrays import unpack
 from pipelines.stages.unit_batch import Answer, UnitBatch
@@ -22,36 +21,27 @@ from pipelines.text import clean
 
 
 class Generator:
-    """The actor. Arguments are plain values, so that it runs without Ray as well."""
+    """The actor. Its arguments are values that pickle, so that it runs without Ray as well."""
 
     def __init__(
         self,
         *,
-        model_path: str,
-        dtype: str,
-        device: str,
+        checkpoint: Checkpoint,
         conversation: str,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        batch_size: int,
-        method: str = UNPRUNED,
-        settings: dict[str, Any] | None = None,
-        cuda_graphs: bool = False,
-        gpu_share: float = 1.0,
+        generate: GenerateConfig,
+        prune: PruneConfig,
+        settings: dict[str, Any],
+        place: Place,
     ):
-        """`method` and its resolved `settings` matter where it prunes inside the model."""
-        limit_memory(device, gpu_share)
-        self.decoder = load_decoder(
-            Path(model_path), dtype=torch_dtype(dtype, device), device=device, cuda_graphs=cuda_graphs
-        )
-        self.conversation, self.batch_size, self.seed = conversation, batch_size, seed
-        self.max_new_tokens = max_new_tokens
-        self.sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
-        self.method, self.settings = method, settings or {}
+        """`prune` and its method's `settings`, resolved for the checkpoint, matter where it prunes inside the model."""
+        limit_memory(place.device, place.gpu_share)
+        self.decoder = load_decoder(checkpoint.path, dtype=place.torch_dtype, device=place.device)
+        self.conversation, self.batch_size, self.seed = conversation, generate.batch_size, generate.seed
+        self.max_new_tokens = generate.max_new_tokens
+        self.sampling: dict[str, Any] = {"temperature": generate.temperature, "top_p": generate.top_p}
+        self.method, self.settings = prune.method, settings
         self.suspicion = Suspicion()
-        self.policy = make_policy(method, self.settings)
+        self.policy = make_policy(prune.method, settings)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         unit_batch = UnitBatch.from_row(row)

@@ -13,18 +13,19 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
 from PIL import Image as PILImage
 
-from otprune.models import Completion, load_prompter
-from otprune.models.checkpoint import num_visual_tokens
+from otprune.models import Checkpoint, Completion, load_prompter
+from pipelines.config.keys import EngineConfig, GenerateConfig
 from pipelines.engines.one_size_at_a_time import EqualGate
 from pipelines.engines.requests import Request, RequestMaker, as_answer, give_answers
 from pipelines.engines.vllm_client import EngineDiedError, Generated, VllmEngine
+from pipelines.engines.vllm_engine import engine_arguments
 from pipelines.stages.batches import SYSTEMATIC, Suspicion
+from pipelines.stages.gpu import Place
 from pipelines.stages.seeds import sampling_seed
 from pipelines.stages.thumbnail import thumbnail
 from pipelines.stages.token_arrays import as_tensor, unpack
@@ -50,36 +51,31 @@ class Engine(Protocol):
 
 
 class VllmGenerator:
-    """The actor. Arguments are plain values; `engine` is vLLM's keyword arguments, `sampling` its further sampling
-    parameters. With `images` the engine gets the images themselves and encodes them."""
+    """The actor. With `images` the engine gets the images themselves and encodes them."""
 
     def __init__(
         self,
         *,
-        model_path: str,
+        checkpoint: Checkpoint,
         conversation: str,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        engine: dict[str, Any],
-        sampling: dict[str, Any],
+        generate: GenerateConfig,
+        engine: EngineConfig,
         images: bool,
-        timeout_seconds: float,
+        place: Place,
     ):
-        self.images, self.seed, self.timeout_seconds = images, seed, timeout_seconds
-        self.prompter = load_prompter(Path(model_path))
-        self.num_visual_tokens = num_visual_tokens(Path(model_path))
+        self.images, self.seed, self.timeout_seconds = images, generate.seed, engine.timeout_seconds
+        self.prompter = load_prompter(checkpoint.path)
+        self.num_visual_tokens = checkpoint.num_visual_tokens
         self.sampling = {
-            "temperature": temperature,
-            "top_p": top_p,
+            "temperature": generate.temperature,
+            "top_p": generate.top_p,
             "stop_token_ids": self.prompter.end_tokens,
             "ignore_eos": True,  # the tokenizer's; what ends an answer is the checkpoint's
-            **sampling,
+            **engine.sampling,
         }
-        self.engine = self.start_engine(model_path, engine)
+        self.engine = self.start_engine(str(checkpoint.path), engine_arguments(engine, images, place))
         length = min(self.prompter.max_length, self.engine.max_length)
-        self.requests = RequestMaker(self.prompter, conversation, max_new_tokens, length)
+        self.requests = RequestMaker(self.prompter, conversation, generate.max_new_tokens, length)
         self.gate = EqualGate(math.ceil(QUEUED * self.engine.num_slots))
         self.clock = SharedClock()
         self.suspicion = Suspicion()

@@ -61,12 +61,12 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
         JobFailedError: if Ray gives up, or a unit fails as a whole.
     """
     config = replace(config, generate=replace(config.generate, temperature=0.0))
-    model, corpus = check_model(config), find_input(config)
+    checkpoint, corpus = check_model(config), find_input(config)
     spans = sample_spans(corpus, images)
     output = make_store(config.output.path)  # nothing is written there
-    pruning = check_pruning(config, model)
-    job = Job(config, model, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning, actors=actors)
-    with connected(config):
+    pruning = check_pruning(config, checkpoint)
+    job = Job(config, checkpoint, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning, actors=actors)
+    with connected(config, checkpoint):
         stages = make_stages(job)
         summaries = choose_flow(config)(
             spans,

@@ -135,7 +135,7 @@ def run_estimate(job: Job) -> tuple[Estimate, str]:
     started = time.perf_counter()
     meter = Meter(make_tariff(config.cost), started)
     arrivals, summaries = [], []
-    with connected(config) as cluster:
+    with connected(config, job.checkpoint) as cluster:
         joined, where = 0, str(cluster)
         meter.poll(cluster_nodes(config))
         logger.info("estimate: captioning %d images", sum(span.units[0].num_images for span in spans))
@@ -271,7 +271,7 @@ def _parallel(job: Job) -> dict[str, float]:
     """How many actors or tasks of each stage the connected cluster lets work at a time."""
     config = job.config
     cpus = cluster_resources(config).get("CPU", 1.0)
-    tasks = max(1.0, cpus - actor_cpus(config))
+    tasks = max(1.0, cpus - actor_cpus(config, job.checkpoint))
     actors = {"encode": float(config.encode.actors), "generate": float(config.generate.actors)}
     return {"read": tasks, "decode": tasks, "write": tasks} | actors
 

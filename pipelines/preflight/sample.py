@@ -43,7 +43,7 @@ def run_sample(job: Job, spans: list[SpanRow], *, method: str | None = None) -> 
     config = job.config
     if method is not None:
         config = replace(config, prune=replace(config.prune, method=method, settings={}))
-        job = replace(job, config=config, pruning=check_pruning(config, job.model))
+        job = replace(job, config=config, pruning=check_pruning(config, job.checkpoint))
     stages = make_stages(job)
     sink = SampleSink(
         store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method

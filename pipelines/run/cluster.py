@@ -11,6 +11,7 @@ import grpc
 import ray
 import ray.data
 
+from otprune.models import Checkpoint
 from pipelines.config.keys import Config
 from pipelines.errors import UserError
 from pipelines.run.outcome import Cluster
@@ -25,8 +26,8 @@ TOO_SLOW = "timed out during startup"
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[Cluster]:
-    """Joins the cluster, or starts an embedded one, for the block; yields which.
+def connected(config: Config, checkpoint: Checkpoint | None) -> Iterator[Cluster]:
+    """Joins the cluster, or starts an embedded one, for the block; yields which. `checkpoint` as in `actor_cpus`.
 
     A Ray that is running in this process already is used and left running. `ray.address=none` needs no Ray.
 
@@ -41,7 +42,7 @@ def connected(config: Config) -> Iterator[Cluster]:
         yield _cluster("joined before", ray.cluster_resources())
         return
     try:
-        cluster = _start(config)
+        cluster = _start(config, checkpoint)
         logger.info("%s", cluster)
         yield cluster
     finally:
@@ -52,7 +53,7 @@ def _cluster(address: str, resources: Mapping[str, float], dashboard: str = "") 
     return Cluster(address, resources.get("CPU", 0), resources.get("GPU", 0), dashboard)
 
 
-def _start(config: Config) -> Cluster:
+def _start(config: Config, checkpoint: Checkpoint | None) -> Cluster:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_answers(address)
@@ -67,14 +68,14 @@ def _start(config: Config) -> Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray logs an error at each pool's start, about constructor arguments that are safe while the driver lives.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        context = _start_embedded(config)
+        context = _start_embedded(config, checkpoint)
     resources = ray.cluster_resources()
-    check_room(config, resources, may_grow=bool(address))
+    check_room(config, checkpoint, resources, may_grow=bool(address))
     dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
     return _cluster(address or "embedded", resources, dashboard)
 
 
-def _start_embedded(config: Config) -> Any:
+def _start_embedded(config: Config, checkpoint: Checkpoint | None) -> Any:
     """A Ray of this process's own; once more where it did not come up in time, as on a machine that others keep busy.
 
     Raises:
@@ -85,7 +86,7 @@ def _start_embedded(config: Config) -> Any:
         try:
             return ray.init(
                 address="local",
-                num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, actor_cpus(config) + TASK_CPUS),
+                num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, actor_cpus(config, checkpoint) + TASK_CPUS),
                 include_dashboard=config.ray.dashboard,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -115,22 +116,25 @@ def _check_answers(address: str) -> None:
             raise UserError(f"ray.address must name a running cluster, got {address}: no Ray answers there") from error
 
 
-def call_on_cluster(config: Config, function: Callable[..., Any], *arguments: Any) -> Any:
+def call_on_cluster(config: Config, checkpoint: Checkpoint, function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function returns, called in one task with the CPUs and GPUs of an encode actor; with `ray.address=none`
     in this process."""
     if is_local(config):
         return function(*arguments)
-    remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=actor_gpus(config)[0])(function)
+    gpus, _ = actor_gpus(config, checkpoint)
+    remote = ray.remote(num_cpus=config.encode.num_cpus, num_gpus=gpus)(function)
     return ray.get(remote.remote(*arguments))
 
 
-def check_room(config: Config, resources: Mapping[str, float], *, may_grow: bool) -> None:
+def check_room(
+    config: Config, checkpoint: Checkpoint | None, resources: Mapping[str, float], *, may_grow: bool
+) -> None:
     """A pool that never fits would wait in silence; say so instead. An autoscaling cluster may still grow.
 
     Raises:
         UserError: if the pools do not fit a cluster that cannot grow.
     """
-    needs = {"GPU": gpus_needed(config), "CPU": actor_cpus(config) + 1}  # one CPU for the tasks
+    needs = {"GPU": gpus_needed(config, checkpoint), "CPU": actor_cpus(config, checkpoint) + 1}  # one CPU for the tasks
     problems = [
         f"encode.actors, generate.actors and one task need {need:g} {kind}s, the cluster has {has:g}"
         for kind, need in needs.items()

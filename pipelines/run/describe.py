@@ -1,14 +1,13 @@
 """What of a configuration decides the captions."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import otprune
-from otprune.models import weights_digest
+from otprune.models import Checkpoint, weights_digest
 from otprune.models.relevance import find_clip
 from pipelines.config.keys import Config
-from pipelines.engines.checks import identity
+from pipelines.engines.registry import identity
 
 SECTIONS = ("prompt", "prune", "decode")
 KEYS = (
@@ -23,10 +22,10 @@ KEYS = (
 )
 
 
-def describe(config: Config, model: Path, pruning: dict[str, Any] | None = None) -> dict[str, Any]:
+def describe(config: Config, checkpoint: Checkpoint, pruning: dict[str, Any] | None = None) -> dict[str, Any]:
     """The keys and values that the fingerprint stands for; `pruning` are resolved settings, if any."""
     chosen = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
-    described = {**chosen, **identity(config), "model.weights": weights_digest(model), "version": otprune.__version__}
+    described = {**chosen, **identity(config), "model.weights": checkpoint.digest, "version": otprune.__version__}
     if config.prune.settings.get("clip"):  # cdpruner's, whose weights decide as well
         described["prune.clip.weights"] = weights_digest(find_clip(config.prune.settings))
     if pruning:

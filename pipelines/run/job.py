@@ -2,15 +2,14 @@
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from otprune.methods import get_method
-from otprune.models import CheckpointError, resolve_checkpoint
+from otprune.models import Checkpoint, CheckpointError, read_checkpoint
 from pipelines.config.keys import Config
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.dollars.meter import check_instances
-from pipelines.engines.checks import check_engine
+from pipelines.engines.registry import check_engine
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import claim_output, fingerprint
 from pipelines.output.plan import Plan, make_plan
@@ -39,7 +38,7 @@ class Job:
     """A checked job, before any cluster is touched."""
 
     config: Config
-    model: Path
+    checkpoint: Checkpoint
     corpus: Corpus
     output: Store
     described: dict[str, Any]  # what the fingerprint stands for
@@ -62,10 +61,10 @@ def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
         UserError: for anything that the user has to correct.
     """
     check_instances(config)
-    model = check_model(config)
+    checkpoint = check_model(config)
     corpus = find_input(config)
-    pruning = check_pruning(config, model)
-    described = describe(config, model, pruning if inside_model(config) else None)
+    pruning = check_pruning(config, checkpoint)
+    described = describe(config, checkpoint, pruning if inside_model(config) else None)
     output = open_output(config, described, write=not config.run.estimate)
     plan = make_plan(
         corpus,
@@ -76,7 +75,7 @@ def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
         num_samples=config.run.samples,
         tidy=not config.run.estimate,
     )
-    return Job(config, model, corpus, output, described, plan, pruning=pruning, actors=actors)
+    return Job(config, checkpoint, corpus, output, described, plan, pruning=pruning, actors=actors)
 
 
 def find_input(config: Config) -> Corpus:
@@ -95,11 +94,24 @@ def find_input(config: Config) -> Corpus:
     )
 
 
-def check_model(config: Config, *, writes: bool = True) -> Path:
-    """The checkpoint's folder; `output.path` must be set if the job `writes` there.
+def check_model(config: Config, *, writes: bool = True) -> Checkpoint:
+    """The checkpoint, read once for the whole job; `output.path` must be set if the job `writes` there.
 
     Raises:
-        UserError: if a path is not set, the method or one of its settings is not known, or there is no checkpoint.
+        UserError: as `check_keys`, or if there is no checkpoint.
+    """
+    check_keys(config, writes=writes)
+    try:
+        return read_checkpoint(config.model.path)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
+def check_keys(config: Config, *, writes: bool = True) -> None:
+    """Checks what can be checked without a file: paths, the method with its settings, the engine.
+
+    Raises:
+        UserError: if a path is not set, or the method, one of its settings or the engine is not known or does not fit.
     """
     for name, value in (
         ("model.path", config.model.path),
@@ -113,10 +125,6 @@ def check_model(config: Config, *, writes: bool = True) -> Path:
     except ValueError as error:
         raise UserError(f"prune.{error}") from error
     check_engine(config)
-    try:
-        return resolve_checkpoint(config.model.path).resolve()
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
 
 
 def inside_model(config: Config) -> bool:
@@ -124,14 +132,14 @@ def inside_model(config: Config) -> bool:
     return get_method(config.prune.method).inside_model
 
 
-def check_pruning(config: Config, model: Path) -> dict[str, Any]:
+def check_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
     """The method's settings, complete, for this checkpoint.
 
     Raises:
         UserError: if they do not fit it, or the method cannot decode as configured.
     """
     try:
-        return resolve_pruning(config, model)
+        return resolve_pruning(config, checkpoint)
     except CheckpointError as error:
         raise UserError(str(error)) from error
     except ValueError as error:

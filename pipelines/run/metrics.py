@@ -50,7 +50,7 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
 def prefill_tflops(job: Job, totals: Totals) -> float:
     """Multiply-adds / 1e12 of the language model on one image: on its prompts, or on one question of a benchmark."""
     mean_prompt = round(totals.prompt_tokens / max(1, totals.captions))
-    flops = prefill_flops_of(job.config, job.model, job.pruning, mean_prompt)
+    flops = prefill_flops_of(job.config, job.checkpoint, job.pruning, mean_prompt)
     return (1 + len(job.config.prompt.more)) * flops / 1e12
 
 

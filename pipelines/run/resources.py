@@ -3,14 +3,15 @@
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 
+from otprune.models import Checkpoint
 from pipelines.config.keys import Config
-from pipelines.engines.checks import engine_bundles, num_workers, takes_images
-from pipelines.run.placement import SINK_CPUS, share_a_gpu
+from pipelines.engines.registry import get_engine, takes_images
+from pipelines.run.placement import SINK_CPUS, Stage, share_a_gpu
 
 NO_RAY = "none"  # ray.address of a run in this process
 TASK_CPUS = 2  # for reading, decoding and writing beside the actors
@@ -38,28 +39,33 @@ def cluster_nodes(config: Config) -> list[dict[str, Any]]:
     return [{"NodeID": "this process", "Alive": True, "Labels": {}, "Resources": cluster_resources(config)}]
 
 
-def actor_cpus(config: Config) -> int:
-    """CPUs that the actors of both pools hold at their smallest."""
-    encode = 0 if takes_images(config) else config.encode.actors * config.encode.num_cpus
+def actor_cpus(config: Config, checkpoint: Checkpoint | None) -> int:
+    """CPUs that the actors of both pools hold at their smallest.
+
+    Here and below, `checkpoint` says whether the engine encodes the images itself; without one, encode actors do.
+    """
+    encode = 0 if takes_images(config, checkpoint) else config.encode.actors * config.encode.num_cpus
     return math.ceil(encode + config.generate.actors * config.generate.num_cpus)
 
 
-def actor_gpus(config: Config) -> tuple[float, float]:
+def actor_gpus(config: Config, checkpoint: Checkpoint | None) -> tuple[float, float]:
     """GPUs of one encode and one generate actor: as configured, else a share of one where the cluster has any; an
     engine of several workers, or of a placement group, takes whole ones, and one that encodes the images itself leaves
     no encode actor."""
     has_gpus = cluster_resources(config).get("GPU", 0) > 0
     encode = (0.3 if has_gpus else 0.0) if config.encode.num_gpus is None else config.encode.num_gpus
-    is_whole = num_workers(config) > 1 or takes_images(config) or engine_bundles(config)
-    share = float(num_workers(config)) if is_whole else 0.7
+    images = takes_images(config, checkpoint)
+    engine = get_engine(config)
+    num_workers = engine.num_workers(config)
+    share = float(num_workers) if num_workers > 1 or images or engine.bundles(config) else 0.7
     generate = (share if has_gpus else 0.0) if config.generate.num_gpus is None else config.generate.num_gpus
-    return (0.0 if takes_images(config) else encode), generate
+    return (0.0 if images else encode), generate
 
 
-def gpus_needed(config: Config) -> float:
+def gpus_needed(config: Config, checkpoint: Checkpoint | None) -> float:
     """GPUs that both pools hold at their smallest. An actor that takes less than one lives on one of them: shares that
     do not fit one GPU together need another."""
-    encode, generate = actor_gpus(config)
+    encode, generate = actor_gpus(config, checkpoint)
     actors = config.encode.actors, config.generate.actors
     pairs = min(actors) if share_a_gpu(encode, generate) else 0
     shares = [encode + generate] * pairs + [generate] * (actors[1] - pairs) + [encode] * (actors[0] - pairs)
@@ -76,29 +82,27 @@ def gpus_needed(config: Config) -> float:
     return whole + len(free)
 
 
-def stage_weights(config: Config) -> tuple[str, dict[str, float]]:
+def stage_weights(config: Config, checkpoint: Checkpoint) -> tuple[str, dict[str, float]]:
     """The resource that divides the dollars, GPUs if any actor holds some, and how much of it one actor or task of
     each stage holds."""
-    encode, generate = actor_gpus(config)
+    encode, generate = actor_gpus(config, checkpoint)
     if encode or generate:
         return "GPU", {"encode": encode, "generate": generate}
     pools = {"encode": config.encode.num_cpus, "generate": config.generate.num_cpus}
     return "CPU", {"read": 1.0, "decode": 1.0, **pools, "write": SINK_CPUS}
 
 
-def wait_for_room(config: Config, seconds: float = 60.0) -> None:
-    """Waits until there is room for all actors and a task, at most so long.
+def wait_for_room(stages: Sequence[Stage], seconds: float = 60.0) -> None:
+    """Waits until the cluster has room for all actors of the stages and a task, at most so long.
 
     An actor that is restarting when its pool is closed holds its CPUs and GPUs until it is up again and learns that
     nobody wants it.
     """
-    if is_local(config):
-        return
-    encode, generate = actor_gpus(config)
-    gpus = config.encode.actors * encode + config.generate.actors * generate
+    cpus = math.ceil(sum(stage.min_actors * stage.num_cpus for stage in stages))
+    gpus = sum(stage.min_actors * stage.num_gpus for stage in stages)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         free = ray.available_resources()
-        if free.get("CPU", 0) >= actor_cpus(config) + 1 and free.get("GPU", 0) >= gpus:
+        if free.get("CPU", 0) >= cpus + 1 and free.get("GPU", 0) >= gpus:
             return
         time.sleep(0.2)

@@ -121,9 +121,10 @@ class Run:
         Raises:
             UserError: if the cluster cannot be joined, or the spend cap cannot be kept without prices.
         """
-        config = self.job.config
-        with connected(config) as self.outcome.cluster, interruptible():  # again: Ray installs a handler of its own
-            self.account.resource, self.account.weights = stage_weights(config)
+        config, checkpoint = self.job.config, self.job.checkpoint
+        # interruptible again: Ray installs a handler of its own as it starts
+        with connected(config, checkpoint) as self.outcome.cluster, interruptible():
+            self.account.resource, self.account.weights = stage_weights(config, checkpoint)
             self.heartbeat.look()
             check_prices(config.budget.max_usd, self.account)
             self.tracker = start_tracker(self.job)

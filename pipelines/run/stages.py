@@ -5,11 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from otprune.models.checkpoint import ANYRES, RESOLUTIONS, image_statistics, read_config
 from pipelines.config.keys import Config
-from pipelines.engines.checks import engine_arguments, engine_bundles, takes_images, units_in_flight
-from pipelines.engines.transformers_actor import Generator
-from pipelines.engines.vllm_actor import VllmGenerator
+from pipelines.engines.registry import get_engine, takes_images
 from pipelines.errors import JobFailedError
 from pipelines.images.decode import mean_color
 from pipelines.output.span import SpanRow
@@ -21,6 +18,7 @@ from pipelines.run.pool_clock import PoolClock
 from pipelines.run.resources import actor_gpus, is_local, wait_for_room
 from pipelines.run.watchdog import cause_of
 from pipelines.stages.encode import Encoder
+from pipelines.stages.gpu import Place
 from pipelines.stages.read import DecodeSettings, ReadDecode, Reader
 from pipelines.stages.write import Sink
 
@@ -42,8 +40,8 @@ class Stages:
         Raises:
             JobFailedError: if Ray gives up, or in this process a stage raises.
         """
-        if one_at_a_time:
-            wait_for_room(config)
+        if one_at_a_time and not is_local(config):
+            wait_for_room([stage for stage in (self.encode, self.generate) if stage is not None])
         summaries = choose_flow(config)(
             spans,
             read=self.read,
@@ -53,7 +51,7 @@ class Stages:
             retries=config.faults.retries,
             max_lost=config.faults.max_isolated,
             no_progress_seconds=config.faults.no_progress_seconds,
-            max_restarts=config.engine.max_restarts if config.engine.name == "vllm" else None,
+            max_restarts=get_engine(config).max_restarts(config),
             one_at_a_time=one_at_a_time,
             clock=clock,
         )
@@ -93,14 +91,11 @@ def make_reader(job: Job) -> ReadDecode:
 
 def decode_settings(job: Job) -> DecodeSettings:
     config = job.config.decode
-    mean, _ = image_statistics(job.model)
-    checkpoint = read_config(job.model)
-    resolutions = checkpoint.get("image_grid_pinpoints", RESOLUTIONS) if checkpoint["model_type"] == ANYRES else ()
     return DecodeSettings(
-        size=checkpoint["vision_config"].get("image_size", 336),
-        resolutions=tuple((height, width) for height, width in resolutions),
+        size=job.checkpoint.vision.image_size,
+        resolutions=job.checkpoint.resolutions,
         aspect=config.aspect,
-        background=mean_color(mean),
+        background=mean_color(list(job.checkpoint.mean)),
         max_bytes=config.max_bytes,
         max_pixels=config.max_pixels,
         min_side=config.min_side,
@@ -109,27 +104,21 @@ def decode_settings(job: Job) -> DecodeSettings:
 
 def model_stages(job: Job) -> tuple[Stage | None, Stage]:
     """The two actor stages, which are those of every kind of job; an engine that takes images needs no encode stage."""
-    return None if takes_images(job.config) else encode_stage(job), generate_stage(job)
+    encode = None if takes_images(job.config, job.checkpoint) else encode_stage(job)
+    return encode, generate_stage(job)
 
 
 def encode_stage(job: Job) -> Stage:
     config = job.config
-    num_gpus, _ = actor_gpus(config)
+    num_gpus, _ = actor_gpus(config, job.checkpoint)
     return Stage(
         actor=job.actors.encode or Encoder,
         arguments={
-            "model_path": str(job.model),
-            "dtype": config.model.dtype,
-            "device": "cuda" if num_gpus else "cpu",
-            "gpu_share": num_gpus,
-            "method": config.prune.method,
-            "retention": config.prune.retention,
-            "gamma": config.prune.gamma,
-            "gamma_scale": config.prune.gamma_scale,
+            "checkpoint": job.checkpoint,
+            "prune": config.prune,
             "settings": job.pruning,
-            "per_tile": config.prune.per_tile,
-            "seed": config.prune.seed,
             "batch_size": config.encode.batch_size,
+            "place": place_of(config, num_gpus),
         },
         min_actors=config.encode.actors,
         max_actors=config.encode.max_actors or config.encode.actors,
@@ -140,43 +129,21 @@ def encode_stage(job: Job) -> Stage:
 
 
 def generate_stage(job: Job) -> Stage:
-    config = job.config
-    _, num_gpus = actor_gpus(config)
-    arguments = {
-        "model_path": str(job.model),
-        "conversation": config.prompt.conversation,
-        "max_new_tokens": config.generate.max_new_tokens,
-        "temperature": config.generate.temperature,
-        "top_p": config.generate.top_p,
-        "seed": config.generate.seed,
-    }
-    if config.engine.name == "vllm":
-        default: type = VllmGenerator
-        arguments |= {
-            "engine": engine_arguments(config, num_gpus),
-            "sampling": dict(config.engine.sampling),
-            "images": takes_images(config),
-            "timeout_seconds": config.engine.timeout_seconds,
-        }
-    else:
-        default = Generator
-        arguments |= {
-            "dtype": config.model.dtype,
-            "device": "cuda" if num_gpus else "cpu",
-            "gpu_share": num_gpus,
-            "batch_size": config.generate.batch_size,
-            "method": config.prune.method,
-            "settings": job.pruning,
-            "cuda_graphs": config.generate.cuda_graphs,
-        }
+    config, engine = job.config, get_engine(job.config)
+    _, num_gpus = actor_gpus(config, job.checkpoint)
     return Stage(
-        actor=job.actors.generate or default,
-        arguments=arguments,
+        actor=job.actors.generate or engine.actor(),
+        arguments=engine.arguments(config, job.checkpoint, job.pruning, place_of(config, num_gpus)),
         min_actors=config.generate.actors,
         max_actors=config.generate.max_actors or config.generate.actors,
         num_cpus=config.generate.num_cpus,
         num_gpus=num_gpus,
-        units_at_once=units_in_flight(config),
-        bundles=engine_bundles(config),
+        units_at_once=engine.units_in_flight(config),
+        bundles=engine.bundles(config),
         accelerator=config.generate.accelerator,
     )
+
+
+def place_of(config: Config, num_gpus: float) -> Place:
+    """Where an actor that holds so many GPUs computes."""
+    return Place("cuda" if num_gpus else "cpu", config.model.dtype, num_gpus)

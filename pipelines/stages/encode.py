@@ -6,15 +6,16 @@ here, before the stage border: 56 of 576 tokens cross it, not 576. Methods that 
 tokens.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from otprune.models import Checkpoint
+from pipelines.config.keys import PruneConfig
 from pipelines.stages.batches import Suspicion, run_batched
-from pipelines.stages.gpu import exit_if_cuda_is_broken, limit_memory, torch_dtype
+from pipelines.stages.gpu import Place, exit_if_cuda_is_broken, limit_memory
 from pipelines.stages.prune import Pruner
 from pipelines.stages.seeds import image_seed
 from pipelines.stages.thumbnail import thumbnail
@@ -25,40 +26,24 @@ from pipelines.text import clean
 
 
 class Encoder:
-    """The actor. Arguments are plain values, so that it runs without Ray as well."""
+    """The actor. Its arguments are values that pickle, so that it runs without Ray as well."""
 
     def __init__(
         self,
         *,
-        model_path: str,
-        dtype: str,
-        device: str,
-        method: str,
-        retention: float,
-        gamma: float | None,
-        gamma_scale: str,
+        checkpoint: Checkpoint,
+        prune: PruneConfig,
         settings: dict[str, Any],
-        seed: int,
         batch_size: int,
-        per_tile: bool = False,
-        gpu_share: float = 1.0,
+        place: Place,
     ):
-        limit_memory(device, gpu_share)
-        self.pruner = Pruner(
-            model=Path(model_path),
-            dtype=torch_dtype(dtype, device),
-            device=device,
-            method=method,
-            retention=retention,
-            gamma=gamma,
-            gamma_scale=gamma_scale,
-            settings=settings,
-            per_tile=per_tile,
-        )
+        """`settings` are the method's, resolved for the checkpoint; `batch_size` counts images of a forward pass."""
+        limit_memory(place.device, place.gpu_share)
+        self.pruner = Pruner(checkpoint, prune, settings, place)
         self.encoder = self.pruner.encoder
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size = prune.seed, batch_size
         # one for all units: torch keeps the memory of each stream apart
-        self.to_gpu = None if device == "cpu" else CudaCopy(device)
+        self.to_gpu = None if place.device == "cpu" else CudaCopy(place.device)
         self.suspicion = Suspicion()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

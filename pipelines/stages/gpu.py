@@ -1,12 +1,26 @@
 """The device of an actor: its memory, its dtype, a broken CUDA context."""
 
 import os
+from dataclasses import dataclass
 
 import torch
 
 from pipelines.text import clean
 
 CONTEXT_BYTES = 0.6e9  # of a CUDA process, outside torch's account
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an actor computes, and in which precision."""
+
+    device: str = "cpu"  # cpu | cuda, or as torch names one of several
+    dtype: str = "auto"  # of `model.dtype`
+    gpu_share: float = 1.0  # GPUs of this actor; below 1 it shares one with other actors
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch_dtype(self.dtype, self.device)
 
 
 def exit_if_cuda_is_broken(error: Exception) -> None:

@@ -5,7 +5,6 @@ each where the method looks at the prompt. What it needs beside projected tokens
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,10 @@ from otprune import num_kept
 from otprune.anyres import pack_tiles
 from otprune.methods import get_method
 from otprune.methods.reduction import Reduced, Seen
-from otprune.models import LlavaEncoder, load_encoder
+from otprune.models import Checkpoint, LlavaEncoder, load_encoder
 from otprune.models.relevance import Relevance, make_relevance
+from pipelines.config.keys import PruneConfig
+from pipelines.stages.gpu import Place
 from pipelines.stages.token_arrays import Kept
 
 
@@ -37,33 +38,23 @@ class Picture(NamedTuple):
 class Pruner:
     """The encoder of a checkpoint and one method. `k` is how many tokens the retention keeps."""
 
-    def __init__(
-        self,
-        *,
-        model: Path,
-        dtype: torch.dtype,
-        device: str,
-        method: str,
-        retention: float,
-        gamma: float | None,
-        gamma_scale: str,
-        settings: dict[str, Any],
-        per_tile: bool = False,
-    ):
-        self.method = get_method(method)
+    def __init__(self, checkpoint: Checkpoint, prune: PruneConfig, settings: dict[str, Any], place: Place):
+        """`settings` are the method's, resolved for the checkpoint."""
+        self.method = get_method(prune.method)
         checked, requires = self.method.check(settings), self.method.requires
+        model, dtype, device = checkpoint.path, place.torch_dtype, place.device
         self.encoder: LlavaEncoder = load_encoder(
             model, dtype=dtype, device=device, attention="class_attention" in requires
         )
         self.relevance: Relevance | None = None
         if "relevance" in requires:
             self.relevance = make_relevance(checked, model, dtype, device)
-        self.reduce = self.method.build(checked, {"gamma": gamma, "gamma_scale": gamma_scale})
-        self.retention = 1.0 if self.method.keeps_all else retention
+        self.reduce = self.method.build(checked, {"gamma": prune.gamma, "gamma_scale": prune.gamma_scale})
+        self.retention = 1.0 if self.method.keeps_all else prune.retention
         self.k = num_kept(self.retention, self.encoder.num_tokens)
         if self.method.keeps_grid:
             self.lay_out = self._pack_crops
-        elif per_tile or requires:  # what the encoder computes beside features is computed crop by crop
+        elif prune.per_tile or requires:  # what the encoder computes beside features is computed crop by crop
             self.lay_out = self._crop_by_crop
         else:
             self.lay_out = self._choose_among_all

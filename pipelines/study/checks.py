@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from otprune.models import CheckpointError, resolve_checkpoint, weights_digest
-from otprune.models.checkpoint import read_config
+from otprune.models import CheckpointError, read_checkpoint
 from pipelines.errors import UserError
 from pipelines.study.config import EXPERIMENTS, StudyConfig
 from pipelines.study.demo_points import POINTS
@@ -71,13 +70,13 @@ def check_demo_model(config: StudyConfig) -> Model:
     if not config.model.path:
         raise UserError("model.path must be set; --help lists the keys")
     try:
-        folder = resolve_checkpoint(config.model.path).resolve()
-        vocabulary = read_config(folder)["text_config"].get("vocab_size", 0)
+        checkpoint = read_checkpoint(config.model.path)
     except CheckpointError as error:
         raise UserError(str(error)) from error
+    vocabulary = checkpoint.language.vocab
     if not len(words()) <= vocabulary < 1000:
         raise UserError(
             f"model.path must be a model of the demo world, whose questions it is asked, got {config.model.path} "
             f"with a vocabulary of {vocabulary}"
         )
-    return Model(str(folder), weights_digest(folder))
+    return Model(str(checkpoint.path), checkpoint.digest)

@@ -79,7 +79,7 @@ def run_study(study: Study) -> tuple[Outcome, dict[str, Conclusion]]:
     try:
         with interruptible():
             if study.missing:
-                with connected(study.config) as outcome.cluster, interruptible():
+                with connected(study.config, None) as outcome.cluster, interruptible():
                     failed = _compute(study, started)
             conclusions = _conclude(study, failed)
     except KeyboardInterrupt:

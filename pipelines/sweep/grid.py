@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from otprune.methods import BASELINES, UNPRUNED
+from otprune.models import Checkpoint
 from pipelines.config.keys import Config
 from pipelines.config.load import read_yaml, with_values
 from pipelines.errors import UserError
@@ -54,6 +55,7 @@ class Point:
     name: str  # of its folder and of its run
     values: dict[str, Any]  # axis -> value, as shown; the cluster by its name
     config: Config
+    checkpoint: Checkpoint
     address: str | None  # of the cluster that it is submitted to; None is the connected one
     key: str  # changes with everything that changes captions or speed
 
@@ -167,10 +169,10 @@ def _make_point(
     keys = {AXES.get(axis, axis): value for axis, value in values.items()} | cluster["values"]
     keys["prune.settings"] = own or (config.prune.settings if values["method"] == config.prune.method else {})
     job = with_values(plain, keys | {"mlflow.enabled": False, "output.on_mismatch": "refuse"})
-    model = check_model(job)
-    pruning = check_pruning(job, model)
+    checkpoint = check_model(job)
+    pruning = check_pruning(job, checkpoint)
     decides = {
-        "fingerprint": fingerprint(describe(job, model, pruning if inside_model(job) else None)),
+        "fingerprint": fingerprint(describe(job, checkpoint, pruning if inside_model(job) else None)),
         "input.path": make_store(job.input.path).path,
         "address": cluster["address"],
         **{
@@ -187,7 +189,8 @@ def _make_point(
     parts += [cluster["name"]] if "cluster" in varied else []
     name = "-".join(_plain(part) for part in [*parts, key])
     output = "/".join((make_store(config.output.path).path, POINTS, name))
-    return Point(name, shown, replace(job, output=replace(job.output, path=output)), cluster["address"], key)
+    job = replace(job, output=replace(job.output, path=output))
+    return Point(name, shown, job, checkpoint, cluster["address"], key)
 
 
 def _plain(text: str) -> str:

@@ -59,7 +59,8 @@ def run_here(point: Point, actors: Actors) -> Outcome:
         UserError: if something about the point has to be corrected, or its pools do not fit the cluster.
     """
     if not is_local(point.config):
-        check_room(point.config, ray.cluster_resources(), may_grow=bool(point.config.ray.address))
+        grows = bool(point.config.ray.address)
+        check_room(point.config, point.checkpoint, ray.cluster_resources(), may_grow=grows)
     job = prepare(point.config, actors)
     if not can_be_measured(job):
         logger.info("%s: begun and interrupted, too little is left to measure its speed; starting it over", point.name)

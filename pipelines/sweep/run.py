@@ -103,14 +103,14 @@ class Session(contextlib.AbstractContextManager):
     """The connected Ray of all points that run on it: joined when the first one needs it, and anew after a failure."""
 
     def __init__(self, sweep: Sweep):
-        here = [point.config for point in sweep.points if point.address is None]
-        pools = max(here, key=actor_cpus, default=sweep.config)
-        self._config, self._stack = pools, contextlib.ExitStack()
+        here = [(point.config, point.checkpoint) for point in sweep.points if point.address is None]
+        self._pools = max(here, key=lambda pools: actor_cpus(*pools), default=(sweep.config, None))
+        self._stack = contextlib.ExitStack()
         self.cluster: Cluster | None = None
 
     def join(self) -> None:
         if self.cluster is None:
-            self.cluster = self._stack.enter_context(connected(self._config))
+            self.cluster = self._stack.enter_context(connected(*self._pools))
             self._stack.enter_context(interruptible())  # Ray installs a handler of its own as it starts
 
     def leave(self) -> None:

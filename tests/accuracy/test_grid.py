@@ -26,11 +26,11 @@ from jobs.evaluate_grid import DEMO_CONFIG, main
 from otprune import num_kept, select_tokens
 from otprune.distance import gaussian_w2, trace_objective
 from otprune.flops import true_flops
-from otprune.models import load_encoder
+from otprune.models import load_encoder, read_checkpoint
 from pipelines.accuracy.config import AccuracyConfig, GridConfig
 from pipelines.accuracy.distance import without_distance
 from pipelines.accuracy.grid import grid_points, run_accuracy_grid
-from pipelines.accuracy.point_cost import encoded_on_cpu, model_shape
+from pipelines.accuracy.point_cost import encoded_on_cpu
 from pipelines.accuracy.table import Measured, Point, accuracy_table, relative_scores
 from pipelines.benchmarks import Benchmark, Comparison, get_benchmark
 from pipelines.config.load import load_config
@@ -162,7 +162,7 @@ def test_fewer_tokens_cost_less(grid: tuple[Path, pa.Table]):
 
 
 def test_a_point_costs_what_the_algorithm_of_its_device_does(grid: tuple[Path, pa.Table], demo_model: Path):
-    shape = model_shape(SimpleNamespace(model=demo_model))
+    shape = read_checkpoint(str(demo_model)).shape
     rows = [row for row in grid[1].to_pylist() if row["method"] == "otprune"]
     flops = true_flops(shape, "otprune", num_text=6, num_generated=2, retention=26 / TOKENS, select_on_cpu=True)
     assert {row["tflops_per_image"] for row in rows} == {flops.total / 1e12}
@@ -204,7 +204,7 @@ def test_distances_are_those_of_the_selected_tokens(grid: tuple[Path, pa.Table],
 
 def test_distances_of_another_sample_or_of_raw_columns_are_measured_again(demo_model: Path, tmp_path: Path):
     output = Store(str(tmp_path))
-    job = SimpleNamespace(config=load_config([], AccuracyConfig, DEMO_CONFIG), model=demo_model, output=output)
+    job = SimpleNamespace(config=load_config([], AccuracyConfig, DEMO_CONFIG), output=output)
     values = {"trace_objective": 0.5, "gaussian_w2": 2.0, "images": 3}
     for asked, known in (
         ({"asked": 3}, False),

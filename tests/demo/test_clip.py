@@ -14,8 +14,10 @@ from demo.render import render
 from demo.train_clip import SHIPPED, build_text_tokenizer, embed
 from demo.train_clip import main as train_clip
 from demo.world import scene_at
-from otprune.models import load_encoder
+from otprune.models import load_encoder, read_checkpoint
 from otprune.models.relevance import ClipRelevance
+from pipelines.config.keys import PruneConfig
+from pipelines.stages.gpu import Place
 from pipelines.stages.prune import Pruner
 
 SCENES = [scene_at("corpus", index) for index in range(40)]
@@ -84,9 +86,9 @@ def test_training_changes_no_weight_of_the_tower(tmp_path, demo_model):
 
 def test_cdpruner_keeps_other_tokens_for_another_question_and_what_it_names_more_often_than_chance(demo_model):
     """Diverse tokens do that by themselves; what this relevance adds is less than nothing (docs/accuracy.md)."""
-    given = {"dtype": torch.float32, "device": "cpu", "retention": RETENTION, "gamma": None, "gamma_scale": "trace"}
+    checkpoint, place = read_checkpoint(str(demo_model)), Place("cpu", "float32")
     clip, chance = (
-        Pruner(model=demo_model, method=method, settings=settings, **given)
+        Pruner(checkpoint, PruneConfig(method=method, retention=RETENTION, gamma_scale="trace"), settings, place)
         for method, settings in (("cdpruner", {"clip": str(SHIPPED)}), ("random", {}))
     )
     held: dict[str, list[bool]] = {"clip": [], "chance": []}

@@ -3,12 +3,14 @@
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.engines.registry import ENGINES
 from pipelines.stages.unit_batch import Answer, UnitBatch
 from tests.helpers import addresses, captions_of, read_rows, run_fake, write_corpus
 
@@ -21,7 +23,8 @@ VLLM = ("engine.name=vllm", "unit.images=2", "engine.units_in_flight=3", "faults
 
 @pytest.fixture
 def corpus(tmp_path: Path, scene_png: Callable[[int], bytes], monkeypatch) -> Path:
-    monkeypatch.setattr("pipelines.run.job.check_engine", lambda config: None)  # vLLM need not be installed here
+    # vLLM need not be installed here
+    monkeypatch.setitem(ENGINES, "vllm", replace(ENGINES["vllm"], check=lambda config: None))
     return write_corpus(tmp_path / "in" / "a.parquet", [scene_png(i) for i in range(IMAGES)])
 
 

@@ -1,34 +1,39 @@
 """The generator: kept tokens and prompts to captions, each image's own, whatever batch or company it comes in."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from otprune.models import load_encoder
+from otprune.models import load_encoder, read_checkpoint
+from pipelines.config.keys import GenerateConfig, PruneConfig
 from pipelines.engines.transformers_actor import Generator
 from pipelines.output.unit import Unit
 from pipelines.stages.batches import SYSTEMATIC
+from pipelines.stages.gpu import Place
 from pipelines.stages.token_arrays import to_numpy
 from pipelines.stages.unit_batch import Answer, Image, QuestionSet, UnitBatch
 from tests.helpers import question
 
-SETTINGS = {
-    "dtype": "float32",
-    "device": "cpu",
-    "conversation": "auto",
-    "max_new_tokens": 40,
-    "temperature": 0.0,
-    "top_p": 1.0,
-    "seed": 0,
-    "batch_size": 32,
-}
 CAPTION = "describe the image ."
 QUESTIONS = ["is there a circle ?", "how many shapes are there ?"]
 
 
 @pytest.fixture(scope="module")
 def loaded(demo_model):
-    return Generator(model_path=str(demo_model), **SETTINGS)
+    return make_generator(demo_model)
+
+
+def make_generator(model: Path, method: str = "none", settings: dict | None = None, **generate) -> Generator:
+    return Generator(
+        checkpoint=read_checkpoint(str(model)),
+        conversation="auto",
+        generate=GenerateConfig(**{"max_new_tokens": 40} | generate),
+        prune=PruneConfig(method=method),
+        settings=settings or {},
+        place=Place("cpu", "float32"),
+    )
 
 
 @pytest.fixture
@@ -226,7 +231,7 @@ INSIDE = {
 @pytest.mark.parametrize("method", INSIDE)
 def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(demo_model, generator, all_tokens, method):
     prompts = [[CAPTION, QUESTIONS[0]], [QUESTIONS[1]]] * 3
-    inside = Generator(model_path=str(demo_model), method=method, settings=INSIDE[method], **SETTINGS)
+    inside = make_generator(demo_model, method, INSIDE[method])
     unit_batch = generated(inside, work_of(all_tokens, prompts))
     assert (unit_batch.error, unit_batch.rejected) == (None, [])
     plain = generated(generator(), work_of(all_tokens, prompts))
@@ -235,21 +240,21 @@ def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(dem
 
 def test_a_method_inside_the_model_samples_as_without(demo_model, generator, all_tokens):
     sampled = {"temperature": 2.0, "top_p": 0.9}
-    inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 4}, **SETTINGS | sampled)
+    inside = make_generator(demo_model, "vtw", {"layer": 4}, **sampled)
     unit_batch = generated(inside, work_of(all_tokens))
     assert texts(unit_batch) == texts(generated(generator(**sampled), work_of(all_tokens)))
     assert texts(unit_batch) != texts(generated(generator(), work_of(all_tokens)))
 
 
 def test_a_method_inside_the_model_counts_the_tokens_of_its_layers_on_average(demo_model, all_tokens):
-    inside = Generator(model_path=str(demo_model), method="fastv", settings={"layer": 1, "kept": 16}, **SETTINGS)
+    inside = make_generator(demo_model, "fastv", {"layer": 1, "kept": 16})
     (answer,) = generated(inside, work_of(all_tokens[:1])).images[0].answers
     assert answer.num_kept_tokens == (256 + 3 * 16) / 4
     assert answer.num_prompt_tokens > 256
 
 
 def test_a_method_inside_the_model_takes_one_image_a_prompt(demo_model, all_tokens):
-    inside = Generator(model_path=str(demo_model), method="vtw", settings={"layer": 2}, **SETTINGS)
+    inside = make_generator(demo_model, "vtw", {"layer": 2})
     unit_batch = work_of(all_tokens[:3])
     unit_batch.images = [Image("a", "f", 0, "0" * 64, [CAPTION], question_set=QuestionSet([], 2)), unit_batch.images[2]]
     done = generated(inside, unit_batch)

@@ -16,12 +16,14 @@ import psutil
 import pytest
 import torch
 
-from otprune.models import load_prompter
+from otprune.models import Checkpoint, load_prompter, read_checkpoint
+from pipelines.config.keys import EngineConfig, GenerateConfig
 from pipelines.engines.kill_with_parent import guard
 from pipelines.engines.vllm_actor import VllmGenerator
 from pipelines.engines.vllm_client import EngineDiedError, Generated
 from pipelines.output.unit import Unit
 from pipelines.stages.batches import SYSTEMATIC
+from pipelines.stages.gpu import Place
 from pipelines.stages.unit_batch import Answer, Image, QuestionSet, UnitBatch
 from tests.helpers import question
 
@@ -68,11 +70,25 @@ class DiedError(Exception):
 class Stage(VllmGenerator):
     """The stage with a given engine; its death is an exception."""
 
-    def __init__(self, engine: FakeEngine, **settings: Any):
-        self.fake = engine
-        defaults = {"max_new_tokens": 40, "temperature": 0.0, "top_p": 1.0, "seed": 0, "conversation": "auto"}
-        more = {"engine": {}, "sampling": {}, "images": False, "timeout_seconds": 60.0}
-        super().__init__(**(defaults | more | settings))
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        fake: FakeEngine,
+        *,
+        images: bool = False,
+        sampling: dict[str, Any] | None = None,
+        timeout_seconds: float = 60.0,
+        **generate: Any,
+    ):
+        self.fake = fake
+        super().__init__(
+            checkpoint=checkpoint,
+            conversation="auto",
+            generate=GenerateConfig(**{"max_new_tokens": 40} | generate),
+            engine=EngineConfig(name="vllm", sampling=sampling or {}, timeout_seconds=timeout_seconds),
+            images=images,
+            place=Place("cpu"),
+        )
 
     def start_engine(self, model_path: str, arguments: dict[str, Any]) -> FakeEngine:
         return self.fake
@@ -89,8 +105,10 @@ def prompter(demo_model):
 
 @pytest.fixture
 def stage(demo_model) -> Callable[..., Stage]:
+    checkpoint = read_checkpoint(str(demo_model))
+
     def make(engine: FakeEngine | None = None, **settings: Any) -> Stage:
-        return Stage(engine or FakeEngine(), model_path=str(demo_model), **settings)
+        return Stage(checkpoint, engine or FakeEngine(), **settings)
 
     return make
 

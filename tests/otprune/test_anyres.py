@@ -1,6 +1,7 @@
 """LLaVA-1.6: crops, packing and captions against transformers' own model; selection over 2,880 tokens on a CPU."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,21 +23,22 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from otprune import num_kept, select_tokens
 from otprune.anyres import pack_tiles
-from otprune.models import LlavaEncoder, load_decoder
+from otprune.models import LlavaEncoder, load_decoder, read_checkpoint
 from otprune.shapes import MODELS
+from pipelines.config.keys import GenerateConfig, PruneConfig
 from pipelines.engines.transformers_actor import Generator
 from pipelines.images.resize import Raster
 from pipelines.images.tiles import best_resolution, cut_tiles, stack_pictures
 from pipelines.output.unit import Unit
 from pipelines.stages.encode import Encoder
+from pipelines.stages.gpu import Place
 from pipelines.stages.token_arrays import unpack
 from pipelines.stages.unit_batch import Image, UnitBatch
 
 SIDE = 28  # pixels of a crop: 2 x 2 patches
 RESOLUTIONS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
 SHAPES = [(40, 40), (30, 77), (91, 20), (57, 44), (28, 28), (13, 200)]  # height, width
-SETTINGS = {"dtype": "float32", "device": "cpu", "gamma": None, "gamma_scale": "trace", "seed": 0, "batch_size": 4}
-DECODING = {"conversation": "plain", "max_new_tokens": 5, "temperature": 0.0, "top_p": 1.0}
+CPU = Place("cpu", "float32")
 PROMPT = "describe the image ."
 
 
@@ -87,10 +89,16 @@ def cut(picture: PILImage.Image):
     return cut_tiles(Raster(picture, picture.width, picture.height), RESOLUTIONS, SIDE)
 
 
+def make_encoder(
+    folder: Path, method: str, retention: float = 1.0, settings: dict | None = None, per_tile: bool = False
+) -> Encoder:
+    prune = PruneConfig(method=method, retention=retention, gamma_scale="trace", per_tile=per_tile)
+    checkpoint = read_checkpoint(str(folder))
+    return Encoder(checkpoint=checkpoint, prune=prune, settings=settings or {}, batch_size=4, place=CPU)
+
+
 def encoded(folder, pictures, method: str, retention: float = 0.3, **settings) -> UnitBatch:
-    encoder = Encoder(
-        model_path=str(folder), method=method, retention=retention, **SETTINGS | {"settings": {}} | settings
-    )
+    encoder = make_encoder(folder, method, retention, **settings)
     images = [Image(str(i), "a", i, hashlib.sha256(p.tobytes()).hexdigest(), [PROMPT]) for i, p in enumerate(pictures)]
     arrays = stack_pictures([cut(picture) for picture in pictures], SIDE)
     unit_batch = UnitBatch(Unit("0123456789ab", 0, len(pictures), ("a",)), images=images, arrays=arrays)
@@ -118,7 +126,7 @@ def test_the_best_resolution_shows_most_and_wastes_least():
 def test_packed_tokens_are_those_of_transformers(folder, whole, pictures):
     unit_batch = encoded(folder, pictures, "none")
     arrays = stack_pictures([cut(picture) for picture in pictures], SIDE)
-    encoder = Encoder(model_path=str(folder), method="none", retention=1.0, settings={}, **SETTINGS).encoder
+    encoder = make_encoder(folder, "none").encoder
     pixels = (torch.from_numpy(arrays["pixels"]).permute(0, 1, 4, 2, 3) / 255 - encoder.mean) / encoder.std
     with torch.inference_mode():
         expected = whole.model.get_image_features(pixels, torch.from_numpy(arrays["sizes"][:, :2])).pooler_output
@@ -132,7 +140,14 @@ def test_unpruned_logits_and_answers_are_those_of_transformers(folder, whole, pi
     unit_batch = encoded(folder, pictures, "none")
     decoder = load_decoder(folder, dtype=torch.float32, device="cpu")
     before, after = decoder.encode_prompt(PROMPT, "plain")
-    generator = Generator(model_path=str(folder), dtype="float32", device="cpu", seed=0, batch_size=4, **DECODING)
+    generator = Generator(
+        checkpoint=read_checkpoint(str(folder)),
+        conversation="plain",
+        generate=GenerateConfig(max_new_tokens=5, batch_size=4),
+        prune=PruneConfig(method="none"),
+        settings={},
+        place=CPU,
+    )
     captions = UnitBatch.from_row(generator(unit_batch.to_row())).images
     for (tokens,), image in zip((prompts[0] for prompts in unpack(unit_batch)), captions, strict=True):
         ids = torch.tensor([[*before, *[4] * len(tokens), *after]])
@@ -160,7 +175,7 @@ def test_joint_selection_is_among_all_tokens_of_the_image(folder, pictures):
 
 def test_selection_by_tile_is_that_of_each_crop_alone(folder, pictures):
     unit_batch = encoded(folder, pictures, "divprune", retention=0.5, per_tile=True)
-    encoder = Encoder(model_path=str(folder), method="none", retention=1.0, settings={}, **SETTINGS).encoder
+    encoder = make_encoder(folder, "none").encoder
     for picture, image, kept, prompts in zip(
         pictures, unit_batch.images, unit_batch.arrays["kept"], unpack(unit_batch), strict=True
     ):
@@ -173,7 +188,7 @@ def test_selection_by_tile_is_that_of_each_crop_alone(folder, pictures):
 
 def test_pooling_is_of_each_crop_before_packing(folder, pictures):
     unit_batch = encoded(folder, pictures, "m3", settings={"grid": 1})
-    encoder = Encoder(model_path=str(folder), method="none", retention=1.0, settings={}, **SETTINGS).encoder
+    encoder = make_encoder(folder, "none").encoder
     for picture, prompts in zip(pictures, unpack(unit_batch), strict=True):
         tiles = cut(picture)
         pooled = encoder(torch.from_numpy(tiles.pixels)).mean(dim=1, keepdim=True)

@@ -1,6 +1,7 @@
 """Finding a checkpoint, reading it however it is laid out, naming its weights; one clear line for what is none."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from otprune.models import CheckpointError, checkpoint, load_decoder, load_encoder, resolve_checkpoint, weights_digest
+from otprune.models import (
+    CheckpointError,
+    checkpoint,
+    load_decoder,
+    load_encoder,
+    load_prompter,
+    read_checkpoint,
+    resolve_checkpoint,
+    weights_digest,
+)
 from otprune.models.checkpoint import image_statistics, read_header
 
 CPU = {"dtype": torch.float32, "device": "cpu"}
@@ -184,6 +194,54 @@ def test_image_statistics_stand_in_either_file_or_are_clips(tmp_path):
     assert image_statistics(tmp_path) == ([0.5], [0.6])
     (tmp_path / "processor_config.json").write_text('{"patch_size": 14}')
     assert image_statistics(tmp_path)[0] == [0.1, 0.2, 0.3]
+
+
+# What a job asks
+
+
+def test_a_checkpoint_says_of_the_demo_model_what_the_loaded_model_says(demo_model):
+    found = read_checkpoint(str(demo_model))
+    encoder, prompter = load_encoder(demo_model, **CPU), load_prompter(demo_model)
+    assert (found.path, found.name, found.family) == (demo_model, str(demo_model), "llava")
+    assert (found.num_visual_tokens, found.most_visual_tokens) == (encoder.num_tokens, encoder.num_tokens)
+    assert (found.vision.image_size, found.language.hidden) == (encoder.image_size, encoder.width)
+    torch.testing.assert_close(torch.tensor(found.mean), encoder.mean.flatten())
+    torch.testing.assert_close(torch.tensor(found.std), encoder.std.flatten())
+    assert (found.image_token, found.language_type) == (prompter.image_token, "llama")
+    assert (found.has_tiles, found.resolutions) == (False, ())
+    assert found.digest == weights_digest(demo_model)
+
+
+def test_a_checkpoint_of_tiles_has_their_resolutions_and_most_tokens(copy):
+    config = json.loads((copy / "config.json").read_text())
+    side = config["vision_config"]["image_size"]
+    pinpoints = [[side, 2 * side], [3 * side, side], [2 * side, 2 * side]]
+    config |= {"model_type": "llava_next", "image_grid_pinpoints": pinpoints}
+    (copy / "config.json").write_text(json.dumps(config))
+    found = read_checkpoint(str(copy))
+    assert found.has_tiles
+    assert found.resolutions == tuple(map(tuple, pinpoints))
+    assert (found.num_visual_tokens, found.most_visual_tokens) == (256, 5 * 256)
+
+
+def test_a_class_token_that_the_model_keeps_is_a_visual_token(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"vision_feature_select_strategy": "full"}))
+    assert read_checkpoint(str(copy)).num_visual_tokens == load_encoder(copy, **CPU).num_tokens == 257
+
+
+def test_a_checkpoint_travels(demo_model):
+    found = read_checkpoint(str(demo_model))
+    assert pickle.loads(pickle.dumps(found)) == found
+
+
+@pytest.mark.parametrize("part", [{"hidden_size": "wide"}, {"model_type": "no model"}, {"num_attention_heads": 0}])
+def test_a_configuration_that_describes_no_model_is_one_clear_line(copy, part):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"text_config": config["text_config"] | part}))
+    with pytest.raises(CheckpointError, match=r"config\.json must describe a LLaVA: ") as caught:
+        read_checkpoint(str(copy))
+    assert "\n" not in str(caught.value)
 
 
 # The name of the weights

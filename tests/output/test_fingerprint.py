@@ -3,15 +3,19 @@
 import json
 import shutil
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
 import otprune
+from otprune.models import Checkpoint, read_checkpoint
 from pipelines.config.keys import Config
+from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import FILE, claim_output, fingerprint, read_claim
 from pipelines.run.describe import describe
 from pipelines.store import Store
+from tests.helpers import DEMO
 
 # A key is on one of these two lists, or this file fails: whoever adds a key decides whether it changes captions.
 DECIDES = {
@@ -52,7 +56,6 @@ DOES_NOT = {
     "input.fetch_timeout",
     "unit.images",
     "generate.batch_size",
-    "generate.cuda_graphs",
     "generate.accelerator",
     "generate.actors",
     "generate.max_actors",
@@ -63,6 +66,34 @@ DOES_NOT = {
     "engine.max_restarts",
 }
 DOES_NOT_SECTIONS = {"output", "encode", "faults", "cost", "budget", "mlflow", "ray", "run", "gate", "estimate"}
+
+
+DEMO_DESCRIBED = {
+    "decode.aspect": "crop",
+    "decode.max_bytes": 67108864,
+    "decode.max_pixels": 100000000,
+    "decode.min_side": 2,
+    "engine.name": "transformers",
+    "generate.max_new_tokens": 48,
+    "generate.seed": 0,
+    "generate.temperature": 0.0,
+    "generate.top_p": 1.0,
+    "input.id_column": "auto",
+    "input.image_column": "auto",
+    "model.dtype": "auto",
+    "prompt.conversation": "auto",
+    "prompt.more": [],
+    "prompt.template": "describe the image .",
+    "prune.gamma": 0.5,
+    "prune.gamma_scale": "trace",
+    "prune.method": "otprune",
+    "prune.per_tile": False,
+    "prune.retention": 0.098,
+    "prune.seed": 0,
+    "prune.settings": {},
+    "version": otprune.__version__,
+}
+"""Of conf/demo.yaml, beside the model's path and weights."""
 
 
 def another(value: object) -> object:
@@ -77,37 +108,59 @@ def another(value: object) -> object:
 def changed(name: str) -> Config:
     section, leaf = name.split(".")
     part = getattr(Config(), section)
-    return replace(Config(), **{section: replace(part, **{leaf: another(getattr(part, leaf))})})
+    value = "vllm" if name == "engine.name" else another(getattr(part, leaf))  # an engine must be a known one
+    return replace(Config(), **{section: replace(part, **{leaf: value})})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demo_model) -> Checkpoint:
+    return read_checkpoint(str(demo_model))
 
 
 @pytest.mark.parametrize("name", sorted(Config().dotted()))
-def test_every_key_either_decides_what_a_caption_says_or_does_not(demo_model, name):
+def test_every_key_either_decides_what_a_caption_says_or_does_not(checkpoint, name):
     section = name.split(".")[0]
     assert (name in DECIDES) + (name in DOES_NOT) + (section in DOES_NOT_SECTIONS) == 1
-    same = fingerprint(describe(changed(name), demo_model)) == fingerprint(describe(Config(), demo_model))
+    same = fingerprint(describe(changed(name), checkpoint)) == fingerprint(describe(Config(), checkpoint))
     assert same == (name not in DECIDES)
+
+
+def test_the_demos_fingerprint_stands_for_these_keys_and_values(checkpoint):
+    """Outputs resume only while their keys and values stay as they are."""
+    path, arguments = str(checkpoint.path), ("engine.name=vllm", "engine.kwargs.max_num_seqs=4", "engine.kwargs.a=1")
+    assert described_of(checkpoint) == DEMO_DESCRIBED | {"model.path": path, "model.weights": checkpoint.digest}
+    with_vllm = {"engine.name": "vllm", "engine.kwargs.a": 1, "engine.sampling.top_k": 5}
+    assert described_of(checkpoint, *arguments, "engine.sampling.top_k=5") == described_of(checkpoint) | with_vllm
+
+
+def described_of(checkpoint: Checkpoint, *arguments: str) -> dict:
+    return describe(load_config([*DEMO, *arguments]), checkpoint)
 
 
 def test_the_lists_above_name_sections_that_exist():
     assert {name.split(".")[0] for name in DECIDES | DOES_NOT} <= {section.name for section in fields(Config)}
 
 
+def mark_of(config: Config, model: Path) -> str:
+    return fingerprint(describe(config, read_checkpoint(str(model))))
+
+
 def test_weights_and_version_count(demo_model, tmp_path, monkeypatch):
-    before = fingerprint(describe(Config(), demo_model))
+    before = mark_of(Config(), demo_model)
     copy = shutil.copytree(demo_model, tmp_path / "copy")
-    assert fingerprint(describe(Config(), copy)) == before
+    assert mark_of(Config(), copy) == before
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-1] + b"\x01")
-    assert fingerprint(describe(Config(), copy)) != before
+    assert mark_of(Config(), copy) != before
     monkeypatch.setattr(otprune, "__version__", "99")
-    assert fingerprint(describe(Config(), demo_model)) != before
+    assert mark_of(Config(), demo_model) != before
 
 
 def test_so_do_the_weights_of_the_clip_that_a_method_reads(demo_model, tmp_path):
     clip = shutil.copytree(demo_model.parent / "clip", tmp_path / "clip")
     config = replace(Config(), prune=replace(Config().prune, method="cdpruner", settings={"clip": str(clip)}))
-    before = fingerprint(describe(config, demo_model))
+    before = mark_of(config, demo_model)
     (clip / "model.safetensors").write_bytes((clip / "model.safetensors").read_bytes()[:-1] + b"\x01")
-    assert fingerprint(describe(config, demo_model)) != before
+    assert mark_of(config, demo_model) != before
 
 
 def test_the_order_of_keys_does_not_matter():

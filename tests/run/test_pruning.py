@@ -14,6 +14,7 @@ from otprune.methods import get_method
 from otprune.methods.fitprune import LLAVA_15_7B_RECIPES
 from otprune.methods.fitprune_fit import match_recipes, recipe_at
 from otprune.methods.vtw_search import first_searched
+from otprune.models import read_checkpoint
 from otprune.shapes import MODELS, LanguageShape
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
@@ -58,13 +59,13 @@ def test_where_two_full_layers_cost_more_than_the_budget_fastv_sees_one():
 
 
 def resolved(demo_model, *arguments: str) -> dict:
-    return resolve_pruning(load_config([*DEMO, *arguments]), demo_model)
+    return resolve_pruning(load_config([*DEMO, *arguments]), read_checkpoint(str(demo_model)))
 
 
 def test_a_method_before_the_model_needs_no_more_than_its_settings(demo_model):
     assert resolved(demo_model) == {}
     assert resolved(demo_model, "prune.method=m3") == {"grid": None}
-    assert num_text(load_config(DEMO), demo_model) == 9
+    assert num_text(load_config(DEMO), read_checkpoint(str(demo_model))) == 9
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_method_before_the_model_needs_no_more_than_its_settings(demo_model):
 )
 def test_what_does_not_fit_the_model_is_refused_before_anything_runs(demo_model, arguments, message):
     with pytest.raises(UserError, match=message):
-        check_pruning(load_config([*DEMO, *arguments]), demo_model)
+        check_pruning(load_config([*DEMO, *arguments]), read_checkpoint(str(demo_model)))
 
 
 def test_a_recipe_fitted_to_the_corpus_is_one_that_the_job_takes(demo_model, scene_parquet, tmp_path, capsys):
@@ -138,9 +139,9 @@ def test_a_released_recipe_can_be_given_as_it_is():
 
 
 def test_a_prompts_work_is_counted_layer_by_layer(demo_model):
-    config = load_config([*DEMO, "prune.method=vtw"])
+    config, checkpoint = load_config([*DEMO, "prune.method=vtw"]), read_checkpoint(str(demo_model))
     shape = LanguageShape.from_config(AutoConfig.from_pretrained(demo_model).text_config)
     rows = get_method("vtw").visual_rows(256, 4, layer=1)
-    assert prefill_flops_of(config, demo_model, {"layer": 1}, 265) == prefill_flops(shape, 9, visual=rows)
-    assert prefill_flops_of(load_config(DEMO), demo_model, {}, 34) == prefill_flops(shape, 34)
-    assert prefill_flops_of(config, demo_model, {"layer": 1}, 0) > 0  # before the first caption
+    assert prefill_flops_of(config, checkpoint, {"layer": 1}, 265) == prefill_flops(shape, 9, visual=rows)
+    assert prefill_flops_of(load_config(DEMO), checkpoint, {}, 34) == prefill_flops(shape, 34)
+    assert prefill_flops_of(config, checkpoint, {"layer": 1}, 0) > 0  # before the first caption

@@ -5,6 +5,8 @@ import hashlib
 import io
 import weakref
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,32 +14,33 @@ import torch
 from PIL import Image as PILImage
 
 from otprune import num_kept, select_tokens
+from otprune.models import read_checkpoint
 from otprune.select import METHODS
+from pipelines.config.keys import PruneConfig
 from pipelines.output.unit import Unit
 from pipelines.stages import batches, gpu
 from pipelines.stages.batches import SYSTEMATIC, Suspicion, run_batched
 from pipelines.stages.encode import Encoder
-from pipelines.stages.gpu import exit_if_cuda_is_broken, torch_dtype
+from pipelines.stages.gpu import Place, exit_if_cuda_is_broken, torch_dtype
 from pipelines.stages.token_arrays import from_numpy, to_numpy
 from pipelines.stages.unit_batch import Image, QuestionSet, UnitBatch
 
-SETTINGS = {
-    "dtype": "float32",
-    "device": "cpu",
-    "method": "otprune",
-    "retention": 0.1,
-    "gamma": None,
-    "gamma_scale": "trace",
-    "settings": {},
-    "seed": 0,
-    "batch_size": 32,
-}
 BAD = 255  # the shade of an image that breaks the fake tower below
 
 
 @pytest.fixture(scope="module")
 def encoder(demo_model):
-    return Encoder(model_path=str(demo_model), **SETTINGS)
+    return make_encoder(demo_model, "float32")
+
+
+def make_encoder(model: Path, dtype: str, *, batch_size: int = 32, **prune: Any) -> Encoder:
+    return Encoder(
+        checkpoint=read_checkpoint(str(model)),
+        prune=PruneConfig(**{"method": "otprune", "retention": 0.1, "gamma_scale": "trace", **prune}),
+        settings={},
+        batch_size=batch_size,
+        place=Place("cpu", dtype),
+    )
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def with_settings(demo_model):
     def make(**changes) -> Encoder:
         key = tuple(sorted(changes.items()))
         if key not in made:
-            made[key] = Encoder(model_path=str(demo_model), **SETTINGS | changes)
+            made[key] = make_encoder(demo_model, "float32", **changes)
         return made[key]
 
     return make
@@ -111,7 +114,7 @@ def test_the_settings_of_the_selection_arrive(with_settings, pixels):
 
 
 def test_bfloat16_travels_as_bits(demo_model, pixels):
-    encoder = Encoder(model_path=str(demo_model), **SETTINGS | {"dtype": "bfloat16"})
+    encoder = make_encoder(demo_model, "bfloat16")
     array = encoded(encoder, pixels[:2]).arrays["tokens"]
     assert array.dtype == np.int16
     tokens = from_numpy(array)

@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,22 +12,15 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForCondition
 from otprune import select_tokens
 from otprune.methods.cdpruner import cdpruner
 from otprune.methods.prumerge import prumerge
-from otprune.models import CheckpointError
+from otprune.models import CheckpointError, read_checkpoint
 from otprune.models.relevance import ClipRelevance
+from pipelines.config.keys import PruneConfig
 from pipelines.output.unit import Unit
 from pipelines.stages.encode import Encoder
+from pipelines.stages.gpu import Place
 from pipelines.stages.token_arrays import Kept, pack, unpack
 from pipelines.stages.unit_batch import Image, QuestionSet, UnitBatch
 
-SETTINGS = {
-    "dtype": "float32",
-    "device": "cpu",
-    "retention": 0.1,
-    "gamma": None,
-    "gamma_scale": "trace",
-    "seed": 0,
-    "batch_size": 4,
-}
 PROMPTS = ["describe the image .", "is there a circle ?"]
 
 
@@ -37,11 +31,17 @@ def encoder(demo_model):
     def make(method: str, batch_size: int = 4, **settings) -> Encoder:
         key = (method, batch_size, *settings.items())
         if key not in made:
-            shared = SETTINGS | {"batch_size": batch_size}
-            made[key] = Encoder(model_path=str(demo_model), method=method, settings=settings, **shared)
+            made[key] = make_encoder(demo_model, method, settings, batch_size=batch_size)
         return made[key]
 
     return make
+
+
+def make_encoder(model: Path, method: str, settings: dict, batch_size: int = 4) -> Encoder:
+    prune = PruneConfig(method=method, retention=0.1, gamma_scale="trace")
+    place = Place("cpu", "float32")
+    checkpoint = read_checkpoint(str(model))
+    return Encoder(checkpoint=checkpoint, prune=prune, settings=settings, batch_size=batch_size, place=place)
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +180,9 @@ def test_cdpruner_with_a_clip_of_its_own_runs(encoder, clip_folder, scene_pixels
 
 def test_cdpruner_without_a_clip_says_what_to_do(demo_model):
     with pytest.raises(ValueError, match=r"settings.clip must name the CLIP .* settings.relevance=words"):
-        Encoder(model_path=str(demo_model), method="cdpruner", settings={}, **SETTINGS)
+        make_encoder(demo_model, "cdpruner", {})
     with pytest.raises(CheckpointError, match=r"prune.settings.clip must be a checkpoint of the families clip"):
-        Encoder(model_path=str(demo_model), method="cdpruner", settings={"clip": str(demo_model)}, **SETTINGS)
+        make_encoder(demo_model, "cdpruner", {"clip": str(demo_model)})
 
 
 @pytest.mark.parametrize("method", ["m3", "prumerge", "prumerge_plus", "cdpruner"])

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
-from otprune.models import load_encoder
+from otprune.models import load_encoder, read_checkpoint
+from pipelines.config.keys import PruneConfig
 from pipelines.engines.transformers_actor import Generator
-from tests.vllm.engines_on_demo import TEXT, Running, pixels_of
+from tests.vllm.engines_on_demo import CPU, GENERATE, Running, pixels_of
 
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 
@@ -23,7 +24,14 @@ def engine() -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def transformers_engine(demo_model) -> Generator:
-    return Generator(model_path=str(demo_model), dtype="float32", device="cpu", batch_size=32, **TEXT)
+    return Generator(
+        checkpoint=read_checkpoint(str(demo_model)),
+        conversation="auto",
+        generate=GENERATE,
+        prune=PruneConfig(method="none"),
+        settings={},
+        place=CPU,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from PIL import Image as PILImage
 
 from otprune import num_kept, select_tokens
+from otprune.models import read_checkpoint
+from pipelines.config.keys import GenerateConfig
 from pipelines.config.load import load_config
-from pipelines.engines.checks import engine_arguments
 from pipelines.engines.vllm_actor import VllmGenerator
 from pipelines.output.unit import Unit
+from pipelines.stages.gpu import Place
 from pipelines.stages.token_arrays import to_numpy
 from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 from tests.helpers import DEMO
@@ -24,7 +27,8 @@ SMALL = (
     "engine.kwargs.max_model_len=512",
     "engine.kwargs.kv_cache_memory_bytes=268435456",
 )
-TEXT = {"conversation": "auto", "max_new_tokens": 48, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+GENERATE = GenerateConfig(max_new_tokens=48)
+CPU = Place("cpu", "float32")
 CAPTION = "describe the image ."
 
 
@@ -44,15 +48,15 @@ class Running:
     """A stage and the event loop that its engine lives in, as in an actor."""
 
     def __init__(self, images: bool, timeout_seconds: float = 600.0):
-        config = load_config([*DEMO, *SMALL, f"prune.method={'none' if images else 'otprune'}"])
+        config = load_config([*DEMO, *SMALL])
         self.loop = asyncio.new_event_loop()
         self.stage = Mortal(
-            model_path=config.model.path,
-            engine=engine_arguments(config, num_gpus=0),
-            sampling={},
+            checkpoint=read_checkpoint(config.model.path),
+            conversation="auto",
+            generate=GENERATE,
+            engine=replace(config.engine, timeout_seconds=timeout_seconds),
             images=images,
-            timeout_seconds=timeout_seconds,
-            **TEXT,
+            place=CPU,
         )
 
     def run(self, *units: UnitBatch) -> list[UnitBatch]:

@@ -1,9 +1,8 @@
 """What a job checks of its engine before anything starts, what of it decides captions, and what it asks Ray for."""
 
-import json
-import shutil
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,12 @@ import pytest
 import ray
 
 from otprune.methods import METHODS
-from pipelines.config.keys import Config
+from otprune.models import Checkpoint, read_checkpoint
+from pipelines.config.keys import Config, EngineConfig
 from pipelines.config.load import load_config
-from pipelines.engines import checks as engines
-from pipelines.engines.checks import (
-    check_engine,
-    engine_arguments,
-    engine_bundles,
-    identity,
-    known_names,
-    units_in_flight,
-)
+from pipelines.engines.engine import Engine, collect
+from pipelines.engines.registry import ENGINES, check_engine, get_engine, identity
+from pipelines.engines.vllm_engine import engine_arguments, known_names
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import fingerprint
 from pipelines.run.cluster import check_room
@@ -29,6 +23,7 @@ from pipelines.run.describe import describe
 from pipelines.run.job import prepare
 from pipelines.run.placement import PlacementGroups, Stage, num_pairs, placers
 from pipelines.run.resources import actor_cpus, actor_gpus, gpus_needed
+from pipelines.run.stages import make_stages, place_of
 from tests.helpers import DEMO, REPOSITORY
 
 VLLM = "engine.name=vllm"
@@ -39,17 +34,24 @@ def configured(*arguments: str) -> Config:
     return load_config([*DEMO, *arguments])
 
 
+@pytest.fixture(scope="module")
+def checkpoint(demo_model) -> Checkpoint:
+    return read_checkpoint(str(demo_model))
+
+
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch) -> Path:
     """A package that declares a few of vLLM's names as vLLM does."""
-    (tmp_path / "engine").mkdir()
+    folder = tmp_path / "site" / "vllm"
+    (folder / "engine").mkdir(parents=True)
+    (folder / "__init__.py").touch()
     fields = "\n".join(f"    {name}: int = 1" for name in FIELDS)
-    (tmp_path / "engine" / "arg_utils.py").write_text(
+    (folder / "engine" / "arg_utils.py").write_text(
         f"class EngineArgs:\n{fields}\nclass AsyncEngineArgs(EngineArgs):\n    enable_log_requests: bool = False\n"
     )
-    (tmp_path / "sampling_params.py").write_text("class SamplingParams:\n    top_k: int = 0\n    stop: str = ''\n")
-    monkeypatch.setattr(engines, "_installed", lambda: tmp_path)
-    return tmp_path
+    (folder / "sampling_params.py").write_text("class SamplingParams:\n    top_k: int = 0\n    stop: str = ''\n")
+    monkeypatch.syspath_prepend(folder.parent)
+    return folder
 
 
 def refused(*arguments: str) -> str:
@@ -70,7 +72,7 @@ def test_methods_inside_the_language_model_are_refused_with_the_reason(installed
     assert told.startswith(f"engine.name must be transformers with prune.method={method}, got vllm: the method deletes")
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.kind != "in_llm"])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.inside_model])
 def test_all_other_methods_are_taken(installed, method):
     check_engine(configured(VLLM, f"prune.method={method}"))
 
@@ -82,35 +84,76 @@ def test_unknown_misplaced_and_useless_arguments_are_refused(installed):
     assert refused(VLLM, "engine.kwargs.max_num_seqs=0") == (
         "engine.kwargs.max_num_seqs must be an integer of at least 1, got 0"
     )
-    assert refused("engine.kwargs.max_num_seqs=3").startswith("engine.kwargs must be empty unless engine.name=vllm")
-    assert refused("engine.sampling.top_k=3").startswith("engine.sampling must be empty unless engine.name=vllm")
+    none = "must be empty with engine.name=transformers, which takes none"
+    assert refused("engine.kwargs.max_num_seqs=3") == f"engine.kwargs {none}; got max_num_seqs"
+    assert refused("engine.sampling.top_k=3") == f"engine.sampling {none}; got top_k"
 
 
-@pytest.mark.parametrize(
-    ("settings", "problem"),
-    [
-        (["engine.name=vllm"], "must be false with engine.name=vllm"),
-        (["prune.method=fastv"], "must be false with prune.method=fastv"),
-        (["model.path=/nowhere"], "model.path must be"),
-    ],
-)
-def test_graphs_are_refused_where_nothing_would_come_of_them(settings, problem):
-    with pytest.raises(UserError, match=problem):
-        check_engine(load_config([*DEMO, "generate.cuda_graphs=true", *settings]))
+def test_an_unknown_engine_is_named_beside_those_that_are_known():
+    assert refused("engine.name=tgi") == "engine.name must be one of transformers, vllm, got 'tgi'"
+    meaning = next(key.metadata["meaning"] for key in fields(EngineConfig) if key.name == "name")
+    assert all(name in meaning for name in ENGINES), "--help has no engine to choose from"
 
 
-def test_graphs_of_a_model_with_a_window_are_refused_and_those_of_ours_taken(demo_model, tmp_path):
-    check_engine(load_config([*DEMO, "generate.cuda_graphs=true"]))
-    folder = shutil.copytree(demo_model, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"] |= {"model_type": "mistral", "sliding_window": 64}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"cuda_graphs must be false with this model: .*layers that see everything"):
-        check_engine(load_config([*DEMO, "generate.cuda_graphs=true", f"model.path={folder}"]))
+def test_two_engines_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="must have different names, got vllm, vllm"):
+        collect(ENGINES["vllm"], ENGINES["vllm"])
+
+
+def test_the_records_import_neither_torch_nor_an_engine():
+    code = "import sys, pipelines.engines.registry; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "vllm", "ray"} & set(done.stdout.split())
+
+
+class Parrot:
+    """An actor that says what it was made with."""
+
+    def __init__(self, words: str, kept: int):
+        self.words, self.kept = words, kept
+
+
+def test_a_third_engine_is_one_record(monkeypatch, tmp_path, scene_parquet):
+    """Its check, its part of the fingerprint, its resources and its stage, with nothing else told."""
+
+    def check(config: Config) -> None:
+        if config.engine.sampling.get("words") == "rude":
+            raise UserError("engine.sampling.words must be polite")
+
+    parrot = Engine(
+        name="parrot",
+        check=check,
+        actor=lambda: Parrot,
+        arguments=lambda config, checkpoint, settings, place: {
+            "words": config.engine.sampling["words"],
+            "kept": checkpoint.num_visual_tokens,
+        },
+        takes_images=lambda config, checkpoint: config.prune.method == "none",
+        num_workers=lambda config: 2,
+        units_in_flight=lambda config: 5,
+        max_restarts=lambda config: 1,
+    )
+    monkeypatch.setitem(ENGINES, "parrot", parrot)
+    corpus = scene_parquet(tmp_path / "in" / "a.parquet", 4)
+    paths = (f"input.path={corpus}", f"output.path={tmp_path / 'out'}")
+    chosen = ("engine.name=parrot", "engine.sampling.words=hello", *paths)
+    assert refused("engine.name=parrot", "engine.sampling.words=rude") == "engine.sampling.words must be polite"
+    assert "must be transformers with prune.method=fastv, got parrot" in refused(*chosen, "prune.method=fastv")
+    assert "one of transformers, vllm, parrot, got 'tgi'" in refused("engine.name=tgi")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    job = prepare(configured(*chosen, "prune.method=none"))
+    assert (job.described["engine.name"], job.described["engine.sampling.words"]) == ("parrot", "hello")
+    stages = make_stages(job)
+    assert stages.encode is None
+    made = stages.generate
+    assert (made.actor, made.arguments) == (Parrot, {"words": "hello", "kept": 256})
+    assert (made.num_gpus, made.units_at_once, made.bundles) == (2.0, 5, [])
+    pruned = make_stages(prepare(configured(*chosen, f"output.path={tmp_path / 'pruned'}")))
+    assert pruned.encode is not None
 
 
 def test_without_vllm_the_job_does_not_start_unless_a_cluster_may_have_it(monkeypatch):
-    monkeypatch.setattr(engines, "_installed", lambda: None)
+    monkeypatch.setitem(sys.modules, "vllm", None)
     assert "must find vLLM installed" in refused(VLLM)
     check_engine(configured(VLLM, "ray.address=ray://head:10001", "engine.kwargs.anything=1"))
 
@@ -121,9 +164,9 @@ def test_a_refusal_comes_before_anything_is_written(installed, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_decides_captions_is_in_the_fingerprint_and_what_is_speed_is_not(demo_model):
+def test_what_decides_captions_is_in_the_fingerprint_and_what_is_speed_is_not(checkpoint):
     def marked(*arguments: str) -> str:
-        return fingerprint(describe(configured(*arguments), demo_model))
+        return fingerprint(describe(configured(*arguments), checkpoint))
 
     plain = marked(VLLM)
     assert plain != marked()
@@ -136,21 +179,28 @@ def test_what_decides_captions_is_in_the_fingerprint_and_what_is_speed_is_not(de
 
 
 def test_engine_arguments_follow_from_the_job_and_yield_to_the_user():
-    pruned = engine_arguments(configured(VLLM), num_gpus=0)
+    def arguments(*given: str, num_gpus: float, images: bool = False) -> dict[str, Any]:
+        config = configured(VLLM, *given)
+        return engine_arguments(config.engine, images, place_of(config, num_gpus))
+
+    pruned = arguments(num_gpus=0)
     assert (pruned["limit_mm_per_prompt"], pruned["enable_mm_embeds"]) == ({"image": 0}, True)
     assert (pruned["dtype"], pruned["enforce_eager"]) == ("float32", True)
-    images = engine_arguments(configured(VLLM, "prune.method=none"), num_gpus=1)
+    images = arguments(num_gpus=1, images=True)
     assert images["dtype"] == "bfloat16"  # whatever the checkpoint was saved in
     assert images["limit_mm_per_prompt"]["image"] > 0
     assert not images["enable_mm_embeds"]
     assert "gpu_memory_utilization" not in images
-    assert engine_arguments(configured(VLLM), num_gpus=0.7)["gpu_memory_utilization"] == 0.7
-    given = configured(VLLM, "engine.kwargs.gpu_memory_utilization=0.5", "engine.kwargs.dtype=float16")
-    assert engine_arguments(given, num_gpus=0.7)["gpu_memory_utilization"] == 0.5
-    assert engine_arguments(given, num_gpus=0)["dtype"] == "float16"
+    assert arguments(num_gpus=0.7)["gpu_memory_utilization"] == 0.7
+    given = ("engine.kwargs.gpu_memory_utilization=0.5", "engine.kwargs.dtype=float16")
+    assert arguments(*given, num_gpus=0.7)["gpu_memory_utilization"] == 0.5
+    assert arguments(*given, num_gpus=0)["dtype"] == "float16"
 
 
 def test_as_many_units_are_at_hand_as_keep_the_slots_busy():
+    def units_in_flight(config: Config) -> int:
+        return get_engine(config).units_in_flight(config)
+
     assert units_in_flight(configured()) == 1
     assert units_in_flight(configured(VLLM, "unit.images=128")) == 4  # two hold 256 requests
     assert units_in_flight(configured(VLLM, "unit.images=128", "engine.kwargs.max_num_seqs=512")) == 6
@@ -165,30 +215,37 @@ def gpus(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("gpus")
-def test_an_engine_of_several_gpus_asks_for_as_many(installed):
+def test_an_engine_of_several_gpus_asks_for_as_many(installed, checkpoint):
+    def gpus_of(*arguments: str) -> tuple[float, float]:
+        return actor_gpus(configured(VLLM, *arguments), checkpoint)
+
     four = "engine.kwargs.tensor_parallel_size=4"
-    assert actor_gpus(configured(VLLM)) == (0.3, 0.7)
-    assert actor_gpus(configured(VLLM, four)) == (0.3, 4.0)
-    assert actor_gpus(configured(VLLM, four, "engine.kwargs.pipeline_parallel_size=2")) == (0.3, 8.0)
-    assert actor_gpus(configured(VLLM, "prune.method=none")) == (0.0, 1.0)  # no encode stage
+    assert gpus_of() == (0.3, 0.7)
+    assert gpus_of(four) == (0.3, 4.0)
+    assert gpus_of(four, "engine.kwargs.pipeline_parallel_size=2") == (0.3, 8.0)
+    assert gpus_of("prune.method=none") == (0.0, 1.0)  # no encode stage
     assert refused(VLLM, four, "generate.num_gpus=2").startswith("generate.num_gpus must be 4, one for each worker")
 
 
-def test_without_an_encode_stage_its_actors_take_no_room():
+def test_without_an_encode_stage_its_actors_take_no_room(checkpoint):
     several = ("encode.actors=3", "generate.actors=2")
-    assert actor_cpus(configured(VLLM, *several)) == 5
-    assert actor_cpus(configured(VLLM, "prune.method=none", *several)) == 2
+    assert actor_cpus(configured(VLLM, *several), checkpoint) == 5
+    unpruned = configured(VLLM, "prune.method=none", *several)
+    assert actor_cpus(unpruned, checkpoint) == 2
+    tiled = replace(checkpoint, family="llava_next")
+    assert actor_cpus(unpruned, tiled) == 5, "vLLM would cut the tiles again"
+    assert actor_cpus(unpruned, None) == 5, "nobody knows yet"
 
 
 def test_an_engine_that_ray_spreads_gets_a_bundle_for_each_worker():
-    assert engine_bundles(configured(VLLM, "engine.kwargs.tensor_parallel_size=2")) == []
+    assert ENGINES["vllm"].bundles(configured(VLLM, "engine.kwargs.tensor_parallel_size=2")) == []
     spread = ("engine.kwargs.tensor_parallel_size=2", "engine.kwargs.distributed_executor_backend=ray")
-    assert engine_bundles(configured(VLLM, *spread)) == [{"GPU": 1.0, "CPU": 1.0}] * 2
+    assert ENGINES["vllm"].bundles(configured(VLLM, *spread)) == [{"GPU": 1.0, "CPU": 1.0}] * 2
 
 
 @pytest.mark.usefixtures("gpus")
-def test_an_engine_with_a_placement_group_takes_a_whole_gpu_even_for_one_worker(installed):
-    assert actor_gpus(configured(VLLM, "engine.kwargs.distributed_executor_backend=ray")) == (0.3, 1.0)
+def test_an_engine_with_a_placement_group_takes_a_whole_gpu_even_for_one_worker(checkpoint):
+    assert actor_gpus(configured(VLLM, "engine.kwargs.distributed_executor_backend=ray"), checkpoint) == (0.3, 1.0)
 
 
 @pytest.mark.usefixtures("gpus")
@@ -208,10 +265,10 @@ def test_an_engine_with_a_placement_group_takes_a_whole_gpu_even_for_one_worker(
 def test_shares_that_do_not_fit_one_gpu_together_need_another(actors, shares, needed):
     pools = (f"encode.actors={actors[0]}", f"generate.actors={actors[1]}")
     config = configured(*pools, f"encode.num_gpus={shares[0]}", f"generate.num_gpus={shares[1]}")
-    assert gpus_needed(config) == needed
-    check_room(config, {"CPU": 99, "GPU": needed}, may_grow=False)
+    assert gpus_needed(config, None) == needed
+    check_room(config, None, {"CPU": 99, "GPU": needed}, may_grow=False)
     with pytest.raises(UserError, match=f"need {needed} GPUs, the cluster has {needed - 1}"):
-        check_room(config, {"CPU": 99, "GPU": needed - 1}, may_grow=False)
+        check_room(config, None, {"CPU": 99, "GPU": needed - 1}, may_grow=False)
 
 
 def stage(**more) -> Stage:

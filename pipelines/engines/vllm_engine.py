@@ -1,6 +1,6 @@
-"""What a job has to know of its engine before anything starts: what it takes, what decides its answers, its GPUs.
+"""vLLM as an engine: what it takes, what decides its answers, the GPUs it asks for, the arguments that it starts with.
 
-Nothing here imports vLLM: the driver may run where it is not installed.
+Nothing here imports vLLM: the driver may run where it is not installed. vllm_client.py does, in the actor.
 """
 
 import ast
@@ -9,13 +9,16 @@ import importlib.util
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from otprune.methods import UNPRUNED, get_method
-from otprune.models import CheckpointError, check_fixed_shapes, resolve_checkpoint
-from otprune.models.checkpoint import ANYRES, read_config
-from pipelines.config.keys import Config
+from otprune.methods import UNPRUNED
+from pipelines.config.keys import Config, EngineConfig
+from pipelines.engines.engine import Engine, whole_identity
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:  # both import torch
+    from otprune.models import Checkpoint
+    from pipelines.stages.gpu import Place
 
 OURS = {
     **dict.fromkeys(("model", "tokenizer", "hf_config_path"), "model.path"),
@@ -58,28 +61,13 @@ MAX_UNITS_IN_FLIGHT = 16
 DEFAULT_MAX_NUM_SEQS = 256
 
 
-def check_engine(config: Config) -> None:
-    """Refuses what the engine cannot do.
+def check(config: Config) -> None:
+    """Refuses what vLLM cannot do.
 
     Raises:
-        UserError: an unknown or a misplaced argument, a method inside the language model, or no vLLM on this machine,
-            which is to run the job itself.
+        UserError: an unknown or a misplaced argument, or no vLLM on this machine, which is to run the job itself.
     """
     engine = config.engine
-    if config.generate.cuda_graphs:
-        _check_graphs(config)
-    if engine.name == "transformers":
-        for name, given in (("kwargs", engine.kwargs), ("sampling", engine.sampling)):
-            if given:
-                raise UserError(
-                    f"engine.{name} must be empty unless engine.name=vllm, which takes them; got {', '.join(given)}"
-                )
-        return
-    if get_method(config.prune.method).inside_model:
-        raise UserError(
-            f"engine.name must be transformers with prune.method={config.prune.method}, got vllm: the method deletes "
-            "tokens between the layers of the language model, which vLLM runs as a whole"
-        )
     folder = _installed()
     if folder is None and config.ray.address is None:
         raise UserError("engine.name=vllm must find vLLM installed: pip install '.[vllm]' (README.md, vLLM)")
@@ -95,21 +83,6 @@ def check_engine(config: Config) -> None:
         raise UserError(f"generate.num_gpus must be {num_workers(config)}, one for each worker, or null; got {gpus:g}")
 
 
-def _check_graphs(config: Config) -> None:
-    if config.engine.name != "transformers":
-        raise UserError(f"generate.cuda_graphs must be false with engine.name={config.engine.name}, which has its own")
-    if get_method(config.prune.method).inside_model:
-        raise UserError(
-            f"generate.cuda_graphs must be false with prune.method={config.prune.method}, which changes the shapes"
-        )
-    try:
-        check_fixed_shapes(resolve_checkpoint(config.model.path))
-    except CheckpointError as error:
-        raise UserError(str(error)) from error
-    except ValueError as error:
-        raise UserError(f"generate.cuda_graphs must be false with this model: {error}") from error
-
-
 def known_names(folder: Path) -> tuple[set[str], set[str]]:
     """Names of the engine's arguments and of the sampling parameters, by vLLM's source: importing it takes long."""
     arguments = _fields(folder / "engine" / "arg_utils.py", ("EngineArgs", "AsyncEngineArgs"))
@@ -117,21 +90,14 @@ def known_names(folder: Path) -> tuple[set[str], set[str]]:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What of the engine decides the answers, by dotted key."""
-    engine = config.engine
-    decisive = {name: value for name, value in engine.kwargs.items() if name not in NEUTRAL}
-    return {
-        "engine.name": engine.name,
-        **{f"engine.kwargs.{name}": value for name, value in sorted(decisive.items())},
-        **{f"engine.sampling.{name}": value for name, value in sorted(engine.sampling.items())},
-    }
+    """The arguments that decide the answers, by dotted key."""
+    neutral = {f"engine.kwargs.{name}" for name in NEUTRAL}
+    return {name: value for name, value in whole_identity(config).items() if name not in neutral}
 
 
-def takes_images(config: Config) -> bool:
-    """Whether the engine encodes the images itself: unpruned, nothing is gained by doing it elsewhere."""
-    if config.engine.name != "vllm" or config.prune.method != UNPRUNED:
-        return False
-    return read_config(resolve_checkpoint(config.model.path))["model_type"] != ANYRES  # whose tiles are cut already
+def takes_images(config: Config, checkpoint: "Checkpoint") -> bool:
+    """Unpruned, nothing is gained by encoding elsewhere; tiles are cut already, and vLLM would cut them again."""
+    return config.prune.method == UNPRUNED and not checkpoint.has_tiles
 
 
 def num_workers(config: Config) -> int:
@@ -140,7 +106,7 @@ def num_workers(config: Config) -> int:
     return kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1)
 
 
-def engine_bundles(config: Config) -> list[dict[str, float]]:
+def bundles(config: Config) -> list[dict[str, float]]:
     """Bundles of an engine that Ray spreads over nodes (`distributed_executor_backend: ray`); empty for all others.
 
     Any other engine lives in its actor, which holds all its GPUs on one node.
@@ -152,8 +118,6 @@ def engine_bundles(config: Config) -> list[dict[str, float]]:
 
 def units_in_flight(config: Config) -> int:
     """Units an actor works on at once: enough requests for the engine's slots while others come to their end."""
-    if config.engine.name != "vllm":
-        return 1
     if config.engine.units_in_flight is not None:
         return config.engine.units_in_flight
     slots = config.engine.kwargs.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS)
@@ -161,9 +125,33 @@ def units_in_flight(config: Config) -> int:
     return min(MAX_UNITS_IN_FLIGHT, math.ceil(slots / requests) + 2)
 
 
-def engine_arguments(config: Config, num_gpus: float) -> dict[str, Any]:
-    """Arguments of vLLM's engine: what follows from the job, under what `engine.kwargs` says."""
-    images = takes_images(config)
+def max_restarts(config: Config) -> int:
+    return config.engine.max_restarts
+
+
+def actor() -> type:
+    from pipelines.engines.vllm_actor import VllmGenerator  # imports torch
+
+    return VllmGenerator
+
+
+def arguments(config: Config, checkpoint: "Checkpoint", settings: dict[str, Any], place: "Place") -> dict[str, Any]:
+    """Of `VllmGenerator`; what is left of each image is chosen before it, so the method's settings are not its own."""
+    return {
+        "checkpoint": checkpoint,
+        "conversation": config.prompt.conversation,
+        "generate": config.generate,
+        "engine": config.engine,
+        "images": takes_images(config, checkpoint),
+        "place": place,
+    }
+
+
+def engine_arguments(engine: EngineConfig, images: bool, place: "Place") -> dict[str, Any]:
+    """Arguments of vLLM's engine: what follows from the job, under what `engine.kwargs` says.
+
+    With `images` it encodes images itself, else it gets visual tokens.
+    """
     arguments: dict[str, Any] = {
         "max_num_seqs": DEFAULT_MAX_NUM_SEQS,
         "mm_processor_cache_gb": 0,  # no image comes twice
@@ -171,15 +159,14 @@ def engine_arguments(config: Config, num_gpus: float) -> dict[str, Any]:
         # Without a place for images the vision tower is not loaded; the encode stage holds it.
         "limit_mm_per_prompt": {"image": MAX_PICTURES if images else 0},
         "enable_mm_embeds": not images,
+        # As our own actors have it; left to itself, vLLM takes what the checkpoint was saved in.
+        "dtype": str(place.torch_dtype).removeprefix("torch."),
     }
-    # As our own actors have it; left to itself, vLLM takes what the checkpoint was saved in.
-    auto = "bfloat16" if num_gpus else "float32"
-    arguments["dtype"] = auto if config.model.dtype == "auto" else config.model.dtype
-    if num_gpus == 0:
+    if place.device == "cpu":
         arguments["enforce_eager"] = True  # on a CPU, compiling takes longer than it saves
-    if 0 < num_gpus < 1:
-        arguments["gpu_memory_utilization"] = round(min(0.9, num_gpus), 2)  # the rest is the encoder's
-    return arguments | config.engine.kwargs
+    elif place.gpu_share < 1:
+        arguments["gpu_memory_utilization"] = round(min(0.9, place.gpu_share), 2)  # the rest is the encoder's
+    return arguments | engine.kwargs
 
 
 def _installed() -> Path | None:
@@ -203,3 +190,17 @@ def _check_names(key: str, given: Mapping[str, Any], ours: Mapping[str, str], kn
             near = difflib.get_close_matches(name, sorted(known - set(ours)), n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{key} must hold what the installed vLLM knows, got {name}{hint}")
+
+
+ENGINE = Engine(
+    name="vllm",
+    check=check,
+    identity=identity,
+    takes_images=takes_images,
+    num_workers=num_workers,
+    bundles=bundles,
+    units_in_flight=units_in_flight,
+    max_restarts=max_restarts,
+    actor=actor,
+    arguments=arguments,
+)
