@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from pipelines.errors import UserError
 from pipelines.output.reader import read_totals
 from pipelines.run.job import Actors
 from pipelines.run.outcome import Outcome
-from pipelines.stages.unit_batch import UnitBatch
+from pipelines.stages.unit_batch import Answer, Question, UnitBatch
 from pipelines.store import Store
 from tests.benchmark_fixtures import FIXTURES, picture, write_fixtures
 from tests.conftest import REPOSITORY, scene_row
@@ -252,6 +253,13 @@ def test_two_outputs_are_compared_question_by_question(unpruned: Path, scenes: P
     assert compared["worse"] == sum(theirs[key] and not ours[key] for key in ours) > 0
     assert compared["test"] == "mcnemar"
     assert "minus baseline" in (output / "scores.html").read_text()
+
+
+def test_a_question_on_its_way_holds_every_column_of_the_predictions_that_is_no_answers():
+    of_run = {"prediction", "model", "method", "sha256", "num_visual_tokens"}
+    of_answer = {field.name for field in fields(Answer)}
+    of_question = {field.name for field in fields(Question)} - {"max_new_tokens"}
+    assert of_question == set(PREDICTIONS.names) - of_run - of_answer
 
 
 # Sharing, limits and faults, without a model.
