@@ -28,7 +28,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(cluster.ray, "init", init)
         monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 4.0})
-        return cluster._start(Config()), len(attempts)
+        return cluster._start(Config(), None), len(attempts)
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return run
