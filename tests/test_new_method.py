@@ -10,12 +10,15 @@ from torch import Tensor
 from otprune import num_kept, select_tokens
 from otprune.flops import paper_table, prefill_flops, projector_flops, true_flops, vision_flops
 from otprune.methods import METHODS, Selector, Setting
+from otprune.models import read_checkpoint
 from otprune.shapes import MODELS
+from pipelines.config.keys import PruneConfig
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.output.unit import Unit
 from pipelines.run.job import check_model, check_pruning, inside_model
 from pipelines.stages.encode import Encoder
+from pipelines.stages.gpu import Place
 from pipelines.stages.unit_batch import Image, UnitBatch
 from tests.helpers import DEMO
 
@@ -89,18 +92,9 @@ def test_a_job_checks_its_setting(known, demo_model):
 
 
 def test_the_encode_stage_runs_it_with_its_setting_and_each_images_seed(known, demo_model, scene_pixels):
-    encoder = Encoder(
-        model_path=str(demo_model),
-        dtype="float32",
-        device="cpu",
-        method="every",
-        retention=0.1,
-        gamma=None,
-        gamma_scale="released",
-        settings={"step": 5},
-        seed=0,
-        batch_size=4,
-    )
+    prune = PruneConfig(method="every", retention=0.1)
+    checkpoint, place = read_checkpoint(str(demo_model)), Place("cpu", "float32")
+    encoder = Encoder(checkpoint=checkpoint, prune=prune, settings={"step": 5}, batch_size=4, place=place)
     hashes = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in scene_pixels]
     images = [Image(str(i), "a", i, sha256, ["describe the image ."]) for i, sha256 in enumerate(hashes)]
     batch = UnitBatch(Unit("0123456789ab", 0, 6, ("a",)), images=images, arrays={"pixels": scene_pixels})

@@ -64,7 +64,7 @@ BY_RETENTION = Counting(
 BY_TOKENS = Counting(
     names=("tokens",),
     num_tokens=lambda num_visual, tokens: tokens,
-    of_means=lambda kept, visual: {"tokens": round(kept)},
+    of_means=lambda kept, visual: {"tokens": min(round(kept), round(visual))},
 )
 """For a method whose number of tokens is its own: given as it is, or as a mean over images."""
 

@@ -21,7 +21,8 @@ def measure_work(job: Job) -> dict[str, float | None]:
     num_visual_tokens, num_kept_tokens   of a question's images; of methods inside the model the mean over its layers
     tflops_per_image                     multiply-adds / 1e12 of encoding one image, choosing its tokens and answering
                                          one mean question, the choice by the algorithm of the device that made it;
-                                         None for LLaVA-1.6, whose images have different numbers of crops
+                                         None for LLaVA-1.6, whose images have different numbers of crops,
+                                         and where no question was answered
     budget                               its prefill / that of retention x N tokens in every layer, which is what a
                                          selector reads; of tokens where multiply-adds are not known
     images_per_second                    of the point's last run, from its first finished unit on
@@ -61,7 +62,7 @@ def encoded_on_cpu(record: dict[str, Any]) -> bool:
 
 def _flops(job: Job, means: dict[str, float], select_on_cpu: bool) -> TrueFlops | None:
     method, kept, visual = get_method(job.config.prune.method), means["num_kept_tokens"], means["num_visual_tokens"]
-    if job.checkpoint.has_tiles:  # images of different numbers of crops
+    if job.checkpoint.has_tiles or not visual:  # images of different numbers of crops; no question was answered
         return None
     settings = method.counting.of_means(kept, visual) if isinstance(method, BeforeModel) else job.pruning
     counts = {"num_text": _num_text(job, means), "num_generated": max(1, round(means["num_generated_tokens"]))}

@@ -102,7 +102,7 @@ class Pruner:
             relevance=relevance,
         )
 
-    def _kept(self, reduced: Reduced, num_visual: int = 0) -> Kept:
+    def _kept(self, reduced: Reduced, num_visual: int | None = None) -> Kept:
         tokens = self.encoder.project(reduced.features) if self.method.before_projector else reduced.features
         return Kept(tokens, reduced.source, num_visual)
 
