@@ -15,10 +15,8 @@ from jobs.caption_corpus import main
 from jobs.verify import main as verify
 from pipelines.output.parts import METADATA_KEY
 from pipelines.output.schema import REASONS
-from tests.helpers import DEMO, QUICK, addresses, captions_of, read_rows, run_fake, write_corpus
+from tests.helpers import DEMO, LOCAL, QUICK, addresses, captions_of, read_rows, run_fake, write_corpus
 from tests.hostile import LIMITS, write_hostile_folder
-
-pytestmark = pytest.mark.usefixtures("ray_session")
 
 # Columns and types that readers of an output rely on.
 CAPTION_COLUMNS = {
@@ -234,7 +232,7 @@ def test_another_configuration_on_the_same_output_is_refused(done: Run, capsys):
 @pytest.fixture(scope="module")
 def sibling(done: Run) -> Path:
     """The output of the same command at full retention, which had to go elsewhere."""
-    changed = ("prune.retention=1.0", "output.on_mismatch=new", "mlflow.enabled=false", "run.samples=0")
+    changed = (LOCAL, "prune.retention=1.0", "output.on_mismatch=new", "mlflow.enabled=false", "run.samples=0")
     again = run(*done.arguments, *changed)
     assert again.code == 0
     (folder,) = set(done.output.parent.glob("out-*"))
@@ -250,7 +248,7 @@ def test_on_mismatch_new_writes_a_whole_sibling_folder(done: Run, sibling: Path)
 
 def test_keeping_every_token_captions_as_without_pruning(done: Run, sibling: Path, tmp_path: Path):
     plain = run(
-        *done.arguments, "prune.method=none", f"output.path={tmp_path}", "mlflow.enabled=false", "run.samples=0"
+        *done.arguments, LOCAL, "prune.method=none", f"output.path={tmp_path}", "mlflow.enabled=false", "run.samples=0"
     )
     assert plain.code == 0
     assert captions_of(tmp_path) == captions_of(sibling)
@@ -287,7 +285,7 @@ def test_every_hostile_file_is_captioned_or_quarantined_for_its_reason(tmp_path:
     expected = write_hostile_folder(tmp_path / "in")
     limits = [f"decode.{name}={value}" for name, value in LIMITS.items()]
     arguments = (f"input.path={tmp_path / 'in'}", f"output.path={tmp_path / 'out'}", "unit.images=16", *limits)
-    assert run(*QUICK, *arguments).code == 0
+    assert run(*QUICK, LOCAL, *arguments).code == 0
     found = {row["source"]: "ok" for row in read_rows(tmp_path / "out")}
     found |= {row["source"]: row["reason"] for row in read_rows(tmp_path / "out", "quarantine")}
     assert found == expected
@@ -319,7 +317,7 @@ def test_an_img2dataset_file_is_captioned_with_its_failed_downloads_quarantined(
 @pytest.mark.slow
 def test_methods_of_every_kind_run_through_the_job(tmp_path: Path, corpus: Path):
     """Inside the model with every token kept: as unpruned; by the prompt: each prompt's own tokens; merged: -1 kept."""
-    arguments = (*QUICK, f"input.path={corpus / 'b.parquet'}", "prompt.more=['is there a circle ?']")
+    arguments = (*QUICK, LOCAL, f"input.path={corpus / 'b.parquet'}", "prompt.more=['is there a circle ?']")
     settings = {
         "none": (),
         "fastv": ("prune.settings.layer=1", "prune.settings.kept=256"),
