@@ -60,6 +60,7 @@ def test_stages_run_in_this_process_and_may_be_coroutines(corpus, tmp_path):
 
     outcome = run_fake(f"input.path={corpus}", f"output.path={tmp_path}", "unit.images=2", generator=Coroutine)
     assert (outcome.code, processes) == (0, {os.getpid()})
+    assert {"gpu_busy/encode", "gpu_busy/generate"} <= outcome.metrics.keys(), "both actors were held"
     assert len(addresses(tmp_path)) == 6
     cluster = read_cluster((read_json(Store(str(tmp_path)), "run.json") or {})["cluster"])
     assert cluster is not None

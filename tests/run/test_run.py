@@ -1,6 +1,7 @@
 """One run: the cap in mid-run, an output that was done but not reported, and what is handed in."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from pipelines.config.load import load_config
 from pipelines.dollars.ledger import record_run
-from pipelines.run.job import Actors, prepare
+from pipelines.run.job import Actors, Job, prepare
+from pipelines.run.outcome import Gate
 from pipelines.run.run import run_job
 from pipelines.store import Store
 from tests.helpers import LOCAL, QUICK, addresses, fake_encoder, fake_generator, run_fake, write_corpus
@@ -43,6 +45,19 @@ def test_an_output_that_has_spent_its_cap_is_left_as_it_is(corpus, tmp_path):
     assert outcome.code == 4
     assert not (out / "run.json").exists()
     assert not (out / "heartbeat.json").exists()
+
+
+def test_a_gate_that_spends_the_cap_leaves_nothing_to_caption_with(corpus, tmp_path):
+    def slow_gate(job: Job) -> Gate:
+        time.sleep(0.5)
+        return Gate(True, 0.5, 1.0, (1.0, 1.0), "cider", 1.0, 1.0, images=8, drawn=8, seconds=0.5)
+
+    paths = (f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "unit.images=1")
+    config = load_config([*QUICK, LOCAL, *paths, DOLLAR_A_SECOND, "budget.max_usd=0.4"])
+    outcome = run_job(prepare(config, Actors(fake_encoder(), fake_generator())), before=slow_gate)
+    assert outcome.code == 4
+    assert addresses(tmp_path / "out") == []
+    assert 0.5 <= outcome.metrics["usd/gate"] <= outcome.metrics["usd_total"]
 
 
 def test_without_a_gate_and_a_report_a_job_writes_captions_and_its_record_alone(corpus, tmp_path):
