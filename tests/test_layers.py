@@ -75,6 +75,13 @@ def test_the_rooms_of_the_dataflow_lean_one_way():
     assert not wrong
 
 
+def test_the_tree_of_the_readme_is_the_tree_of_the_folders():
+    """Every folder of the package stands in README's tree, in the order in which they lean on each other."""
+    tree = (ROOT / "README.md").read_text().split("\npipelines/", 1)[1].split("\njobs/", 1)[0]
+    shown = [line.split("/", 1)[0].strip() for line in tree.splitlines()[1:]]
+    assert shown == [room for room in ROOMS if (ROOT / "pipelines" / room).is_dir()]
+
+
 def test_no_room_is_crowded():
     counts = {room: len(list((ROOT / "pipelines" / room).glob("[!_]*.py"))) for room in ROOMS}
     assert max(counts.values()) <= 20, counts
