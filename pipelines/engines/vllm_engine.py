@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otprune.methods import UNPRUNED
 from pipelines.config.keys import Config, EngineConfig
 from pipelines.engines.engine import Engine, whole_identity
 from pipelines.errors import UserError
@@ -69,7 +68,7 @@ def check(config: Config) -> None:
     """
     engine = config.engine
     folder = _installed()
-    if folder is None and config.ray.address is None:
+    if folder is None and config.ray.address in (None, "none"):  # both start the engine on this machine
         raise UserError("engine.name=vllm must find vLLM installed: pip install '.[vllm]' (README.md, vLLM)")
     arguments, sampling = known_names(folder) if folder else (None, None)
     _check_names("engine.kwargs", engine.kwargs, OURS, arguments)
@@ -97,6 +96,8 @@ def identity(config: Config) -> dict[str, Any]:
 
 def takes_images(config: Config, checkpoint: "Checkpoint") -> bool:
     """Unpruned, nothing is gained by encoding elsewhere; tiles are cut already, and vLLM would cut them again."""
+    from otprune.methods import UNPRUNED  # imports torch, which nobody needs who only looks at the records
+
     return config.prune.method == UNPRUNED and not checkpoint.has_tiles
 
 

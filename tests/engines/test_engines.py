@@ -155,6 +155,7 @@ def test_a_third_engine_is_one_record(monkeypatch, tmp_path, scene_parquet):
 def test_without_vllm_the_job_does_not_start_unless_a_cluster_may_have_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     assert "must find vLLM installed" in refused(VLLM)
+    assert "must find vLLM installed" in refused(VLLM, "ray.address=none")
     check_engine(configured(VLLM, "ray.address=ray://head:10001", "engine.kwargs.anything=1"))
 
 
