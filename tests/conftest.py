@@ -92,10 +92,19 @@ def scene_row(index: int, png: bytes) -> dict:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """An embedded Ray that jobs in this process join (`connected`); started once, on first use."""
+    """An embedded Ray that jobs in this process join (`connected`); started once, on first use.
+
+    Ray gives itself 30 s to start, which a busy machine may exceed: three attempts, as the job itself makes them.
+    """
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    for attempts_left in (2, 1, 0):
+        try:
+            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            break
+        except Exception as error:
+            if "timed out during startup" not in str(error) or not attempts_left:
+                raise
     yield
     ray.shutdown()
 
