@@ -1,6 +1,7 @@
-"""What the entry points in jobs/ share: logging, --help, the configuration, and exit codes for what goes wrong.
+"""The common frame of the entry points in jobs/: logging, --help, the configuration, and exit codes of errors.
 
-`pipelines` holds it because a script finds `pipelines` however it is started, but `jobs` only from the repository.
+This module lies in `pipelines` because every way to start a script can import `pipelines`, but `jobs` can be imported
+from the repository alone.
 """
 
 import logging
@@ -27,9 +28,18 @@ def enter(
 ) -> int:
     """Runs a job with the configuration of its command line and returns its exit code.
 
-    `run` imports what it needs itself, so that --help and a wrong key answer before torch and Ray are loaded.
-    `usage` is the docstring of the job, `demo` its configuration where none is given, `without` the keys that mean
-    nothing to it. Other exceptions than these pass: a traceback, and exit code 1.
+    Args:
+        argv: arguments of the command line, without the program.
+        run: the job, from configuration to exit code. `run` imports torch and Ray itself, so that --help and a wrong
+            key answer before those are loaded.
+        usage: docstring of the job, which --help prints.
+        schema: type of the configuration.
+        demo: configuration file that is read when the command line names no model of its own.
+        without: keys that mean nothing to this job.
+
+    Returns:
+        The exit code of `run`, 0 for --help, 2 for a UserError, 1 for a JobFailedError, 130 for Ctrl-C. Any other
+        exception passes: Python prints its traceback and exits with code 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if {"-h", "--help"} & set(argv):

@@ -1,9 +1,9 @@
-"""What a user can cause, and what ends a job: the two errors that reach an entry point."""
+"""The two errors that an entry point turns into an exit code: the user's mistakes, and jobs that cannot go on."""
 
 
 class UserError(Exception):
-    """Something the user can correct: bad configuration, bad input, unwritable output. Jobs exit with code 2."""
+    """The user can correct this: bad configuration, bad input or unwritable output. Jobs exit with code 2."""
 
 
 class JobFailedError(RuntimeError):
-    """The job cannot go on and the images are not to blame; everything committed is kept."""
+    """The job cannot go on and no image is the cause. Every committed part stays. Jobs exit with code 1."""

@@ -1,6 +1,6 @@
-"""MLflow, from the driver only, in a thread of its own: a server that is slow or down never holds up the job.
+"""Sends a run's numbers to MLflow from a thread of the driver: a slow or dead server never holds up the job.
 
-`Tracker` has five methods, and `NullTracker` is its twin, so that no code asks whether tracking is on.
+`NullTracker` has the five methods of `MlflowTracker` and does nothing, so that no caller asks whether tracking is on.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens as a table of runs, not of LLM traces
 QUEUE_SIZE = 1000
-FLUSH_SECONDS = 60.0  # longest wait at the end of a run for what is still queued
+FLUSH_SECONDS = 60.0  # longest wait at the end of a run for the calls still queued
 
 Content = str | bytes | Mapping[str, list]
-"""Of an artifact: a text, a file's bytes, or a table by columns, which MLflow's page compares between runs."""
+"""An artifact: a text, the bytes of a file, or a table by columns. MLflow compares the tables of several runs."""
 
 
 class Tracker(Protocol):
-    """Where a run's numbers go. No method raises, and only `wait_for_id` and `finish` wait, a bounded time."""
+    """Takes the numbers of a run. No method raises. Only `wait_for_id` and `finish` wait, both for a bounded time."""
 
     def start(self, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None: ...
 
@@ -61,7 +61,13 @@ class NullTracker:
 
 
 class MlflowTracker:
-    """Queues every call for one worker thread; what fails, or does not fit a full queue, is counted and left out."""
+    """Queues every call for one worker thread. A call that fails or finds the queue full is counted and dropped.
+
+    Args:
+        artifacts: artifact location of an experiment that does not exist yet; None leaves it to the server.
+        resume: id of an earlier run to continue, if that run still exists.
+        times: start and end of a finished run, in Unix seconds; None takes the times of this object's own calls.
+    """
 
     def __init__(
         self,
@@ -73,13 +79,13 @@ class MlflowTracker:
         times: tuple[float, float] | None = None,
     ):
         self.uri, self.experiment, self.run_name, self.artifacts = uri, experiment, run_name, artifacts
-        # Start and end of what is told afterwards, in Unix seconds; else they are those of this object.
+        # MLflow takes milliseconds; None lets its client take the current time.
         self._began, self._ended = (None, None) if times is None else (int(1000 * times[0]), int(1000 * times[1]))
         self.run_id: str | None = None
-        self.resume = resume  # id of an earlier run to go on with, if it is still there
-        self._started = threading.Event()
+        self.resume = resume
+        self._started = threading.Event()  # set once the server has created the run, or has failed to
         self.dropped = self.failed = 0
-        self.failure = ""  # the first one: what follows a server that is down says less
+        self.failure = ""  # the first failure, which names the cause; later ones only follow from it
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_SIZE)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -94,31 +100,31 @@ class MlflowTracker:
         self._put(start)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
+        now = int(time.time() * 1000)  # of the call: the worker thread may run it much later
         self._put(lambda: self._log(dict(metrics), step, now))
 
     def artifact(self, name: str, content: Content) -> None:
         self._put(lambda: self._artifact(name, content))
 
     def wait_for_id(self, seconds: float) -> str | None:
-        """The run's id, for runs nested in it; None if the server has not created it in so many seconds."""
+        """The id of the run, for runs nested in it; None if the server has not created the run within `seconds`."""
         self._started.wait(seconds)
         return self.run_id
 
     def finish(self, status: str) -> str:
-        """Ends the run as FINISHED, FAILED or KILLED and says in one line where it is, or why it is incomplete."""
-        end = time.monotonic() + FLUSH_SECONDS
-        for last in (lambda: self._client.set_terminated(self._id, status, self._ended), None):
+        """Ends the run as FINISHED, FAILED or KILLED. Returns one line: where the run is, or why it is incomplete."""
+        deadline = time.monotonic() + FLUSH_SECONDS  # shared by both puts and the join
+        for last in (lambda: self._client.set_terminated(self._id, status, self._ended), None):  # None ends the thread
             with contextlib.suppress(queue.Full):
-                self._queue.put(last, timeout=max(0.0, end - time.monotonic()))
-        self._thread.join(max(0.0, end - time.monotonic()))
+                self._queue.put(last, timeout=max(0.0, deadline - time.monotonic()))
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         problems = [f"{self.uri} did not answer within {FLUSH_SECONDS:g} s"] if self._thread.is_alive() else []
         if self.failed:
             problems.append(f"{self.failed} calls failed, the first by {self.failure}")
         if self.dropped:
             problems.append(f"{self.dropped} points dropped")
-        where = f"{f'run {self.run_id}' if self.run_id else 'no run'} of experiment {self.experiment} in {self.uri}"
-        return f"incomplete: {'; '.join([*problems, where])}" if problems else where
+        location = f"{f'run {self.run_id}' if self.run_id else 'no run'} of experiment {self.experiment} in {self.uri}"
+        return f"incomplete: {'; '.join([*problems, location])}" if problems else location
 
     def _put(self, call: Callable[[], None]) -> None:
         try:
@@ -127,13 +133,13 @@ class MlflowTracker:
             self.dropped += 1
 
     def _work(self) -> None:
-        # A server in trouble is given up after seconds, not after the client's default of many minutes.
+        # The client's defaults retry a failing server for many minutes; these give up after seconds.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         while (call := self._queue.get()) is not None:
             try:
                 call()
-            except Exception as error:  # whatever a tracking server does wrong, captions matter more
+            except Exception as error:  # no failure of a tracking server may end the captioning
                 self.failed += 1
                 if self.failed == 1:
                     self.failure = f"{type(error).__name__}: {clean(str(error), 200)}"
@@ -143,7 +149,7 @@ class MlflowTracker:
         from mlflow.entities import Param, RunTag
         from mlflow.tracking import MlflowClient
 
-        for name in ("alembic", "mlflow"):  # importing mlflow sets their levels
+        for name in ("alembic", "mlflow"):  # here, because importing mlflow resets these levels
             logging.getLogger(name).setLevel(logging.ERROR)
         self._client = MlflowClient(self.uri)
         found = self._client.get_experiment_by_name(self.experiment)
@@ -157,13 +163,13 @@ class MlflowTracker:
         source = {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "JOB"}
         run = self._client.create_run(experiment, self._began, run_name=self.run_name, tags=source | dict(tags))
         self.run_id = run.info.run_id
-        shown = [Param(k, str(v)[:6000]) for k, v in params.items()]
-        for i in range(0, len(shown), 100):
-            self._client.log_batch(self._id, params=shown[i : i + 100], tags=[RunTag(k, v) for k, v in tags.items()])
+        entries = [Param(k, str(v)[:6000]) for k, v in params.items()]  # MLflow refuses values longer than 6000
+        for i in range(0, len(entries), 100):  # and more than 100 parameters in one call
+            self._client.log_batch(self._id, params=entries[i : i + 100], tags=[RunTag(k, v) for k, v in tags.items()])
         self._client.log_text(self._id, config_yaml, "config.yaml")
 
     def _resume(self, experiment: str) -> bool:
-        """Whether the earlier run is there to go on with; its parameters and tags stay as they are."""
+        """Reopens the earlier run if it still exists, and says whether. Its parameters and tags stay as they are."""
         from mlflow.exceptions import MlflowException
 
         if self.resume is None:
@@ -209,7 +215,13 @@ def make_tracker(
     resume: str | None = None,
     times: tuple[float, float] | None = None,
 ) -> Tracker:
-    """A tracker for `uri`; None is a sqlite store beside the output, or in the working folder for an output on S3."""
+    """The tracker of a run; `NullTracker` unless `enabled`.
+
+    Args:
+        uri: tracking URI; None is `default_store(output)`.
+        output: path of the output that the run writes.
+        resume, times: as of `MlflowTracker`.
+    """
     if not enabled:
         return NullTracker()
     if uri is not None:
@@ -219,7 +231,10 @@ def make_tracker(
 
 
 def default_store(output: str) -> tuple[str, str]:
-    """(tracking URI, artifact location) of the sqlite store that belongs to an output; makes its folder."""
+    """(tracking URI, artifact location) of the sqlite store that belongs to an output.
+
+    The store lies beside a local output, and in the working folder for an output on S3. Creates the folder.
+    """
     folder = Path.cwd() if output.startswith("s3://") else Path(output).parent
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()

@@ -1,1 +1,1 @@
-"""Prices, what nodes are held for, where the dollars went, and the cap."""
+"""The dollars of a run: prices of nodes, the bill, the stages that used it, and the spend cap."""

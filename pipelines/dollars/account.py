@@ -1,4 +1,4 @@
-"""The account of a run: what its nodes cost, what earlier runs of the output cost, and where the dollars went."""
+"""The account of a run: the bill of its nodes, the bills of the output's earlier runs, and the split by stage."""
 
 import copy
 from collections.abc import Mapping
@@ -12,21 +12,17 @@ from pipelines.dollars.meter import Meter
 
 @dataclass(slots=True)
 class Account:
-    """Everything that the dollars of a run are computed from.
-
-    `gate` holds the moments at which the gate began and ended, on the meter's clock. `weights` says how many units of
-    `resource` one actor or task of a stage holds.
-    """
+    """Everything that the dollars of a run are computed from."""
 
     meter: Meter
     earlier: Spent  # by earlier runs of this output
-    resource: str = "CPU"  # that divides the dollars
-    weights: dict[str, float] = field(default_factory=dict)
-    gate: tuple[float, float] | None = None
+    resource: str = "CPU"  # GPU or CPU: the dollars are split in proportion to the use of this resource
+    weights: dict[str, float] = field(default_factory=dict)  # stage -> units of `resource` of one actor or task
+    gate: tuple[float, float] | None = None  # begin and end of the gate on the meter's clock
 
     @property
     def usd_of_output(self) -> float | None:
-        """Dollars of this run and of the earlier ones; None if this one has no price."""
+        """Dollars of this run and of the earlier runs; None if this run has no price."""
         return self._with_earlier(self.meter.usd)
 
     @property
@@ -34,7 +30,7 @@ class Account:
         return self.gate[1] - self.gate[0] if self.gate else 0.0
 
     def spent(self) -> Spent:
-        """Of all runs of the output, this one included."""
+        """The sums over all runs of the output, this run included."""
         spent = copy.deepcopy(self.earlier)
         spent.add(self.meter.usd, self.meter.elapsed, self.meter.node_seconds)
         return spent
@@ -51,16 +47,19 @@ class Account:
     ) -> dict[str, float]:
         """The dollars of the run so far, under their MLflow names.
 
-        While a node has no price, nothing is divided by images, and `usd_total` is what the other nodes cost.
+        While a node has no price, `usd_total` is the cost of the other nodes, and the prices per image and the split by
+        stage are left out.
 
         Args:
-            first_unit: seconds from the start to the first unit in an actor; the gate lies before it.
+            first_unit: seconds from the start of the run to the first unit in an actor; the gate lies within them.
             busy: stage -> seconds of work, summed over actors or tasks.
-            images: captioned images; `tokens` were generated.
+            images: captioned images.
+            tokens: generated tokens.
             rates: `images_per_second`, and the ends of its interval.
+            usd_to_finish: dollars to the end of the plan; None if unknown.
         """
         usd, capacity = self.meter.usd, self.meter.capacity(self.resource)
-        startup, gate = self._before(first_unit)
+        startup, gate = self._shares_before_first_unit(first_unit)
         shares = attribute(busy, self.weights, capacity, startup, gate)
         metrics: dict[str, Any] = {"node_hours": sum(self.meter.node_seconds.values()) / 3600}
         if capacity:
@@ -79,13 +78,12 @@ class Account:
     def _with_earlier(self, usd: float | None) -> float | None:
         return None if usd is None else usd + self.earlier.usd
 
-    def _before(self, first_unit: float) -> tuple[float, float]:
-        """Shares of the dollars: of the start-up without the gate, and of the gate. Where nothing has a price, of the
-        seconds."""
+    def _shares_before_first_unit(self, first_unit: float) -> tuple[float, float]:
+        """Shares of the dollars: (start-up without the gate, gate). Without any price: shares of the seconds."""
         meter, gate = self.meter, self.gate or (self.meter.started, self.meter.started)
         moments = (meter.started + first_unit, *gate, meter.now)
         usd = [meter.usd_until(moment) or 0.0 for moment in moments]
-        until_first, gate_began, gate_ended, whole = usd if usd[-1] > 0 else [m - meter.started for m in moments]
-        whole = max(whole, 1e-12)
-        gate_share = (gate_ended - gate_began) / whole
-        return max(0.0, until_first / whole - gate_share), gate_share
+        until_first, gate_began, gate_ended, total = usd if usd[-1] > 0 else [m - meter.started for m in moments]
+        total = max(total, 1e-12)
+        gate_share = (gate_ended - gate_began) / total
+        return max(0.0, until_first / total - gate_share), gate_share

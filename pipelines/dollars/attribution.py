@@ -1,4 +1,4 @@
-"""Where the dollars of a run went: plain arithmetic, for sweeps as well."""
+"""Splits the dollars of a run by stage, and turns them into prices of images: plain arithmetic, for sweeps too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,22 +6,22 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """How a run's dollars divide, in shares: what each stage and the gate used, the start-up, and what is left, idle.
+    """The shares of a run's dollars: those that each stage and the gate used, the start-up, and the idle rest.
 
-    The start-up is the time in which nothing could be busy yet. Stages of the other resource have no share: where
-    GPUs are paid for, reading and decoding ride along.
+    During the start-up no stage can work yet. Stages that hold none of the scarce resource have no share: where GPUs
+    are paid for, reading and decoding cost nothing extra.
     """
 
-    stages: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)  # by name of the stage, and "gate"
     startup: float = 0.0
 
     @property
     def idle(self) -> float:
-        """Share of the capacity that was held for nothing, start-up included."""
+        """Share of the held capacity that no stage used, start-up included."""
         return max(0.0, 1.0 - sum(self.stages.values()))
 
     def dollars(self, usd: float) -> dict[str, float]:
-        """`usd/<stage>`, `usd/startup` and `usd/idle`; they add up to `usd`."""
+        """`usd/<stage>`, `usd/startup` and `usd/idle` (idle after the start-up); they add up to `usd`."""
         startup = min(self.startup, self.idle)
         parts = {**self.stages, "startup": startup, "idle": self.idle - startup}
         return {f"usd/{name}": usd * share for name, share in parts.items()}
@@ -35,28 +35,28 @@ def attribute(
     Args:
         busy: seconds of work of each stage, summed over actors or tasks.
         weights: units of the scarce resource that one actor or task of the stage holds.
-        capacity: unit-seconds held; more than that cannot have been used (logical CPUs may be fewer than processes).
-        startup: share of the dollars that were spent before the first unit could be worked on.
+        capacity: seconds times units of the scarce resource that the cluster held.
+        startup: share of the dollars that were spent before the first unit reached an actor, without the gate's.
         gate: share of the dollars that the gate's sample cost.
     """
     used = {stage: busy.get(stage, 0.0) * weight for stage, weight in weights.items() if weight}
-    whole = max(capacity, sum(used.values()))
-    if whole <= 0:
+    # Processes may outnumber Ray's logical CPUs, so that stages report more work than was held.
+    total = max(capacity, sum(used.values()))
+    if total <= 0:
         return Attribution()
-    stages = {stage: seconds / whole for stage, seconds in used.items()} | ({"gate": gate} if gate else {})
+    stages = {stage: seconds / total for stage, seconds in used.items()} | ({"gate": gate} if gate else {})
     return Attribution(stages, startup)
 
 
 def price_images(
     usd: float, images: int, tokens: int, steady: tuple[float, float], rates: Mapping[str, float]
 ) -> dict[str, float]:
-    """What the images of a run cost, and what a long job would cost; `steady` holds the dollars and the seconds of the
-    run without its start-up."""
+    """`price_run` and `price_steady` of one run; `steady` is (dollars, seconds) of the run without its start-up."""
     return price_run(usd, images, tokens) | price_steady(*steady, rates)
 
 
 def price_again(metrics: Mapping[str, float], usd_per_hour: float) -> dict[str, float]:
-    """The metrics of a run that is over, with dollars by one price of its whole cluster: in proportion to seconds."""
+    """The metrics of a finished run, priced again at `usd_per_hour` for its whole cluster: in proportion to seconds."""
     kept = {name: value for name, value in metrics.items() if not name.startswith(("usd", "tokens_per_usd"))}
     usd_per_second, images = usd_per_hour / 3600, kept["images_captioned"]
     tokens = round(kept["mean_caption_tokens"] * images)
@@ -66,7 +66,7 @@ def price_again(metrics: Mapping[str, float], usd_per_hour: float) -> dict[str, 
 
 
 def price_run(usd: float, images: int, tokens: int) -> dict[str, float]:
-    """`usd_total`, and where there are images `usd_per_image`, `usd_per_million_images` and `tokens_per_usd`
+    """`usd_total`; with images and dollars also `usd_per_image`, `usd_per_million_images` and `tokens_per_usd`
     (generated tokens)."""
     if not images or usd <= 0:
         return {"usd_total": usd}
@@ -75,21 +75,26 @@ def price_run(usd: float, images: int, tokens: int) -> dict[str, float]:
 
 
 def price_steady(usd: float, seconds: float, rates: Mapping[str, float]) -> dict[str, float]:
-    """What a long job costs, from the dollars and seconds of a run without its start-up; empty without a rate.
+    """The price of a long job, whose start-up does not count; empty without a rate.
 
-    `usd_per_hour`, and `usd_per_million_images_steady` at the rate `images_per_second`, with `_low` and `_high` from
-    the ends of the rate's interval where it has one.
+    Args:
+        usd: dollars of a run without its start-up.
+        seconds: seconds of that run without its start-up.
+        rates: `images_per_second`, and the ends of its interval if there is one.
+
+    Returns:
+        `usd_per_hour`, and `usd_per_million_images_steady` with its `_low` and `_high` where the rate has an interval.
     """
     rate = rates.get("images_per_second", 0.0)
     if rate <= 0 or seconds <= 0:
         return {}
     per_hour = 3600 * usd / seconds
-    ends = {"": "", "_low": "_high", "_high": "_low"}  # of dollars, of the rate
-    known = {end: rates[name] for end, of in ends.items() if (name := f"images_per_second{of}") in rates}
+    ends = {"": "", "_low": "_high", "_high": "_low"}  # end of the price -> end of the rate: a fast run is a cheap one
+    known = {end: rates[name] for end, opposite in ends.items() if (name := f"images_per_second{opposite}") in rates}
     steady = {f"usd_per_million_images_steady{end}": usd_per_million_images(per_hour, r) for end, r in known.items()}
     return {"usd_per_hour": per_hour, **steady}
 
 
 def usd_per_million_images(usd_per_hour: float, images_per_second: float) -> float:
-    """Of a cluster that captions at this rate; infinite at a rate of 0."""
+    """Price of a million images on a cluster of this hourly price and rate; infinite at a rate of 0."""
     return 1e6 * usd_per_hour / (3600 * images_per_second) if images_per_second > 0 else float("inf")

@@ -1,4 +1,4 @@
-"""The spend cap: what the runs of an output may cost together, and that it can be kept at all."""
+"""The spend cap: a limit on the dollars of all runs of an output together. It needs the price of every node."""
 
 import logging
 from collections import Counter
@@ -12,26 +12,27 @@ ADVICE = "set cost.usd_per_hour for the whole cluster, or price its nodes by cos
 
 
 def check_prices(cap: float | None, account: Account) -> None:
-    """Says which nodes have no price, and which earlier runs the cap does not count.
+    """Warns of nodes without a price, and of earlier runs that the cap cannot count.
 
     Raises:
-        UserError: if there is a cap, which needs the price of every node.
+        UserError: if there is a cap and a node has no price.
     """
     unpriced, earlier = account.meter.unpriced, account.earlier.unpriced
     if cap is not None and earlier:
         logger.warning("budget.max_usd does not count %d earlier runs of this output: no price", earlier)
     if unpriced and cap is not None:
-        raise UserError(f"budget.max_usd={cap:g} needs the price of every node: {_listed(unpriced)}; {ADVICE}")
+        raise UserError(f"budget.max_usd={cap:g} needs the price of every node: {_list_problems(unpriced)}; {ADVICE}")
     if unpriced:
-        logger.warning("not in the dollars: %s; %s", _listed(unpriced), ADVICE)
+        logger.warning("not in the dollars: %s; %s", _list_problems(unpriced), ADVICE)
 
 
 def over_budget(cap: float | None, usd: float | None, account: Account) -> str:
-    """Why the run has to stop, now that the output has cost `usd`; empty if it may go on."""
+    """The reason to stop the run, now that the output has cost `usd`; empty if the run may go on."""
     if cap is None:
         return ""
-    if account.meter.unpriced:  # a node that joined in mid-run
-        return f"stopped, as budget.max_usd={cap:g} cannot be kept: {_listed(account.meter.unpriced)}; {ADVICE}"
+    if account.meter.unpriced:  # a node joined after `check_prices`
+        problems = _list_problems(account.meter.unpriced)
+        return f"stopped, because budget.max_usd={cap:g} cannot be kept: {problems}; {ADVICE}"
     if usd is None or usd < cap:
         return ""
     earlier = account.earlier
@@ -39,5 +40,5 @@ def over_budget(cap: float | None, usd: float | None, account: Account) -> str:
     return f"stopped at budget.max_usd={cap:g}: ${usd:.4f} spent on this output{share}; a higher cap resumes"
 
 
-def _listed(unpriced: Counter[str]) -> str:
+def _list_problems(unpriced: Counter[str]) -> str:
     return "; ".join(f"{count} node{'s' * (count > 1)}: {problem}" for problem, count in unpriced.items())

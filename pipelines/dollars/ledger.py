@@ -1,6 +1,6 @@
-"""What every run of an output cost, kept beside it, so that a killed driver's dollars are not lost.
+"""The cost of every run of an output, stored beside the output, so that the dollars of a killed driver still count.
 
-runs/<run>.json    one object a run, rewritten every few seconds while it lives: node-seconds held, dollars
+runs/<run>.json    one object for each run, rewritten every few seconds of the run: dollars, seconds, node-seconds
 """
 
 import json
@@ -21,7 +21,7 @@ FOLDER = "runs"
 
 @dataclass(slots=True)
 class Spent:
-    """Sums over runs of an output. `usd` holds the runs with a price; `unpriced` counts the others."""
+    """Sums over the runs of an output. `usd` is the sum over runs with a price; `unpriced` counts the other runs."""
 
     runs: int = 0
     unpriced: int = 0
@@ -41,25 +41,29 @@ class Spent:
 
 
 def new_run() -> str:
-    """A name for a run that sorts by time."""
+    """A new name for a run. Names sort by start (UTC); a random ending keeps runs of the same second apart."""
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def record_run(store: Store, run: str, usd: float | None, wall_seconds: float, node_seconds: dict[str, float]) -> None:
-    """Writes what a run has cost so far, in place of what it wrote before."""
+    """Writes the cost of a run so far over the record that the run wrote before."""
     record = {"usd": usd, "wall_seconds": wall_seconds, "node_seconds": node_seconds}
     store.write(f"{FOLDER}/{run}.json", json.dumps(record, indent=1).encode())
 
 
 def read_spent(store: Store, without: str = "") -> Spent:
-    """What the runs of an output have cost, all but the one called `without`."""
+    """The cost of all runs of an output except the run named `without`. Logs and skips unreadable records."""
     names = [name for name in store.list(FOLDER) if name.endswith(".json") and name != f"{without}.json"]
     spent = Spent()
     for name, content in zip(names, in_threads(lambda name: store.read(f"{FOLDER}/{name}"), names), strict=True):
         try:
             spent.add(**json.loads(content))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError) as error:  # not JSON, or not the arguments of `Spent.add`
             logger.warning(
-                "%s/%s/%s is none of a run's and is left out: %s", store.path, FOLDER, name, clean(str(error))
+                "%s/%s/%s is not a record of a run and does not count: %s",
+                store.path,
+                FOLDER,
+                name,
+                clean(str(error)),
             )
     return spent

@@ -1,7 +1,7 @@
-"""What nodes cost: rows of dated price files, and which of them a node of the cluster is.
+"""The prices of nodes: rows of dated price files, and the row that fits a node of the cluster.
 
-A node is known by its label `instance-type`, else by the type and number of its accelerators. Where that fits no row,
-or several with different prices, the node has no price and the reason is said: it is never priced by a guess.
+The label `instance-type` identifies a node, else the type and number of its accelerators. If no row fits, or several
+rows with different prices do, the node has no price and a message says why: no node is ever priced by a guess.
 """
 
 import csv
@@ -24,25 +24,26 @@ ACCELERATOR_LABEL, ACCELERATOR_RESOURCE = "ray.io/accelerator-type", "accelerato
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One row: an instance, what it holds, and USD per hour; `date` and `source` say where that is from."""
+    """One row: an instance, its GPUs and its USD per hour; `date` and `source` tell the origin of the price."""
 
     instance: str
     usd_per_hour: float | None
     spot_usd_per_hour: float | None = None
     gpu: str = ""
     count: float = 0
-    per_gpu: bool = False  # the price is of one GPU; a node costs its number of them
+    per_gpu: bool = False  # the price is of one GPU (count: 1); a node costs this price times its GPUs
     region: str = ""
     date: str = ""
     source: str = ""
 
     def of(self, spot: bool) -> float | None:
+        """USD per hour on the spot or the on-demand market; None if that market has no price."""
         return self.spot_usd_per_hour if spot else self.usd_per_hour
 
 
 @dataclass(frozen=True, slots=True)
 class NodePrice:
-    """What a node is called and costs; `usd_per_hour` None where `problem` says why."""
+    """The name and the price of a node. Without a price, `usd_per_hour` is None and `problem` says why."""
 
     name: str
     usd_per_hour: float | None
@@ -50,7 +51,7 @@ class NodePrice:
 
 
 def load_prices(paths: Sequence[str]) -> list[Price]:
-    """Rows of YAML files and SkyPilot catalogs (*.csv); an instance of an earlier file hides those of later ones.
+    """The rows of YAML files and SkyPilot catalogs (*.csv). An earlier file hides an instance's rows in later files.
 
     Relative paths are looked up in the working folder, then in this repository.
 
@@ -73,7 +74,7 @@ def load_prices(paths: Sequence[str]) -> list[Price]:
 
 
 def find_instance(prices: Sequence[Price], instance: str, *, region: str | None, spot: bool) -> NodePrice:
-    """The price of an instance by name; what is not known or not one price comes back as a problem."""
+    """The price of an instance by name. An unknown or ambiguous instance returns a `NodePrice` with a problem."""
     rows = [row for row in prices if row.instance == instance]
     if not rows:
         return NodePrice(instance, None, f"no price file knows the instance {instance}")
@@ -81,10 +82,10 @@ def find_instance(prices: Sequence[Price], instance: str, *, region: str | None,
 
 
 def price_node(node: Mapping[str, Any], prices: Sequence[Price], *, region: str | None, spot: bool) -> NodePrice:
-    """The price of a node as `ray.nodes()` lists it; its labels come before `region` and `spot`.
+    """The price of a node as `ray.nodes()` lists it. The labels of the node override `region` and `spot`.
 
-    A node with fewer GPUs than its instance (a pod, say) costs its share of it. One with more is something else, and
-    has no price, unless the price is of each GPU.
+    A node with fewer GPUs than its instance (a pod, say) costs its share of the instance. A node with more GPUs cannot
+    be that instance and has no price, unless all its rows are `per_gpu`.
     """
     labels, resources = node.get("Labels") or {}, node.get("Resources") or {}
     region = labels.get(REGION_LABEL) or region
@@ -114,10 +115,10 @@ def price_node(node: Mapping[str, Any], prices: Sequence[Price], *, region: str 
 
 
 def _one_price(name: str, rows: Sequence[Price], region: str | None, spot: bool) -> NodePrice:
-    """The price that the rows agree on, in `region` if one is asked for; zones of a region: the dearest."""
+    """The price on which the rows agree, in `region` if it is given. Of the zones of a region, the dearest counts."""
     if region and any(row.region for row in rows):
         rows = [row for row in rows if row.region in (region, "")]
-        rows = [row for row in rows if row.region] or rows
+        rows = [row for row in rows if row.region] or rows  # rows without a region count only if no other row fits
         if not rows:
             return NodePrice(name, None, f"no price of {name} in {region}")
     market = "spot" if spot else "on-demand"
@@ -148,7 +149,7 @@ def _read_yaml(path: str, text: str) -> list[Price]:
 
 
 def _read_catalog(path: str, text: str) -> list[Price]:
-    """SkyPilot's columns: InstanceType, AcceleratorName, AcceleratorCount, Price, SpotPrice, Region."""
+    """Rows of a SkyPilot catalog: InstanceType, AcceleratorName, AcceleratorCount, Price, SpotPrice, Region."""
     reader = csv.DictReader(io.StringIO(text))
     if missing := {"InstanceType", "Price"} - set(reader.fieldnames or ()):
         raise UserError(f"{path} must have SkyPilot's columns, found no {sorted(missing)[0]}")
@@ -169,12 +170,17 @@ def _read_catalog(path: str, text: str) -> list[Price]:
 
 
 def _price(path: str, **row: Any) -> Price:
+    """The checked row of a price file; numbers may stand as text, as they do in a catalog.
+
+    Raises:
+        UserError: if the row has no instance, no price, or a value of the wrong type.
+    """
     instance = row.get("instance")
     if not instance or not isinstance(instance, str):
         raise UserError(f"{path}: every row must name its instance, got {row}")
     for name in ("usd_per_hour", "spot_usd_per_hour", "count"):
         value = row.get(name)
-        if value is None and name != "count":
+        if value is None and name != "count":  # a market without a price; a missing count is 0
             row[name] = None
             continue
         try:

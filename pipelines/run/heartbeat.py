@@ -100,8 +100,8 @@ class Heartbeat:
     def look(self, *, joined: bool = False) -> None:
         """Takes note of the cluster's nodes; says of those that `joined` in mid-run if they have no price."""
         try:
-            for held in self.account.meter.poll(cluster_nodes(self.job.config)):
-                price = held.price
+            for held_node in self.account.meter.poll(cluster_nodes(self.job.config)):
+                price = held_node.price
                 if self.account.meter.tariff.usd_per_hour is not None:
                     continue
                 if price.usd_per_hour is not None:
