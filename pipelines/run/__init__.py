@@ -1,1 +1,1 @@
-"""One run of a job on Ray: check, connect, flow, faults, progress, tracking, numbers."""
+"""One run of a job on Ray: its checks, cluster, dataflow, faults, progress, tracking and metrics."""

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster or starting an embedded one, with the resources that the pools need."""
+"""Joins a Ray cluster or starts an embedded one, and checks that the actor pools fit it."""
 
 import logging
 import os
@@ -20,19 +20,23 @@ from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 15.0  # within which a cluster that is there opens a connection
-START_ATTEMPTS = 3  # of an embedded Ray, 30 s each, which Ray does not let us change
-TOO_SLOW = "timed out during startup"
+ANSWER_SECONDS = 15.0  # longest wait for a running cluster to open a connection
+START_ATTEMPTS = 3  # of an embedded Ray; Ray fixes the 30 s of each
+TOO_SLOW = "timed out during startup"  # part of the message of an embedded Ray that did not come up in time
 
 
 @contextmanager
 def connected(config: Config, checkpoint: Checkpoint | None) -> Iterator[Cluster]:
-    """Joins the cluster, or starts an embedded one, for the block; yields which. `checkpoint` as in `actor_cpus`.
+    """Joins the cluster, or starts an embedded one, for the block, and yields its description.
 
-    A Ray that is running in this process already is used and left running. `ray.address=none` needs no Ray.
+    A Ray that already runs in this process is used and left running. `ray.address=none` needs no Ray.
+
+    Args:
+        checkpoint: as of `actor_cpus`.
 
     Raises:
-        UserError: if `ray.address` names no cluster in reach, or the cluster is too small for the pools.
+        UserError: if no cluster answers at `ray.address`, an embedded Ray does not start, or the cluster is too small
+            for the pools.
     """
     if is_local(config):
         yield _cluster("none", cluster_resources(config))
@@ -63,10 +67,10 @@ def _start(config: Config, checkpoint: Checkpoint | None) -> Cluster:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"ray.address must name a running cluster, got {address}: {error}") from error
     else:
-        # Threads that spin while they wait take the cores from their neighbours: four times slower on a busy machine.
+        # OpenMP threads that spin while they wait take cores from other processes: four times slower on a busy machine.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray logs an error at each pool's start, about constructor arguments that are safe while the driver lives.
+        # Ray logs an error at the start of each pool, about constructor arguments that are safe while the driver lives.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         context = _start_embedded(config, checkpoint)
     resources = ray.cluster_resources()
@@ -76,12 +80,12 @@ def _start(config: Config, checkpoint: Checkpoint | None) -> Cluster:
 
 
 def _start_embedded(config: Config, checkpoint: Checkpoint | None) -> Any:
-    """A Ray of this process's own; once more where it did not come up in time, as on a machine that others keep busy.
+    """Starts a Ray of this process's own. On a busy machine Ray may miss its deadline, so a late start is retried.
 
     Raises:
-        UserError: if it never does.
+        UserError: if Ray misses its deadline START_ATTEMPTS times.
     """
-    store, slow = config.ray.object_store_mb, None
+    store_mb, last_error = config.ray.object_store_mb, None
     for _ in range(START_ATTEMPTS):
         try:
             return ray.init(
@@ -90,21 +94,24 @@ def _start_embedded(config: Config, checkpoint: Checkpoint | None) -> Any:
                 include_dashboard=config.ray.dashboard,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                object_store_memory=store * 2**20 if store else None,
+                object_store_memory=store_mb * 2**20 if store_mb else None,
             )
         except Exception as error:
-            if TOO_SLOW not in str(error):  # Ray has no type of its own for it
+            if TOO_SLOW not in str(error):  # Ray has no exception type for a late start
                 raise
-            slow = error
+            last_error = error
             logger.warning("Ray did not start within 30 s: is the machine busy?")
-    raise UserError(f"an embedded Ray must start in {START_ATTEMPTS} attempts of 30 s: {slow}") from slow
+    raise UserError(f"an embedded Ray must start in {START_ATTEMPTS} attempts of 30 s: {last_error}") from last_error
 
 
 def _check_answers(address: str) -> None:
-    """Where no Ray answers, `ray.init` would end this process after a while, without an exception.
+    """Checks that something speaks gRPC at a host:port address, before `ray.init` is called.
+
+    If nothing answers, `ray.init` ends this process after a while, without an exception. Addresses with TLS are not
+    checked, because they do not answer a channel without TLS.
 
     Raises:
-        UserError: if nothing at a host:port address speaks gRPC.
+        UserError: if nothing at the address answers within ANSWER_SECONDS.
     """
     target = address.removeprefix("ray://")
     if ":" not in target or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
@@ -117,8 +124,10 @@ def _check_answers(address: str) -> None:
 
 
 def call_on_cluster(config: Config, checkpoint: Checkpoint, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns, called in one task with the CPUs and GPUs of an encode actor; with `ray.address=none`
-    in this process."""
+    """Calls `function(*arguments)` in one task with the CPUs and GPUs of an encode actor, and returns its result.
+
+    With `ray.address=none` the call runs in this process.
+    """
     if is_local(config):
         return function(*arguments)
     gpus, _ = actor_gpus(config, checkpoint)
@@ -129,7 +138,12 @@ def call_on_cluster(config: Config, checkpoint: Checkpoint, function: Callable[.
 def check_room(
     config: Config, checkpoint: Checkpoint | None, resources: Mapping[str, float], *, may_grow: bool
 ) -> None:
-    """A pool that never fits would wait in silence; say so instead. An autoscaling cluster may still grow.
+    """Checks that both pools and one task fit the cluster: Ray would wait in silence for a pool that never fits.
+
+    Args:
+        checkpoint: as of `actor_cpus`.
+        resources: of the whole cluster, as `ray.cluster_resources()` gives them.
+        may_grow: whether the cluster may still get nodes. If so, a pool that does not fit yet is only logged.
 
     Raises:
         UserError: if the pools do not fit a cluster that cannot grow.
@@ -148,15 +162,15 @@ def check_room(
     for text in problems:
         if not may_grow:
             raise UserError(text)
-        logger.warning("%s: the job waits until it has grown", text)
+        logger.warning("%s: the job waits until the cluster has grown", text)
 
 
 def _quiet() -> None:
-    """Ray's progress bars and its chatter off: this package has its own progress line."""
+    """Turns off Ray's progress bars and most of its log, since this package shows a progress line of its own."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A pool may get less work than it has actors: rejected files, or the last few units of a resumed job.
+    # A pool may get fewer units than it has actors, as in a resumed job with few units left. Ray warns of that.
     warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -164,8 +178,11 @@ def _quiet() -> None:
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """A unit whose process died is one line, not forty; and whoever keeps a record would keep, by its traceback, the
-    dead unit's actor with its CPUs and GPUs."""
+    """A log filter that shortens a traceback to one line: Ray logs forty lines for each unit whose process died.
+
+    The traceback must not outlive this call. It refers to the actor of the dead unit, so a handler that keeps the
+    record would keep the actor, with its CPUs and GPUs.
+    """
     if record.exc_info and record.exc_info[1]:
         error = record.exc_info[1]
         record.msg, record.args = f"{record.getMessage()} {type(error).__name__}: {clean(str(error))}", ()

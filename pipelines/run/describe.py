@@ -1,4 +1,4 @@
-"""What of a configuration decides the captions."""
+"""Describes a configuration by the keys that decide the captions. The fingerprint is a hash of this description."""
 
 import json
 from typing import Any
@@ -23,11 +23,15 @@ KEYS = (
 
 
 def describe(config: Config, checkpoint: Checkpoint, pruning: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The keys and values that the fingerprint stands for; `pruning` are resolved settings, if any."""
-    chosen = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
-    described = {**chosen, **identity(config), "model.weights": checkpoint.digest, "version": otprune.__version__}
-    if config.prune.settings.get("clip"):  # cdpruner's, whose weights decide as well
+    """The keys and values behind the fingerprint, as JSON reads them back: keys of dicts are text.
+
+    Args:
+        pruning: resolved settings of a method inside the language model; None leaves them out.
+    """
+    deciding = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
+    described = {**deciding, **identity(config), "model.weights": checkpoint.digest, "version": otprune.__version__}
+    if config.prune.settings.get("clip"):  # of cdpruner, which chooses tokens by this CLIP
         described["prune.clip.weights"] = weights_digest(find_clip(config.prune.settings))
     if pruning:
         described["prune.resolved"] = pruning
-    return json.loads(json.dumps(described))  # as it is read back: keys of dicts are text
+    return json.loads(json.dumps(described))  # compares equal to a stored description

@@ -1,10 +1,12 @@
-"""The pulse of a run, in a thread of its own on the driver: every few seconds it looks at the cluster's nodes, so that
-dollars follow those that come and go, sets Ray's gauges, and writes
+"""The heartbeat of a run: a thread of the driver that reports the state of the run every few seconds.
 
-    heartbeat.json     beside the captions: state, progress, rates, dollars, time; the newest run's
-    runs/<run>.json    what this run has cost so far; it stays, and adds up with those of other runs
+Each beat polls the nodes of the cluster, so that the dollars follow nodes that join and leave. Then the beat sets Ray's
+gauges and writes two objects beside the captions:
 
-A store that refuses is said once and never ends the run.
+    heartbeat.json     state, progress, rates, dollars and time of the newest run
+    runs/<run>.json    cost of this run so far; the objects of all runs add up to the cost of the output
+
+A store that refuses a write is logged once and never ends the run.
 """
 
 import json
@@ -25,7 +27,7 @@ from pipelines.text import clean
 logger = logging.getLogger(__name__)
 
 FILE = "heartbeat.json"
-JOIN_SECONDS = 30.0  # for a last write on its way to a slow store
+JOIN_SECONDS = 30.0  # longest wait for a write that is on its way to a slow store
 STATES = {0: "done", 3: "gate failed", 4: "capped", 130: "interrupted"}  # by exit code; others failed
 GAUGES = {
     "images_per_second": "Images captioned a second in the last minute.",
@@ -38,7 +40,7 @@ GAUGES = {
 
 
 class Heartbeat:
-    """Context manager: beats from the first moment to the end of the block; `finish` writes the last state."""
+    """Context manager whose thread beats from the start to the end of the block. `finish` writes the final state."""
 
     def __init__(self, job: Job, run: str, progress: Progress, account: Account):
         self.job, self.run, self.progress, self.account = job, run, progress, account
@@ -59,12 +61,12 @@ class Heartbeat:
         self._thread.join(JOIN_SECONDS)
 
     def finish(self, code: int, message: str) -> None:
-        """The last beat, once the run has ended; nothing for a run that never began."""
+        """Writes the final state of a run that has ended. A run that never beat writes nothing."""
         if self._written:
             self._write(STATES.get(code, "failed"), message)
 
     def content(self, state: str, message: str) -> dict[str, Any]:
-        """What heartbeat.json says."""
+        """The content of heartbeat.json."""
         progress, account = self.progress, self.account
         rates = progress.rates(recent=True)
         return {
@@ -98,7 +100,11 @@ class Heartbeat:
             self.look(joined=True)
 
     def look(self, *, joined: bool = False) -> None:
-        """Takes note of the cluster's nodes; says of those that `joined` in mid-run if they have no price."""
+        """Polls the nodes of the cluster and logs the prices of new ones.
+
+        With `joined`, the new nodes joined during the run; a node without a price is then a warning. The nodes of the
+        first poll are left to `check_prices`.
+        """
         try:
             for held_node in self.account.meter.poll(cluster_nodes(self.job.config)):
                 price = held_node.price
@@ -108,7 +114,7 @@ class Heartbeat:
                     logger.info("node %s at $%g an hour", price.name, price.usd_per_hour)
                 elif joined:
                     logger.warning("not in the dollars: a node that joined, %s: %s", price.name, price.problem)
-        except Exception as error:  # a head that is gone for a moment: the nodes stay on the bill
+        except Exception as error:  # Ray's head may not answer for a moment; the known nodes stay on the bill
             self._warn("the cluster's nodes", error)
 
     def _write(self, state: str, message: str) -> None:
@@ -119,21 +125,22 @@ class Heartbeat:
             record_run(self.job.output, self.run, meter.usd, meter.elapsed, meter.node_seconds)
             self.job.output.write(FILE, json.dumps(content, indent=1).encode())
             self._written = True
-        except Exception as error:  # the captions matter more
+        except Exception as error:  # no failed write may end the captioning
             self._warn(FILE, error)
 
     def _set_gauges(self, content: dict[str, Any]) -> None:
         try:
-            for name, meaning in GAUGES.items():
+            for name, description in GAUGES.items():
                 gauge = self._gauges.get(name) or self._gauges.setdefault(
-                    name, Gauge(f"otprune_{name}", meaning, ("run",))
+                    name, Gauge(f"otprune_{name}", description, ("run",))
                 )
                 if content[name] is not None:
                     gauge.set(content[name], {"run": self.run})
-        except Exception as error:  # say, in a Ray client, which has no metrics
+        except Exception as error:  # such as under Ray Client, which has no metrics
             self._warn("Ray's gauges", error)
 
     def _warn(self, what: str, error: Exception) -> None:
+        """Logs the first failure of each kind; a failure every few seconds would fill the log."""
         if what not in self._warned:
             logger.warning("%s: %s: %s; the job goes on", what, type(error).__name__, clean(str(error)))
             self._warned.add(what)

@@ -1,9 +1,11 @@
-"""What happens to units that did not come through: find the one image to blame, or stop loudly.
+"""Isolates the image that kills its process, or stops the job if no single image is the cause.
 
-A pass leaves out units whose process died on every try, and units that failed by an error. Each is tried alone once
-more; one that still dies is tried image by image, one at a time in an actor, so that a death has one cause. Only an
-image that kills its process even then is quarantined. Errors that stay, or deaths without end, are not the images'
-fault: the job stops, and everything committed is kept.
+A first pass leaves units without a commit: units whose process died on every try, and units that failed by an error.
+    1. Every such unit is tried again, alone in its actor.
+    2. A unit whose process dies again is split into units of one image. Each is tried alone, so a death has one cause.
+    3. An image whose process dies even then is quarantined.
+An error that stays, or a death of every single image, is not the fault of an image: the job stops, and every committed
+part stays.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -18,16 +20,16 @@ from pipelines.stages.unit_batch import Rejected, UnitBatch
 from pipelines.stages.write import Sink, summarize
 
 Run = Callable[[list[SpanRow], bool], Iterator[dict]]
-"""(spans, one at a time) -> summaries of the units that came through or failed by an error."""
+"""(spans, one at a time) -> summaries of the units that were committed or failed by an error."""
 
 
 @dataclass(slots=True)
 class Missing:
-    """Units without a captions object after a pass, as spans of one unit: those that died, those that failed."""
+    """Units without a committed part after a pass, as spans of one unit each."""
 
-    died: list[SpanRow] = field(default_factory=list)
-    failed: list[SpanRow] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    died: list[SpanRow] = field(default_factory=list)  # their process died on every try
+    failed: list[SpanRow] = field(default_factory=list)  # by an error
+    errors: list[str] = field(default_factory=list)  # of the failed units
 
 
 def run_with_isolation(
@@ -39,40 +41,43 @@ def run_with_isolation(
     sizes: dict[str, int],
     max_isolated: int,
 ) -> Iterator[dict]:
-    """Runs all spans, then isolates what is missing; yields the summary of every unit that is committed.
+    """Runs all spans, then isolates the missing units. Yields the summary of every unit that is committed.
 
     Args:
         sizes: source -> bytes of every file in the corpus.
+        max_isolated: units that may fail by an error in one pass.
 
     Raises:
-        JobFailedError: if more than `max_isolated` units failed, if one fails by an error even alone, or if not one of
-            several isolated images came through.
+        JobFailedError: if more than `max_isolated` units fail, if a unit fails by an error even alone, or if the
+            process dies on every one of several isolated images.
     """
     first = yield from _attempt(spans, run, sink, max_isolated, alone=False)
-    again = yield from _attempt(first.failed + first.died, run, sink, max_isolated, alone=True)
-    _stop_on_errors(again)
+    second = yield from _attempt(first.failed + first.died, run, sink, max_isolated, alone=True)
+    _stop_on_errors(second)
     images = [
         SpanRow((unit,), span.row_groups, 0)
-        for span in again.died
+        for span in second.died
         for unit in split_unit(span.units[0], sizes, sink.fingerprint)
     ]
-    if images:  # their units' quarantine, written before the process died, must not count beside their own
+    if images:
+        # A unit may have written its quarantine before its process died. The units of one image write the same rows
+        # again, so the first copy must go.
         committed = frozenset(sink.store.list(sink.folder))
         delete_orphans(sink.store, committed, [image.units[0] for image in images])
-    last = yield from _attempt(images, run, sink, max_isolated, alone=True)
-    _stop_on_errors(last)
-    if len(last.died) == len(images) > 1:
+    single = yield from _attempt(images, run, sink, max_isolated, alone=True)
+    _stop_on_errors(single)
+    if len(single.died) == len(images) > 1:
         raise JobFailedError(
             f"its process died on each of {len(images)} images tried alone: the images are not to blame"
         )
-    for span in last.died:
+    for span in single.died:
         yield _quarantine(span, read, sink)
 
 
 def _attempt(
     spans: list[SpanRow], run: Run, sink: Sink, max_isolated: int, *, alone: bool
 ) -> Generator[dict, None, Missing]:
-    """Yields summaries of committed units; returns what is missing."""
+    """Runs one pass. Yields the summaries of committed units and returns the missing units."""
     if not spans:
         return Missing()
     errors: dict[str, str] = {}
@@ -85,6 +90,7 @@ def _attempt(
             raise JobFailedError(
                 f"more than faults.max_isolated={max_isolated} work units failed, the last by {summary['error']}"
             )
+    # The store decides what is committed: a process may die after its commit and before its summary arrives.
     committed = frozenset(sink.store.list(sink.folder))
     missing = Missing(errors=list(errors.values()))
     for span in spans:
@@ -101,7 +107,7 @@ def _stop_on_errors(missing: Missing) -> None:
 
 
 def _quarantine(span: SpanRow, read: Reader, sink: Sink) -> dict:
-    """Commits a unit of one image, of which nothing ever came back, as quarantined."""
+    """Commits a unit of one image, whose process died on every try, with this image in quarantine."""
     identity = read.identify(span)
     rejected = Rejected(**identity, reason="crash", detail="the process that worked on this image died on every try")
     unit_batch = UnitBatch(span.units[0], rejected=[rejected])

@@ -1,4 +1,4 @@
-"""The caption job: check everything, plan, run the flow, isolate what kills its process, account for it all."""
+"""Prepares the caption job: checks its configuration, model, corpus and output, and plans the units left to do."""
 
 import logging
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Actors:
-    """The classes of the two actor stages; None is the engine's own. A test or a user brings others."""
+    """The classes of the two actor stages. None is the default class; a test or a user may bring another."""
 
     encode: type | None = None
     generate: type | None = None
@@ -41,12 +41,12 @@ class Job:
     checkpoint: Checkpoint
     corpus: Corpus
     output: Store
-    described: dict[str, Any]  # what the fingerprint stands for
+    described: dict[str, Any]  # of `describe`; the fingerprint is its hash
     plan: Plan
-    folder: str = CAPTIONS_FOLDER  # of the objects that commit units
-    counted: Counted = "images"  # what the plan's rows are to progress
-    tags: dict[str, str] = field(default_factory=dict)  # of the tracked run, beside those of every job
-    pruning: dict[str, Any] = field(default_factory=dict)  # the method's settings, complete
+    folder: str = CAPTIONS_FOLDER  # of the parts that commit units
+    counted: Counted = "images"  # what progress calls a row of the plan
+    tags: dict[str, str] = field(default_factory=dict)  # of the tracked run, in addition to those of every job
+    pruning: dict[str, Any] = field(default_factory=dict)  # resolved settings of the method
     actors: Actors = ENGINES_OWN
 
     @property
@@ -55,12 +55,14 @@ class Job:
 
 
 def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
-    """Checks model, corpus and output, in seconds, and plans what is left to do. An estimate only reads the output.
+    """Checks model, corpus and output within seconds, and plans the units left to do.
+
+    An estimate (`run.estimate`) only reads the output; any other job claims it.
 
     Raises:
         UserError: for anything that the user has to correct.
     """
-    check_instances(config)
+    check_instances(config)  # a wrong price ends the job here, not after its sample
     checkpoint = check_model(config)
     corpus = find_input(config)
     pruning = check_pruning(config, checkpoint)
@@ -82,7 +84,7 @@ def find_input(config: Config) -> Corpus:
     """The corpus at input.path, with the columns that the prompts need.
 
     Raises:
-        UserError: as `find_corpus`.
+        UserError: as of `find_corpus`.
     """
     return find_corpus(
         make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
@@ -95,10 +97,13 @@ def find_input(config: Config) -> Corpus:
 
 
 def check_model(config: Config, *, writes: bool = True) -> Checkpoint:
-    """The checkpoint, read once for the whole job; `output.path` must be set if the job `writes` there.
+    """Checks the keys and reads the checkpoint, once for the whole job.
+
+    Args:
+        writes: whether the job needs `output.path`.
 
     Raises:
-        UserError: as `check_keys`, or if there is no checkpoint.
+        UserError: as of `check_keys`, or if there is no usable checkpoint at model.path.
     """
     check_keys(config, writes=writes)
     try:
@@ -108,10 +113,13 @@ def check_model(config: Config, *, writes: bool = True) -> Checkpoint:
 
 
 def check_keys(config: Config, *, writes: bool = True) -> None:
-    """Checks what can be checked without a file: paths, the method with its settings, the engine.
+    """Checks the keys that need no file: the paths, the method with its settings, and the engine.
+
+    Args:
+        writes: whether the job needs `output.path`.
 
     Raises:
-        UserError: if a path is not set, or the method, one of its settings or the engine is not known or does not fit.
+        UserError: if a path is not set, or if the method, one of its settings or the engine is unknown or does not fit.
     """
     for name, value in (
         ("model.path", config.model.path),
@@ -128,15 +136,15 @@ def check_keys(config: Config, *, writes: bool = True) -> None:
 
 
 def inside_model(config: Config) -> bool:
-    """Whether the method prunes inside the language model."""
+    """Whether the method prunes visual tokens inside the language model, not before it."""
     return get_method(config.prune.method).inside_model
 
 
 def check_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The method's settings, complete, for this checkpoint.
+    """The resolved settings of the method for this checkpoint.
 
     Raises:
-        UserError: if they do not fit it, or the method cannot decode as configured.
+        UserError: if the settings do not fit the checkpoint, or the method cannot run in this model.
     """
     try:
         return resolve_pruning(config, checkpoint)
@@ -147,10 +155,10 @@ def check_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def open_output(config: Config, described: dict[str, Any], *, write: bool = True) -> Store:
-    """The store to write to, marked as this configuration's unless it is not to be written.
+    """The output's store. With `write`, the output is claimed for this configuration and a probe is written.
 
     Raises:
-        UserError: if it is another configuration's, or cannot be written.
+        UserError: if the output belongs to another configuration, or cannot be written.
     """
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     try:

@@ -1,6 +1,6 @@
-"""The flow of `ray.address=none`: the same stages one after the other in this process, so that breakpoints work.
+"""The flow of `ray.address=none`: the same stages, one after the other in this process, so that breakpoints work.
 
-Nothing is isolated here: a process that dies is the driver, and what it had committed is all that stays.
+No image is isolated here: an image that kills its process kills the driver, and only the committed parts stay.
 """
 
 import asyncio
@@ -25,27 +25,27 @@ def local_flow(
     clock: PoolClock | None = None,
     **_: Any,
 ) -> Iterator[dict[str, Any]]:
-    """As `run_flow`, with one actor for each stage and one unit at a time; retries and limits have no meaning here.
+    """As `run_flow`, with one actor for each stage and one unit at a time. Retries and limits have no meaning here.
 
-    A stage whose `__call__` is a coroutine runs on one event loop that lives as long as the flow.
+    Stages whose `__call__` is a coroutine share one event loop that lives as long as the flow.
 
     Raises:
-        What a stage raises.
+        Exception: the error of a stage.
     """
-    counted, clock = time.perf_counter(), clock or PoolClock()
+    counted_until, clock = time.perf_counter(), clock or PoolClock()
     stages = [(name, stage) for name, stage in (("encode", encode), ("generate", generate)) if stage is not None]
     actors = {name: stage.actor(**stage.arguments) for name, stage in stages}
     with asyncio.Runner() as runner:
         for span in spans:
             for row in read(span.to_row()):
-                worked = {}
+                active_seconds = {}
                 for name, actor in actors.items():
                     began = time.perf_counter()
                     result = actor(row)
                     row = runner.run(result) if inspect.iscoroutine(result) else result
-                    worked[name] = time.perf_counter() - began
-                now, before = time.perf_counter(), counted
-                for name, active in worked.items():
-                    clock.count(name, now - before, active)
-                counted = now
+                    active_seconds[name] = time.perf_counter() - began
+                now = time.perf_counter()
+                for name, active in active_seconds.items():
+                    clock.count(name, now - counted_until, active)  # both actors are held all the time
+                counted_until = now
                 yield sink(row)

@@ -1,4 +1,4 @@
-"""The numbers of a run, under their MLflow names: rates, counts, seconds, and dollars with where they went."""
+"""The metrics of a run under their MLflow names: rates, counts, seconds, and dollars with their split by stage."""
 
 import copy
 
@@ -12,14 +12,14 @@ from pipelines.run.pruning import prefill_flops_of
 
 
 def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock) -> dict[str, float]:
-    """The metrics of this run so far. Rates include nothing of the start-up, dollars all of it.
+    """The metrics of this run so far. Rates leave the start-up out; dollars include it.
 
-    `gpu_busy/<stage>` is the share of the time its actors were held in which they worked, CPU actors too; it is absent
-    for a stage without actors;
-    `idle_share` that of the capacity paid for (GPUs, else CPUs) that no stage used;
-    `usd_per_million_images_steady` what a million images cost at this rate, without start-up and gate;
-    while a node has no price, nothing is divided by images, and `usd_total` is what the others cost;
-    `prefill_tflops_per_image` counts multiply-adds of the language model, as papers on pruning do.
+    `gpu_busy/<stage>`: share of the time that the actors of a stage were held in which they worked, also of actors on
+        CPUs; absent for a stage without actors.
+    `idle_share`: share of the paid capacity (GPUs, else CPUs) that no stage used.
+    `usd_per_million_images_steady`: price of a million images at the rate of the run, without start-up and gate.
+    `usd_total`: while a node has no price, the cost of the other nodes; prices per image are then left out.
+    `prefill_tflops_per_image`: multiply-adds of the language model, as papers on pruning count them.
     """
     totals, rates, startup = progress.totals, progress.rates(), progress.startup_seconds
     busy = {stage: clock.busy_share(stage, totals.seconds[stage]) for stage in ("encode", "generate")}
@@ -48,14 +48,18 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
 
 
 def prefill_tflops(job: Job, totals: Totals) -> float:
-    """Multiply-adds / 1e12 of the language model on one image: on its prompts, or on one question of a benchmark."""
+    """Multiply-adds / 1e12 of the language model's prefill: all prompts of an image, or one question of a benchmark."""
     mean_prompt = round(totals.prompt_tokens / max(1, totals.captions))
     flops = prefill_flops_of(job.config, job.checkpoint, job.pruning, mean_prompt)
     return (1 + len(job.config.prompt.more)) * flops / 1e12
 
 
 def output_totals(job: Job, progress: Progress, summarized: set[str]) -> Totals:
-    """Sums over everything the output holds: this run's own, and the metadata of objects committed before."""
+    """Sums over the whole output: the units of this run, and the metadata of the parts of earlier runs.
+
+    Args:
+        summarized: names of the parts that this run committed.
+    """
     reader, totals = OutputReader(job.output, job.folder), copy.deepcopy(progress.totals)
     for unit in reader.totals(name for name in reader.names() if name not in summarized):
         totals.add(unit)

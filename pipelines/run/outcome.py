@@ -1,4 +1,4 @@
-"""How a run ended: exit code, why, and the numbers; the files that say so."""
+"""The outcome of a run: exit code, message and metrics, with the cluster and the gate as run.json stores them."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +15,9 @@ PLACES = {"embedded": "embedded Ray", "joined before": "this process's Ray", "no
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where the stages of a run ran. `str` says it to people."""
+    """The place where the stages of a run ran. `str` gives a line for people."""
 
-    address: str  # of the cluster; else a key of PLACES
+    address: str  # of a cluster, or a key of PLACES
     cpus: float
     gpus: float
     dashboard: str = ""  # its URL
@@ -28,55 +28,54 @@ class Cluster:
         return f"{place}: {self.cpus:g} CPUs, {self.gpus:g} GPUs{dashboard}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in run.json."""
+        """The form that run.json stores."""
         return asdict(self)
 
     @property
     def machines(self) -> str:
-        """Without the dashboard, whose address changes: runs on the same machines say the same."""
+        """A line for people without the address of the dashboard, which differs between runs on the same machines."""
         return str(replace(self, dashboard=""))
 
 
 def read_cluster(stored: Any) -> Cluster | None:
-    """What run.json holds under `cluster`; None for a run that joined none, and for a line of text."""
+    """The cluster under `cluster` in run.json; None if the run joined no cluster, or the value is a line of text."""
     return Cluster(**stored) if isinstance(stored, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One prompt of a sampled image under both settings; `jpeg` is a base64 thumbnail, `kept` the tokens in raster
-    order of which there are `num_tokens`, `agreement` ROUGE-L of the two captions."""
+    """One prompt of a sampled image, captioned with and without pruning."""
 
     source: str
     row: int
     prompt: str
-    pruned: str
-    unpruned: str
+    pruned: str  # caption with pruning
+    unpruned: str  # caption without
     references: list[str]
-    jpeg: str
-    kept: list[int]
-    num_tokens: int
-    agreement: float
+    jpeg: str  # thumbnail as base64
+    kept: list[int]  # indices of the visual tokens that pruning kept, in raster order
+    num_tokens: int  # visual tokens before pruning
+    agreement: float  # ROUGE-L of the two captions
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What the gate found. `compared` is there for the report, worst agreement first; not after a resume."""
+    """The verdict of the gate. `compared` serves the report, worst agreement first; it is empty after a resume."""
 
     passed: bool
     min_quality: float
     quality: float
     interval: tuple[float, float]  # 95 %
-    metric: str  # cider, of references; rouge_l, of the unpruned captions
+    metric: str  # cider with the corpus's references, or rouge_l with the unpruned captions as references
     pruned_score: float  # CIDEr on the raw scale, or ROUGE-L
     unpruned_score: float
-    images: int
-    drawn: int  # images of the sample; those that did not come through twice are not in `images`
+    images: int  # captioned both with and without pruning
+    drawn: int  # images of the sample
     seconds: float
     compared: list[Compared] = field(default_factory=list)
 
     def metrics(self) -> dict[str, float]:
-        """Under their MLflow names, `gate/...`."""
+        """The numbers of the gate under their MLflow names, `gate/...`."""
         names = ("min_quality", "quality", "pruned_score", "unpruned_score", "images", "seconds")
         numbers = {f"gate/{name}": float(getattr(self, name)) for name in names}
         return numbers | {"gate/quality_low": self.interval[0], "gate/quality_high": self.interval[1]}
@@ -93,16 +92,16 @@ class Gate:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a run ended: exit code, why, and the numbers."""
+    """The result of a run."""
 
     code: int = DONE
-    message: str = ""
+    message: str = ""  # why the run ended early; empty if it is done
     metrics: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
-    tracked: str = ""
-    cluster: Cluster | None = None  # None: the run joined none
-    gate: Gate | None = None  # with the captions that were compared
+    tracked: str = ""  # where MLflow has the run
+    cluster: Cluster | None = None  # None: the run joined no cluster
+    gate: Gate | None = None  # None: the gate was not asked for
 
 
 Conclude = Callable[[Job, Outcome, Totals, Tracker], dict[str, Any]]
-"""(job, outcome, totals of the output, tracker) -> more for run.json. Writes what only this kind of job has."""
+"""(job, outcome, totals of the output, tracker) -> further keys of run.json. Writes the files of this kind of job."""

@@ -1,4 +1,4 @@
-"""Where actors live: pools, shares of a GPU, placement groups."""
+"""Places actors on a cluster: actor pools, shares of a GPU and placement groups."""
 
 import itertools
 from collections import Counter
@@ -11,30 +11,38 @@ from ray.data import ActorPoolStrategy
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-ACCELERATOR_SHARE = 0.001  # of its kind's resource, which is how Ray asks for an accelerator
-SINK_CPUS = 0.25  # it mostly waits for the store
+ACCELERATOR_SHARE = 0.001  # Ray selects a kind of accelerator by a tiny share of the resource of its name
+SINK_CPUS = 0.25  # the sink mostly waits for the store
 
 
 class PlacementGroups:
-    """The placement groups of a pass: one for each actor that needs several GPUs, perhaps of several nodes, or for each
-    pair of actors that share one."""
+    """The placement groups of a pass.
+
+    An actor that needs several GPUs, perhaps of several nodes, has a group of its own. So has each pair of an encode
+    and a generate actor that share one GPU.
+    """
 
     def __init__(self) -> None:
         self._groups: list[PlacementGroup] = []
         self._pairs: list[PlacementGroup] = []
 
     def place(self, bundles: Sequence[dict[str, float]]) -> dict[str, Any]:
-        """Remote arguments that put one more actor, and all actors that it starts, into a group of its own."""
+        """Remote arguments that put one more actor, and the actors it starts, into a new group of `bundles`."""
         group = placement_group(list(bundles), strategy="PACK")
         self._groups.append(group)
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
         return {"scheduling_strategy": strategy}
 
     def pair(self, bundle: dict[str, float], num_pairs: int, actors: Iterator[int]) -> dict[str, Any]:
-        """Remote arguments of one more actor of a stage: the n-th shares a bundle with the other stage's n-th.
+        """Remote arguments of one more actor: the n-th actor of one stage shares a bundle with the n-th of the other.
 
-        Left to itself, Ray puts each on the fullest GPU that still has room: two encoders of 0.3 on one, and then a
-        generator of 0.7 never finds its place.
+        Without pairs, Ray puts each actor on the fullest GPU that still has room. Two encode actors of 0.3 GPU then
+        share one GPU, and a generate actor of 0.7 GPU finds no place.
+
+        Args:
+            bundle: resources of one pair.
+            num_pairs: actors beyond so many have no partner, and Ray places them.
+            actors: counts the actors of this stage, from 0.
         """
         number = next(actors)
         if number >= num_pairs:
@@ -44,7 +52,7 @@ class PlacementGroups:
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._pairs[number], 0)}
 
     def remove(self) -> None:
-        """Frees what they hold; Ray itself would, when the driver ends, but the next pass needs it."""
+        """Frees the resources of all groups. Ray does so when the driver ends, which is too late for the next pass."""
         for group in self._groups + self._pairs:
             remove_placement_group(group)
         self._groups.clear()
@@ -61,21 +69,24 @@ class Stage:
     max_actors: int
     num_cpus: float
     num_gpus: float
-    units_at_once: int = 1  # of one actor; above 1 its `__call__` is a coroutine
-    bundles: Sequence[dict[str, float]] = ()  # of the placement group that an actor and the actors it starts live in
+    units_at_once: int = 1  # in one actor; above 1 the `__call__` of the actor is a coroutine
+    bundles: Sequence[dict[str, float]] = ()  # of the placement group of an actor and the actors it starts
     accelerator: str | None = None
 
     def all_bundles(self) -> list[dict[str, float]]:
-        """`bundles`, or without them what one actor holds of a node; of its kind of accelerator, if it asks for one."""
+        """`bundles`, or else one bundle of the CPUs and GPUs of an actor; with `accelerator`, on nodes of that kind."""
         kind = {f"accelerator_type:{self.accelerator}": ACCELERATOR_SHARE} if self.accelerator else {}
-        held = self.bundles or ({"CPU": self.num_cpus, "GPU": self.num_gpus},)
-        return [{**bundle, **kind} for bundle in held]
+        bundles = self.bundles or ({"CPU": self.num_cpus, "GPU": self.num_gpus},)
+        return [{**bundle, **kind} for bundle in bundles]
 
     def remote(
         self, num_units: int, retries: int, one_at_a_time: bool, place: Callable[[], dict[str, Any]] | None
     ) -> dict[str, Any]:
-        """Keyword arguments of `Dataset.map`: never more actors than units, and one unit waits in each actor while
-        others are worked on. `place` says where the next actor goes."""
+        """Keyword arguments of `Dataset.map`.
+
+        A pool never has more actors than there are units. One unit waits in each actor while the actor works, so that
+        no actor idles between units; `one_at_a_time` forgoes that. `place` gives the placement of the next actor.
+        """
         at_once = 1 if one_at_a_time else self.units_at_once
         pool = ActorPoolStrategy(
             min_size=min(self.min_actors, num_units),
@@ -87,7 +98,7 @@ class Stage:
             "fn_constructor_kwargs": self.arguments,
             "compute": pool,
             "num_cpus": self.num_cpus,
-            "num_gpus": 0 if self.bundles else self.num_gpus,  # the bundles hold them
+            "num_gpus": 0 if self.bundles else self.num_gpus,  # the bundles hold the GPUs
             "max_task_retries": retries,
             **({"ray_remote_args_fn": place} if place else {}),
             **({"accelerator_type": self.accelerator} if self.accelerator else {}),
@@ -95,14 +106,15 @@ class Stage:
 
 
 def share_a_gpu(encode: float, generate: float) -> bool:
-    """Whether an encode and a generate actor that hold so many GPUs can live on one."""
+    """Whether an encode and a generate actor of these GPU shares fit on one GPU together."""
     return encode > 0 and generate > 0 and encode + generate <= 1
 
 
 def num_pairs(encode: Stage | None, generate: Stage, num_units: int) -> int:
-    """Pairs of an encode and a generate actor that have to share a GPU; 0 where Ray finds places by itself."""
+    """Number of pairs of an encode and a generate actor that must share a GPU; 0 if Ray can place all actors itself."""
     if encode is None or generate.bundles or encode.accelerator != generate.accelerator:
         return 0
+    # Only pools of a fixed size are paired. With one actor each, Ray finds the places itself.
     grows = any(stage.min_actors != stage.max_actors for stage in (encode, generate))
     share = share_a_gpu(encode.num_gpus, generate.num_gpus)
     if grows or not share or max(encode.min_actors, generate.min_actors) == 1:
@@ -113,7 +125,7 @@ def num_pairs(encode: Stage | None, generate: Stage, num_units: int) -> int:
 def placers(
     encode: Stage | None, generate: Stage, num_units: int, groups: PlacementGroups
 ) -> list[Callable[[], dict[str, Any]] | None]:
-    """Who says where the actors of both stages go; None leaves it to Ray."""
+    """(encode, generate): the functions that place the next actor of a stage. None leaves the actor to Ray."""
     if generate.bundles:
         return [None, partial(groups.place, generate.all_bundles())]
     if not (pairs := num_pairs(encode, generate, num_units)):

@@ -1,4 +1,4 @@
-"""The actor-seconds of one run: how long the actors of each stage were held, and how long they had work."""
+"""Counts the actor-seconds of one run: how long the actors of each stage were held, and how long they had work."""
 
 import re
 from collections import defaultdict
@@ -9,9 +9,9 @@ POOL_CLOCK = "pool_clock"  # key of the data context's own configuration: the cl
 
 
 class PoolClock:
-    """Adds up the actor-seconds of each stage of a run. One thread counts (Ray's executor, or the driver in a local
-    flow); others may read.
+    """Adds up the actor-seconds of each stage of a run.
 
+    One thread counts: Ray's executor, or the driver in a local flow. Other threads may read.
     `held` counts every actor from its start to its end, and `active` counts an actor while it has a unit.
     """
 
@@ -31,7 +31,7 @@ class PoolClock:
             raise ValueError(f"actor classes must differ by name, got {[actor.__name__ for actor in actors.values()]}")
 
     def stage_of(self, operator: str) -> str | None:
-        """The stage of an operator of Ray Data, by a name such as `Map(Encoder)`; None if it is none of the run's."""
+        """The stage of an operator of Ray Data, named such as `Map(Encoder)`; None if no stage has this operator."""
         names = re.findall(r"\((\w+)\)", operator)  # several if Ray fused operators: FlatMap(Read)->Map(Encoder)
         return next((self._stages[name] for name in names if name in self._stages), None)
 
@@ -41,7 +41,7 @@ class PoolClock:
         self.active[stage] += active
 
     def busy_share(self, stage: str, worked: float) -> float | None:
-        """Share of the held time in which the stage's actors worked; None if none was held.
+        """Share of the held time in which the actors of the stage worked; None if no actor was held.
 
         `worked` is the sum over units of the seconds that an actor worked on them. Units that overlap in one actor make
         `worked` larger than the time of the actor, so the share is never above that of `active`, or above 1.

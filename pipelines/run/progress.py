@@ -1,4 +1,4 @@
-"""How far the job is, as one live line on a terminal, or a plain line now and then elsewhere."""
+"""Shows the progress of the job: one live line on a terminal, else a plain line every few seconds."""
 
 import sys
 from collections import deque
@@ -12,16 +12,21 @@ from pipelines.dollars.meter import Meter
 from pipelines.output.totals import Totals
 from pipelines.run.rate_interval import Gaps
 
-RATE_WINDOW = 60.0  # seconds over which the shown rate is taken
-AFTER_START = ("encode", "generate", "write")  # what happens to a unit once the actors are up
+RATE_WINDOW = 60.0  # seconds of the recent rate, which the progress line shows
+AFTER_START = ("encode", "generate", "write")  # the work on a unit that needs running actors, or follows it
 
 Counted = Literal["images", "questions"]
 
 
 class Progress:
-    """Counts images (or questions) of this run against the plan. Context manager: leaves the terminal as it was.
+    """Counts images (or questions) of this run against the plan. As a context manager, it restores the terminal.
 
     The clock and the start of the run are those of the `meter`, so that seconds and dollars agree.
+
+    Args:
+        num_rows: rows of the plan.
+        num_done: rows that earlier runs committed.
+        every: seconds between progress points.
     """
 
     def __init__(
@@ -38,8 +43,8 @@ class Progress:
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if sys.stderr.isatty() else None
         self._shown = 0.0
-        self._history: deque[tuple[float, int]] = deque()  # (time, count) at the units of the last minute
-        self._first: tuple[float, int] | None = None  # when the actors began the first unit with captions
+        self._history: deque[tuple[float, int]] = deque()  # (time, count) after each unit of the last minute
+        self._first: tuple[float, int] | None = None  # (time, count) when the actors began the first unit with captions
         self._gaps = Gaps()
 
     def __enter__(self) -> "Progress":
@@ -53,16 +58,18 @@ class Progress:
             self._live.stop()
 
     def update(self, unit: dict[str, Any]) -> bool:
-        """Counts a committed unit; says whether a progress point is due."""
+        """Counts a committed unit by its summary. Returns whether a progress point is due."""
         before = self.count
         self.totals.add(unit)
         now = self.meter.now
-        if unit["captions"] or self._history:  # a unit of broken images alone comes through before the actors are up
+        # A unit of broken images alone is committed before the actors are up, so it does not start the rate.
+        if unit["captions"] or self._history:
             if self._history:
                 self._gaps.add(now - self._history[-1][0], self.count - self._history[-1][1])
             self._history.append((now, self.count))
             if self._first is None:
                 worked = sum(unit["seconds"].get(stage, 0.0) for stage in AFTER_START)
+                # The actors began this unit as long ago as the unit took after the start-up.
                 self._first = (max(self.meter.started, now - worked), before)
                 self._gaps.add(now - self._first[0], self.count - before)
         while len(self._history) > 2 and now - self._history[0][0] > RATE_WINDOW:
@@ -70,6 +77,7 @@ class Progress:
         return self.show()
 
     def show(self, force: bool = False) -> bool:
+        """Refreshes the line. Returns whether a progress point was due, or was forced."""
         now = self.meter.now
         if not force and now - self._shown < self.every:
             if self._live:
@@ -84,17 +92,17 @@ class Progress:
 
     @property
     def count(self) -> int:
-        """Images, or questions, of this run."""
+        """Images, or questions, that this run has committed."""
         return self.totals.images if self.counted == "images" else self.totals.questions
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the job started, start-up included: what the cluster has been held for."""
+        """Seconds since the job started, start-up included; the cluster is held for all of them."""
         return self.meter.elapsed
 
     @property
     def startup_seconds(self) -> float:
-        """Seconds until the actors began their first unit with captions; all so far where there is none yet."""
+        """Seconds until the actors began their first unit with captions; `elapsed` before such a unit."""
         return self.elapsed if self._first is None else self._first[0] - self.meter.started
 
     @property
@@ -104,21 +112,21 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """To the end of the plan at the rate of the last minute; None before there is one."""
+        """Seconds to the end of the plan at the rate of the last minute; None before there is a rate."""
         rate = self.rates(recent=True)[f"{self.counted}_per_second"]
         return (self.num_rows - self.num_done - self.count) / rate if rate > 0 and self._first else None
 
     @property
     def usd_left(self) -> float | None:
-        """What that costs with the nodes of now; None without a price."""
+        """Dollars to the end of the plan with the nodes of now; None without a price or a rate."""
         left, price = self.seconds_left, self.meter.usd_per_hour
         return None if left is None or price is None else price * left / 3600
 
     def rates(self, *, recent: bool = False) -> dict[str, float]:
-        """Images, or questions too, and generated tokens a second: of the whole run, or of its last minute.
+        """Images, questions (of an evaluation) and generated tokens a second, of the whole run or of its last minute.
 
-        Counted from when the actors began the first unit with captions, so they hold nothing of the start-up. `_low`
-        and `_high` are the ends of the rate's 95 % interval (rate_interval.py).
+        The rates count from the moment when the actors began the first unit with captions, so they leave the start-up
+        out. `_low` and `_high` are the ends of the 95 % interval of the rate of the whole run (rate_interval.py).
         """
         if self._first is None:
             rate = self.count / max(1e-9, self.elapsed)
@@ -126,11 +134,11 @@ class Progress:
             end, after = self._history[-1]
             start, before = self._history[0] if recent and end - self._first[0] > RATE_WINDOW else self._first
             rate = (after - before) / max(1e-9, end - start)
-        each = rate / max(1, self.count)
+        per_counted = rate / max(1, self.count)
         rates = {
-            "images_per_second": each * self.totals.images,
+            "images_per_second": per_counted * self.totals.images,
             f"{self.counted}_per_second": rate,
-            "tokens_per_second": each * self.totals.generated_tokens,
+            "tokens_per_second": per_counted * self.totals.generated_tokens,
         }
         if not recent and (ends := self._gaps.interval()):
             rates |= {
@@ -139,6 +147,7 @@ class Progress:
         return rates
 
     def line(self) -> str:
+        """The progress as one line of text."""
         done, rates = self.num_done + self.count, self.rates(recent=True)
         rate, left, usd_left = rates[f"{self.counted}_per_second"], self.seconds_left, self.usd_left
         parts = [

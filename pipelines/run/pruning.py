@@ -1,10 +1,12 @@
-"""Pruning inside the language model at the budget of a selector: settings that match FLOPs, checked on the driver.
+"""Resolves the settings of a method on the driver, and matches the FLOPs of a method inside the language model.
 
-A selector's `prune.retention` keeps k of N tokens in every layer. A method inside the model sees all of them in its
-first layers, so equal budgets mean equal work: the method gets the smallest setting whose prefill costs no less than
-the selector's, counted with three FFN matrices and the whole prompt (`otprune.flops`), as this package runs it; what
-choosing the tokens costs is left out on both sides. Where even its smallest setting costs more, it gets that one; the
-log says what both cost.
+By `prune.retention`, a selector keeps k of N visual tokens in every layer. A method inside the language model sees all
+N tokens in its first layers, so an equal budget means equal work: the method gets the smallest setting whose prefill
+costs no less than the selector's. If even its smallest setting costs more, the method gets that one. The log names both
+costs.
+
+`otprune.flops` counts the prefill as this package runs it, with three FFN matrices and the whole prompt. The cost of
+choosing the tokens is left out on both sides.
 """
 
 import json
@@ -28,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The method's settings for the checkpoint, complete; {} where retention says it all.
+    """The complete settings of the method for the checkpoint; {} if the retention is all that the method needs.
 
     Raises:
-        ValueError: settings that do not fit the method or the model.
+        ValueError: if the settings do not fit the method or the model.
     """
     method = get_method(config.prune.method)
     settings = method.check(config.prune.settings)
@@ -47,13 +49,13 @@ def resolve_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
 def _resolve_inside(
     config: Config, method: InModel, settings: dict[str, Any], checkpoint: Checkpoint
 ) -> dict[str, Any]:
-    """What is None in the settings by the budget, what is a file by its content."""
+    """Replaces each None in the settings by the value that matches the budget, and each file by its content."""
     name = method.name
     if checkpoint.language_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise ValueError(f"method {name} runs language models {known}, got {checkpoint.language_type}")
     if checkpoint.has_tiles and not method.takes_tiles:
-        raise ValueError(f"method {name} takes images of one size: of LLaVA-1.6 it cannot be told what to keep")
+        raise ValueError(f"method {name} takes images of one size alone, so it cannot prune LLaVA-1.6")
     settings = {key: read_counts(method, key, value, checkpoint) for key, value in settings.items()}
     shape, text, visual = checkpoint.language, num_text(config, checkpoint), checkpoint.most_visual_tokens
     try:
@@ -67,11 +69,12 @@ def _resolve_inside(
 
 
 def read_counts(method: InModel, name: str, value: Any, checkpoint: Checkpoint) -> Any:
-    """The setting `name` as it is, or, of the kind that a file may hold, out of the file; warns if the file was fitted
-    to another model.
+    """The value of the setting `name`. A file of counts is replaced by its content.
+
+    Logs a warning if the file was fitted to another model.
 
     Raises:
-        ValueError: if a method that is fitted to data lacks the setting, or the file is no calibration's.
+        ValueError: if a method that is fitted to data lacks the setting, or jobs/calibrate.py did not write the file.
     """
     if method.settings[name].kind != "counts or file":
         return value
@@ -90,23 +93,27 @@ def read_counts(method: InModel, name: str, value: Any, checkpoint: Checkpoint) 
 
 
 def prefill_flops_of(config: Config, checkpoint: Checkpoint, settings: dict[str, Any], num_prompt_tokens: int) -> int:
-    """Multiply-adds of the language model on a prompt, by the method with its resolved settings."""
+    """Multiply-adds of the language model's prefill, by the configured method with its resolved settings.
+
+    Args:
+        num_prompt_tokens: tokens of the prompt with the visual tokens that enter the language model.
+    """
     shape = checkpoint.language
     if not get_method(config.prune.method).inside_model:
         return prefill_flops(shape, num_prompt_tokens)
     visual = checkpoint.most_visual_tokens
-    if checkpoint.has_tiles:
+    if checkpoint.has_tiles:  # smaller images have fewer tiles, so the prompt tells the number of visual tokens
         visual = min(visual, max(num_prompt_tokens - num_text(config, checkpoint), 1))
     rows = layer_rows(config.prune.method, settings, visual, shape.layers)
     return prefill_flops(shape, max(num_prompt_tokens - visual, 0), visual=rows)
 
 
 def num_text(config: Config, checkpoint: Checkpoint) -> int:
-    """Text tokens of the configured prompt in its conversation format, columns left as they stand."""
+    """Number of text tokens of the configured prompt in its conversation format. `{column}` counts as it stands."""
     return _count_text(config.prompt.template, config.prompt.conversation, checkpoint)
 
 
-@cache  # every progress point asks, and loading a tokenizer takes a second
+@cache  # every progress point calls this, and loading a tokenizer takes a second
 def _count_text(template: str, conversation: str, checkpoint: Checkpoint) -> int:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     ids = encode_prompt(template, conversation, checkpoint.path, tokenizer, checkpoint.image_token)

@@ -1,4 +1,4 @@
-"""The CPUs and GPUs that the pools of a configuration hold."""
+"""Counts the CPUs and GPUs that the actor pools of a configuration hold."""
 
 import math
 import os
@@ -13,8 +13,8 @@ from pipelines.config.keys import Config
 from pipelines.engines.registry import get_engine, takes_images
 from pipelines.run.placement import SINK_CPUS, Stage, share_a_gpu
 
-NO_RAY = "none"  # ray.address of a run in this process
-TASK_CPUS = 2  # for reading, decoding and writing beside the actors
+NO_RAY = "none"  # value of ray.address for a run in this process
+TASK_CPUS = 2  # of an embedded Ray, for the tasks that read, decode and write beside the actors
 
 
 def is_local(config: Config) -> bool:
@@ -23,35 +23,43 @@ def is_local(config: Config) -> bool:
 
 
 def cluster_resources(config: Config) -> Mapping[str, float]:
-    """CPUs, GPUs and more of the connected cluster, or of this process."""
+    """Resource -> amount, of the connected cluster or of this process: CPU, GPU, and Ray's further resources."""
     if not is_local(config):
         return ray.cluster_resources()
-    import torch  # the local flow needs it in any case
+    import torch  # slow to load, and a run on a cluster does not need it here
 
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def cluster_nodes(config: Config) -> list[dict[str, Any]]:
-    """The nodes as `ray.nodes()` lists them. This process is one node of a kind that no price file knows, so
-    `cost.usd_per_hour` alone gives it a price."""
+    """The nodes as `ray.nodes()` lists them.
+
+    With `ray.address=none`, this process is the one node. No price file knows its kind, so `cost.usd_per_hour` alone
+    gives it a price.
+    """
     if not is_local(config):
         return ray.nodes()
     return [{"NodeID": "this process", "Alive": True, "Labels": {}, "Resources": cluster_resources(config)}]
 
 
 def actor_cpus(config: Config, checkpoint: Checkpoint | None) -> int:
-    """CPUs that the actors of both pools hold at their smallest.
+    """CPUs that the actors of both pools hold at their minimum sizes.
 
-    Here and below, `checkpoint` says whether the engine encodes the images itself; without one, encode actors do.
+    Args:
+        checkpoint: decides whether the engine encodes the images itself. None counts encode actors. The functions
+            below use it in the same way.
     """
     encode = 0 if takes_images(config, checkpoint) else config.encode.actors * config.encode.num_cpus
     return math.ceil(encode + config.generate.actors * config.generate.num_cpus)
 
 
 def actor_gpus(config: Config, checkpoint: Checkpoint | None) -> tuple[float, float]:
-    """GPUs of one encode and one generate actor: as configured, else a share of one where the cluster has any; an
-    engine of several workers, or of a placement group, takes whole ones, and one that encodes the images itself leaves
-    no encode actor."""
+    """(GPUs of one encode actor, GPUs of one generate actor), as configured or else by these defaults.
+
+    Without GPUs in the cluster, both are 0. With them, an encode actor takes 0.3 of a GPU and a generate actor 0.7, so
+    that the two share one. An engine with several workers, or with a placement group, takes one GPU for each worker.
+    An engine that encodes the images itself takes whole GPUs too, and leaves 0 for the encode actor.
+    """
     has_gpus = cluster_resources(config).get("GPU", 0) > 0
     encode = (0.3 if has_gpus else 0.0) if config.encode.num_gpus is None else config.encode.num_gpus
     images = takes_images(config, checkpoint)
@@ -63,13 +71,16 @@ def actor_gpus(config: Config, checkpoint: Checkpoint | None) -> tuple[float, fl
 
 
 def gpus_needed(config: Config, checkpoint: Checkpoint | None) -> float:
-    """GPUs that both pools hold at their smallest. An actor that takes less than one lives on one of them: shares that
-    do not fit one GPU together need another."""
+    """Whole GPUs that the cluster needs for both pools at their minimum sizes.
+
+    An actor with a share below 1 lives on a single GPU, so shares that do not fit on one GPU together need another. The
+    packing is first-fit decreasing, with pairs of an encode and a generate actor as one share, as `placers` puts them.
+    """
     encode, generate = actor_gpus(config, checkpoint)
     actors = config.encode.actors, config.generate.actors
     pairs = min(actors) if share_a_gpu(encode, generate) else 0
     shares = [encode + generate] * pairs + [generate] * (actors[1] - pairs) + [encode] * (actors[0] - pairs)
-    whole, free = 0.0, []  # GPUs taken whole; what is left of those that are shared
+    whole, free = 0.0, []  # GPUs of actors with one or more; free share of each GPU that actors share
     for share in sorted(filter(None, shares), reverse=True):
         if share >= 1:
             whole += share
@@ -83,8 +94,10 @@ def gpus_needed(config: Config, checkpoint: Checkpoint | None) -> float:
 
 
 def stage_weights(config: Config, checkpoint: Checkpoint) -> tuple[str, dict[str, float]]:
-    """The resource that divides the dollars, GPUs if any actor holds some, and how much of it one actor or task of
-    each stage holds."""
+    """The scarce resource, and the units of it that one actor or task of each stage holds.
+
+    The dollars are split in proportion to the scarce resource: GPU if any actor holds GPUs, else CPU.
+    """
     encode, generate = actor_gpus(config, checkpoint)
     if encode or generate:
         return "GPU", {"encode": encode, "generate": generate}
@@ -93,10 +106,10 @@ def stage_weights(config: Config, checkpoint: Checkpoint) -> tuple[str, dict[str
 
 
 def wait_for_room(stages: Sequence[Stage], seconds: float = 60.0) -> None:
-    """Waits until the cluster has room for all actors of the stages and a task, at most so long.
+    """Waits until the cluster has room for all actors of the stages and one task, but no longer than `seconds`.
 
-    An actor that is restarting when its pool is closed holds its CPUs and GPUs until it is up again and learns that
-    nobody wants it.
+    An actor may be restarting when its pool is closed. Such an actor holds its CPUs and GPUs until it is up again and
+    Ray ends it.
     """
     cpus = math.ceil(sum(stage.min_actors * stage.num_cpus for stage in stages))
     gpus = sum(stage.min_actors * stage.num_gpus for stage in stages)

@@ -1,4 +1,4 @@
-"""Running a prepared job to its end: progress, tracking, budget, totals, and what is left beside the captions."""
+"""Runs a prepared job to its end, with its gate, progress, tracking, spend cap and report."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ from pipelines.tracker import NullTracker, Tracker
 logger = logging.getLogger(__name__)
 
 Before = Callable[[Job], Gate | None]
-"""What must hold before a run begins, asked on the connected cluster; None if the job asks for nothing."""
+"""Judges a sample on the connected cluster before the run begins; returns None if the job asks for no gate."""
 
 
 def run_job(
@@ -51,13 +51,18 @@ def run_job(
     conclude: Conclude | None = None,
     stages: Callable[[Job], Stages] = make_stages,
 ) -> Outcome:
-    """Captions what is left of the plan and reports; never raises for what the job itself can run into.
+    """Captions the units left to do and writes the report. Failures of the job become the exit code of the outcome.
 
-    An output that is complete is left as it is. The entry points hand in the gate (`before`) and the report
-    (`conclude`); another kind of job brings its own `stages`.
+    A complete output stays as it is. An earlier run may have committed its last unit but died before its report; then
+    this run writes the report.
+
+    Args:
+        before: the gate.
+        conclude: writes the report of this kind of job.
+        stages: makes the stages of this kind of job.
 
     Raises:
-        UserError: if the cluster cannot be joined, or the spend cap cannot be kept without prices.
+        UserError: if the cluster cannot be joined, or there is a spend cap and a node has no price.
     """
     record = None if job.plan.spans else read_json(job.output, RECORD)
     if record is not None and record.get("finished"):
@@ -70,9 +75,12 @@ def run_job(
 
 
 class Run:
-    """One run of a job, and all its state: progress, account, tracker, heartbeat and outcome.
+    """One run of a job with all its state: progress, account, tracker, heartbeat and outcome.
 
-    `record` is the run.json of an earlier run that committed the last unit but did not come to its report.
+    Args:
+        before, conclude, stages: as of `run_job`.
+        record: run.json of an earlier run that committed the last unit but did not finish its report. This run has no
+            units left and reports the numbers of that run.
     """
 
     def __init__(
@@ -93,15 +101,19 @@ class Run:
         self.clock = PoolClock()
         self.tracker: Tracker = NullTracker()
         self.heartbeat = Heartbeat(job, new_run(), self.progress, self.account)
-        self.summarized: set[str] = set()  # objects that this run committed
+        self.summarized: set[str] = set()  # names of the parts that this run committed
 
     def execute(self) -> Outcome:
-        """The run from its first second to its report."""
+        """Runs the job and writes its report.
+
+        Raises:
+            UserError: as of `run_job`; nothing is reported then.
+        """
         try:
             with interruptible():
                 if self.job.plan.spans:
                     self._work()
-                else:  # the last run ended with its last unit: stopped there, or before it could report
+                else:  # an earlier run committed the last unit, and stopped before its report
                     self.tracker = start_tracker(self.job)
         except KeyboardInterrupt:
             self._end(INTERRUPTED, "interrupted; the same command resumes")
@@ -116,16 +128,12 @@ class Run:
         self.outcome.code, self.outcome.message = code, message
 
     def _work(self) -> None:
-        """Joins the cluster, asks the gate, and captions.
-
-        Raises:
-            UserError: if the cluster cannot be joined, or the spend cap cannot be kept without prices.
-        """
+        """Joins the cluster, asks the gate, and captions."""
         config, checkpoint = self.job.config, self.job.checkpoint
-        # interruptible again: Ray installs a handler of its own as it starts
+        # Ray installs a handler of SIGTERM as it starts; the second `interruptible` replaces that handler.
         with connected(config, checkpoint) as self.outcome.cluster, interruptible():
             self.account.resource, self.account.weights = stage_weights(config, checkpoint)
-            self.heartbeat.look()
+            self.heartbeat.look()  # `check_prices` needs the nodes before the thread of the heartbeat starts
             check_prices(config.budget.max_usd, self.account)
             self.tracker = start_tracker(self.job)
             with self.progress, self.heartbeat:
@@ -133,7 +141,7 @@ class Run:
                     self._caption()
 
     def _may_begin(self) -> bool:
-        """Asks the gate, whose numbers and seconds are kept; the outcome says why the run may not begin."""
+        """Asks the gate and stores its verdict and its seconds. If the run may not begin, the outcome says why."""
         began = time.perf_counter()
         gate = self.outcome.gate = self.before(self.job)
         if gate is None:
@@ -143,9 +151,10 @@ class Run:
         self.tracker.log(gate.metrics(), 0)
         if not gate.passed:
             self._end(GATED, f"gate failed: {gate}")
-        return gate.passed and not self._is_over_budget()
+        return gate.passed and not self._is_over_budget()  # the sample of the gate costs dollars too
 
     def _caption(self) -> None:
+        """Captions the plan, unit by unit, until it is done or the spend cap is reached."""
         job, stages = self.job, self.stages(self.job)
         summaries = run_with_isolation(
             job.plan.spans,
@@ -160,12 +169,13 @@ class Run:
             self.outcome.samples += summary.pop("samples")
             if self.progress.update(summary):
                 self.tracker.log(self._metrics(), round(self.progress.elapsed))
+            # A run whose last unit passes the cap is done, not capped.
             is_last = self.progress.num_done + self.progress.count >= self.progress.num_rows
             if not is_last and self._is_over_budget():
                 break
 
     def _is_over_budget(self) -> bool:
-        """Whether the cap is reached; the outcome says so."""
+        """Whether the spend cap is reached. If so, the outcome becomes CAPPED."""
         if spent := over_budget(self.job.config.budget.max_usd, self.account.usd_of_output, self.account):
             self._end(CAPPED, spent)
         return bool(spent)
@@ -174,14 +184,14 @@ class Run:
         return run_metrics(self.job, self.progress, self.account, self.clock)
 
     def _report(self) -> None:
-        """Writes run.json and what the kind of job adds to it, and ends the tracked run."""
+        """Writes run.json and the report of this kind of job, and ends the tracked run."""
         job, outcome = self.job, self.outcome
         if self.record is None:
             outcome.metrics = self._metrics() | (outcome.gate.metrics() if outcome.gate else {})
         else:
             outcome.metrics, outcome.samples = self.record["last_run"], read_json(job.output, SAMPLES) or []
             outcome.cluster = read_cluster(self.record.get("cluster"))
-        outcome.samples.sort(key=lambda sample: not sample["references"])  # images with references tell more
+        outcome.samples.sort(key=lambda sample: not sample["references"])  # first the images with references
         totals = output_totals(job, self.progress, self.summarized)
         record = {
             "fingerprint": job.fingerprint,
@@ -196,4 +206,5 @@ class Run:
         self.tracker.log(outcome.metrics, round(self.progress.elapsed))
         status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.code, "FAILED")
         outcome.tracked = self.tracker.finish(status)
+        # Written last, because `finished` tells the next run that the report is complete.
         job.output.write(RECORD, json.dumps(record, indent=1).encode())

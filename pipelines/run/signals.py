@@ -1,4 +1,4 @@
-"""SIGTERM, which clusters send, ends a run like Ctrl-C."""
+"""Turns SIGTERM, which cluster schedulers send, into KeyboardInterrupt."""
 
 import signal
 from collections.abc import Iterator
@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM, which clusters send, ends the block like Ctrl-C.
+    """Makes SIGTERM raise KeyboardInterrupt in the block, as Ctrl-C does.
 
-    Entered again once Ray is up: its own handler, installed at start-up, aborts the process.
+    Callers enter this context once more after Ray has started, because Ray then installs a handler that aborts the
+    process.
     """
 
     def interrupt(*_: object) -> None:
@@ -19,4 +20,6 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: one that was not installed from Python
+        signal.signal(
+            signal.SIGTERM, before or signal.SIG_DFL
+        )  # None: the handler before was not installed from Python

@@ -1,4 +1,4 @@
-"""The stages of a job, with everything that they need, ready for the flow."""
+"""Makes the stages of a job from its configuration, and runs them by Ray or in this process."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -25,20 +25,20 @@ from pipelines.stages.write import Sink
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The stages of a job, with everything that they need, ready for `run_flow`."""
+    """The four stages of a job, ready for `run_flow` or `local_flow`."""
 
     read: Reader
-    encode: Stage | None
+    encode: Stage | None  # None: the generate stage takes the pixels
     generate: Stage
     sink: Sink
 
     def run(
         self, spans: list[SpanRow], config: Config, one_at_a_time: bool, clock: PoolClock | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Summaries of the spans' units, as dicts, by Ray or in this process (`ray.address=none`).
+        """Runs the units of the spans by Ray, or in this process with `ray.address=none`. Yields their summaries.
 
         Raises:
-            JobFailedError: if Ray gives up, or in this process a stage raises.
+            JobFailedError: if Ray gives up, or a stage in this process raises.
         """
         if one_at_a_time and not is_local(config):
             wait_for_room([stage for stage in (self.encode, self.generate) if stage is not None])
@@ -58,25 +58,25 @@ class Stages:
         try:
             for row in summaries:
                 yield json.loads(row["summary"])
-        except Exception as error:  # whatever its executor ran into, Ray raises as it is
-            who = "a stage" if is_local(config) else "Ray"
-            raise JobFailedError(f"{who} gave up: {type(error).__name__}: {cause_of(str(error))}") from error
+        except Exception as error:  # Ray raises the errors of its executor as they are, of any type
+            culprit = "a stage" if is_local(config) else "Ray"
+            raise JobFailedError(f"{culprit} gave up: {type(error).__name__}: {cause_of(str(error))}") from error
 
 
 def choose_flow(config: Config) -> Callable[..., Iterator[dict[str, Any]]]:
-    """What runs the stages: Ray Data, or with `ray.address=none` a loop in this process."""
+    """The function that runs the stages: Ray Data, or with `ray.address=none` a loop in this process."""
     return local_flow if is_local(config) else run_flow
 
 
 def make_stages(job: Job) -> Stages:
-    """The stages for the connected cluster."""
+    """The stages of a caption job on the connected cluster."""
     config = job.config
     sink = Sink(store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method)
     return Stages(make_reader(job), *model_stages(job), sink)
 
 
 def make_reader(job: Job) -> ReadDecode:
-    """The first stage."""
+    """The stage that reads a unit and decodes its images."""
     config = job.config
     return ReadDecode(
         store=job.corpus.store,
@@ -90,6 +90,7 @@ def make_reader(job: Job) -> ReadDecode:
 
 
 def decode_settings(job: Job) -> DecodeSettings:
+    """The settings of the decoder: image sizes of the checkpoint, limits of the configuration."""
     config = job.config.decode
     return DecodeSettings(
         size=job.checkpoint.vision.image_size,
@@ -103,12 +104,13 @@ def decode_settings(job: Job) -> DecodeSettings:
 
 
 def model_stages(job: Job) -> tuple[Stage | None, Stage]:
-    """The two actor stages, which are those of every kind of job; an engine that takes images needs no encode stage."""
+    """(encode, generate), the actor stages of every kind of job. An engine that takes images needs no encode stage."""
     encode = None if takes_images(job.config, job.checkpoint) else encode_stage(job)
     return encode, generate_stage(job)
 
 
 def encode_stage(job: Job) -> Stage:
+    """The stage that turns pixels into visual tokens and prunes them."""
     config = job.config
     num_gpus, _ = actor_gpus(config, job.checkpoint)
     return Stage(
@@ -129,6 +131,7 @@ def encode_stage(job: Job) -> Stage:
 
 
 def generate_stage(job: Job) -> Stage:
+    """The stage that writes the captions, by the actor of the configured engine."""
     config, engine = job.config, get_engine(job.config)
     _, num_gpus = actor_gpus(config, job.checkpoint)
     return Stage(
@@ -145,5 +148,5 @@ def generate_stage(job: Job) -> Stage:
 
 
 def place_of(config: Config, num_gpus: float) -> Place:
-    """Where an actor that holds so many GPUs computes."""
+    """The device and the dtype of an actor that holds `num_gpus` GPUs."""
     return Place("cuda" if num_gpus else "cpu", config.model.dtype, num_gpus)

@@ -1,4 +1,4 @@
-"""Starting the tracked run of a job: its name, parameters and tags."""
+"""Starts the MLflow run of a job with its name, parameters and tags."""
 
 import subprocess
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from pipelines.tracker import Tracker, make_tracker
 
 
 def start_tracker(job: Job, tags: Mapping[str, str] | None = None) -> Tracker:
-    """A run in MLflow with the configuration and what it is about; `tags` come beside those of every job."""
+    """Starts an MLflow run with the configuration as parameters. `tags` are added to the tags of every job."""
     config = job.config
     name = config.mlflow.run_name or f"{config.prune.method}-{config.prune.retention:g}-{job.fingerprint[:8]}"
     tracker = make_tracker(
         config.mlflow.enabled, config.mlflow.tracking_uri, config.mlflow.experiment, name, job.output.path
     )
-    known = {
+    common = {
         "method": config.prune.method,
         "retention": f"{config.prune.retention:g}",
         "engine": config.engine.name,
@@ -23,12 +23,12 @@ def start_tracker(job: Job, tags: Mapping[str, str] | None = None) -> Tracker:
         "cluster": config.ray.address or "local",
         "fingerprint": job.fingerprint,
     }
-    tracker.start(config.dotted(), known | job.tags | git_tag() | dict(tags or {}), to_yaml(config))
+    tracker.start(config.dotted(), common | job.tags | git_tag() | dict(tags or {}), to_yaml(config))
     return tracker
 
 
 def git_tag() -> dict[str, str]:
-    """{"git_commit": ...} where the package runs from a repository."""
+    """{"git_commit": ...} if the package runs from a git repository, else {}."""
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
