@@ -1,1 +1,1 @@
-"""What a sample is asked before a corpus is paid for: the estimate, the gate, the canary."""
+"""Captions a sample before a corpus is paid for: the estimate, the gate and the canary."""

@@ -1,15 +1,16 @@
-"""Did the model look? A few images captioned as they are, blank, and with each other's pixels.
+"""The canary tests whether captions depend on the image: it captions images as they are, blank, and swapped.
 
-A pipeline that feeds wrong, constant or mixed-up visual tokens still writes fluent captions; they just do not depend on
-the image. Every sampled image goes three times through the caption job's own stages, in one unit:
+A pipeline that feeds wrong, constant or mixed-up visual tokens still writes fluent captions, but these captions do not
+depend on the image. The canary sends every sampled image three times through the caption job's stages, in one unit:
 
-    true       as it is
+    true       the image as it is
     blank      every pixel in the mean colour of the model's training images
-    swapped    its row and prompts, but the pixels of another image of the sample
+    swapped    the row and the prompts of the image, but the pixels of another image of the sample
 
-Captions of the blank and of the swapped image must differ from the true one. Where the prompt is the same for all
-images, the swapped caption should moreover be the other image's own: if not, images and rows are mixed up somewhere.
-Decoding is greedy whatever `generate.temperature` says, for two samples differ whether the model looks or not.
+The captions of the blank and of the swapped copy must differ from the true caption. If all images have the same
+prompts, the swapped caption should also equal the true caption of the other image; else images and rows are mixed up
+somewhere. Decoding is greedy whatever `generate.temperature` is, because two random samples differ even if the model
+ignores the image.
 """
 
 import json
@@ -33,20 +34,20 @@ from pipelines.run.stages import choose_flow, decode_settings, make_stages
 from pipelines.run.watchdog import cause_of
 from pipelines.store import make_store
 
-PIECES = 4  # files that a sample is spread over
-LEVEL = 0.95
+PIECES = 4  # least files over which a large sample is spread
+LEVEL = 0.95  # of the intervals
 
-Key = tuple[str, int, int]  # unit, image in it, prompt of that
+Key = tuple[str, int, int]  # unit, index of the image in the unit, index of the prompt
 Interval = tuple[float, float, float]  # value and the ends of its 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryResult:
-    """Shares of captions, with exact binomial (Clopper-Pearson) intervals."""
+    """The verdict of the canary: shares of captions, with exact binomial (Clopper-Pearson) intervals."""
 
     images: int
     captions: int  # one for each image and prompt
-    left_out: int  # sampled images that could not be captioned, or had no other image to swap with
+    left_out: int  # sampled images that were quarantined, or had no other image to swap with
     same_as_blank: Interval
     same_as_swapped: Interval
     follows_swap: Interval | None  # swapped captions that are the other image's own; None if prompts differ by row
@@ -54,7 +55,11 @@ class CanaryResult:
 
 
 def run_canary(config: Config, images: int, max_same: float, actors: Actors = ENGINES_OWN) -> CanaryResult:
-    """Captions so many images of the corpus three times and compares; `canary.images` and `canary.max_same`.
+    """Captions images of the corpus three times each and compares the captions.
+
+    Args:
+        images: number of sampled images (`canary.images`).
+        max_same: largest share of equal captions of a model that sees its images (`canary.max_same`).
 
     Raises:
         UserError: for anything that the user has to correct, such as a corpus of one image.
@@ -63,7 +68,7 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
     config = replace(config, generate=replace(config.generate, temperature=0.0))
     checkpoint, corpus = check_model(config), find_input(config)
     spans = sample_spans(corpus, images)
-    output = make_store(config.output.path)  # nothing is written there
+    output = make_store(config.output.path)  # the canary writes nothing there
     pruning = check_pruning(config, checkpoint)
     job = Job(config, checkpoint, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning, actors=actors)
     with connected(config, checkpoint):
@@ -80,7 +85,7 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
         )
         try:
             units = [json.loads(row["summary"]) for row in summaries]
-        except Exception as error:  # whatever its executor ran into, Ray raises as it is
+        except Exception as error:  # Ray raises the errors of its executor as they are, of any type
             raise JobFailedError(f"the canary failed: {type(error).__name__}: {cause_of(str(error))}") from error
     if failed := [unit["error"] for unit in units if unit["error"]]:
         raise JobFailedError(f"the canary failed: {failed[0]}")
@@ -88,27 +93,28 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
 
 
 def compare(units: list[dict[str, Any]], num_sampled: int, max_same: float) -> CanaryResult:
-    """The result over units as `collect` summarises them.
+    """The result over the units, from the summaries that `collect` sent.
 
     Raises:
-        UserError: if fewer than two images came through.
+        UserError: if fewer than two captions exist in all three variants.
     """
     captions: dict[str, dict[Key, str]] = {variant: {} for variant in VARIANTS}
-    others: dict[Key, Key] = {}  # swapped caption -> true caption of the image whose pixels it was made from
+    others: dict[Key, Key] = {}  # swapped caption -> true caption of the image that gave the pixels
     for unit in units:
-        for said in unit["captions"]:
-            key = (unit["unit"], said["image"], said["prompt"])
-            captions[said["variant"]][key] = said["caption"]
-            if said["partner"] is not None:
-                others[key] = (unit["unit"], said["partner"], said["prompt"])
-    whole = [key for key in captions["true"] if all(key in found for found in captions.values())]
-    if len(whole) < 2:
-        raise UserError(f"canary.images must find at least two different images in input.path, got {len(whole)}")
-    true, blank, swapped = ({key: found[key] for key in whole} for found in captions.values())
+        for record in unit["captions"]:
+            key = (unit["unit"], record["image"], record["prompt"])
+            captions[record["variant"]][key] = record["caption"]
+            if record["partner"] is not None:
+                others[key] = (unit["unit"], record["partner"], record["prompt"])
+    complete = [key for key in captions["true"] if all(key in by_key for by_key in captions.values())]
+    if len(complete) < 2:
+        raise UserError(f"canary.images must find at least two different images in input.path, got {len(complete)}")
+    true, blank, swapped = ({key: by_key[key] for key in complete} for by_key in captions.values())
     result = canary(true, blank, swapped, max_same)
-    count, images = len(whole), len({key[:2] for key in whole})
-    pairs = [(swapped[key], captions["true"].get(others[key])) for key in whole if key in others]
-    follows = [tokenize(ours) == tokenize(theirs) for ours, theirs in pairs if theirs is not None]
+    count, images = len(complete), len({key[:2] for key in complete})
+    # The true caption of the other image counts even if that image lost a variant of its own.
+    pairs = [(swapped[key], captions["true"].get(others[key])) for key in complete if key in others]
+    follows = [tokenize(caption) == tokenize(expected) for caption, expected in pairs if expected is not None]
     return CanaryResult(
         images=images,
         captions=count,
@@ -121,17 +127,20 @@ def compare(units: list[dict[str, Any]], num_sampled: int, max_same: float) -> C
 
 
 def sample_spans(corpus: Corpus, num_images: int) -> list[SpanRow]:
-    """The first rows of some files spread over the corpus; of a folder of image files, files spread over it."""
+    """The sample: first rows of Parquet files spread over the corpus, or image files spread over a folder.
+
+    Each span has one unit. Image files form one unit; so images swap pixels with images of their own unit.
+    """
     if corpus.format.one_image_a_file:
         files = _spread(corpus.files, num_images)
         return [SpanRow((Unit("0" * 12, 0, len(files), tuple(file.source for file in files)),), RowGroups(), 0)]
     count = min(PIECES, max(1, num_images // 8))
     while sum(file.num_rows for file in _spread(corpus.files, count)) < num_images and count < len(corpus.files):
-        count *= 2  # small files
+        count *= 2  # the files are small
     files = _spread(corpus.files, count)
     spans, left = [], num_images
     for i, file in enumerate(files):
-        rows = min(file.num_rows, -(-left // (len(files) - i)))
+        rows = min(file.num_rows, -(-left // (len(files) - i)))  # an equal share, rounded up, of the images left
         [(units, groups)] = with_row_groups(file, [[Unit(f"{i:012d}", 0, rows, (file.source,))]])
         spans.append(SpanRow(units, groups, 0))
         left -= rows
@@ -139,12 +148,14 @@ def sample_spans(corpus: Corpus, num_images: int) -> list[SpanRow]:
 
 
 def _spread(files: Sequence[CorpusFile], count: int) -> list[CorpusFile]:
+    """At most `count` files at equal distances."""
     count = min(count, len(files))
     return [files[i * len(files) // count] for i in range(count)]
 
 
-def _share(count: int, of: int) -> Interval:
+def _share(count: int, total: int) -> Interval:
+    """count / total with its exact interval."""
     from scipy.stats import binomtest  # scipy takes a second to load
 
-    interval = binomtest(count, of).proportion_ci(LEVEL, method="exact")
-    return count / of, float(interval.low), float(interval.high)
+    interval = binomtest(count, total).proportion_ci(LEVEL, method="exact")
+    return count / total, float(interval.low), float(interval.high)

@@ -1,6 +1,6 @@
-"""The canary's first and last stage (`canary.py`): every image three times, and what was said of each.
+"""The first and the last stage of the canary (`canary.py`): they triple every image and collect all its captions.
 
-A module of its own, since the tasks that run it import it: with `canary.py` they would load torch and all models' code.
+The tasks of these stages import this module. In `canary.py` they would also load torch and the code of all models.
 """
 
 import json
@@ -18,7 +18,12 @@ VARIANTS = ("true", "blank", "swapped")
 
 
 class ReadThreefold:
-    """A reader whose every image comes three times."""
+    """A reader that passes every image on three times: as it is, blank, and with the pixels of another image.
+
+    Args:
+        read: the reader of the job.
+        blank: RGB of the blank image.
+    """
 
     def __init__(self, read: Reader, blank: tuple[int, int, int]):
         self.read, self.blank = read, blank
@@ -31,28 +36,30 @@ class ReadThreefold:
             yield unit_batch.to_row()
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
+        """As of the reader of the job."""
         return self.read.identify(span)
 
     def _triple(self, unit_batch: UnitBatch) -> None:
-        """Each image that has a partner becomes three, first all true ones, then all blank, then all swapped.
+        """Replaces the images that have a partner by three copies: first all true, then all blank, then all swapped.
 
-        A swapped image has the sha256 of the pixels that it shows, which seeds random selection.
+        A swapped image takes the sha256 of the image whose pixels it shows, because the sha256 seeds random selection.
+        Images without a partner are dropped.
         """
         images = unit_batch.images
         pairs = [(i, j) for i, j in enumerate(partners([image.sha256 for image in images])) if j is not None]
-        chosen, taken = [i for i, _ in pairs], [j for _, j in pairs]
+        chosen, partner_rows = [i for i, _ in pairs], [j for _, j in pairs]
         unit_batch.images = [
             *(replace(images[i], canary=CanaryCopy("true", i)) for i in chosen),
             *(replace(images[i], canary=CanaryCopy("blank", i)) for i in chosen),
             *(replace(images[i], canary=CanaryCopy("swapped", i, j), sha256=images[j].sha256) for i, j in pairs),
         ]
-        rows = np.array([*chosen, *chosen, *taken], np.intp)
+        rows = np.array([*chosen, *chosen, *partner_rows], np.intp)
         unit_batch.arrays = {name: array[rows] for name, array in unit_batch.arrays.items()}
         unit_batch.arrays["pixels"][len(chosen) : 2 * len(chosen)] = self.blank
 
 
 def partners(hashes: list[str]) -> list[int | None]:
-    """For each image the next one of other bytes, round the corner; None where all are equal."""
+    """For each image the index of the next image with another hash, cyclically; None if all hashes are equal."""
     count = len(hashes)
     return [
         next((j % count for j in range(i + 1, i + count) if hashes[j % count] != hashes[i]), None) for i in range(count)
@@ -60,18 +67,18 @@ def partners(hashes: list[str]) -> list[int | None]:
 
 
 def collect(row: dict[str, Any]) -> dict[str, Any]:
-    """Last stage: commits nothing and tells the driver what was said of each variant.
+    """The last stage: commits nothing, and sends the captions of every copy to the driver.
 
-    `captions` holds one record for each copy and prompt; its `partner` is the index of the image whose caption a
-    swapped copy should have, None where the two images were asked different things.
+    `captions` holds one record for each copy and prompt. Its `partner` is the index of the image whose caption a
+    swapped copy should have; None if the copy is not swapped, or if the prompts of the unit's images differ.
     """
     unit_batch = UnitBatch.from_row(row)
-    comparable = _same_prompts(unit_batch.images)
+    is_comparable = _same_prompts(unit_batch.images)
     captions = [
         {
             "variant": image.canary.variant,
             "image": image.canary.index,
-            "partner": image.canary.partner if comparable else None,
+            "partner": image.canary.partner if is_comparable else None,
             "prompt": number,
             "caption": answer.caption,
         }

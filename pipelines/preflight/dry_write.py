@@ -1,6 +1,6 @@
-"""The last stage of a sample run: what `stages/write.py` would write is made, weighed and thrown away.
+"""The last stage of a sample run: makes the objects that `stages/write.py` would write, and only counts their bytes.
 
-A module of its own, since the tasks that run it import it: with `sample.py` they would load torch and all models' code.
+The tasks of this stage import this module. In `sample.py` they would also load torch and the code of all models.
 """
 
 import json
@@ -13,7 +13,7 @@ from pipelines.text import clean
 
 
 class SampleSink(Sink):
-    """A sink that writes nothing; its summaries also say how many bytes it would have written."""
+    """A sink that writes nothing. Its summaries also count the bytes that a real sink would write."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         unit_batch, sizes = UnitBatch.from_row(row), (0, 0.0)
@@ -23,16 +23,20 @@ class SampleSink(Sink):
                     sizes = self._sizes(unit_batch)
             except Exception as error:
                 unit_batch.error = f"write: {type(error).__name__}: {clean(str(error))}"
-        more = {"output_bytes": sizes[0], "object_bytes": sizes[1]}
-        return {"summary": json.dumps(summarize(unit_batch) | more)}
+        extra = {"output_bytes": sizes[0], "object_bytes": sizes[1]}
+        return {"summary": json.dumps(summarize(unit_batch) | extra)}
 
     def _sizes(self, unit_batch: UnitBatch) -> tuple[int, float]:
-        """Bytes of all the unit's objects, and of its captions object what does not grow with the rows in it."""
-        whole = {name: len(content) for name, content in self.objects(unit_batch).items()}
+        """(bytes of all objects of the unit, bytes of its captions object that do not grow with the rows).
+
+        The second number is where the line through the bytes of half the rows and of all rows meets no rows.
+        """
+        sizes = {name: len(content) for name, content in self.objects(unit_batch).items()}
         rows = self.rows(unit_batch, **self.names)
         half = len(rows) // 2
         if not half:
-            return sum(whole.values()), float(list(whole.values())[-1])
+            return sum(sizes.values()), float(list(sizes.values())[-1])  # the captions object comes last
         metadata = {**totals(unit_batch), "sources": unit_batch.unit.sources}
-        part, full = (len(encode_table(some, self.schema, metadata)) for some in (rows[:half], rows))
-        return sum(whole.values()), max(0.0, full - (full - part) / (len(rows) - half) * len(rows))
+        half_bytes, all_bytes = (len(encode_table(subset, self.schema, metadata)) for subset in (rows[:half], rows))
+        bytes_per_row = (all_bytes - half_bytes) / (len(rows) - half)
+        return sum(sizes.values()), max(0.0, all_bytes - bytes_per_row * len(rows))

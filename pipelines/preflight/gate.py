@@ -1,19 +1,20 @@
-"""The gate: before a run begins, a sample of the corpus is captioned with and without pruning, and what is left of the
-quality must be enough.
+"""The gate: captions a sample with and without pruning before a run, and stops the run if pruning costs too much.
 
-    quality    CIDEr with the corpus's references, pruned / unpruned, of the images that have some; where most have
-               none, the mean ROUGE-L of the pruned captions with the unpruned ones as reference (1: the same words)
-               fails the job where fewer than ENOUGH images, or half of a smaller sample, came through twice
-    passed     the lower end of its 95 % interval (bootstrap over images, both captions of an image together) reaches
-               gate.min_quality
+    quality    CIDEr with the corpus's references, pruned / unpruned, over the images with references. If more than half
+               of the captions have no references: mean ROUGE-L of the pruned captions with the unpruned captions as
+               references (1: the same words)
+    passed     the lower end of the 95 % interval of the quality (bootstrap over images, both captions of an image
+               together) reaches gate.min_quality
 
-The numbers are kept in gate.json beside the captions, so that a resumed run does not pay for them again.
+The job fails if fewer than ENOUGH images, or fewer than half of a smaller sample, were captioned under both settings.
+gate.json beside the captions stores the numbers, so that a resumed run does not pay for them again.
 """
 
 import hashlib
 import json
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -33,17 +34,19 @@ from pipelines.store import read_json
 logger = logging.getLogger(__name__)
 
 FILE = "gate.json"
-ENOUGH = 16  # images captioned under both settings
+ENOUGH = 16  # least images that are captioned under both settings
 
-Key = tuple[str, int, int]  # source, row, number of the prompt
+Key = tuple[str, int, int]  # source, row, index of the prompt
 
 
 def pass_gate(job: Job) -> Gate | None:
-    """Captions the sample twice on the connected cluster, unless gate.json of this configuration has the numbers; None
-    if no quality is asked for, or nothing is pruned.
+    """Judges a sample that is captioned twice on the connected cluster, or the numbers in gate.json if they apply.
+
+    Returns:
+        The verdict; None if gate.min_quality is not set or nothing is pruned.
 
     Raises:
-        JobFailedError: if too few sampled images came through under both settings.
+        JobFailedError: if too few sampled images were captioned under both settings.
     """
     config = job.config.gate
     if config.min_quality is None or job.config.prune.method == UNPRUNED:
@@ -58,30 +61,39 @@ def pass_gate(job: Job) -> Gate | None:
     unpruned = _images(run_sample(job, spans, method=UNPRUNED))
     pruned = _images(run_sample(job, spans))
     compared = _compare(pruned, unpruned)
-    came = len({key[:2] for key in compared})
-    if came < min(ENOUGH, max(1, drawn // 2)):
-        raise JobFailedError(f"the gate has too little to compare: {came} of {drawn} sampled images came through twice")
+    num_images = len({key[:2] for key in compared})
+    if num_images < min(ENOUGH, max(1, drawn // 2)):
+        raise JobFailedError(
+            f"the gate has too little to compare: {num_images} of {drawn} sampled images came through twice"
+        )
     gate = judge(compared, config.min_quality, drawn, time.perf_counter() - started)
     stored = {"fingerprint": job.fingerprint, "sample": _sample(job), **asdict(gate)}
+    # Captions and thumbnails of the sample are for the report of this run alone.
     job.output.write(FILE, json.dumps(stored | {"compared": None}, indent=1).encode())
     return gate
 
 
 def judge(compared: dict[Key, Compared], min_quality: float, drawn: int = 0, seconds: float = 0.0) -> Gate:
-    """The verdict on captions of the same images under both settings; CIDEr where at least half have references."""
+    """The verdict on captions of the same images under both settings: by CIDEr if at least half have references.
+
+    Args:
+        drawn: images of the sample.
+        seconds: that the sample took.
+    """
     keys, referenced = list(compared), [key for key in compared if compared[key].references]
     if 2 * len(referenced) >= len(keys):
         keys = referenced
         metric, references = "cider", {key: [tokenize(t) for t in compared[key].references] for key in keys}
         scores = [
-            cider_d_scores({key: tokenize(getattr(compared[key], which)) for key in keys}, references)
-            for which in ("pruned", "unpruned")
+            cider_d_scores({key: tokenize(getattr(compared[key], setting)) for key in keys}, references)
+            for setting in ("pruned", "unpruned")
         ]
     else:
         metric = "rouge_l"
-        scores = [{key: compared[key].agreement for key in keys}, dict.fromkeys(keys, 1.0)]
+        scores = [{key: compared[key].agreement for key in keys}, dict.fromkeys(keys, 1.0)]  # unpruned with itself: 1
     images = {key: i for i, key in enumerate(dict.fromkeys(key[:2] for key in keys))}
-    table = np.zeros((len(images), 2))  # an image with several prompts is resampled as a whole
+    # Image x (pruned, unpruned), summed over prompts: the bootstrap resamples an image with all its prompts.
+    table = np.zeros((len(images), 2))
     for key in keys:
         table[images[key[:2]]] += [scores[0][key], scores[1][key]]
 
@@ -101,45 +113,46 @@ def judge(compared: dict[Key, Compared], min_quality: float, drawn: int = 0, sec
         images=len(images),
         drawn=max(drawn, len(images)),
         seconds=seconds,
-        compared=sorted(compared.values(), key=lambda each: each.agreement),
+        compared=sorted(compared.values(), key=lambda comparison: comparison.agreement),
     )
 
 
-def _images(summaries: Any) -> dict[tuple[str, int], dict[str, Any]]:
+def _images(summaries: Iterable[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """(source, row) -> sample with its captions and thumbnail."""
     return {(image["source"], image["row"]): image for summary in summaries for image in summary["samples"]}
 
 
 def _compare(pruned: dict[tuple[str, int], Any], unpruned: dict[tuple[str, int], Any]) -> dict[Key, Compared]:
-    """The prompts of the images that came through under both settings."""
+    """Both captions of every prompt of the images that were captioned under both settings."""
     texts: dict[Key, tuple[str, str]] = {
-        (*where, i): (done["caption"], other["caption"])
-        for where, image in pruned.items()
-        if where in unpruned
-        for i, (done, other) in enumerate(zip(image["captions"], unpruned[where]["captions"], strict=True))
+        (*address, i): (with_pruning["caption"], without["caption"])
+        for address, image in pruned.items()
+        if address in unpruned
+        for i, (with_pruning, without) in enumerate(zip(image["captions"], unpruned[address]["captions"], strict=True))
     }
     if not texts:
         return {}
-    ours, theirs = ({key: pair[i] for key, pair in texts.items()} for i in (0, 1))
-    agreed = agreement(ours, theirs)["rouge_l"]
+    pruned_texts, unpruned_texts = ({key: pair[i] for key, pair in texts.items()} for i in (0, 1))
+    agreements = agreement(pruned_texts, unpruned_texts)["rouge_l"]
     return {
         key: Compared(
             source=key[0],
             row=key[1],
             prompt=pruned[key[:2]]["prompts"][key[2]],
-            pruned=ours[key],
-            unpruned=theirs[key],
+            pruned=pruned_texts[key],
+            unpruned=unpruned_texts[key],
             references=pruned[key[:2]]["references"],
             jpeg=pruned[key[:2]]["jpeg"],
             kept=pruned[key[:2]]["kept"],
             num_tokens=pruned[key[:2]]["num_tokens"],
-            agreement=agreed[key],
+            agreement=agreements[key],
         )
         for key in texts
     }
 
 
 def _sample(job: Job) -> dict[str, Any]:
-    """What decides the gate's numbers beside the fingerprint: which images, and what they are held against."""
+    """The sampled images and their references, which decide the gate's numbers together with the fingerprint."""
     config = job.config
     files = "\n".join(f"{file.source} {file.size}" for file in job.corpus.files)
     return {
@@ -153,7 +166,7 @@ def _sample(job: Job) -> dict[str, Any]:
 
 
 def _read(job: Job) -> Gate | None:
-    """The numbers of an earlier run of this configuration and sample, judged by gate.min_quality of now."""
+    """The stored verdict by the current gate.min_quality; None unless it is of this configuration and sample."""
     stored = read_json(job.output, FILE)
     if (
         stored is None
@@ -161,6 +174,6 @@ def _read(job: Job) -> Gate | None:
         or stored.pop("sample", None) != _sample(job)
     ):
         return None
-    interval, least = tuple(stored.pop("interval")), job.config.gate.min_quality
-    stored |= {"min_quality": least, "passed": interval[0] >= least, "compared": []}
+    interval, min_quality = tuple(stored.pop("interval")), job.config.gate.min_quality
+    stored |= {"min_quality": min_quality, "passed": interval[0] >= min_quality, "compared": []}
     return Gate(interval=interval, **stored)

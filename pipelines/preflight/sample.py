@@ -1,7 +1,7 @@
-"""Captioning a random sample of the corpus through the job's own stages, without writing anything to its output.
+"""Captions a random sample of the corpus through the job's own stages, without a write to the output.
 
-Units are drawn from equal stretches of the corpus in file order, one of each: so every large file is in the sample, and
-of many small ones a share.
+One unit is drawn from each of equal stretches of the corpus in file order. So every large file is in the sample, and a
+share of many small files.
 """
 
 import math
@@ -16,14 +16,18 @@ from pipelines.preflight.dry_write import SampleSink
 from pipelines.run.job import Job, check_pruning
 from pipelines.run.stages import Stages, make_stages
 
-MIN_UNITS = 12  # wanted in a sample, as intervals come from the differences between units
+MIN_UNITS = 12  # least units of a sample; the differences between units give the intervals
 
 
 def draw_units(job: Job, num_images: int, seed: int, *, shown: bool = False) -> list[SpanRow]:
-    """Units with about `num_images` images in all; with `shown`, each image comes back as a sample for people."""
+    """Draws units with about `num_images` images in all, as spans of one unit.
+
+    Args:
+        shown: whether the summaries bring back every image with its captions and a thumbnail.
+    """
     config = job.config
-    least = max(config.encode.batch_size, config.generate.batch_size)  # smaller units would not fill a batch
-    size = min(config.unit.images, max(least, math.ceil(num_images / MIN_UNITS)))
+    min_size = max(config.encode.batch_size, config.generate.batch_size)  # smaller units would not fill a batch
+    size = min(config.unit.images, max(min_size, math.ceil(num_images / MIN_UNITS)))
     spans = plan_everything(job.corpus, job.fingerprint, num_images=size, limit=config.input.limit)
     units = [(unit, groups) for units, groups in spans for unit in units]
     count = min(len(units), math.ceil(num_images / size))
@@ -33,9 +37,12 @@ def draw_units(job: Job, num_images: int, seed: int, *, shown: bool = False) -> 
 
 
 def run_sample(job: Job, spans: list[SpanRow], *, method: str | None = None) -> Iterator[dict[str, Any]]:
-    """Summaries of the units as they come through, on the connected cluster; `method` in place of prune.method.
+    """Captions the sample on the connected cluster and yields the summaries of its units, in order of completion.
 
-    A unit that fails, or whose process dies, does not come through.
+    A unit that fails, or whose process dies, yields nothing.
+
+    Args:
+        method: replaces prune.method and its settings.
 
     Raises:
         JobFailedError: if Ray gives up.

@@ -1,4 +1,4 @@
-"""The terminal summary of an estimate."""
+"""Prints an estimate on the terminal."""
 
 from typing import TYPE_CHECKING
 
@@ -7,12 +7,12 @@ from rich.table import Table
 from pipelines.report.terminal import make_console
 
 if TYPE_CHECKING:
-    from pipelines.preflight.estimate import Estimate, On
+    from pipelines.preflight.extrapolate import Estimate, MachineEstimate
     from pipelines.run.job import Job
 
 
 def print_estimate(job: "Job", estimate: "Estimate", tracked: str) -> None:
-    """Two tables on stdout: what there is to do, and what it takes on each kind of machine."""
+    """Prints two tables on stdout: the work to do, and its time and dollars on each kind of machine."""
     console, images, size = make_console(), estimate.images, estimate.output_bytes
     table = Table(show_header=False, box=None, pad_edge=False)
     sample = f"{estimate.sample_images:,} images in {estimate.sample_units} units, drawn over the whole corpus"
@@ -29,27 +29,37 @@ def print_estimate(job: "Job", estimate: "Estimate", tracked: str) -> None:
     table.add_row("mlflow", tracked)
     console.print(table)
     table = Table("on", "$/hour", "speed", "time", "90 % interval", "dollars", "90 % interval", "start-up", box=None)
-    for on in (estimate.here, *estimate.instances):
-        price = "?" if on.usd_per_hour is None else f"{on.usd_per_hour:g}"
-        row = [on.name, price, "not measured" if on.speed is None else f"{on.speed:g} x", _time(on.seconds.value)]
-        row.append(f"{_time(on.seconds.low)} to {_time(on.seconds.high)}")
-        if on.usd is not None and on.usd_per_hour is not None:
-            startup = estimate.fixed_seconds * on.usd_per_hour / 3600
-            row += [f"${on.usd.value:,.4f}", f"${on.usd.low:,.4f} to ${on.usd.high:,.4f}", f"${startup:,.4f}"]
+    for machine in (estimate.here, *estimate.instances):
+        price = "?" if machine.usd_per_hour is None else f"{machine.usd_per_hour:g}"
+        row = [
+            machine.name,
+            price,
+            "not measured" if machine.speed is None else f"{machine.speed:g} x",
+            _time(machine.seconds.value),
+        ]
+        row.append(f"{_time(machine.seconds.low)} to {_time(machine.seconds.high)}")
+        if machine.usd is not None and machine.usd_per_hour is not None:
+            startup = estimate.fixed_seconds * machine.usd_per_hour / 3600
+            row += [
+                f"${machine.usd.value:,.4f}",
+                f"${machine.usd.low:,.4f} to ${machine.usd.high:,.4f}",
+                f"${startup:,.4f}",
+            ]
         table.add_row(*row)
     console.print(table)
     if estimate.here.usd_per_hour is None:
         console.print("This cluster has no price: set cost.usd_per_hour, or price its nodes by cost.prices and labels.")
-    for on in (on for on in estimate.instances if on.speed is None):
-        unknown = "shown as if it were as fast as this cluster, which nobody has measured"
-        console.print(f"{on.name}: {unknown}{_even(estimate, on)}.")
+    for machine in (machine for machine in estimate.instances if machine.speed is None):
+        unknown = "speed not measured, so the table takes the speed of this cluster"
+        console.print(f"{machine.name}: {unknown}{_break_even(estimate, machine)}.")
 
 
-def _even(estimate: "Estimate", on: "On") -> str:
+def _break_even(estimate: "Estimate", machine: "MachineEstimate") -> str:
+    """The speed from which the machine is cheaper than the connected cluster; empty without both prices."""
     here = estimate.here.usd_per_hour
-    if not here or on.usd_per_hour is None:
+    if not here or machine.usd_per_hour is None:
         return ""
-    return f"; it is cheaper from {on.usd_per_hour / here / estimate.seconds_per_image:,.1f} images/s on"
+    return f"; it is cheaper from {machine.usd_per_hour / here / estimate.seconds_per_image:,.1f} images/s on"
 
 
 def _time(seconds: float) -> str:

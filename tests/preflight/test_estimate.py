@@ -10,13 +10,14 @@ import pytest
 from jobs.caption_corpus import main
 from pipelines.config.keys import Config
 from pipelines.config.load import load_config
-from pipelines.preflight.estimate import UNSEEN_DRIFT, Measured, pace, run_estimate, scale, spread
+from pipelines.preflight.estimate import run_estimate
+from pipelines.preflight.extrapolate import UNSEEN_DRIFT, MeasuredSample, pace, scale, spread
 from pipelines.preflight.sample import draw_units
 from pipelines.run.job import Actors, prepare
 from tests.helpers import LOCAL, QUICK, fake_encoder, fake_generator, run_fake
 
 
-def measured(num_units: int = 12, *, noise: float = 0.0, seed: int = 0, **more) -> Measured:
+def measured(num_units: int = 12, *, noise: float = 0.0, seed: int = 0, **more) -> MeasuredSample:
     """Units of 32 images, of which 30 are captioned, at 10 images/s after 20 s of start-up and 5 s of shutting down."""
     rng = np.random.default_rng(seed)
     work = 3.2 * np.exp(rng.normal(0, noise, num_units))
@@ -32,7 +33,7 @@ def measured(num_units: int = 12, *, noise: float = 0.0, seed: int = 0, **more) 
         "parallel": {"read": 2.0, "decode": 2.0, "encode": 1.0, "generate": 1.0},
         "elapsed": float(arrivals[-1] + 5),
     }
-    return Measured(**fields | more)
+    return MeasuredSample(**fields | more)
 
 
 def test_the_time_is_what_is_fixed_plus_what_each_image_takes():
@@ -64,7 +65,7 @@ def test_a_machine_that_drifts_has_a_wider_interval():
     assert spread(calm) == pytest.approx(0.0, abs=1e-9)
     assert spread(drifting) > 0.2
 
-    def width(sample: Measured) -> float:
+    def width(sample: MeasuredSample) -> float:
         seconds = scale(sample, 32_000, 250, None, [], seed=0).here.seconds
         return (seconds.high - seconds.low) / seconds.value
 
