@@ -80,17 +80,17 @@ def gpus_needed(config: Config, checkpoint: Checkpoint | None) -> float:
     actors = config.encode.actors, config.generate.actors
     pairs = min(actors) if share_a_gpu(encode, generate) else 0
     shares = [encode + generate] * pairs + [generate] * (actors[1] - pairs) + [encode] * (actors[0] - pairs)
-    whole, free = 0.0, []  # GPUs of actors with one or more; free share of each GPU that actors share
+    whole_gpus, free = 0.0, []  # GPUs of actors with one or more; free share of each GPU that actors share
     for share in sorted(filter(None, shares), reverse=True):
         if share >= 1:
-            whole += share
+            whole_gpus += share
             continue
         place = next((i for i, left in enumerate(free) if share <= left + 1e-9), None)
         if place is None:
             free.append(1 - share)
         else:
             free[place] -= share
-    return whole + len(free)
+    return whole_gpus + len(free)
 
 
 def stage_weights(config: Config, checkpoint: Checkpoint) -> tuple[str, dict[str, float]]:
