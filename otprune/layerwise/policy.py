@@ -27,7 +27,7 @@ class State:
     layout: Layout
     attention: Tensor | None
 
-    def seen(self) -> Tensor:
+    def required_attention(self) -> Tensor:
         """`attention`, for a policy whose events ask for it."""
         assert self.attention is not None, f"the event after layer {self.layer} asked for no attention"
         return self.attention
