@@ -1,4 +1,4 @@
-"""The cost of captioning an image under each pruning method, as the published tables count it and as it is.
+"""The cost of captioning an image under each pruning method, as the published tables count it and in full.
 
 Unit: one multiply-add, which the pruning papers call a FLOP; 1 TFLOP = 1e12. Hardware FLOPs are twice these numbers.
 

@@ -35,8 +35,8 @@ def cdpruner(features: Tensor, k: int, relevance: Tensor, *, theta: float | None
     Args:
         features: projected visual tokens [B, N, D].
         relevance: scores [B, N], finite, larger for tokens closer to the instruction, on any scale: the minimum and
-            maximum of each image scale them to [0, 1]. CDPruner's own score is the mean over text chunks of the negative cosine
-            between a CLIP patch feature and the text (dense CLIP features are anti-aligned with text).
+            maximum of each image scale them to [0, 1]. CDPruner's own is the mean over text chunks of the negative
+            cosine between a CLIP patch feature and the text (dense CLIP features are anti-aligned with text).
         theta: the weight of relevance against diversity, in [0, 1): r becomes exp(alpha r) with
             alpha = theta / (2 (1 - theta)); 0 is diversity alone. None uses r itself.
 

@@ -52,7 +52,7 @@ def pyramid_stages(num_visual: int, layers: Sequence[int] = (8, 16, 24), ratio: 
 
 
 def _cost(sizes: Sizes, *, stages: Mapping[int, int]) -> int:
-    """Multiply-adds of one query, all keys and their scores at each stage: its first layer has not run yet."""
+    """Multiply-adds of one query, all keys and their scores a stage, whose first layer has not run yet."""
     shape, rows = sizes.shape, sizes.rows
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     num_rows = [sizes.num_text + (rows[layer - 1][0] if layer else sizes.num_visual) for layer in stages]
