@@ -1,4 +1,4 @@
-"""OTPrune visual-token pruning: which tokens of an image to keep."""
+"""Visual-token pruning: `select_tokens` chooses which visual tokens of an image the language model reads."""
 
 from otprune.select import METHODS, num_kept, select_tokens
 

@@ -1,7 +1,8 @@
-"""LLaVA-1.6's visual tokens: an overview and the tiles of a grid, put together into one sequence.
+"""LLaVA-1.6's visual tokens: `pack_tiles` joins the tokens of the overview and of the tiles into one sequence.
 
-The tiles' tokens are laid out as the picture, rows that are only padding are cut off, and each row of what is left ends
-in a learned newline token; the overview's tokens come first. Written from transformers' `LlavaNextModel`.
+The overview's tokens come first. The tokens of the tiles are laid out as the tiles are in the picture; rows or columns
+that hold only padding are cut off; and a learned newline token ends each remaining row. Written from transformers'
+`LlavaNextModel`.
 
 Shape suffixes: T crops of one image (the overview first, then its tiles in raster order), N tokens of a crop, D width.
 """
@@ -13,12 +14,19 @@ from torch import Tensor
 
 
 def pack_tiles(crops_TND: Tensor, *, grid: tuple[int, int], image_size: tuple[int, int], newline_D: Tensor) -> Tensor:
-    """[tokens, D] of an image of `image_size` (height, width) whose tiles form `grid` (rows, columns).
+    """The token sequence [tokens, D] of an image.
 
-    Tokens of 24 x 24 a crop and a 2 x 2 grid: 576 + 48 (48 + 1) = 2,928 for a square image, fewer for others.
+    A square image with 24 x 24 tokens a crop and a 2 x 2 grid has 576 + 48 (48 + 1) = 2,928 tokens; other images have
+    fewer.
+
+    Args:
+        crops_TND: tokens of the overview and of each tile.
+        grid: (rows, columns) of tiles.
+        image_size: (height, width) in pixels of the original image; only their ratio matters.
+        newline_D: the learned newline token.
 
     Raises:
-        ValueError: if the crops are not one more than the grid has tiles, or a crop's tokens form no square.
+        ValueError: if T is not one more than the number of tiles, or the tokens of a crop form no square.
     """
     (rows, columns), (T, N, D) = grid, crops_TND.shape
     side = isqrt(N)
@@ -31,7 +39,10 @@ def pack_tiles(crops_TND: Tensor, *, grid: tuple[int, int], image_size: tuple[in
 
 
 def _unpad(picture_HWD: Tensor, image_height: int, image_width: int) -> Tensor:
-    """The rows or columns that the image covers, its shape kept and centred."""
+    """The rows and columns that the image covers, when it is scaled to fit and centred.
+
+    The rounding to 7 digits is that of transformers' `unpad_image`, so that both give the same number of tokens.
+    """
     height, width, _ = picture_HWD.shape
     if image_width / image_height > width / height:
         covered = int(round(image_height * (width / image_width), 7))

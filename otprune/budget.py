@@ -1,4 +1,4 @@
-"""The settings of a method that cost what a target, for one a selector at a retention, costs."""
+"""Equal budgets: the settings under which a method costs as much as a target, e.g. a selector at a retention."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ __all__ = ["layer_rows", "make_policy", "match_budget", "match_flops", "selector
 
 
 def make_policy(method: str | Method, settings: dict[str, Any]) -> Policy | None:
-    """The policy of a method inside the model with resolved settings; None for the others."""
+    """The policy of a method inside the model; None for other methods. No value in `settings` may be None."""
     method = get_method(method)
     return method.policy(**settings) if isinstance(method, InModel) else None
 
 
 def layer_rows(method: str | Method, settings: dict[str, Any], num_visual: int, num_layers: int) -> Schedule | None:
-    """Visual tokens of each layer for a method that prunes inside the model; None for the others."""
+    """The schedule of a method that prunes inside the model; None for other methods."""
     method = get_method(method)
     return method.visual_rows(num_visual, num_layers, **settings) if method.inside_model else None
 
@@ -28,11 +28,19 @@ def layer_rows(method: str | Method, settings: dict[str, Any], num_visual: int, 
 def match_budget(
     method: str | Method, settings: dict[str, Any], retention: float, shape: LanguageShape, text: int, num_visual: int
 ) -> tuple[dict[str, Any], float, float]:
-    """`settings` with what is None in them filled in, so that prefill costs no less than a selector's at `retention`;
-    and both prefills, the method's and the selector's, as shares of the unpruned one.
+    """Fills in the settings that are None, so that the method's prefill costs at least as much as a selector's.
+
+    Args:
+        retention: the selector's retention, in (0, 1].
+        text: text tokens of the prompt.
+        num_visual: visual tokens of an image before pruning.
+
+    Returns:
+        The complete settings; the cost of the method's prefill and that of the selector's, as shares of the unpruned
+        prefill.
 
     Raises:
-        ValueError: as `visual_rows`, on settings that the model's layers or tokens do not allow.
+        ValueError: as `match_flops` and `visual_rows`, on settings that the model's layers or tokens do not allow.
     """
     method = get_method(method)
 
@@ -55,19 +63,23 @@ def match_flops(
     num_layers: int,
     **given: Any,
 ) -> dict[str, Any]:
-    """The settings of `method`'s smallest budget whose `flops(**settings)` is not below `target`.
+    """The settings of the smallest budget of `method` whose cost is not below `target`.
 
-    `flops` is any book on any scale that grows with the budget, e.g.
-    `lambda **s: paper_table("llava-1.5-7b", "vtw", **s)[2]` or `lambda **s: true_flops(model, "vtw", ..., **s).total`.
+    The method's own file defines which budgets the search tries.
 
-    `given` are settings that stay, and what else narrows the search: pyramiddrop's stages begin at `layers`, fitprune
-    takes one of `recipes`. Which budgets are tried, the method's own file says.
+    Args:
+        flops: (**settings) -> cost, on any scale that grows with the budget, e.g.
+            `lambda **s: paper_table("llava-1.5-7b", "vtw", **s)[2]` or
+            `lambda **s: true_flops(model, "vtw", ..., **s).total`.
+        target: a cost on the scale of `flops`.
+        given: settings that stay as they are, and keywords that narrow the search: `layers` where pyramiddrop's stages
+            begin, `recipes` that fitprune chooses from.
 
     Raises:
-        ValueError: if even the largest budget is below the target, or the method has no budget to search.
+        ValueError: if even the largest budget costs less than the target, or the method has no budget to search.
     """
-    chosen = get_method(method)
-    if chosen.match is None:
-        searched = ", ".join(name for name, each in METHODS.items() if each.match)
-        raise ValueError(f"method must be one of {searched}, which have budgets to search, got {chosen.name!r}")
-    return chosen.match(Search(flops=flops, target=target, num_visual=num_visual, num_layers=num_layers), **given)
+    record = get_method(method)
+    if record.match is None:
+        searched = ", ".join(name for name, known in METHODS.items() if known.match)
+        raise ValueError(f"method must be one of {searched}, which have budgets to search, got {record.name!r}")
+    return record.match(Search(flops=flops, target=target, num_visual=num_visual, num_layers=num_layers), **given)

@@ -1,4 +1,6 @@
-"""One choice of k tokens out of N, with everything around it that is the same for every selector.
+"""The checks that surround every selector's choice of k out of N visual tokens.
+
+`choose_tokens` checks the features and k, calls the selector, checks its answer and sorts it.
 
 Shape suffixes: B images, N visual tokens, D feature width.
 """
@@ -12,19 +14,21 @@ from torch import Tensor, float64, int64
 from otprune.kernel import compute_dtype
 
 Choose = Callable[[Tensor, int], Tensor]
-"""(features [B, N, D], k) -> int64 [B, k] of distinct token indices in any order."""
+"""A selector: (features [B, N, D], k) -> int64 [B, k] of distinct token indices in any order."""
 
 
 def choose_tokens(choose: Choose, features: Tensor, k: int, *, trusted: bool = False) -> Tensor:
-    """What `choose` keeps, int64 [B, k], ascending.
+    """The indices of the tokens that `choose` keeps: int64 [B, k], ascending, on the features' device.
 
     Args:
         features: [B, N, D], any floating type.
-        k: how many to keep, in [1, N].
-        trusted: do not check the answer, which costs a host synchronisation.
+        choose: the selector. It gets features of the same shape, detached and checked.
+        k: number of tokens to keep, in [1, N].
+        trusted: skip the check of the selector's answer. The check synchronises the host with the device.
 
     Raises:
-        ValueError: features not 3-D, not floating, or holding NaN or inf; k outside [1, N]; an answer out of contract.
+        ValueError: features not 3-D, not floating, or holding NaN or inf; k outside [1, N]; an answer that
+            breaks the contract of `Choose`.
     """
     k = _check_shapes(features, k)
     features = _check_values(features.detach())
@@ -49,12 +53,16 @@ def _check_shapes(features: Tensor, k: int) -> int:
 
 
 def _check_values(features: Tensor) -> Tensor:
-    """Refuses NaN and inf, at the price of one host synchronisation.
+    """The features, rescaled where the squares of their values would overflow or underflow in float32.
 
-    Magnitudes whose squares would leave float32's range are rescaled: every method here ignores a common scale.
+    Rescaling changes no choice, because every selector ignores a scale that all features share.
+
+    Raises:
+        ValueError: if a value is NaN or inf.
     """
     if features.numel() == 0:
         return features
+    # One reduction, read once by the host, answers both questions: aminmax propagates NaN, and the bounds show inf.
     low, high = (float(bound) for bound in features.aminmax())
     if math.isnan(low):
         raise ValueError("features must be finite, got NaN")
@@ -73,7 +81,8 @@ def _check_answer(keep: Tensor, features: Tensor, k: int) -> None:
             f"method must return int64 [{B}, {k}] on {features.device}, "
             f"got {keep.dtype} {list(keep.shape)} on {keep.device}"
         )
-    order = keep.sort(dim=-1).values
-    repeated, outside = (order[:, 1:] == order[:, :-1]).any(), ((order < 0) | (order >= N)).any()
-    if bool(repeated | outside):
+    ascending = keep.sort(dim=-1).values
+    is_repeated = (ascending[:, 1:] == ascending[:, :-1]).any()
+    is_outside = ((ascending < 0) | (ascending >= N)).any()
+    if bool(is_repeated | is_outside):  # combined on the device, so that the host waits once
         raise ValueError(f"method must return distinct indices in [0, {N}), got {keep.tolist()}")

@@ -1,22 +1,22 @@
-"""How far the kept tokens are from all tokens, as distributions: the paper's objective and Wasserstein-2 distances.
+"""Distances between the kept tokens and all tokens as distributions: the paper's objective and Wasserstein-2 distances.
 
-All functions take features [B, N, D] (any float dtype) and idx [B, K] (integers, distinct in a row), weigh the N tokens
-by 1/N and the K kept by 1/K, work in float64 (the distances are small differences of large traces) and return
-float64 [B]. They measure; nothing here selects.
+Every function takes features [B, N, D] (any float dtype) and idx [B, K] (integers, distinct within each image), and
+returns float64 [B]. It weighs each of the N tokens by 1/N and each of the K kept tokens by 1/K. It computes in float64,
+because the distances are small differences of large traces.
 
 With V the tokens [N, D] of one image, V_C the kept rows, S = V'V/N and S_C = V_C'V_C/K,
 
     tr (S^1/2 S_C S^1/2)^1/2  =  ||V V_C'||_* / sqrt(N K)          (nuclear norm: sum of singular values)
 
-so no D x D matrix is ever formed: the cost is one [K, N] singular value decomposition an image.
+so the functions never form a D x D matrix: the cost is one [K, N] singular value decomposition an image.
 
 Departures:
-- The objective is returned without the square of the paper's Eq. 4 unless `squared=True`: the printed synthetic
-  ratios fit the unsquared form in four of five settings.
-- Eq. 4 is stated for columns of unit variance. Nothing is rescaled unless asked: pass `normalize_columns=True` or
-  normalise first. The selector's own scaling (unit L2 norm over the N tokens) only divides the objective by N.
-- Eq. 3 assumes zero means, which projected tokens do not have; `center=True` is the distance between the Gaussians
-  with their own means. `unit_variance=True` scales each set by itself: then tr S_C is constant too, which is the only
+- `trace_objective` leaves out the square of the paper's Eq. 4 unless `squared=True`: the printed synthetic ratios fit
+  the unsquared form in four of five settings.
+- Eq. 4 is stated for columns of unit variance. The functions rescale nothing by default: pass `normalize_columns=True`
+  or normalise first. The selector's own scaling (unit L2 norm over the N tokens) only divides the objective by N.
+- Eq. 3 assumes zero means, which projected tokens do not have; `center=True` gives the distance between the Gaussians
+  with their own means. `unit_variance=True` scales each set by itself, so that tr S_C is constant too. This is the only
   reading under which maximising Eq. 4 is minimising Eq. 3.
 
 Shape suffixes: B images, N visual tokens, D feature width, K kept tokens, P projections, Q quantile pieces.
@@ -42,10 +42,10 @@ def trace_objective(
         squared: return the square, as printed in Eq. 4.
         center: take covariances, each set about its own mean, instead of second moments about zero.
         normalize_columns: first divide every feature column by its root mean square over the N tokens (S_ii = 1, so
-            that tr S = D); with `center`, by its standard deviation. A column without any stays as it is.
+            that tr S = D); with `center`, by its standard deviation. A column whose scale is zero stays as it is.
 
     Raises:
-        ValueError: on malformed features or idx (see `gaussian_w2`, which asks the same).
+        ValueError: as `gaussian_w2`.
     """
     full_BND, kept_BKD = _both_sets(features, idx)
     if normalize_columns:
@@ -58,15 +58,15 @@ def trace_objective(
 
 
 def gaussian_w2(features: Tensor, idx: Tensor, *, center: bool = False, unit_variance: bool = False) -> Tensor:
-    """W2 (not squared) between the Gaussians fitted to all and to the kept tokens [B]; its square is paper Eq. 3.
+    """W2 (not squared) [B] between the Gaussians fitted to all tokens and to the kept ones; its square is paper Eq. 3.
 
     W2^2 = |mu - mu_C|^2 + tr S + tr S_C - 2 tr (S^1/2 S_C S^1/2)^1/2
 
     Args:
-        center: False: both Gaussians have mean zero, S are second moments (the paper). True: both have their own means,
-            S are covariances (1/N and 1/K), and the first term counts.
+        center: False: both Gaussians have mean zero, and S and S_C are second moments (the paper). True: each Gaussian
+            has its own mean, S and S_C are covariances (1/N and 1/K), and the first term counts.
         unit_variance: first divide the columns of each set by that set's own root mean square (with `center`: standard
-            deviation), so that both traces are D. A column without any stays as it is.
+            deviation), so that both traces are D. A column whose scale is zero stays as it is.
 
     Raises:
         ValueError: unless features is a finite floating [B, N, D] and idx an integer [B, K] on the same device whose
@@ -83,14 +83,14 @@ def gaussian_w2(features: Tensor, idx: Tensor, *, center: bool = False, unit_var
     trace_full_B = full_BND.square().sum(-1).mean(-1)
     trace_kept_B = kept_BKD.square().sum(-1).mean(-1)
     squared_B = mean_gap_B + trace_full_B + trace_kept_B - 2 * _fidelity(full_BND, kept_BKD)
-    return squared_B.clamp_min(0).sqrt()  # rounding can leave -1e-16 where the truth is zero
+    return squared_B.clamp_min(0).sqrt()  # rounding can give -1e-16 where the exact value is zero
 
 
 def sliced_w2(features: Tensor, idx: Tensor, *, projections: int = 128, seed: int = 0) -> Tensor:
     """Sliced W2 [B]: root mean, over random unit directions, of the squared exact W2 of the projections.
 
-    Every image sees the same directions, drawn on the CPU from `seed`, so that values compare across images, methods
-    and devices. O(N (D + log N)) a projection.
+    All images share the directions, which are drawn on the CPU from `seed`: values compare across images, methods and
+    devices. O(N (D + log N)) a projection.
 
     Raises:
         ValueError: as `gaussian_w2`, and if projections < 1.
@@ -113,7 +113,7 @@ def sliced_w2(features: Tensor, idx: Tensor, *, projections: int = 128, seed: in
 def exact_w2(features: Tensor, idx: Tensor) -> Tensor:
     """W2 between the two empirical distributions [B], by linear programming (POT), one image at a time.
 
-    Runs on the CPU; the result comes back on the features' device.
+    The solver runs on the CPU; the result is on the features' device.
 
     Raises:
         ImportError: if POT is not installed.
@@ -136,6 +136,7 @@ def exact_w2(features: Tensor, idx: Tensor) -> Tensor:
 
 
 def _both_sets(features: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
+    """All tokens [B, N, D] and the kept ones [B, K, D] in float64, after checking both arguments."""
     if features.ndim != 3 or not features.is_floating_point():
         raise ValueError(f"features must be floating [B, N, D], got {features.dtype} {list(features.shape)}")
     if idx.ndim != 2 or idx.is_floating_point() or idx.dtype == torch.bool:
@@ -159,7 +160,10 @@ def _centered(tokens_BND: Tensor) -> Tensor:
 
 
 def _column_scale(tokens_BND: Tensor, center: bool) -> Tensor:
-    """Root mean square of each column [B, 1, D]; 1 where there is nothing but the rounding of a constant's mean."""
+    """Root mean square of each column [B, 1, D], and 1 for a column of zeros.
+
+    Centring a constant column leaves the rounding error of its mean instead of zeros; such a column counts as zero too.
+    """
     noise_B1D = tokens_BND.new_zeros(())
     if center:
         noise_B1D = tokens_BND.mean(dim=1, keepdim=True).abs() * (8 * torch.finfo(tokens_BND.dtype).eps)
@@ -176,9 +180,11 @@ def _fidelity(full_BND: Tensor, kept_BKD: Tensor) -> Tensor:
 
 
 def _matched_quantiles(num_full: int, num_kept: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Pieces of [0, 1] on which both quantile functions are constant: row in each sorted set, and length.
+    """The pieces of [0, 1] on which both quantile functions are constant.
 
-    Breakpoints are i/N and j/K; in units of 1/(N K) they are integers, so no piece is lost to rounding.
+    Returns for each piece the row in the sorted full set and in the sorted kept set (int64 [Q] each), and its length
+    (float64 [Q]). The pieces end at i/N and j/K. The code holds these ends as integers in units of 1/(N K), so that no
+    piece is lost to rounding.
     """
     breaks_full = torch.arange(1, num_full + 1, device=device) * num_kept
     breaks_kept = torch.arange(1, num_kept + 1, device=device) * num_full

@@ -1,19 +1,19 @@
-"""What captioning an image costs under each pruning method: the published tables' count, and the true one.
+"""The cost of captioning an image under each pruning method, as the published tables count it and in full.
 
 Unit: one multiply-add, which the pruning papers call a FLOP; 1 TFLOP = 1e12. Hardware FLOPs are twice these numbers.
 
-Two books are kept with the formulas of `otprune.part_flops`:
+Both counts use the formulas of `otprune.part_flops`:
 
-- paper (`paper_table`): two FFN matrices and no system prompt, tower, projector, selector or head, as in the tables of
-  DivPrune and OTPrune. It reproduces them.
+- paper (`paper_table`): two FFN matrices and no system prompt, tower, projector, selector or head. This count
+  reproduces the tables of DivPrune and OTPrune.
 - true (`true_flops`): the three matrices that gated FFNs have, the whole prompt, and every other part.
 
 Departures:
 - DivPrune's Eq. 5 prints a minus before the n^2 d term; only plus reproduces its tables.
   test_the_published_tables_are_reproduced
-- The paper book charges a FitPrune recipe's deleted rows to their layer's attention and not to its FFN, as its release
-  removes them: 16.87 % for the released recipe. The published 15.65 % charges them to neither. The true book charges
-  both, for here they leave after the layer.
+- The paper count charges the rows that a FitPrune recipe deletes to the attention of their layer and not to its FFN,
+  because the release removes them between the two: 16.87 % for the released recipe. The published 15.65 % charges the
+  rows to neither. The true count charges both, because this package deletes the rows after the layer.
   test_fitprune_release_recipe, test_the_published_fitprune_row_charges_nothing_to_the_layer_that_deletes,
   test_methods_inside_the_model_cost_what_they_multiply
 """
@@ -60,18 +60,18 @@ PAPER_PROMPTS = {
 def paper_table(
     model: str, method: str | Method, *, extra_text: int = 0, ffn_matrices: int = 2, **settings: Any
 ) -> tuple[float, float, float]:
-    """(full TFLOPs, pruned TFLOPs, ratio in percent) as the published tables count them: means over the benchmarks.
+    """(unpruned TFLOPs, pruned TFLOPs, ratio in percent) as the published tables count them: means over the benchmarks.
 
     The ratio is the mean of the benchmarks' ratios, not the ratio of the means.
 
     Args:
         model: one of PAPER_PROMPTS.
-        method: a name or a record; what its `visual_rows` takes follows as keywords, for selectors `retention`.
-        extra_text: text tokens added to every prompt. 41 is what the published lengths leave out of LLaVA-1.5's.
-        ffn_matrices: 2 as published; 3 is what the models have.
+        method: a name or a record. The settings of its `visual_rows` follow as keywords; selectors take `retention`.
+        extra_text: text tokens added to every prompt. The published lengths leave out 41 of LLaVA-1.5's.
+        ffn_matrices: 2 in the published tables; the models have 3.
 
     Raises:
-        ValueError: on an unknown model or method, or settings the method does not take.
+        ValueError: on an unknown model or method, or settings that the method does not take.
     """
     if model not in PAPER_PROMPTS:
         raise ValueError(f"model must be one of {', '.join(PAPER_PROMPTS)}, got {model!r}")
@@ -88,7 +88,7 @@ def paper_table(
 
 @dataclass(frozen=True, kw_only=True)
 class TrueFlops:
-    """Multiply-adds of one image's caption, by part. `policy` is what choosing the tokens costs."""
+    """Multiply-adds of captioning one image, by part. `policy` is the cost of choosing the tokens."""
 
     vision: int
     projector: int
@@ -112,15 +112,15 @@ def true_flops(
     select_on_cpu: bool = False,
     **settings: Any,
 ) -> TrueFlops:
-    """Everything one image costs: tower, projector, choosing, prefill with three FFN matrices, decoding.
+    """Multiply-adds of one image: tower, projector, choice of tokens, prefill with three FFN matrices, decoding.
 
     Args:
         num_text: prompt tokens that are not visual: conversation format, BOS and task text.
-        num_visual: tokens that choosing starts from; None is all patches of all crops (any-res models add newline
-            rows and drop padding).
-        num_generated: 1 counts the prefill and the first token alone.
-        crops: square images that the tower sees; 5 for LLaVA-1.6's 2 x 2 grid and overview.
-        select_on_cpu: count the selector's CPU algorithm instead of the accelerator's.
+        num_visual: tokens that the method chooses from; None is all patches of all crops. Any-res models add newline
+            tokens and drop padding, so their number differs.
+        num_generated: generated tokens; 1 counts the prefill alone, which yields the first.
+        crops: square images that the tower reads; 5 for LLaVA-1.6's 2 x 2 grid and overview.
+        select_on_cpu: count the selector's CPU algorithm instead of the GPU's.
 
     Raises:
         ValueError: as `Method.visual_rows`, and on an unknown method.
@@ -128,7 +128,7 @@ def true_flops(
     num_visual = crops * model.vision.num_patches if num_visual is None else num_visual
     shape, method = model.language, get_method(method)
     rows = method.visual_rows(num_visual, shape.layers, **settings)
-    early = method.before_projector  # the projector sees what is left
+    early = method.before_projector  # the projector then reads only the tokens that are kept
     width = model.vision.hidden if early else shape.hidden
     sizes = Sizes(shape=shape, width=width, num_text=num_text, num_visual=num_visual, rows=rows)
     return TrueFlops(
@@ -141,13 +141,15 @@ def true_flops(
 
 
 def selector_flops(method: str | Method, num_tokens: int, width: int, keep: int, *, on_cpu: bool = False) -> int:
-    """A pre-LLM method's own work on one image of N tokens, D wide, keeping k, as this package computes it.
+    """Multiply-adds of choosing `keep` of one image's `num_tokens` tokens before the language model, in this package.
 
-    Every method's file has its formula. That a CPU forms only half of a symmetric Gram matrix is not credited, and the
-    rows of the kernel that it computes ahead of the picks (`otprune.greedy.AHEAD`) and never uses are not charged.
+    Each method's file gives its formula. The count gives no credit for the half of a symmetric Gram matrix that a CPU
+    skips, and does not charge kernel rows that a CPU computes ahead of the picks (`otprune.greedy.AHEAD`) and never
+    uses.
 
     Raises:
-        ValueError: on an unknown method, or one inside the model, whose work depends on the model's shape.
+        ValueError: on an unknown method, or on one inside the model, whose cost depends on the model's
+            shape.
     """
     method = get_method(method)
     if not isinstance(method, BeforeModel):

@@ -1,7 +1,7 @@
-"""Multiply-adds of each part of captioning an image, from shapes and numbers of rows.
+"""Multiply-adds of each part of captioning an image, computed from model shapes and numbers of rows.
 
-Counted: every matrix product, with attention scores over the full square as the pruning papers do (a causal kernel may
-do half). Not counted: norms, activations, softmax, rotary embeddings, comparisons, sums.
+The functions count every matrix product, with attention scores over the full square as the pruning papers do (a causal
+kernel may do half of it). Not counted: norms, activations, softmax, rotary embeddings, comparisons, sums.
 
 For n_a rows in a layer's attention and n_f rows in its FFN, width d, FFN width m and g FFN matrices, a layer is
 
@@ -20,10 +20,16 @@ def prefill_flops(
     ffn_matrices: int = 3,
     head: bool = True,
 ) -> int:
-    """The language model's work on a prompt, up to the logits of the first generated token.
+    """Multiply-adds of the language model on a prompt, up to the logits of the first generated token.
 
-    `num_prompt_tokens` are in every layer: text and kept tokens. For a method that prunes inside the model, give the
-    text alone and its schedule as `visual`.
+    Args:
+        num_prompt_tokens: tokens that every layer reads: text, and the visual tokens kept before the model.
+        visual: the schedule of a method that prunes inside the model; `num_prompt_tokens` then counts text alone.
+        ffn_matrices: matrices of an FFN; 3 in gated FFNs.
+        head: count the product with the vocabulary matrix for the first generated token.
+
+    Raises:
+        ValueError: if `visual` has another number of layers than `shape`, or num_prompt_tokens is negative.
     """
     if visual is not None and len(visual) != shape.layers:
         raise ValueError(f"visual must have one entry for each of {shape.layers} layers, got {len(visual)}")
@@ -40,7 +46,7 @@ def prefill_flops(
 def decode_flops(
     shape: LanguageShape, num_prompt_tokens: int, num_generated: int, *, visual: Schedule | None = None
 ) -> int:
-    """The language model's work on generated tokens 2 .. num_generated (prefill yields the first), with a KV cache."""
+    """Multiply-adds of decoding tokens 2 .. num_generated with a KV cache; prefill yields token 1."""
     total = 0
     for attention_rows, _ in visual or [(0, 0)] * shape.layers:
         for step in range(1, num_generated):
@@ -50,25 +56,25 @@ def decode_flops(
 
 
 def vision_flops(shape: VisionShape, *, crops: int = 1) -> int:
-    """The vision tower on `crops` square images: patch embedding, then layers with two-matrix FFNs."""
+    """Multiply-adds of the vision tower on `crops` square images: patch embedding, then layers with two-matrix FFNs."""
     n, d = shape.num_patches + shape.class_tokens, shape.hidden
     layer = 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * shape.intermediate
     return crops * (shape.num_patches * 3 * shape.patch_size**2 * d + shape.layers * layer)
 
 
 def projector_flops(model: ModelShape, *, crops: int = 1, num_tokens: int | None = None) -> int:
-    """LLaVA's two-layer MLP on the patches of `crops` square images, or on `num_tokens` that are left of them."""
+    """Multiply-adds of LLaVA's two-layer MLP on `num_tokens`; None is every patch of `crops` square images."""
     width = model.language.hidden
     num_tokens = crops * model.vision.num_patches if num_tokens is None else num_tokens
     return num_tokens * (model.vision.hidden + width) * width
 
 
 def selector_prefill(shape: LanguageShape, num_text: int, num_visual: int, retention: float) -> int:
-    """Multiply-adds of the prefill that a selector leaves at `retention`: the budget of every other method."""
+    """Multiply-adds of the prefill after a selector at `retention`: the budget that every other method must match."""
     return prefill_flops(shape, num_text + num_kept(retention, num_visual))
 
 
 def _attention(shape: LanguageShape, num_rows: int, num_keys: int) -> int:
-    """Query, key, value and output projections of `num_rows`, and their scores and sums over `num_keys`."""
+    """Multiply-adds of the four projections of `num_rows` rows, and of their scores and sums over `num_keys` keys."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     return num_rows * shape.hidden * 2 * (queries + keys) + 2 * num_rows * num_keys * queries

@@ -1,17 +1,22 @@
-"""How many visual tokens each layer of the language model works on.
+"""Schedules: how many visual tokens each layer of the language model processes.
 
 A schedule is a list of (rows in attention, rows in FFN), one pair a layer. Selectors and reducers shorten the prompt
-before layer 0, so every pair is the same; methods inside the model start from all tokens. The rows in attention of a
-layer are also what its key-value cache holds afterwards. Each method's record (`otprune.methods`) makes its own.
+before layer 0, so all their pairs are equal; methods inside the model start from all tokens. The key-value cache of a
+layer holds as many rows as its attention. Each method's record (`otprune.methods`) makes its own schedule.
 """
 
 from collections.abc import Mapping
 
 Schedule = list[tuple[int, int]]
+"""One (rows in attention, rows in FFN) a layer."""
 
 
 def num_kept(retention: float, num_tokens: int) -> int:
-    """How many of `num_tokens` a retention in (0, 1] keeps: Python's round, at least 1. 0.098 of 576 is 56."""
+    """The number of tokens that `retention` keeps of `num_tokens`: Python's round, at least 1. 0.098 of 576 is 56.
+
+    Raises:
+        ValueError: if retention is outside (0, 1] or num_tokens below 1.
+    """
     if not 0 < retention <= 1:
         raise ValueError(f"retention must be in (0, 1], got {retention}")
     if num_tokens < 1:
@@ -20,10 +25,10 @@ def num_kept(retention: float, num_tokens: int) -> int:
 
 
 def stage_rows(num_visual: int, num_layers: int, stages: Mapping[int, int]) -> Schedule:
-    """`stages` is {layer: visual tokens from this layer on}; all of them before the first.
+    """The schedule of `stages`: {layer: visual tokens from this layer on}. Earlier layers process all visual tokens.
 
     Raises:
-        ValueError: on a layer outside [0, num_layers], or more tokens than the stage before left.
+        ValueError: on a layer outside [0, num_layers], or a stage with more tokens than the previous one.
     """
     rows, left = [], num_visual
     for layer, kept in sorted(stages.items()):
@@ -37,10 +42,12 @@ def stage_rows(num_visual: int, num_layers: int, stages: Mapping[int, int]) -> S
 
 
 def recipe_rows(num_visual: int, num_layers: int, recipe: Mapping[int, int], *, before_ffn: bool = False) -> Schedule:
-    """`recipe` is {layer: visual tokens that it deletes}: after the layer, or `before_ffn` after its attention.
+    """The schedule of `recipe`: {layer: visual tokens that it deletes}.
+
+    The tokens leave after the whole layer, or with `before_ffn` between its attention and its FFN.
 
     Raises:
-        ValueError: on a layer outside [0, num_layers), or more deletions than tokens.
+        ValueError: on a layer outside [0, num_layers), a negative number, or more deletions than tokens.
     """
     outside = [layer for layer in recipe if not 0 <= layer < num_layers]
     if outside or any(deleted < 0 for deleted in recipe.values()) or sum(recipe.values()) > num_visual:

@@ -1,4 +1,4 @@
-"""The front door: which k of an image's N visual tokens to keep.
+"""The library's entry point: `select_tokens` chooses which k of an image's N visual tokens to keep.
 
 Shape suffixes: B images, N visual tokens, D feature width.
 """
@@ -30,29 +30,33 @@ def select_tokens(
     seed: int | Tensor = 0,
     **settings: Any,
 ) -> Tensor:
-    """Indices int64 [B, k], ascending and on the same device, of the tokens to keep; each image by itself.
+    """The indices of the tokens to keep, int64 [B, k], ascending, on the features' device.
+
+    The choice of one image does not depend on the others in the batch.
 
     Args:
-        features: projected visual tokens [B, N, D], any floating type. Computed in float32, float64 for float64.
-        k: how many to keep, in [1, N]; `num_kept` turns a retention into it.
-        method: one of METHODS, a record of your own (`otprune.methods.Selector`), or a callable
+        features: projected visual tokens [B, N, D], any floating type. The choice is computed in float32, or in
+            float64 for float64.
+        k: number of tokens to keep, in [1, N]; `num_kept` computes it from a retention.
+        method: one of METHODS, your own record (`otprune.methods.Selector`), or a callable
             (features, k) -> int64 [B, k] of distinct indices in any order.
         gamma: scale inside the log-det, positive; None is the method's own default. otprune and otprune_centered: 0.01
             on the released and paper scales, 0.5 on the trace scale. logdet_linear and logdet_linear_centered: 1.0,
-            always on the trace scale. Other methods have none and are not told it.
-        gamma_scale: released | paper | trace: what gamma means to the two otprune methods (kernel.py).
+            always on the trace scale. Other methods ignore it.
+        gamma_scale: released | paper | trace: the meaning of gamma in the two otprune methods
+            (`otprune.kernel.squared_kernel_ridge`).
         seed: for method "random": an int (one subset for all images) or int64 [B] (one per image).
-        settings: the method's own.
+        settings: the method's own settings.
 
     Raises:
         ValueError: features not 3-D, not floating, or holding NaN or inf; k outside [1, N]; an unknown method or
             gamma_scale; gamma not positive and finite; a seed of another shape; a setting that the method does not
-            take, or out of its bounds; an answer out of contract of a callable or of a record of your own.
+            take, or out of its bounds; an answer of a callable or of your own record that breaks its contract.
     """
     if isinstance(seed, Tensor) and (seed.dtype != torch.int64 or seed.shape != features.shape[:1]):
         raise ValueError(f"seed must be an int or int64 [{features.shape[0]}], got {seed.dtype} {list(seed.shape)}")
     if isinstance(method, str):
-        method, trusted = _named(method), True
+        method, trusted = _selector_named(method), True
     else:
         trusted = False
     if not isinstance(method, Selector):
@@ -64,7 +68,7 @@ def select_tokens(
     return choose_tokens(choose, features, k, trusted=trusted)
 
 
-def _named(name: str) -> Selector:
+def _selector_named(name: str) -> Selector:
     method = ALL_METHODS.get(name)
     if not isinstance(method, Selector):
         raise ValueError(f"method must be a callable or one of {', '.join(METHODS)}, got {name!r}")

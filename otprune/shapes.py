@@ -1,7 +1,7 @@
-"""Sizes of the models whose work `otprune.flops` counts: plain numbers, no weights.
+"""Sizes of the models whose multiply-adds `otprune.flops` counts: plain numbers, no weights.
 
-A shape is read from a Hugging Face config's numbers (`from_config` takes any object with those attributes, so this
-module needs no transformers) or named in `MODELS`, which holds the four models of the published tables.
+`from_config` reads a shape from any object with the attributes of a Hugging Face config, so this module needs no
+transformers. `MODELS` holds the shapes of the four models of the published tables.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageShape:
-    """A decoder-only language model with gated FFNs (LLaMA, Qwen, Mistral)."""
+    """The sizes of a decoder-only language model with gated FFNs (LLaMA, Qwen, Mistral)."""
 
     hidden: int
     intermediate: int
@@ -22,9 +22,9 @@ class LanguageShape:
 
     @classmethod
     def from_config(cls, config: Any) -> "LanguageShape":
-        """From a text config (`hidden_size`, `intermediate_size`, `num_hidden_layers`, ...).
+        """The shape in a text config (`hidden_size`, `intermediate_size`, `num_hidden_layers`, ...).
 
-        `num_key_value_heads` and `head_dim` default to multi-head attention of full width where a config lacks them.
+        A config without `num_key_value_heads` or `head_dim` means multi-head attention of full width.
         """
         heads = config.num_attention_heads
         return cls(
@@ -40,7 +40,7 @@ class LanguageShape:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionShape:
-    """A plain ViT with two-matrix FFNs (CLIP, SigLIP); `layers` counts the layers that are run."""
+    """The sizes of a plain ViT with two-matrix FFNs (CLIP, SigLIP); `layers` counts the layers that run."""
 
     hidden: int
     intermediate: int
@@ -51,8 +51,10 @@ class VisionShape:
 
     @classmethod
     def from_config(cls, config: Any, *, layers: int | None = None, class_tokens: int = 1) -> "VisionShape":
-        """From a vision config. LLaVA reads hidden state -2, so an encoder that stops there runs one layer fewer:
-        pass `layers` if it does; the default is every layer of the config."""
+        """The shape in a vision config; `layers` None counts every layer of the config.
+
+        LLaVA reads hidden state -2. For an encoder that stops there, pass the smaller number of layers.
+        """
         return cls(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
@@ -69,14 +71,14 @@ class VisionShape:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """A LLaVA: a vision tower, a two-layer MLP projector (vision -> hidden -> hidden), a language model."""
+    """The sizes of a LLaVA: vision tower, two-layer MLP projector (vision -> hidden -> hidden), language model."""
 
     vision: VisionShape
     language: LanguageShape
 
 
 def _llava(hidden: int, intermediate: int, layers: int) -> ModelShape:
-    # Vicuna's heads are 128 wide; 32,064 is the padded vocabulary of the checkpoints that transformers loads.
+    # Vicuna's heads are 128 wide. 32,064 is the padded vocabulary of the checkpoints in transformers' format.
     heads = hidden // 128
     language = LanguageShape(
         hidden=hidden,

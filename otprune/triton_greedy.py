@@ -1,14 +1,16 @@
-"""Fused selection on CUDA: column scales, symmetric Gram matrices and the whole greedy, four launches for a batch.
+"""Triton kernels for selection on CUDA: column scales, symmetric Gram matrices and the whole greedy.
 
-Needs Triton, which CUDA builds of PyTorch bring. kernel.py and greedy.py call it where it applies; their PyTorch code
-is the fallback and the oracle (tests/test_triton.py, under Triton's interpreter where there is no GPU).
+A batch takes four launches. The module needs Triton, which CUDA builds of PyTorch include. kernel.py and greedy.py call
+the module where `kernel.fused` allows it. Their PyTorch code is the fallback and the oracle of
+tests/otprune/test_triton.py, which uses Triton's interpreter on a machine without a GPU.
 
-How: the columns' means and scales are applied to the tokens as they are loaded, so that no normalised copy is written.
-A Gram matrix is one triangle, mirrored, on tensor cores with float32 sums. The greedy is one program an image: the
-conditional variances stay in registers, and a pick reads one row of the kernel and the Cholesky columns so far from L2.
+- The Gram kernel centres and scales the tokens as it loads them, so that no normalised copy is written. It computes one
+  triangle on tensor cores with float32 sums, and writes each block and its mirror image.
+- The greedy runs one program an image. The conditional variances stay in registers; a pick reads one row of the kernel
+  matrix and the earlier Cholesky columns, which the L2 cache holds.
 
-How exact the products must be for a log det of at least 0.9999 of a float64 greedy's: benchmarks/gram_precision.py
-rounds the operands of both products, on a CPU, in 204 cases.
+The log det must reach 0.9999 of that of a float64 greedy. benchmarks/gram_precision.py measures the precision that this
+takes: it rounds the operands of both products on a CPU in 204 cases.
 
     tokens, kernel                   below 0.9999   worst       sets changed
     float32, float32                        0       0.999918         5
@@ -18,10 +20,11 @@ rounds the operands of both products, on a CPU, in 204 cases.
     bfloat16, bfloat16                     15       0.999343        87
     bfloat16 in and out                   102       0.892620       162
 
-So the tokens need TF32, rounded to nearest (done here: tensor cores truncate). The kernel, a small product, is taken in
-three passes (TF32 here, bfloat16 in the table) because its rounding changes more picks than that of the tokens.
+The tokens therefore need TF32 rounded to nearest; tensor cores truncate, so `_to_tf32` rounds first. The product of the
+factor is small but its rounding changes more picks than that of the tokens, so it takes three passes (TF32 here,
+bfloat16 in the table).
 
-Speed has not been measured: this file was written and tested without a GPU. It compiles for sm_80 and sm_90.
+The speed has not been measured: this file was written and tested without a GPU. It compiles for sm_80 and sm_90.
 
 Shape suffixes: B images, N visual tokens, D feature width, R columns of a factor, K kept tokens.
 """
@@ -35,7 +38,7 @@ from torch import Tensor
 
 
 def token_gram(features_BND: Tensor, *, centered: bool) -> Tensor:
-    """`kernel.token_gram`: float32 [B, N, N] from tokens of float16, bfloat16 or float32."""
+    """As `kernel.token_gram`: float32 [B, N, N] from tokens [B, N, D] of float16, bfloat16 or float32."""
     if features_BND.stride(-1) != 1:
         features_BND = features_BND.contiguous()
     B, N, D = features_BND.shape
@@ -51,18 +54,19 @@ def token_gram(features_BND: Tensor, *, centered: bool) -> Tensor:
 
 
 def gram(rows_BNR: Tensor) -> Tensor:
-    """`kernel.gram`: float32 [B, N, N] from float32 rows."""
+    """As `kernel.gram`: float32 [B, N, N] from float32 rows [B, N, R]."""
     return _gram(rows_BNR.contiguous(), None, None)
 
 
 def greedy_from_kernel(excess_BNN: Tensor, ridge_B: Tensor, k: int) -> Tensor:
-    """`greedy.greedy_from_kernel` in one launch: int64 [B, k] in the order picked, ties to the lowest index."""
+    """As `greedy.greedy_from_kernel`, in one launch: int64 [B, k] in the order picked, ties to the lowest index."""
     excess_BNN = excess_BNN.contiguous()
     B, N, _ = excess_BNN.shape
     chol_BKN = torch.empty(B, k, N, dtype=torch.float32, device=excess_BNN.device)
     picks_BK = torch.empty(B, k, dtype=torch.int64, device=excess_BNN.device)
     noise = 8 * torch.finfo(torch.float32).eps
     width = max(32, triton.next_power_of_2(N))
+    # A program loads the Cholesky columns in tiles [BLOCK_K, width] of at most 2^14 numbers.
     block_k, num_warps = max(4, min(16, 2**14 // width)), max(4, min(16, width // 128))
     with torch.cuda.device_of(excess_BNN):
         _greedy[(B,)](
@@ -75,7 +79,7 @@ def _gram(rows_BNR: Tensor, mean_BR: Tensor | None, scale_BR: Tensor | None) -> 
     B, N, R = rows_BNR.shape
     gram_BNN = torch.empty(B, N, N, dtype=torch.float32, device=rows_BNR.device)
     num_blocks = triton.cdiv(N, 128)
-    grid = (num_blocks * (num_blocks + 1) // 2, B)
+    grid = (num_blocks * (num_blocks + 1) // 2, B)  # the blocks of one triangle, diagonal included
     scaled = scale_BR is not None
     strides = rows_BNR.stride()[:2]
     with torch.cuda.device_of(rows_BNR):
@@ -141,7 +145,7 @@ def _symmetric_gram(
     BLOCK_R: tl.constexpr,
 ):
     image = tl.program_id(1).to(tl.int64)
-    block = tl.program_id(0)  # of the lower triangle, row by row: 0 | 1 2 | 3 4 5 | ...
+    block = tl.program_id(0)  # blocks of the lower triangle are numbered row by row: 0 | 1 2 | 3 4 5 | ...
     block_i = _triangle_row(((tl.sqrt(8.0 * block + 1.0) - 1.0) / 2.0).to(tl.int32), block)
     i_N = block_i * BLOCK_N + tl.arange(0, BLOCK_N)
     j_N = (block - block_i * (block_i + 1) // 2) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -171,14 +175,15 @@ def _symmetric_gram(
 
 @triton.jit
 def _triangle_row(guess, block):
-    """The row of a triangle's `block`, from a guess that is off by one at most: a GPU's square root is approximate."""
+    """The row of `block` in a triangle. `guess` may be off by one, because a GPU's square root is approximate."""
     row = guess - (guess * (guess + 1) // 2 > block)
     return row + ((row + 1) * (row + 2) // 2 <= block)
 
 
 @triton.jit
 def _to_tf32(values):
-    """The nearest number with 10 bits of mantissa, ties to even."""
+    """The nearest numbers with 10 bits of mantissa, ties to even."""
+    # Integer arithmetic on the bits: the sum rounds by carrying into the 10 bits, and the mask clears the other 13.
     raw = values.to(tl.int32, bitcast=True)
     raw = (raw + 0xFFF + ((raw >> 13) & 1)) & -0x2000
     return raw.to(tl.float32, bitcast=True)
@@ -209,14 +214,14 @@ def _greedy(
         tl.store(picks + image * K + step, pick.to(tl.int64))
         column_N = tl.load(excesses + pick * N + token_N, mask=inside_N, other=0.0)
         for start in range(0, step, BLOCK_K):
-            seen_K = start + tl.arange(0, BLOCK_K)
-            inside_KN = (seen_K < step)[:, None] & inside_N[None, :]
-            weight_K = tl.load(chols + seen_K * N + pick, mask=seen_K < step, other=0.0)
-            chol_KN = tl.load(chols + seen_K[:, None] * N + token_N[None, :], mask=inside_KN, other=0.0)
+            earlier_K = start + tl.arange(0, BLOCK_K)
+            inside_KN = (earlier_K < step)[:, None] & inside_N[None, :]
+            weight_K = tl.load(chols + earlier_K * N + pick, mask=earlier_K < step, other=0.0)
+            chol_KN = tl.load(chols + earlier_K[:, None] * N + token_N[None, :], mask=inside_KN, other=0.0)
             column_N -= tl.sum(weight_K[:, None] * chol_KN, axis=0)
         variance = ridge + excess
         floor = noise * (ridge + tl.load(excesses + pick * (N + 1)))
         column_N *= tl.where(variance > floor, 1 / tl.sqrt(tl.where(variance > floor, variance, 1.0)), 0.0)
         tl.store(chols + step * N + token_N, column_N, mask=inside_N)
         excess_N = tl.where(token_N == pick, -float("inf"), excess_N - column_N * column_N)
-        tl.debug_barrier()  # the next pick reads this column across threads
+        tl.debug_barrier()  # the next step reads this column in other threads than those that stored it

@@ -1,17 +1,18 @@
 """One executor for every method that deletes image tokens inside the language model.
 
-A policy (`policy.py`) says "after layer l keep the set I". Prefill is a loop over the model's own decoder layers under
-fused attention; after an event the batch is gathered and left-padded anew, so that later layers work on, and cache,
-what is left. Kept rows carry their positions in the whole prompt, and decoding goes on behind the whole prompt, as
-FastV, VTW and FitPrune publish it. Every layer's cache has its own length, and its own mask where the batch is ragged.
+A policy (`policy.py`) decides "after layer l keep the set I". Prefill is a loop over the model's own decoder layers
+with fused attention. After an event the executor gathers the kept rows and left-pads the batch again, so that later
+layers process and cache only the kept rows. Kept rows keep their positions in the whole prompt, and generated tokens
+take the positions behind the whole prompt, as FastV, VTW and FitPrune publish it. The cache of every layer has its own
+length, and its own mask if the batch is ragged.
 
-Deleting a row after layer l is the same, for every row that stays, as hiding it from the attention of layers l+1 on.
+For every kept row, deleting other rows after layer l equals hiding them from the attention of layers l+1 and later.
 
 Departures:
-- The released implementations run one image, with the image's place hard-coded, on one model class of an old
-  transformers; this runs batches of any prompts on LLaMA, Mistral (without a window), Qwen2 and Qwen3.
+- The released implementations run one image at a hard-coded place, on one model class of an old transformers; this
+  executor runs batches of any prompts on LLaMA, Mistral (without a window), Qwen2 and Qwen3.
   test_a_left_padded_batch_equals_its_prompts_alone
-- Scores are ranked in float32; released code ranks the model's half precision.
+- Scores are ranked in float32; the released code ranks them in the model's half precision.
 
 Shape suffixes: B prompts, L rows of the longest prompt, D model width, V vocabulary.
 """
@@ -35,12 +36,15 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclass(frozen=True, kw_only=True)
 class Prefill:
-    """A prompt batch after the last layer: next-token logits [B, V], caches, the layout that each layer worked on."""
+    """The result of reading a batch of prompts."""
 
     logits: Tensor
+    """Next-token logits [B, V]."""
     cache: LayerCache
     layouts: list[Layout]
+    """The rows that each layer processed."""
     num_prompt_tokens: list[int]
+    """Rows of each whole prompt, before any deletion."""
 
 
 @torch.inference_mode()
@@ -54,20 +58,21 @@ def generate_layerwise(
     end_tokens: Collection[int] = (),
     choose: Callable[[Tensor, int], Tensor] | None = None,
 ) -> list[list[int]]:
-    """Answers to prompts whose image tokens `policy` thins out while they are read.
+    """Generates answers to prompts; `policy` deletes image tokens inside the model during prefill.
 
     Args:
-        model: a causal language model of transformers, one of MODEL_TYPES, in eval mode under "sdpa" attention.
-        embeds: input rows [L_i, D] of each prompt, text and image in their order, in the model's dtype.
+        model: a causal language model of transformers, of one of MODEL_TYPES, in eval mode with "sdpa" attention.
+        embeds: input rows [L_i, D] of each prompt, text and image in order, in the model's dtype.
         image_spans: (first, behind last) row of each prompt's image.
-        end_tokens: ids that end an answer; none lets every answer run to its full length.
-        choose: (logits [B, V], step from 0 on) -> the next token ids int64 [B]; None takes the likeliest.
+        max_new_tokens: the largest number of tokens of an answer, at least 1.
+        end_tokens: ids that end an answer; without any, every answer has max_new_tokens tokens.
+        choose: (logits [B, V], step from 0 on) -> the next token ids int64 [B]; None takes the likeliest token.
 
     Returns:
-        New token ids of each prompt, up to and with its end token.
+        The new token ids of each prompt, up to and including its end token.
 
     Raises:
-        ValueError: as `pad_prompts` and the policy; max_new_tokens below 1; a model that cannot be driven.
+        ValueError: as `pad_prompts` and the policy; max_new_tokens below 1; a model that the executor does not support.
         FloatingPointError: if logits are not finite.
     """
     if max_new_tokens < 1:
@@ -80,6 +85,7 @@ def generate_layerwise(
     new = [marked(token_B, state.logits)]
     open_B, every = (new[0] >= 0) & ~torch.isin(token_B, ends), check_every(token_B.device)
     for step in range(1, max_new_tokens):
+        # Asking whether all answers are finished waits for the device, so the loop asks only once in some steps.
         if len(ends) and step % every == 0 and not open_B.any():
             break
         logits = _decode_step(model, state, token_B, position_B1 + step - 1)
@@ -93,9 +99,9 @@ def generate_layerwise(
 def prefill_logits(
     model: Any, embeds: list[Tensor], image_spans: list[tuple[int, int]], policy: Policy | None = None
 ) -> Tensor:
-    """Next-token logits [B, V] in the model's dtype, with image tokens deleted by `policy` (None: none).
+    """Next-token logits [B, V] in the model's dtype after a prefill under `policy`; None deletes nothing.
 
-    Arguments and errors as `generate_layerwise`.
+    Arguments and errors are those of `generate_layerwise`.
     """
     return prefill(model, embeds, image_spans, policy or KeepAll()).logits
 
@@ -104,7 +110,7 @@ def prefill_logits(
 def prefill(
     model: Any, embeds: list[Tensor], image_spans: list[tuple[int, int]], policy: Policy, *, room: int = 0
 ) -> Prefill:
-    """Reads the prompts; `room` is how many tokens may be decoded afterwards."""
+    """Runs all layers on the prompts; `room` is the number of cache rows to allocate for decoding."""
     _check_model(model)
     hidden_BLD, layout = pad_prompts(embeds, image_spans)
     cache = LayerCache(len(model.model.layers), room=room)
@@ -120,12 +126,15 @@ def prefill(
 def run_layers(
     model: Any, hidden_BLD: Tensor, layout: Layout, policy: Policy, cache: LayerCache, *, first: int = 0
 ) -> tuple[Tensor, list[Layout]]:
-    """Layers `first` .. last on rows that enter layer `first`, and the layout that each of them worked on."""
+    """Runs layers `first` .. last on the rows [B, L, D] that enter layer `first`.
+
+    Returns the rows that leave the last layer, and the layout of each layer that ran.
+    """
     layers, rotate = model.model.layers, model.model.rotary_emb
     events = _checked_events(policy, len(layers))
     layouts: list[Layout] = []
     rotary, mask = rotate(hidden_BLD, position_ids=layout.position), layout.causal_mask()
-    for index in range(first or -1, len(layers)):
+    for index in range(first or -1, len(layers)):  # index -1 runs no layer, only the event before layer 0
         entering_BLD = hidden_BLD
         if index >= 0:
             layouts.append(layout)
@@ -141,36 +150,39 @@ def run_layers(
             continue
         match events[index]:
             case "none":
-                seen = None
+                attention = None
             case "last_row":
-                seen = last_row(layers[index], entering_BLD, rotary, layout, cache.keys(index))
+                attention = last_row(layers[index], entering_BLD, rotary, layout, cache.keys(index))
             case "next_row":
-                seen = last_row(layers[index + 1], hidden_BLD, rotary, layout, None)
+                attention = last_row(layers[index + 1], hidden_BLD, rotary, layout, None)
             case "headmax":
-                seen = headmax(layers[index], entering_BLD, rotary, layout, cache.keys(index))
-        state = State(layer=index, hidden=hidden_BLD, layout=layout, attention=seen)
+                attention = headmax(layers[index], entering_BLD, rotary, layout, cache.keys(index))
+        state = State(layer=index, hidden=hidden_BLD, layout=layout, attention=attention)
         hidden_BLD, kept = keep_rows(hidden_BLD, layout, policy.choose(state))
-        if kept is not layout:
+        if kept is not layout:  # `keep_rows` returns the same object if it deletes nothing
             layout = kept
             rotary, mask = rotate(hidden_BLD, position_ids=layout.position), layout.causal_mask()
     return hidden_BLD, layouts
 
 
 def last_logits(model: Any, hidden_BLD: Tensor) -> Tensor:
-    """[B, V] of the last row of each prompt."""
+    """Next-token logits [B, V], from the last row of each prompt."""
     return model.lm_head(model.model.norm(hidden_BLD[:, -1]))
 
 
 def _decode_step(model: Any, state: Prefill, token_B: Tensor, position_B1: Tensor) -> Tensor:
-    """Logits [B, V] behind a new token, which stands at `position_B1` of prompt and answer together."""
+    """Runs all layers on one new token of each prompt and returns the logits [B, V] behind it.
+
+    `position_B1` is the token's position in the whole prompt and answer.
+    """
     hidden_B1D = model.get_input_embeddings()(token_B[:, None])
     rotary = model.model.rotary_emb(hidden_B1D, position_ids=position_B1)
     masks: dict[int, Tensor | None] = {}
     for index, (layer, layout) in enumerate(zip(model.model.layers, state.layouts, strict=True)):
-        if id(layout) not in masks:  # layers between two events share theirs
+        if id(layout) not in masks:  # layers between two events share layout and mask
             num_new = state.cache.lengths[index] - layout.valid.shape[1] + 1
-            seen_BL = F.pad(layout.valid, (0, num_new), value=True)
-            masks[id(layout)] = seen_BL[:, None, None] if layout.is_padded else None
+            visible_BL = F.pad(layout.valid, (0, num_new), value=True)
+            masks[id(layout)] = visible_BL[:, None, None] if layout.is_padded else None
         hidden_B1D = layer(
             hidden_B1D,
             attention_mask=masks[id(layout)],
@@ -183,7 +195,10 @@ def _decode_step(model: Any, state: Prefill, token_B: Tensor, position_B1: Tenso
 
 
 def _checked_events(policy: Policy, num_layers: int) -> Mapping[int, Need]:
-    """A policy's events, in range: -1 has no layer behind it to look at, and the last layer none before it."""
+    """The policy's events, after checking that the attention they need exists.
+
+    Before layer 0 no layer has run, and after the last layer none comes next.
+    """
     events = policy.events(num_layers)
     for layer, need in events.items():
         possible = {-1: ("none", "next_row"), num_layers - 1: ("none", "last_row", "headmax")}

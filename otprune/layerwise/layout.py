@@ -1,4 +1,4 @@
-"""Where the rows of a ragged, left-padded batch come from, and what is left of them after a deletion.
+"""The layout of a ragged, left-padded batch: which rows are text, image or padding, before and after a deletion.
 
 Shape suffixes: B prompts, L rows of the longest prompt, D model width.
 """
@@ -12,33 +12,33 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One batch between two deletions. Padding stands at the left, so the last column is every prompt's last token."""
+    """The rows of a batch between two deletions. Padding is on the left: the last column holds the last tokens."""
 
     position: Tensor
-    """int64 [B, L], place in the whole prompt: a deletion leaves gaps. 0 for padding."""
+    """int64 [B, L]: the row's position in the whole prompt, so that a deletion leaves gaps; 0 for padding."""
     valid: Tensor
-    """bool [B, L], False for padding."""
+    """bool [B, L]: False for padding."""
     image: Tensor
-    """bool [B, L], image rows."""
+    """bool [B, L]: True for image rows."""
     lengths: list[int]
-    """Rows of each prompt, on the host."""
+    """Rows of each prompt, held on the host so that reading them waits for no device."""
     num_image: list[int]
-    """Image rows of each prompt, on the host."""
+    """Image rows of each prompt, on the host too."""
 
     @property
     def is_padded(self) -> bool:
         return min(self.lengths) < max(self.lengths)
 
     def causal_mask(self) -> Tensor | None:
-        """bool [B, 1, L, L], True where a row may look; None where plain causal attention is right."""
+        """bool [B, 1, L, L], True where row i may attend to row j; None if plain causal attention is right."""
         return causal_mask(self.valid) if self.is_padded else None
 
 
 def causal_mask(valid_BL: Tensor) -> Tensor:
-    """bool [B, 1, L, L], True where a row may look, from `valid_BL`, which is False for padding.
+    """bool [B, 1, L, L], True where row i may attend to row j, from `valid_BL`, which is False for padding.
 
-    A padding row looks at itself: a softmax over nothing is NaN in some of SDPA's CUDA kernels, and so is what other
-    rows then make of it, with a weight of 0.
+    A padding row may attend to itself. With nothing to attend to, its softmax would be NaN in some of SDPA's CUDA
+    kernels, and the NaN would spread to other rows although their weight for the padding row is 0.
     """
     place_L = torch.arange(valid_BL.shape[1], device=valid_BL.device)
     causal_LL, itself_LL = place_L[:, None] >= place_L, place_L[:, None] == place_L
@@ -46,11 +46,11 @@ def causal_mask(valid_BL: Tensor) -> Tensor:
 
 
 def pad_prompts(embeds: list[Tensor], image_spans: list[tuple[int, int]]) -> tuple[Tensor, Layout]:
-    """Rows [L_i, D] of each prompt, left-padded to [B, L, D], and their layout. Spans are half-open.
+    """The rows [L_i, D] of each prompt, left-padded to [B, L, D], and their layout. Image spans are half-open.
 
     Raises:
-        ValueError: on no prompts, unequal lists, rows that are not 2-D, or a prompt that is not text around exactly
-            one image: the span must hold a token and leave text behind it.
+        ValueError: without prompts, on lists of unequal lengths or rows that are not 2-D, or if a prompt is not text
+            around exactly one image: the span must hold a row, and text must follow it.
     """
     if not embeds or len(embeds) != len(image_spans):
         raise ValueError(f"embeds and image_spans must be equally many, got {len(embeds)} and {len(image_spans)}")
@@ -79,15 +79,16 @@ def pad_prompts(embeds: list[Tensor], image_spans: list[tuple[int, int]]) -> tup
 
 
 def keep_rows(hidden_BLD: Tensor, layout: Layout, keep_BL: Tensor) -> tuple[Tensor, Layout]:
-    """The batch with the image rows outside `keep_BL` gone, padded anew. Text always stays; order does too.
+    """Deletes the image rows outside `keep_BL` (bool [B, L]) and pads the batch again.
 
-    One host synchronisation, for the new length.
+    Text rows always stay, and the order of rows too. If nothing is deleted, the arguments are returned unchanged. The
+    new lengths cost one host synchronisation.
     """
     keep_BL = torch.where(layout.image, keep_BL, layout.valid)
     lengths, num_image = torch.stack([keep_BL.sum(dim=1), (keep_BL & layout.image).sum(dim=1)]).tolist()
     if num_image == layout.num_image:
         return hidden_BLD, layout
-    # False before True and otherwise in order: what goes moves to the left, where padding is
+    # A stable sort puts False before True: deleted rows move left, into the padding, and kept rows stay in order.
     order_BL = keep_BL.to(torch.int8).argsort(dim=1, stable=True)[:, -max(lengths) :]
     valid_BL = keep_BL.gather(1, order_BL)
     kept = Layout(

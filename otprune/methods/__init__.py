@@ -1,6 +1,6 @@
-"""Every pruning method of the comparison, one record each: `base.py` says what a record holds.
+"""The pruning methods of the comparison, one record each; `base.py` defines the records.
 
-A new method is one file with its record, and here its import and its place in METHODS.
+To add a method, write one file with its record, then import the record here and list it in METHODS.
 """
 
 from otprune.methods.base import BeforeModel, InModel, Method, Reducer, Sample, Selector
@@ -34,24 +34,24 @@ __all__ = [
 ]
 
 UNPRUNED = NONE.name
-"""Every token kept: what any method is held against."""
+"""The method that keeps every token: the reference of every comparison."""
 
 BASELINES = (RANDOM.name, UNIFORM.name)
-"""What a method has to beat at equal budgets."""
+"""The methods that any other must beat at equal budgets."""
 
 
 def collect(*methods: Method) -> dict[str, Method]:
     """Name -> method, in the order given.
 
     Raises:
-        ValueError: if two have one name.
+        ValueError: if two methods have the same name.
     """
-    found: dict[str, Method] = {}
+    collected: dict[str, Method] = {}
     for method in methods:
-        if method.name in found:
+        if method.name in collected:
             raise ValueError(f"methods must have different names, got {method.name!r} twice")
-        found[method.name] = method
-    return found
+        collected[method.name] = method
+    return collected
 
 
 METHODS = collect(
@@ -78,7 +78,7 @@ METHODS = collect(
 
 
 def get_method(method: str | Method) -> Method:
-    """The record of a name in METHODS; a record is its own.
+    """The record that METHODS holds under a name; a record is returned as it is.
 
     Raises:
         ValueError: for a name that is not in METHODS.

@@ -1,13 +1,13 @@
-"""What a pruning method is to the rest of the program: one record, in the method's own file.
+"""The record of a pruning method: all that the rest of the program knows about the method.
 
-Three kinds:
+Each method's file defines one record, of one of three kinds:
     Selector   keeps k of N tokens before the language model, by their features alone
-    Reducer    leaves fewer tokens before the language model by any other rule, among them none at all
-    InModel    deletes tokens while the language model reads its prompt: the decoder must be run layer by layer
+    Reducer    reduces the tokens before the language model by any other rule; keeping every token is one such rule
+    InModel    deletes tokens while the language model reads its prompt; the decoder must run layer by layer
 
-Whoever asks for a method asks its record: which settings it takes, what it needs of the encoder, what it does to a
-picture, what its own work costs, which rows each layer sees, and which of its budgets costs as much as another method.
-Methods that are told nothing but a budget take `retention`; a method's own settings override what follows from it.
+A record says which settings the method takes, what the method needs from the encoder, how it reduces a picture, what
+its choice costs, how many rows each layer processes, and which of its budgets costs as much as another method. Every
+method can derive its budget from `retention`; the method's own settings override the derived values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,35 +25,36 @@ from otprune.schedules import Schedule, num_kept, stage_rows
 from otprune.shapes import LanguageShape
 
 Shared = Literal["gamma", "gamma_scale", "seed"]
-"""Settings that several methods have under one key each: `prune.gamma` and so on, not `prune.settings.gamma`."""
+"""Settings that several methods share: their keys are `prune.gamma` and so on, not `prune.settings.gamma`."""
 
 TokenCost = Callable[[int, int, int, bool], int]
-"""(N tokens, their width D, k kept, on a CPU) -> multiply-adds of choosing, of one image."""
+"""(N tokens, width D, k kept tokens, whether on a CPU) -> multiply-adds of choosing the tokens of one image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """One image in its prompt: the language model, the tokens that a method chooses from, and the rows that it leaves.
-
-    `width` is that of the tokens that are chosen from.
-    """
+    """The numbers that decide what the choice of tokens costs for one image in its prompt."""
 
     shape: LanguageShape
     width: int
+    """Of the tokens that the method chooses from."""
     num_text: int
     num_visual: int
+    """Tokens that the method chooses from."""
     rows: Schedule
+    """Visual tokens that the method leaves in each layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counting:
-    """How a method before the language model says its number of tokens to `Method.visual_rows`."""
+    """How the settings of `Method.visual_rows` give a method before the language model its number of tokens."""
 
     names: tuple[str, ...]
+    """The settings that give the number."""
     num_tokens: Callable[..., int]
-    """(N, **settings of these names) -> tokens from layer 0 on."""
+    """(N visual tokens, **settings of these names) -> tokens from layer 0 on."""
     of_means: Callable[[float, float], dict[str, Any]]
-    """(mean kept tokens, mean visual tokens) of a finished run -> settings of these names."""
+    """(mean kept tokens, mean visual tokens) of a finished run -> settings of these names with the same cost."""
 
 
 BY_RETENTION = Counting(
@@ -66,37 +67,38 @@ BY_TOKENS = Counting(
     num_tokens=lambda num_visual, tokens: tokens,
     of_means=lambda kept, visual: {"tokens": min(round(kept), round(visual))},
 )
-"""For a method whose number of tokens is its own: given as it is, or as a mean over images."""
+"""For a method that does not derive its number of tokens from retention: `tokens` is the number, or its mean."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Method:
-    """What every kind of method answers."""
+    """What the records of every kind of method hold."""
 
     name: str
     settings: Mapping[str, Setting] = field(default_factory=dict)
-    """Its own: `prune.settings.<name>`."""
+    """The method's own settings; their keys are `prune.settings.<name>`."""
     shared: frozenset[Shared] = frozenset()
     requires: frozenset[Requirement] = frozenset()
+    """What the encoder must compute beside the features."""
     match: Callable[..., dict[str, Any]] | None = None
-    """(Search, **settings) -> settings with what is None among them filled in by the search; None: no budget to search.
-    It may take keywords beside its settings that narrow the search."""
+    """(Search, **settings) -> the settings, where the search has filled in those that are None. The function may take
+    further keywords that narrow the search. None: the method has no budget to search."""
 
     inside_model: ClassVar[bool] = False
     keeps_all: bool = False
     """Whether every token goes to the language model, whatever `retention` says."""
     keeps_grid: bool = False
-    """Whether what is left of a square picture is a square again, which LLaVA-1.6 can lay out with its neighbours."""
+    """Whether the method reduces a square crop to a square, which LLaVA-1.6 can lay out beside its neighbours."""
     before_projector: bool = False
-    """Whether it works on what the projector reads; what is left is projected afterwards."""
+    """Whether the method works on the projector's input; only the tokens that it leaves are projected."""
 
     @property
     def per_prompt(self) -> bool:
-        """Whether what is left of a picture depends on the prompt."""
+        """Whether the tokens kept of a picture depend on the prompt."""
         return "relevance" in self.requires
 
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Every setting, as given or by default, in its type.
+        """Every setting, given or default, after checking types and bounds.
 
         Raises:
             ValueError: an unknown setting, a wrong type, or a value out of bounds.
@@ -104,11 +106,16 @@ class Method:
         return check_settings(self.name, self.settings, given)
 
     def build(self, settings: Mapping[str, Any], shared: Mapping[Shared, Any]) -> Reduction:
-        """The method, as it acts before the language model, with its checked settings; `shared` has all shared ones."""
+        """The method's reduction before the language model.
+
+        Args:
+            settings: the method's own settings, from `check`.
+            shared: all shared settings; the method uses those that it takes.
+        """
         raise NotImplementedError
 
     def own_flops(self, sizes: Sizes, settings: Mapping[str, Any], *, on_cpu: bool) -> int:
-        """Multiply-adds of choosing the tokens of one image; `settings` are those of `visual_rows`."""
+        """Multiply-adds of choosing the tokens of one image; `settings` are the settings of `visual_rows`."""
         raise NotImplementedError
 
     @property
@@ -117,14 +124,13 @@ class Method:
         raise NotImplementedError
 
     def visual_rows(self, num_visual: int, num_layers: int, *, as_released: bool = False, **settings: Any) -> Schedule:
-        """Visual tokens in each layer's attention and FFN, as this package runs it, or `as_released`.
+        """Visual tokens in each layer's attention and FFN, in this package or, with `as_released`, in the release.
 
         Raises:
             ValueError: on missing or unknown settings, or values out of range.
         """
         if set(settings) != set(self.scheduled_by):
-            wanted = list(self.scheduled_by)
-            raise ValueError(f"settings of {self.name} must be {wanted}, got {sorted(settings)}")
+            raise ValueError(f"settings of {self.name} must be {list(self.scheduled_by)}, got {sorted(settings)}")
         if num_visual < 1 or num_layers < 1:
             raise ValueError(f"num_visual and num_layers must be at least 1, got {num_visual} and {num_layers}")
         return self._rows(num_visual, num_layers, as_released, settings)
@@ -157,16 +163,16 @@ class Selector(BeforeModel):
     """Keeps k of N tokens by their features alone."""
 
     choose: Callable[..., Tensor]
-    """(features [B, N, D], k, **settings, **shared ones that it takes) -> int64 [B, k] of distinct token indices."""
+    """(features [B, N, D], k, **settings, **shared settings that it takes) -> int64 [B, k] of distinct indices."""
 
     def bind(self, settings: Mapping[str, Any], shared: Mapping[Shared, Any]) -> Choose:
-        """`choose` with its settings, and of `shared` those that the method takes."""
-        told = {name: value for name, value in shared.items() if name in self.shared}
-        return partial(self.choose, **told, **settings)
+        """`choose` with its own settings and with those of `shared` that the method takes."""
+        accepted = {name: value for name, value in shared.items() if name in self.shared}
+        return partial(self.choose, **accepted, **settings)
 
     def build(self, settings: Mapping[str, Any], shared: Mapping[Shared, Any]) -> Reduction:
         def reduce(seen: Seen, k: int):
-            choose = self.bind(settings, {**shared, "seed": seen.seeds})
+            choose = self.bind(settings, {**shared, "seed": seen.seeds})  # each picture has a seed of its own
             keep = choose_tokens(choose, seen.features, k, trusted=True)
             return [[reduced] for reduced in keep_rows(seen.features, keep)]
 
@@ -175,12 +181,12 @@ class Selector(BeforeModel):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reducer(BeforeModel):
-    """Any other method before the language model: it makes new tokens, or looks at more than features."""
+    """A method before the language model that makes new tokens, or reads more than features."""
 
     reduce: Callable[..., Any]
-    """(Seen, k, **settings) -> as a `Reduction` gives."""
+    """(Seen, k, **settings) -> the result of a `Reduction`."""
     fits: Callable[..., None] | None = None
-    """(patches of a picture, **settings) -> raises ValueError if the settings do not fit them."""
+    """(number of patches of a picture, **settings) -> None; raises ValueError if the settings do not fit."""
 
     def build(self, settings: Mapping[str, Any], shared: Mapping[Shared, Any]) -> Reduction:
         return partial(self.reduce, **settings)
@@ -188,37 +194,40 @@ class Reducer(BeforeModel):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The unpruned model and prompts for it: input rows [length, D] and the span of each prompt's image."""
+    """The unpruned model and prompts that settings are fitted on."""
 
     model: Any
     embeds: list[Tensor]
+    """Input rows [length, D] of each prompt."""
     spans: list[tuple[int, int]]
+    """(first, behind last) row of each prompt's image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """How a setting that only data can say is fitted: its name, and (Sample, retentions) -> its value for each."""
+    """How a setting is fitted to data."""
 
     setting: str
     values: Callable[[Sample, Sequence[float]], list[Any]]
+    """(Sample, retentions) -> the value of the setting for each retention."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InModel(Method):
-    """Deletes tokens inside the language model, which every token enters. Its schedule follows from its settings."""
+    """Deletes tokens inside the language model. Every token enters layer 0; the settings decide the schedule."""
 
     policy: Callable[..., Policy]
-    """(**settings) -> what `otprune.layerwise` runs."""
+    """(**settings) -> the policy that `otprune.layerwise` runs."""
     cost: Callable[..., int]
-    """(Sizes, **settings) -> multiply-adds of what `otprune.layerwise.attention` computes beside the layers."""
+    """(Sizes, **settings) -> multiply-adds of the attention that `otprune.layerwise.attention` recomputes."""
     rows: Callable[..., Schedule]
     """(num_visual, num_layers, as_released, **settings) -> schedule."""
     takes_tiles: bool = False
-    """Whether its settings fix no number of tokens, so that images may differ in theirs."""
+    """Whether the settings fix no number of tokens, so that images may have different numbers of visual tokens."""
     calibrate: Callable[..., dict[str, Any]] | None = None
-    """(Sample, retention=, threshold=, first_layer=) -> its settings, and what else it found."""
+    """(Sample, retention=, threshold=, first_layer=) -> the settings, and other results of the calibration."""
     fit: Fit | None = None
-    """Of a method that cannot run without a setting that is fitted to data."""
+    """Set if the method cannot run without a setting that is fitted to data."""
 
     inside_model: ClassVar[bool] = True
     keeps_all: bool = True

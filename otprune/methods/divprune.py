@@ -1,8 +1,10 @@
-"""DivPrune (arXiv 2503.02175): greedy max-min diversity in cosine distance. Written from its Algorithm 1.
+"""DivPrune (arXiv 2503.02175): greedy max-min diversity in cosine distance. Written from the paper's
+Algorithm 1.
 
 Departures:
-- Similarities in float32; the released code uses the model's float16.
-- Picked tokens are masked; the released code trusts their own distance of about 0, which duplicates tie with.
+- Similarities are float32; the released code uses the model's float16.
+- Picked tokens are masked. The released code relies on a picked token's distance of about 0 to itself, with which
+  duplicates of the token tie.
 - A zero token has cosine 0 to everything instead of NaN.
 """
 
@@ -15,8 +17,9 @@ from otprune.methods.base import Selector
 
 @image_by_image_on_cpu
 def divprune(features_BND: Tensor, k: int) -> Tensor:
-    """Tokens int64 [B, k] in the order picked: farthest from its nearest neighbour, then farthest from those picked.
+    """Token indices int64 [B, k] in the order picked.
 
+    The first pick is the token farthest from its nearest neighbour; every later one is farthest from the picked tokens.
     d_ij = 1 - cos(v_i, v_j). O(N^2 D + N k) time, O(N D + N^2) memory an image. Ties go to the lowest index.
     """
     tokens_BND = torch.nn.functional.normalize(features_BND.to(compute_dtype(features_BND)), dim=-1)

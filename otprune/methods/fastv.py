@@ -1,15 +1,17 @@
-"""FastV (arXiv 2403.06764): after layer K-1, keep the image tokens that the last prompt token looks at most.
+"""FastV (arXiv 2403.06764): after layer K-1, keep the image tokens to which the last prompt token attends most.
 
     score_i = mean over heads of softmax(q_last K^T / sqrt(d))_i      in layer K-1
 
-Layers 0 .. K-1 work on, and cache, every token. Paper: K = 2, half the tokens; README table: K = 3.
-Written from the formula: the release has no licence.
+Layers 0 .. K-1 process and cache every token. The paper has K = 2 and keeps half the tokens; the table of the release's
+README has K = 3. Written from the formula: the release has no licence.
 
 Departures:
-- Ranked once, in prefill, as in the release's variant with a cache; its variant without one ranks at every new token.
-- That variant with a cache runs layer K-1 twice and appends its keys twice (repository issue 46); here it runs once.
-  test_every_layer_caches_what_the_cost_model_says
-- One row of attention beside the fused kernel, instead of eager attention. test_what_is_deleted_is_what_the_method_says
+- Tokens are ranked once, in prefill, as in the release's variant with a cache; the variant without a cache ranks again
+  at every new token.
+- The release's variant with a cache runs layer K-1 twice and appends its keys twice (repository issue 46); here layer
+  K-1 runs once. test_every_layer_caches_what_the_cost_model_says
+- One row of attention is computed beside the fused kernel, instead of eager attention.
+  test_what_is_deleted_is_what_the_method_says
 """
 
 from collections.abc import Mapping
@@ -27,7 +29,10 @@ from otprune.schedules import num_kept, stage_rows
 
 @dataclass(frozen=True, kw_only=True)
 class FastV:
-    """`layer` is K, at least 1; `kept` image tokens of each prompt go on, or the share `retention` of them (1 - R)."""
+    """`layer` is K, at least 1. Layers from K on read `kept` image tokens of each prompt, or the share `retention`.
+
+    `retention` is 1 - R of the paper.
+    """
 
     layer: int
     kept: int | None = None
@@ -39,14 +44,14 @@ class FastV:
         if self.kept is not None and self.kept < 1:
             raise ValueError(f"kept must be at least 1, got {self.kept}")
         if self.retention is not None:
-            num_kept(self.retention, 1)  # refuses what is not in (0, 1]
+            num_kept(self.retention, 1)  # raises ValueError outside (0, 1]
 
     def events(self, num_layers: int) -> Mapping[int, Need]:
         check_layer(self.layer, num_layers, lowest=1)
         return {self.layer - 1: "last_row"}
 
     def choose(self, state: State) -> Tensor:
-        return keep_top(state.seen(), state.layout, [self._kept(num) for num in state.layout.num_image])
+        return keep_top(state.required_attention(), state.layout, [self._kept(num) for num in state.layout.num_image])
 
     def _kept(self, num_image: int) -> int:
         if self.kept is not None:
@@ -56,13 +61,16 @@ class FastV:
 
 
 def _cost(sizes: Sizes, *, layer: int, kept: int) -> int:
-    """One query and its scores in the last layer that sees everything."""
+    """Multiply-adds of one query and its scores in the last layer that processes every token."""
     queries = sizes.shape.heads * sizes.shape.head_dim
     return (sizes.shape.hidden + sizes.num_text + sizes.num_visual) * queries if layer > 0 else 0
 
 
 def _match(search: Search, *, layer: int | None = None, kept: int | None = None) -> dict[str, Any]:
-    """`kept` 1 .. num_visual at `layer`; None is 2, or 1 where 2 cost more than the target even with one token left."""
+    """Searches `kept` in 1 .. num_visual.
+
+    `layer` None is 2, or 1 if two full layers cost more than the target even when one token is kept.
+    """
     if kept is not None:
         return {"layer": layer or 2, "kept": kept}
     layer = layer or (2 if search.flops(layer=2, kept=1) <= search.target else 1)
@@ -77,7 +85,7 @@ METHOD = InModel(
     match=_match,
     settings={
         "layer": Setting(
-            meaning="layers before this one see every token; null is 2, or 1 where 2 cost more than the budget",
+            meaning="layers before this one read every token; null is 2, or 1 where 2 cost more than the budget",
             kind="integer",
             low=1,
         ),

@@ -1,16 +1,16 @@
-"""FitPrune (arXiv 2409.10197): every layer of a recipe deletes its number of the image tokens least attended to.
+"""FitPrune (arXiv 2409.10197): each layer of a recipe deletes a given number of the image tokens least attended to.
 
-With A the attention of layer l, largest over heads, and N image tokens left:
+With A the attention of layer l, the maximum over heads, and N the image tokens that are left:
 
     self_i = 1/N sum over image rows j of A[j, i]      cross_i = sum over text rows t behind the image of A[t, i]
 
-layer l deletes the n_l tokens with the smallest self_i * cross_i (`layerwise/attention.py`). `fitprune_fit`
-makes a recipe from the user's own sample. Written from the formulas: the release has no licence.
+Layer l deletes the n_l tokens with the smallest self_i * cross_i (`layerwise/attention.py`). `fitprune_fit` fits a
+recipe to the user's own sample. Written from the formulas: the release has no licence.
 
 Departures:
-- Rows leave after the whole layer. The release drops them behind its attention, before its FFN, which costs the FFN of
-  the deleted rows less and changes nothing in those that stay; `schedules.recipe_rows` counts either way.
-- One head's matrix at a time beside the fused kernel, instead of eager attention.
+- Rows are deleted after the whole layer. The release deletes them between attention and FFN, which saves the FFN of the
+  deleted rows and changes nothing in the others; `schedules.recipe_rows` counts either way.
+- The attention of one head at a time is computed beside the fused kernel, instead of eager attention.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,12 +34,12 @@ LLAVA_15_7B_RECIPES: dict[int, Recipe] = {
     },
     90: {0: 262, 1: 153, 2: 80, 3: 19, 4: 13, 5: 1, 6: 2, 15: 1, 16: 1, 17: 2, 18: 1, 19: 2, 21: 1, 27: 1},
 }
-"""Released recipes for LLaVA-1.5-7B's 576 tokens, by the percentage of FLOPs that they promise to save."""
+"""Released recipes for LLaVA-1.5-7B's 576 tokens: {percentage of FLOPs that the release claims to save: recipe}."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitPrune:
-    """`recipe`: {layer: image tokens that leave after it}."""
+    """`recipe` is {layer: number of image tokens to delete after it}."""
 
     recipe: Recipe
 
@@ -54,16 +54,16 @@ class FitPrune:
         return {layer: "headmax" for layer, deleted in self.recipe.items() if deleted}
 
     def choose(self, state: State) -> Tensor:
-        self_BL, cross_BL = attention_mass(state.seen(), state.layout)
+        self_BL, cross_BL = attention_mass(state.required_attention(), state.layout)
         deleted = self.recipe[state.layer]
         return keep_top(self_BL * cross_BL, state.layout, [num - deleted for num in state.layout.num_image])
 
 
 def _cost(sizes: Sizes, *, recipe: Recipe) -> int:
-    """All queries and scores again, which fused attention does not give, and two sums of the scores."""
+    """Multiply-adds of recomputing all queries and scores, which fused attention does not return, and of two sums."""
     queries = sizes.shape.heads * sizes.shape.head_dim
-    seen = [sizes.num_text + sizes.rows[layer][0] for layer, deleted in recipe.items() if deleted]
-    return sum(each * sizes.shape.hidden * queries + each**2 * (queries + 2) for each in seen)
+    num_rows = [sizes.num_text + sizes.rows[layer][0] for layer, deleted in recipe.items() if deleted]
+    return sum(num * sizes.shape.hidden * queries + num**2 * (queries + 2) for num in num_rows)
 
 
 def _rows(num_visual: int, num_layers: int, as_released: bool, *, recipe: Recipe):
@@ -71,12 +71,12 @@ def _rows(num_visual: int, num_layers: int, as_released: bool, *, recipe: Recipe
 
 
 def _match(search: Search, *, recipe: Recipe | None = None, recipes: Sequence[Recipe] = ()) -> dict[str, Any]:
-    """The cheapest of `recipes` that is dear enough."""
+    """The cheapest of `recipes` that costs no less than the target."""
     if recipe is not None:
         return {"recipe": recipe}
     if not recipes:
         raise ValueError("recipes must hold one to choose from, got none")
-    budgets = [{"recipe": each} for each in recipes]
+    budgets = [{"recipe": candidate} for candidate in recipes]
     return search.smallest(sorted(budgets, key=lambda settings: search.flops(**settings)))
 
 
@@ -90,7 +90,7 @@ METHOD = InModel(
     fit=Fit(setting="recipe", values=fit_recipes),
     settings={
         "recipe": Setting(
-            meaning="{layer: tokens that leave after it}, or the file of jobs/calibrate.py", kind="counts or file"
+            meaning="{layer: tokens to delete after it}, or a file of jobs/calibrate.py", kind="counts or file"
         )
     },
 )

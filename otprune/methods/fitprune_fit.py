@@ -1,21 +1,21 @@
-"""FitPrune's calibration: the recipe that a compute budget asks for, from the attention of a few samples.
+"""FitPrune's calibration: fits the recipe of a compute budget to the attention of a few samples.
 
-The unpruned model reads every sample once; each image token's self and cross mass (`layerwise/attention.py`) is kept
-for every layer. One number alpha in [0, 1] then decides what each layer deletes. In layer l, for either mass, tokens
-are sorted ascending, and the largest prefix is deletable whose cumulated mass is at most alpha times the layer's total;
-a sample deletes what is deletable under both, and
+The unpruned model reads every sample once, and the self and cross mass (`layerwise/attention.py`) of each image token
+in every layer is recorded. One number alpha in [0, 1] then decides how many tokens each layer deletes. In layer l, for
+either mass, the tokens are sorted ascending; the largest prefix whose cumulated mass is at most alpha times the layer's
+total is deletable. A sample deletes the tokens that are deletable under both masses, and
 
-    n_l = floor(mean over samples of how many were deleted)
+    n_l = floor(mean over samples of the number of deleted tokens)
 
-alpha is bisected, to 0.01, to the smallest whose recipe costs at most (1 - reduction) of the unpruned model, counting
+Bisection finds, to 0.01, the smallest alpha whose recipe costs at most (1 - reduction) of the unpruned model, counting
 image tokens alone:  4 n d^2 + 2 n^2 d + 3 n d m  a layer. The paper takes 655 samples of LLaVA's training mix.
 
 Departures:
-- The sample is the user's; the authors' is not published.
-- What a layer deletes is lost to all later ones: a sample's deleted tokens count as spent mass in every later layer.
-  The paper leaves this open. test_a_deleted_token_is_spent_mass_later
-- Deleted rows are charged to their layer, attention and FFN, for here they leave after it. The release charges them to
-  neither: only so do its own recipes keep what they promise.
+- The user provides the samples; the authors' are not published.
+- A deleted token is lost to all later layers: its mass counts as spent in each of them. The paper leaves this open.
+  test_a_deleted_token_is_spent_mass_later
+- Deleted rows are charged to the attention and the FFN of their layer, because here they are deleted after it. The
+  release must charge them to neither: only then do its own recipes save what it claims.
   test_the_released_recipes_promise_what_charges_deleted_rows_to_nothing
 
 Shape suffixes: S samples, T layers, N image tokens.
@@ -38,21 +38,21 @@ from otprune.schedules import recipe_rows
 from otprune.shapes import LanguageShape
 
 Recipe = Mapping[int, int]
-"""{layer: image tokens that it deletes}."""
+"""{layer: number of image tokens that the layer deletes}."""
 
-TOLERANCE = 0.01
+TOLERANCE = 0.01  # of alpha
 
 
 def calibrate_fitprune(
     sample: Sample, *, retention: float, threshold: float | None = None, first_layer: int | None = None
 ) -> dict[str, Any]:
-    """`recipe` of the largest alpha whose prefill costs no less than a selector's at `retention`."""
+    """{"recipe": the recipe of the largest alpha whose prefill costs no less than a selector's at `retention`}."""
     [recipe] = fit_recipes(sample, [retention])
     return {"recipe": recipe}
 
 
 def fit_recipes(sample: Sample, retentions: Sequence[float]) -> list[dict[int, int]]:
-    """The same for each of `retentions`; the sample is read once. Budgets are those of its first prompt."""
+    """The recipe for each of `retentions`. The model reads the sample once; its first prompt defines the budgets."""
     (start, end), length = sample.spans[0], len(sample.embeds[0])
     masses = measure(sample.model, sample.embeds, sample.spans)
     shape, text = LanguageShape.from_config(sample.model.config), length - (end - start)
@@ -62,27 +62,28 @@ def fit_recipes(sample: Sample, retentions: Sequence[float]) -> list[dict[int, i
 def match_recipes(
     self_STN: Tensor, cross_STN: Tensor, shape: LanguageShape, num_text: int, retentions: Sequence[float]
 ) -> list[dict[int, int]]:
-    """Of all alphas' recipes the cheapest that costs no less than a selector's prefill, for each of `retentions`."""
+    """For each of `retentions`, the cheapest recipe of any alpha whose prefill costs no less than a selector's."""
     num_visual, steps = self_STN.shape[-1], round(1 / TOLERANCE)
 
     def flops(recipe: Recipe) -> int:
         return prefill_flops(shape, num_text, visual=recipe_rows(num_visual, shape.layers, recipe))
 
     recipes = sorted((recipe_at(self_STN, cross_STN, step * TOLERANCE) for step in range(steps + 1)), key=flops)
-    budgets, found = [{"recipe": recipe} for recipe in recipes], []
+    budgets, matched = [{"recipe": recipe} for recipe in recipes], []
     for retention in retentions:
         target = selector_prefill(shape, num_text, num_visual, retention)
         search = Search(flops=flops, target=target, num_visual=num_visual, num_layers=shape.layers)
-        found.append(search.smallest(budgets)["recipe"])
-    return found
+        matched.append(search.smallest(budgets)["recipe"])
+    return matched
 
 
 def fit_fitprune(
     model: Any, embeds: list[Tensor], image_spans: list[tuple[int, int]], *, reduction: float
 ) -> dict[int, int]:
-    """A recipe for `FitPrune` that saves the share `reduction` of the image tokens' work, fitted on the given prompts.
+    """A recipe for `FitPrune`, fitted on the given prompts, that saves the share `reduction` of the image tokens' work.
 
-    Prompts are given as to `generate_layerwise` and read one at a time; all must have images of the same size.
+    The model reads the prompts one at a time. `embeds` and `image_spans` are as in `generate_layerwise`; all images
+    must have the same number of tokens.
 
     Raises:
         ValueError: as `generate_layerwise`, `measure` and `fit_recipe`.
@@ -92,10 +93,12 @@ def fit_fitprune(
 
 
 def measure(model: Any, embeds: list[Tensor], image_spans: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """(self, cross) mass [S, T, N] of every image token in every layer of the unpruned model, float32 on the CPU.
+    """The self and the cross mass [S, T, N] of every image token in every layer of the unpruned model.
+
+    Both are float32 on the CPU.
 
     Raises:
-        ValueError: if there is no sample or images differ in their number of tokens.
+        ValueError: if there is no sample, or the images differ in their number of tokens.
     """
     sizes = sorted({end - start for start, end in image_spans})
     if len(sizes) != 1:
@@ -110,11 +113,12 @@ def measure(model: Any, embeds: list[Tensor], image_spans: list[tuple[int, int]]
 
 
 def fit_recipe(self_STN: Tensor, cross_STN: Tensor, shape: LanguageShape, *, reduction: float) -> dict[int, int]:
-    """The recipe of the smallest alpha, to TOLERANCE, that saves at least `reduction`; layers that delete nothing are
-    left out.
+    """The recipe of the smallest alpha, to TOLERANCE, that saves at least `reduction`.
+
+    The recipe leaves out layers that delete nothing.
 
     Raises:
-        ValueError: if reduction is not in [0, 1), or more than deleting everything in the first layer saves.
+        ValueError: if reduction is outside [0, 1), or larger than what deleting every token in the first layer saves.
     """
     if not 0 <= reduction < 1:
         raise ValueError(f"reduction must be in [0, 1), got {reduction}")
@@ -143,7 +147,7 @@ def fit_recipe(self_STN: Tensor, cross_STN: Tensor, shape: LanguageShape, *, red
 
 
 def recipe_at(self_STN: Tensor, cross_STN: Tensor, alpha: float) -> dict[int, int]:
-    """{layer: n_l}, where n_l > 0, that alpha gives."""
+    """{layer: n_l} for `alpha`, without the layers where n_l is 0."""
     left_SN = torch.ones_like(self_STN[:, 0], dtype=torch.bool)
     recipe = {}
     for layer in range(self_STN.shape[1]):
@@ -155,22 +159,28 @@ def recipe_at(self_STN: Tensor, cross_STN: Tensor, alpha: float) -> dict[int, in
 
 
 def _deletable(mass_SN: Tensor, left_SN: Tensor, alpha: float) -> Tensor:
-    """bool: the largest ascending prefix of the tokens left that, with those gone, has at most alpha of all mass."""
+    """The deletable tokens under one mass, bool [S, N].
+
+    They are the largest prefix, in ascending order of mass, of the tokens left whose mass, with that of the deleted
+    tokens, is at most the share alpha of all mass.
+    """
     mass_SN = mass_SN.double()
     spent_S1 = mass_SN.masked_fill(left_SN, 0).sum(dim=1, keepdim=True)
     order_SN = mass_SN.argsort(dim=1, stable=True)
     cumulated_SN = spent_S1 + mass_SN.masked_fill(~left_SN, 0).gather(1, order_SN).cumsum(dim=1)
-    inside_SN = cumulated_SN <= alpha * cumulated_SN[:, -1:]  # not a sum in another order, which rounds otherwise
+    # The total is the last cumulated value: a separate sum would round differently, and alpha = 1 could miss tokens.
+    inside_SN = cumulated_SN <= alpha * cumulated_SN[:, -1:]
     return torch.zeros_like(left_SN).scatter_(1, order_SN, inside_SN) & left_SN
 
 
 def _image_flops(shape: LanguageShape, num_visual: int, recipe: Recipe) -> int:
+    """Multiply-adds of a prefill with image tokens alone, under `recipe`."""
     return prefill_flops(shape, 0, visual=recipe_rows(num_visual, shape.layers, recipe), head=False)
 
 
 @dataclass(frozen=True)
 class _Masses:
-    """A policy that deletes nothing and keeps (self, cross) [2, N] of each layer."""
+    """A policy that deletes nothing and records the (self, cross) mass [2, N] of each layer, for one prompt."""
 
     by_layer: list[Tensor] = field(default_factory=list)
 
@@ -179,6 +189,6 @@ class _Masses:
 
     def choose(self, state: State) -> Tensor:
         image_BL = state.layout.image
-        both_2BL = torch.stack(attention_mass(state.seen(), state.layout))
+        both_2BL = torch.stack(attention_mass(state.required_attention(), state.layout))
         self.by_layer.append(both_2BL[:, image_BL].cpu())
         return image_BL

@@ -1,13 +1,14 @@
 """M3, matryoshka multimodal models (arXiv 2405.17430): average pooling of the grid of visual tokens.
 
-M3 is a fine-tuned model that was trained on all its grids; pooling is only how it shortens its prompt. On a checkpoint
-that was not trained so, this is another, training-free baseline, and results must be labelled "vanilla" pooling.
+M3 is a model fine-tuned on all its grids, and pooling is how it shortens its prompt. On a checkpoint without this
+training, pooling is a different, training-free baseline, and results must be labelled "vanilla" pooling.
 
-For any-res prompts pool each tile by itself, before newline rows and padding are put in.
+For any-res prompts, pool each tile by itself, before newline tokens are added and padding is cut off.
 
 Departures:
-- Any grid that divides the full one; the paper has 1, 3, 6, 12 and 24 of 24. test_any_divisor_of_the_grid_pools
-- Means are taken in float32 (float64 for float64) and returned in the features' dtype.
+- Any grid that divides the full one is allowed; the paper has 1, 3, 6, 12 and 24 of 24.
+  test_any_divisor_of_the_grid_pools
+- Means are computed in float32 (float64 for float64) and returned in the features' dtype.
 
 Shape suffixes: B images, N visual tokens (a square grid in raster order), D feature width.
 """
@@ -26,11 +27,10 @@ from otprune.methods.settings import Setting
 
 
 def m3_pool(features_BND: Tensor, grid: int) -> Tensor:
-    """[B, grid * grid, D]: the mean of each of grid x grid equal square cells, in raster order.
+    """The mean of each of grid x grid equal square cells, [B, grid * grid, D], in raster order.
 
     Raises:
-        ValueError: if features are not [images, tokens, width] of a square number of tokens, or `grid` does not
-            divide their side.
+        ValueError: if features are not floating [B, N, D] with a square N, or `grid` does not divide the side.
     """
     if features_BND.ndim != 3 or not features_BND.is_floating_point():
         raise ValueError(
@@ -46,7 +46,7 @@ def m3_pool(features_BND: Tensor, grid: int) -> Tensor:
 
 
 def m3_grids(num_visual: int) -> list[int]:
-    """Grids that `num_visual` tokens can be pooled to, ascending: the divisors of their side. 256 -> 1, 2, 4, 8, 16.
+    """The sides of the grids to which `num_visual` tokens can be pooled, ascending. 256 gives 1, 2, 4, 8, 16.
 
     Raises:
         ValueError: if `num_visual` is not a positive square.
@@ -58,9 +58,9 @@ def m3_grids(num_visual: int) -> list[int]:
 
 
 def _reduce(seen: Seen, k: int, *, grid: int | None) -> list[list[Reduced]]:
-    """A pooled token grew from the centre of its cell."""
+    """The pooled tokens; the source of a pooled token is the token at the centre of its cell."""
     grids = m3_grids(seen.features.shape[1])
-    side, grid = grids[-1], grid or next(each for each in grids if each**2 >= k)
+    side, grid = grids[-1], grid or next(candidate for candidate in grids if candidate**2 >= k)
     middle = torch.arange(grid) * (side // grid) + side // grid // 2
     source = (middle[:, None] * side + middle).flatten()
     return [[Reduced(features=features, source=source)] for features in m3_pool(seen.features, grid)]
@@ -73,7 +73,7 @@ def _fits(num_patches: int, *, grid: int | None) -> None:
 
 
 def _match(search: Search) -> dict[str, Any]:
-    """The square grids that divide the full one."""
+    """Searches the square grids that divide the full one."""
     return search.smallest([{"tokens": grid**2} for grid in m3_grids(search.num_visual)])
 
 

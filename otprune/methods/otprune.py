@@ -1,15 +1,17 @@
 """OTPrune (arXiv 2602.20205): keep the tokens whose Gaussian is closest to that of all tokens, by a log-det surrogate.
 
-Maximises log det(I + g Vt_C Vt_C^T), Vt = V V^T (Eq. 8), over index sets C of size k, greedily.
+The method greedily maximises log det(I + g Vt_C Vt_C^T), Vt = V V^T (Eq. 8), over index sets C of size k.
 
 Departures:
-- Columns are L2-normalised over the image's tokens, uncentred, as released; the paper says unit variance. What gamma
-  then means is `gamma_scale` (see kernel.py). test_gamma_scales_agree_where_theory_says_so
+- Columns are L2-normalised over the image's tokens and not centred, as in the released code; the paper says unit
+  variance. `gamma_scale` chooses the meaning of gamma under this normalisation (`kernel.squared_kernel_ridge`).
+  test_gamma_scales_agree_where_theory_says_so
 - A column without energy stays zero; the released code divides by zero there. test_zero_columns_are_ignored
-- Normalised and multiplied in float32, whatever the model's dtype; the released norm is taken in float16.
-- Indices leave `select_tokens` ascending; the released code emits CPython set order. test_select.py
-- `centered` removes each column's mean over the image first. The paper assumes zero-mean tokens and never centres them,
-  which spends the kernel's largest eigenvalue on a direction that every token shares.
+- Norms and products are float32, whatever the model's dtype; the released code takes the norm in float16.
+- `select_tokens` returns ascending indices; the released code returns them in the order of a CPython set.
+  test_select.py
+- `centered` first removes the mean of each column over the image. The paper assumes zero-mean tokens and never centres
+  them, so that the kernel's largest eigenvalue belongs to a direction that every token shares.
 """
 
 from functools import partial
@@ -32,9 +34,14 @@ def otprune(
     gamma_scale: str = "released",
     centered: bool = False,
 ) -> Tensor:
-    """Tokens int64 [B, k] in the order picked. O(N^2 (D + k)) time and O(N D + N^2 + N k) memory an image.
+    """Token indices int64 [B, k] in the order picked. O(N^2 (D + k)) time, O(N D + N^2 + N k) memory an image.
 
-    `gamma` None is 0.01 on the released and paper scales and 0.5 on the trace scale.
+    Args:
+        features_BND: projected visual tokens, any floating type.
+        k: number of tokens to keep, in [1, N].
+        gamma: positive; None is 0.01 on the released and paper scales and 0.5 on the trace scale.
+        gamma_scale: released | paper | trace (`kernel.squared_kernel_ridge`).
+        centered: first remove the mean of each column over the image.
     """
     gamma = DEFAULT_GAMMA[gamma_scale] if gamma is None else gamma
     gram_BNN = token_gram(features_BND, centered=centered)
@@ -43,8 +50,8 @@ def otprune(
 
 
 def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
-    """N^2 D + N^3, or on a CPU, which forms k rows of the kernel and its diagonal, N^2 D + N^2 (k + 1); and in either
-    case the Cholesky columns so far times each pick's row, N k (k - 1) / 2."""
+    """Multiply-adds: N^2 D for the Gram matrix; N^3 for the kernel, or N^2 (k + 1) on a CPU, which computes only k rows
+    and the diagonal; and N k (k - 1) / 2 for the earlier Cholesky columns times the row of each pick."""
     return num_tokens**2 * (width + (kept + 1 if on_cpu else num_tokens)) + num_tokens * kept * (kept - 1) // 2
 
 

@@ -6,24 +6,25 @@ With features y_i, keys k_i and the class token's attention a_i of one image:
     merged    y'_i = y_i + sum over the 32 tokens j != i with the most similar keys (cosine) of a_j y_j
     extra     sum over all tokens j that are not chosen of a_j y_j
 
-PruMerge+ chooses every s-th token 0, s, 2s, ... < N - 1 besides, s = floor(floor(N / number of outliers) / 3).
+PruMerge+ also chooses every s-th token 0, s, 2s, ... < N - 1, with s = floor(floor(N / number of outliers) / 3).
 
-In the release a and k come from the vision tower's last layer, taken as one head of full width,
-a = softmax(q_class k^T / sqrt(width)) over all tokens with the class token's own entry left out afterwards, y is hidden
-state -2, and the merged tokens then go through the projector.
+In the release, a and k come from the vision tower's last layer, taken as one head of full width:
+a = softmax(q_class k^T / sqrt(width)) over all tokens, from which the class token's own entry is removed afterwards. y
+is hidden state -2. The projector reads the merged tokens.
 
-The number of tokens differs from image to image; the paper's averages are 5.5 % for PruMerge and a quarter for
-PruMerge+. O(K N width).
+The number of tokens differs between images; the paper's averages are 5.5 % for PruMerge and a quarter for PruMerge+.
+The cost is O(K N width) an image.
 
 Departures:
-- Tokens come in raster order, the extra one last; the release orders by attention, then the uniform ones.
-- Outliers are counted image by image; the release pools the attention of a whole batch.
+- Tokens are in raster order, with the extra token last; the release orders them by attention and appends the uniform
+  ones.
+- Outliers are those of each image; the release pools the attention of a whole batch.
 - At least the most attended token is chosen; the release yields the extra token alone, or divides by zero.
   test_without_an_outlier_the_most_attended_token_is_chosen
 - Exactly the outliers are chosen; the release rounds their number through a float, which can lose one.
-- `k` sets a number of tokens instead of the rule, for comparisons at equal budgets.
-- With fewer than 33 tokens all others are neighbours, and steps s below 1 are 1; the release fails at both.
-- Sums in float32 (float64 for float64), returned in the features' dtype.
+- `k` sets the number of tokens in place of the outlier rule, for comparisons at equal budgets.
+- With fewer than 33 tokens all other tokens are neighbours, and a step s below 1 becomes 1; the release fails at both.
+- Sums are float32 (float64 for float64) and returned in the features' dtype.
 
 Shape suffixes: B images, N visual tokens, D feature width, K chosen tokens of one image.
 """
@@ -39,23 +40,24 @@ from otprune.methods.reduction import Reduced, Requirement, Seen
 from otprune.methods.settings import Setting
 
 NUM_NEIGHBOURS = 32
-EXTRA = -1
+EXTRA = -1  # the source of the extra token
 
 
 def prumerge(
     features_BND: Tensor, keys: Tensor, class_attention_BN: Tensor, *, k: int | None = None, plus: bool = False
 ) -> list[Reduced]:
-    """The merged tokens of each image, K + 1 rows; the last row is the extra one, whose source is EXTRA.
+    """The merged tokens of each image, K + 1 rows; the last row is the extra token, whose source is EXTRA.
 
     Args:
         features_BND: tokens to merge, any floating type.
-        keys: [B, N, any width], whose cosine makes neighbours.
-        class_attention_BN: how much the class token looks at each.
-        k: rows in all, the extra one with them: the k - 1 most attended tokens are chosen, and the rule is not asked.
-        plus: PruMerge+.
+        keys: [B, N, any width]; the neighbours of a token are those with the most similar keys.
+        class_attention_BN: the class token's attention to each token.
+        k: number of rows, the extra one included: the k - 1 most attended tokens are chosen. None is the outlier rule.
+        plus: PruMerge+ instead of PruMerge.
 
     Raises:
-        ValueError: on shapes that do not belong together, NaN or inf, k outside [2, N + 1], or k with plus.
+        ValueError: on inconsistent shapes, values that are not floating or not finite, k outside [2, N + 1], or k with
+            plus.
     """
     _check(features_BND, keys, class_attention_BN, k, plus)
     merged = []
@@ -70,14 +72,14 @@ def prumerge(
 
 
 def _outliers(attention_N: Tensor) -> Tensor:
-    """bool [N]: above the upper fence of Tukey's box plot; the largest alone if none is."""
+    """The tokens above the upper fence of Tukey's box plot, bool [N]; the most attended token if there are none."""
     first, third = attention_N.quantile(attention_N.new_tensor([0.25, 0.75]))  # linear interpolation
     outside_N = attention_N > third + 1.5 * (third - first)
     return outside_N if bool(outside_N.any()) else _most_attended(attention_N, 1)
 
 
 def _most_attended(attention_N: Tensor, number: int) -> Tensor:
-    order_N = attention_N.argsort(descending=True, stable=True)
+    order_N = attention_N.argsort(descending=True, stable=True)  # stable: ties go to the lowest index
     return torch.zeros_like(attention_N, dtype=torch.bool).index_fill_(0, order_N[:number], True)
 
 
@@ -86,7 +88,7 @@ def _merge(features_ND: Tensor, keys_ND: Tensor, attention_N: Tensor, chosen_N: 
     weighted_ND = features_ND.to(attention_N.dtype) * attention_N[:, None]
     unit_ND = torch.nn.functional.normalize(keys_ND.to(attention_N.dtype), dim=-1)
     similarity_KN = unit_ND[source_K] @ unit_ND.T
-    similarity_KN.scatter_(1, source_K[:, None], -torch.inf)  # none is its own neighbour
+    similarity_KN.scatter_(1, source_K[:, None], -torch.inf)  # no token is its own neighbour
     order_KN = similarity_KN.argsort(dim=1, descending=True, stable=True)
     neighbours_KM = order_KN[:, : min(NUM_NEIGHBOURS, len(chosen_N) - 1)]
     merged_KD = features_ND[source_K].to(attention_N.dtype) + weighted_ND[neighbours_KM].sum(dim=1)
@@ -120,14 +122,14 @@ def _reduce(seen: Seen, k: int, *, adaptive: bool = False, plus: bool = False) -
     assert seen.keys is not None, "prumerge requires keys"
     assert seen.class_attention is not None, "prumerge requires class_attention"
     rows = None if plus or adaptive else max(k, 2)
-    return [[one] for one in prumerge(seen.features, seen.keys, seen.class_attention, k=rows, plus=plus)]
+    return [[reduced] for reduced in prumerge(seen.features, seen.keys, seen.class_attention, k=rows, plus=plus)]
 
 
 def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
-    """(N + 2) D^2 + N D for the keys and the query of the layer whose attention is read, and their scores; k N D for
-    the keys' cosines and 32 k D of sums. D is the tower's width."""
-    looks = (num_tokens + 2) * width**2 + num_tokens * width
-    return looks + kept * num_tokens * width + NUM_NEIGHBOURS * kept * width
+    """Multiply-adds, with D the tower's width: (N + 2) D^2 + N D for the keys and the query of the layer whose
+    attention is read, and for their scores; k N D for the cosines of the keys; 32 k D for the sums over neighbours."""
+    attention_flops = (num_tokens + 2) * width**2 + num_tokens * width
+    return attention_flops + kept * num_tokens * width + NUM_NEIGHBOURS * kept * width
 
 
 _REQUIRES = frozenset[Requirement](("keys", "class_attention"))

@@ -1,11 +1,12 @@
-"""PyramidDrop (arXiv 2410.17247): image tokens thin out in stages, by what the last prompt token would look at next.
+"""PyramidDrop (arXiv 2410.17247): stages delete image tokens, by the last prompt token's attention in the next layer.
 
-Before layer l of each stage: score_i = mean over heads of softmax(q_last K^T / sqrt(d))_i with layer l's own queries
-and keys of the rows that enter it; the stage's number of best tokens goes on. Released for LLaVA: layers 8, 16 and 24
-of 32, each stage half of the one before, rounded down.
+Before the first layer l of a stage, score_i = mean over heads of softmax(q_last K^T / sqrt(d))_i, with layer l's own
+queries and keys of the rows that enter it. The tokens with the best scores stay, in the number of the stage. The
+release for LLaVA has stages at layers 8, 16 and 24 of 32; each keeps half of the tokens of the previous one, rounded
+down.
 
 Departures:
-- Positions stay those of the whole prompt; the release renumbers in some versions.
+- Rows keep their positions in the whole prompt; some versions of the release renumber them.
 - A stage may start at layer 0.
 """
 
@@ -24,7 +25,7 @@ from otprune.schedules import stage_rows
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop:
-    """`stages`: {layer: image tokens that this layer and the following ones work on}."""
+    """`stages` is {layer: number of image tokens that this layer and the following ones process}."""
 
     stages: Mapping[int, int]
 
@@ -36,11 +37,11 @@ class PyramidDrop:
 
     def choose(self, state: State) -> Tensor:
         kept = self.stages[state.layer + 1]
-        return keep_top(state.seen(), state.layout, [kept] * len(state.layout.num_image))
+        return keep_top(state.required_attention(), state.layout, [kept] * len(state.layout.num_image))
 
 
 def pyramid_stages(num_visual: int, layers: Sequence[int] = (8, 16, 24), ratio: float = 0.5) -> dict[int, int]:
-    """{layer: floor(num_visual * ratio^stage)}: 576 tokens give 288, 144 and 72.
+    """{layer: floor(num_visual * ratio^stage)}; by default 576 tokens give 288, 144 and 72.
 
     Raises:
         ValueError: if ratio is not in (0, 1].
@@ -51,17 +52,17 @@ def pyramid_stages(num_visual: int, layers: Sequence[int] = (8, 16, 24), ratio: 
 
 
 def _cost(sizes: Sizes, *, stages: Mapping[int, int]) -> int:
-    """At each stage one query and its scores in a layer that has not run and has no keys yet."""
+    """Multiply-adds of one query, all keys and their scores a stage, whose first layer has not run yet."""
     shape, rows = sizes.shape, sizes.rows
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    entering = [sizes.num_text + (rows[layer - 1][0] if layer else sizes.num_visual) for layer in stages]
-    return sum(each * shape.hidden * keys + (shape.hidden + each) * queries for each in entering)
+    num_rows = [sizes.num_text + (rows[layer - 1][0] if layer else sizes.num_visual) for layer in stages]
+    return sum(num * shape.hidden * keys + (shape.hidden + num) * queries for num in num_rows)
 
 
 def _match(
     search: Search, *, stages: dict[int, int] | None = None, layers: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """The share that each stage keeps of the one before; stages begin at `layers`, None is the model's quarters."""
+    """Searches the share of tokens that each stage keeps. Stages begin at `layers`; None is the model's quarters."""
     if stages is not None:
         return {"stages": stages}
     layers = layers or sorted({search.num_layers * quarter // 4 for quarter in (1, 2, 3)})
@@ -77,7 +78,7 @@ METHOD = InModel(
     match=_match,
     settings={
         "stages": Setting(
-            meaning="{layer: tokens from it on}; null thins out at the quarters, matching retention's FLOPs",
+            meaning="{layer: tokens from it on}; null prunes at the quarters of the model, matching retention's FLOPs",
             kind="counts",
         )
     },

@@ -1,6 +1,6 @@
-"""What a method before the language model is given of a batch of pictures, and what it gives back.
+"""The input and output of methods before the language model: `Seen` goes in, one `Reduced` a picture comes out.
 
-Shape suffixes: B pictures, N visual tokens of each, D feature width, K what is left of one picture, P prompts in all.
+Shape suffixes: B pictures, N visual tokens of each, D feature width, K rows left of one picture, P prompts in all.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,48 +11,48 @@ import torch
 from torch import Tensor
 
 Requirement = Literal["keys", "class_attention", "relevance"]
-"""What the encoder computes beside features, for the methods that require it: a field of `Seen`."""
+"""A field of `Seen` that the encoder computes only for methods that require it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """A batch of pictures as the encoder saw them. A field that the method does not require is None."""
+    """The encoder's output for a batch of pictures. A field that the method does not require is None."""
 
     features: Tensor
-    """[B, N, D]: projected tokens, or what the projector reads if the method acts before it."""
+    """[B, N, D]: projected tokens, or the projector's input if the method acts before the projector."""
     seeds: Tensor
-    """int64 [B], of each picture."""
+    """int64 [B]: the seed of each picture."""
     prompts: Sequence[Sequence[str]]
-    """Of each picture."""
+    """The prompts of each picture."""
     keys: Tensor | None = None
-    """[B, N, width] of the vision layer that reads the tower's features."""
+    """[B, N, width]: the keys of the vision layer that reads the tower's features."""
     class_attention: Tensor | None = None
-    """[B, N]: how much the class token looks at each in that layer."""
+    """[B, N]: the class token's attention to each token in that layer."""
     relevance: Tensor | None = None
-    """[P, N]: of each token to the prompt, one row for each prompt of each picture."""
+    """[P, N]: the relevance of each token to the prompt, one row for each prompt of each picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reduced:
-    """What is left of one picture: `features` [K, D], and `source` int64 [K], the token that each row was or grew from.
-
-    -1 is a row that grew from no one token.
-    """
+    """The rows that a method leaves of one picture."""
 
     features: Tensor
+    """[K, D]."""
     source: Tensor
+    """int64 [K]: the index of the token that each row was or was made from; -1 if that is no single token."""
 
 
 Reduction = Callable[[Seen, int], list[list[Reduced]]]
-"""(seen, k) -> of each picture what is left of it, once; or once for each prompt if the method is `per_prompt`."""
+"""(seen, k) -> for each picture a list of one `Reduced`, or of one for each prompt if the method is `per_prompt`."""
 
 
 def keep_all(seen: Seen, k: int) -> list[list[Reduced]]:
-    """Every token, in its order."""
-    everything = torch.arange(seen.features.shape[1])
-    return [[Reduced(features=features, source=everything)] for features in seen.features]
+    """Every token of each picture, in order: the reduction of methods that prune nothing here."""
+    source = torch.arange(seen.features.shape[1])
+    return [[Reduced(features=features, source=source)] for features in seen.features]
 
 
 def keep_rows(features_BND: Tensor, index_BK: Tensor) -> list[Reduced]:
-    """The tokens that `index_BK` names."""
-    return [Reduced(features=each[index], source=index) for each, index in zip(features_BND, index_BK, strict=True)]
+    """The tokens at `index_BK` of each picture."""
+    pairs = zip(features_BND, index_BK, strict=True)
+    return [Reduced(features=features_ND[index_K], source=index_K) for features_ND, index_K in pairs]

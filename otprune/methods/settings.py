@@ -1,4 +1,4 @@
-"""A method's own settings: what each means, and the check of what a user gave."""
+"""A method's own settings: their descriptions, and the check of a user's values against them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One setting: its meaning, its type (`counts` is {layer: number of tokens}), bounds, and default.
+    """One setting: its meaning, kind, default and bounds (`low` <= value < `below`).
 
-    A setting of the type `counts or file` may name a file of jobs/calibrate.py, which holds its value.
+    A setting of kind `counts` is {layer: number of tokens}. A setting of kind `counts or file` may name a file written
+    by jobs/calibrate.py, which holds the value.
     """
 
     meaning: str
@@ -21,7 +22,7 @@ class Setting:
 
 
 def check_settings(method: str, known: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of `known`, as given or by default, in its type; integer layers for text ones.
+    """Every setting of `known`, given or default; layers that are text, as in JSON, become integers.
 
     Raises:
         ValueError: an unknown setting, a wrong type, or a value out of bounds.
@@ -37,23 +38,24 @@ def _checked(key: str, setting: Setting, value: Any) -> Any:
         return setting.default
     match setting.kind:
         case "flag":
-            right = isinstance(value, bool)
+            has_kind = isinstance(value, bool)
         case "integer":
-            right = isinstance(value, int) and not isinstance(value, bool)
+            has_kind = isinstance(value, int) and not isinstance(value, bool)
         case "number":
-            right = isinstance(value, (int, float)) and not isinstance(value, bool)
+            has_kind = isinstance(value, (int, float)) and not isinstance(value, bool)
         case "text":
-            right = isinstance(value, str)
+            has_kind = isinstance(value, str)
         case "counts":
-            right = isinstance(value, Mapping)
+            has_kind = isinstance(value, Mapping)
         case "counts or file":
-            right = isinstance(value, (Mapping, str))
-    if not right:
-        raise ValueError(f"{key} must be {_WORDS[setting.kind]}, got {value!r}")
+            has_kind = isinstance(value, (Mapping, str))
+    if not has_kind:
+        raise ValueError(f"{key} must be {_KIND_NAMES[setting.kind]}, got {value!r}")
     if isinstance(value, Mapping):
         return _counts(key, value)
     if setting.choices and value not in setting.choices:
         raise ValueError(f"{key} must be one of {', '.join(setting.choices)}, got {value!r}")
+    # `not value >= low` instead of `value < low`, so that NaN is refused.
     if setting.low is not None and not value >= setting.low:
         raise ValueError(f"{key} must be at least {setting.low:g}, got {value}")
     if setting.below is not None and not value < setting.below:
@@ -61,7 +63,7 @@ def _checked(key: str, setting: Setting, value: Any) -> Any:
     return value
 
 
-_WORDS = {
+_KIND_NAMES = {
     "flag": "true or false",
     "integer": "an integer",
     "number": "a number",
@@ -72,15 +74,15 @@ _WORDS = {
 
 
 def _counts(key: str, value: Mapping[Any, Any]) -> dict[int, int]:
-    """Layers as integers (JSON has text alone for keys), ascending.
+    """{layer: number}, by ascending layer. Layers may be text, because the keys of JSON objects are.
 
     Raises:
-        ValueError: if a layer or number is no integer of at least 0.
+        ValueError: if a layer or a number is not an integer of at least 0.
     """
     counts = {}
     for layer, number in value.items():
-        whole = isinstance(number, int) and not isinstance(number, bool) and number >= 0
-        if not (str(layer).isdecimal() and whole):
+        is_count = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+        if not (str(layer).isdecimal() and is_count):
             raise ValueError(f"{key} must be {{layer: number of tokens}}, got {layer!r}: {number!r}")
         counts[int(layer)] = number
     return dict(sorted(counts.items()))

@@ -1,10 +1,10 @@
-"""VTW, visual tokens withdrawal (arXiv 2405.05803): layers K and later see no image token at all.
+"""VTW, visual tokens withdrawal (arXiv 2405.05803): layers K and later read no image token.
 
-Text keeps its positions (the release's "keep" mode, with which its numbers were made; its renumbering is left out).
-`vtw_search.find_vtw_layer` chooses K. Written from the description: the release has no licence.
+Text keeps its positions, as in the "keep" mode that produced the release's numbers; the release's renumbering is left
+out. `vtw_search.find_vtw_layer` chooses K. Written from the description: the release has no licence.
 
 Departures:
-- K = 0 and K = number of layers are allowed: text alone, and the unpruned model.
+- K = 0 (text alone) and K = number of layers (the unpruned model) are allowed.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from otprune.schedules import stage_rows
 
 @dataclass(frozen=True, kw_only=True)
 class VTW:
-    """`layer` is K: layers 0 .. K-1 see every token, the others the text."""
+    """`layer` is K: layers 0 .. K-1 read every token, later layers only the text."""
 
     layer: int
 
@@ -37,7 +37,7 @@ class VTW:
 
 
 def _match(search: Search, *, layer: int | None = None) -> dict[str, Any]:
-    """`layer` 0 .. num_layers."""
+    """Searches `layer` in 0 .. num_layers."""
     if layer is not None:
         return {"layer": layer}
     return search.smallest([{"layer": layer} for layer in range(search.num_layers + 1)])
@@ -46,14 +46,14 @@ def _match(search: Search, *, layer: int | None = None) -> dict[str, Any]:
 METHOD = InModel(
     name="vtw",
     policy=VTW,
-    cost=lambda sizes, *, layer: 0,  # it looks at nothing
+    cost=lambda sizes, *, layer: 0,  # the choice reads nothing
     rows=lambda num_visual, num_layers, _, *, layer: stage_rows(num_visual, num_layers, {layer: 0}),
     match=_match,
     takes_tiles=True,
     calibrate=calibrate_vtw,
     settings={
         "layer": Setting(
-            meaning="layers before this one see every token, the others none; null matches retention's FLOPs",
+            meaning="layers before this one read every token, later layers none; null matches retention's FLOPs",
             kind="integer",
             low=0,
         )

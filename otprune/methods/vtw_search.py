@@ -1,18 +1,18 @@
-"""Where VTW may withdraw the image: the first layer at which the next-token distribution hardly notices.
+"""VTW's calibration: finds the first layer where withdrawing the image hardly changes the next-token distribution.
 
     D(K) = mean over samples of KL(p || p_K),    K = first layer with D(K) <= threshold
 
-p is the unpruned model's next-token distribution and p_K the one with withdrawal at K. The release searches K from 5
-on some 20 samples of the target task; its threshold is 0.003, 0.0005 for LLaVA-1.5-13B, 0.0001 for LLaVA-1.6-7B.
+p is the next-token distribution of the unpruned model and p_K that with withdrawal at K. The release searches K from 5
+on some 20 samples of the target task. Its threshold is 0.003; 0.0005 for LLaVA-1.5-13B; 0.0001 for LLaVA-1.6-7B.
 
-The unpruned run is done once a sample and its text rows are kept at every layer: withdrawal at K continues from those
-that enter layer K, with text alone. T layers cost one full prefill and T^2 / 2 layers of text a sample at most, where
-the release runs 2 T full models. Memory: T x text rows x width numbers a sample.
+The unpruned model runs once a sample and records the text rows that enter every layer. Withdrawal at K continues from
+the rows that enter layer K, with text alone. A search over T layers costs at most one full prefill and T^2 / 2 layers
+of text a sample; the release runs 2 T full models. Memory: T x text rows x width numbers a sample.
 
 Departures:
-- The sample is the user's; the release takes the first ones of the benchmark that it is about to be measured on.
-- The distributions are those of the prompt's last token, in float32.
-- The direction of the divergence is our reading: how many nats the withdrawal loses on the unpruned model's own answer.
+- The user provides the samples; the release takes the first ones of the benchmark on which it is then measured.
+- The distributions are those behind the prompt's last token, in float32.
+- The direction of the divergence is our reading: the nats that withdrawal loses on the unpruned model's own answer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ from otprune.layerwise.layout import Layout, keep_rows
 from otprune.layerwise.policy import KeepAll, Need, State, check_layer
 from otprune.methods.base import Sample
 
-RELEASED_FIRST_LAYER, RELEASED_LAYERS = 5, 32  # where the release's search begins, and of how many layers
+RELEASED_FIRST_LAYER, RELEASED_LAYERS = 5, 32  # the release's search begins at layer 5 of 32
 
 
 def find_vtw_layer(
@@ -39,9 +39,9 @@ def find_vtw_layer(
     threshold: float = 0.003,
     first_layer: int = 5,
 ) -> int:
-    """The first K >= first_layer with D(K) <= threshold; the number of layers (no withdrawal) if none has.
+    """The first K >= first_layer with D(K) <= threshold, or the number of layers (no withdrawal) if there is none.
 
-    The sample's prompts are given as to `generate_layerwise`.
+    `embeds` and `image_spans` are as in `generate_layerwise`.
 
     Raises:
         ValueError: as `generate_layerwise`; a negative threshold; first_layer outside the model.
@@ -55,7 +55,7 @@ def find_vtw_layer(
 def calibrate_vtw(
     sample: Sample, *, threshold: float, first_layer: int | None, retention: float | None = None
 ) -> dict[str, Any]:
-    """`layer` as `find_vtw_layer`, and every divergence of the search; `first_layer` None is `first_searched`."""
+    """{"layer": as `find_vtw_layer`, "divergences": {K: D(K)}}; `first_layer` None is `first_searched`."""
     num_layers = len(sample.model.model.layers)
     first = first_searched(num_layers) if first_layer is None else first_layer
     divergences = dict(vtw_divergences(sample.model, sample.embeds, sample.spans, first_layer=first))
@@ -64,14 +64,18 @@ def calibrate_vtw(
 
 
 def first_searched(num_layers: int) -> int:
-    """Where the search begins: the release's layer, and in a model of fewer layers than its own in proportion."""
+    """The layer where the search begins: the release's, or in proportion for models with fewer layers than its 32."""
     return min(RELEASED_FIRST_LAYER, round(num_layers * RELEASED_FIRST_LAYER / RELEASED_LAYERS))
 
 
 def vtw_divergences(
     model: Any, embeds: list[Tensor], image_spans: list[tuple[int, int]], *, first_layer: int = 5
 ) -> Iterator[tuple[int, float]]:
-    """(K, D(K)) for K = first_layer .. last layer, each computed when it is asked for; nothing runs before."""
+    """Yields (K, D(K)) for K = first_layer .. last layer, and computes each one lazily.
+
+    Raises:
+        ValueError: at the first step: as `generate_layerwise`, without samples, or on first_layer outside the model.
+    """
     num_layers = len(model.model.layers)
     check_layer(first_layer, num_layers)
     if not embeds:
@@ -83,7 +87,7 @@ def vtw_divergences(
 
 @dataclass(frozen=True)
 class _TextStates:
-    """A policy that deletes nothing and keeps the text rows that enter each layer from `first_layer` on."""
+    """A policy that deletes nothing and records the text rows that enter each layer from `first_layer` on."""
 
     first_layer: int
     entering: dict[int, tuple[Tensor, Layout]] = field(default_factory=dict)
@@ -99,7 +103,7 @@ class _TextStates:
 
 @dataclass(frozen=True)
 class _Sample:
-    """The unpruned model's log-probabilities [V], and the text rows that enter each layer."""
+    """The unpruned model's results for one prompt: log-probabilities [V], and the text rows that enter each layer."""
 
     log_p: Tensor
     entering: dict[int, tuple[Tensor, Layout]]
@@ -113,6 +117,7 @@ def _read_text(model: Any, rows: Tensor, span: tuple[int, int], first_layer: int
 
 @torch.inference_mode()
 def _divergence(model: Any, sample: _Sample, layer: int) -> float:
+    """KL(p || p_K) of one sample, where `layer` is K: runs only layers K and later, on the recorded text rows."""
     cache = LayerCache(len(model.model.layers), room=0)
     hidden_BLD, _ = run_layers(model, *sample.entering[layer], KeepAll(), cache, first=layer)
     log_q_V = last_logits(model, hidden_BLD)[0].float().log_softmax(dim=-1)

@@ -1,7 +1,7 @@
-"""Model families: the only files that know a model's internals.
+"""Model families: only these files know the internals of a model.
 
-Each family gives two halves that load separately, so that an actor holds only what it runs:
-an encoder (vision tower and projector) and a decoder (language model and tokenizer).
+The two halves of a model load separately, so that an actor holds only the half that it runs: an encoder (vision tower
+and projector) and a decoder (language model and tokenizer).
 """
 
 from otprune.models.checkpoint import Checkpoint, CheckpointError, read_checkpoint, resolve_checkpoint, weights_digest

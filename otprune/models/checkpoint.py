@@ -1,4 +1,4 @@
-"""Finding a checkpoint, reading what a job asks of it and naming its weights, without loading them."""
+"""Finds a checkpoint, reads the facts that a job needs, and computes a digest of the weights, without loading them."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from otprune.shapes import LanguageShape, ModelShape, VisionShape
 
 ANYRES = "llava_next"
 FAMILIES = ("llava", ANYRES)
-WHOLE_FILE_BYTES = 64 * 2**20  # weight files up to this size are hashed whole
-BLOCK_BYTES = 4096  # of larger ones three blocks of each tensor
+WHOLE_FILE_BYTES = 64 * 2**20  # files up to this size are hashed completely
+BLOCK_BYTES = 4096  # of larger files, three blocks of this size are hashed for each tensor
 INDEX = "model.safetensors.index.json"
 
 
@@ -26,20 +26,20 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a job asks of a LLaVA checkpoint: numbers and names, no weights. It pickles and travels to actors."""
+    """The facts about a LLaVA checkpoint that a job needs: numbers and names, no weights. It can be pickled."""
 
-    path: Path  # the folder, absolute and without links
+    path: Path  # the folder, absolute and with links resolved
     name: str  # as the user gave it
     family: str  # `model_type`, one of FAMILIES
     language: LanguageShape
     language_type: str  # `model_type` of the language model
-    vision: VisionShape  # it ends at the layer that LLaVA reads
-    num_visual_tokens: int  # of one square image, all kept
-    mean: tuple[float, ...]  # of the three channels, of values in [0, 1]
+    vision: VisionShape  # up to the layer that LLaVA reads
+    num_visual_tokens: int  # of one square image, before pruning
+    mean: tuple[float, ...]  # of each channel, for values in [0, 1]
     std: tuple[float, ...]
     resolutions: tuple[tuple[int, int], ...]  # (height, width) in pixels of LLaVA-1.6's tiled images; () without tiles
-    image_token: int  # id of the placeholder of an image
-    digest: str  # of `weights_digest`
+    image_token: int  # token id of an image's placeholder
+    digest: str  # from `weights_digest`
 
     @property
     def shape(self) -> ModelShape:
@@ -47,27 +47,27 @@ class Checkpoint:
 
     @property
     def has_tiles(self) -> bool:
-        """Whether it is a LLaVA-1.6, whose images have different numbers of tokens."""
+        """Whether the model is a LLaVA-1.6, which cuts images into tiles: numbers of visual tokens differ."""
         return self.family == ANYRES
 
     @property
     def most_visual_tokens(self) -> int:
-        """Visual tokens of the largest image: of LLaVA-1.6 those of the most crops, without newlines and padding."""
+        """Visual tokens of the largest image; in LLaVA-1.6 all patches of the most crops, without newline tokens."""
         area = self.vision.image_size**2
         most_tiles = max((height * width // area for height, width in self.resolutions), default=0)
         return self.vision.num_patches * (1 + most_tiles)
 
 
 def read_checkpoint(path: str) -> Checkpoint:
-    """The checkpoint at `path`, a local folder or a hub repository; opens its config.json once.
+    """The facts about the checkpoint at `path`, a local folder or a hub repository. config.json is read once.
 
     Raises:
-        CheckpointError: as `resolve_checkpoint`, or if config.json describes no LLaVA.
+        CheckpointError: as `resolve_checkpoint`, or if config.json does not describe a LLaVA.
     """
     folder, stored = _find(path, FAMILIES, "model.path")
     config = json.loads(stored)
     try:
-        parsed: Any = CONFIG_MAPPING[config["model_type"]].from_dict(config)  # with the family's defaults
+        parsed: Any = CONFIG_MAPPING[config["model_type"]].from_dict(config)  # fills in the family's defaults
         facts = _facts(parsed)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
@@ -80,9 +80,10 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 
 def _facts(config: Any) -> dict[str, Any]:
-    """Fields of `Checkpoint` that transformers' configuration of a LLaVA decides."""
+    """The fields of `Checkpoint` that follow from transformers' configuration of a LLaVA."""
     vision, language = config.vision_config, config.text_config
     layers, feature = vision.num_hidden_layers, config.vision_feature_layer
+    # A negative hidden state counts from the end: state 0 is the embedding, so `layers` layers have layers + 1 states.
     deepest = max(f if f >= 0 else layers + 1 + f for f in ([feature] if isinstance(feature, int) else feature))
     shape = VisionShape.from_config(vision, layers=deepest)
     keeps_class_token = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
@@ -99,19 +100,19 @@ def _facts(config: Any) -> dict[str, Any]:
 
 
 def resolve_checkpoint(path: str, *, families: Sequence[str] = FAMILIES, key: str = "model.path") -> Path:
-    """Local folder of a checkpoint: `path` itself, or the hub repository `owner/name` in the local hub cache.
+    """The local folder of a checkpoint: `path` itself, or the hub repository `owner/name` in the local hub cache.
 
-    A repository that is not cached yet is downloaded by huggingface_hub. `key` is what errors call the path.
+    huggingface_hub downloads a repository that is not cached. `key` is the configuration key that errors name.
 
     Raises:
-        CheckpointError: if there is no such folder or repository, or it is no whole checkpoint of one of `families` in
-            Hugging Face format with safetensors weights.
+        CheckpointError: if there is no such folder or repository, or if it does not hold a complete checkpoint of one
+            of `families` in Hugging Face format with safetensors weights.
     """
     return _find(path, families, key)[0]
 
 
 def _find(path: str, families: Sequence[str], key: str) -> tuple[Path, bytes]:
-    """The folder, and the contents of its config.json, an object of one of the `families`."""
+    """The folder, and the bytes of its config.json, after checking the family and the weight files."""
     folder = Path(path)
     if not folder.is_dir():
         folder = _from_hub(path, key)
@@ -135,19 +136,20 @@ def _find(path: str, families: Sequence[str], key: str) -> tuple[Path, bytes]:
 
 
 def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, sorted by name."""
     return sorted(folder.glob("*.safetensors"))
 
 
 def weights_digest(folder: Path, *, config: bytes | None = None) -> str:
     """16 hex digits that change when the weights, the tokenizer or the configuration change.
 
-    Weight files above 64 MiB count by size, header and the first, middle and last 4 KiB of each tensor: training
-    that touches a tensor touches them, and naming a 14 GB model takes a fraction of a second. `config` holds the bytes
-    of config.json where they are read already.
+    Of weight files above 64 MiB, the digest covers the size, the header, and the first, middle and last 4 KiB of each
+    tensor. Training that changes a tensor changes these blocks, and the digest of a 14 GB model takes a fraction of a
+    second. `config` holds the bytes of config.json if the caller has read them already.
     """
     digest = hashlib.sha256()
-    small = [f for f in sorted(folder.iterdir()) if f.suffix in {".json", ".jinja", ".model"} and f.is_file()]
-    for file in small + weight_files(folder):
+    small_files = [f for f in sorted(folder.iterdir()) if f.suffix in {".json", ".jinja", ".model"} and f.is_file()]
+    for file in small_files + weight_files(folder):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
         if file.name == "config.json" and config is not None:
@@ -167,28 +169,32 @@ def weights_digest(folder: Path, *, config: bytes | None = None) -> str:
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Name -> dtype, shape and data_offsets of each tensor in a safetensors file; the byte that offsets count from.
+    """The header of a safetensors file.
+
+    Returns:
+        {tensor name: its dtype, shape and data_offsets}, and the byte from which the offsets count.
 
     Raises:
-        CheckpointError: if the file is no safetensors file, or shorter than its header says.
+        CheckpointError: if the file is not a safetensors file, or its size differs from what the header says.
     """
     with file.open("rb") as stream:
+        # A safetensors file is 8 bytes with the length of the header, the header in JSON, and the data.
         begin = 8 + int.from_bytes(stream.read(8), "little")
         if begin > (size := file.stat().st_size):
             raise CheckpointError(f"{file} must be a whole safetensors file, got {size} bytes")
         try:
             header = json.loads(stream.read(begin - 8))
             header.pop("__metadata__", None)
-            need = begin + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+            expected_size = begin + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
         except (ValueError, AttributeError, LookupError, TypeError) as error:
             raise CheckpointError(f"{file} must be a safetensors file: {error}") from error
-    if need != size:
-        raise CheckpointError(f"{file} must be a whole safetensors file of {need} bytes, got {size}")
+    if expected_size != size:
+        raise CheckpointError(f"{file} must be a whole safetensors file of {expected_size} bytes, got {size}")
     return header, begin
 
 
 def _check_weights(folder: Path) -> None:
-    """Raises CheckpointError if weight files are absent, or cut short, as interrupted downloads leave them."""
+    """Raises CheckpointError if weight files are missing, or truncated, as after an interrupted download."""
     files = weight_files(folder)
     if not files:
         raise CheckpointError(f"model.path must hold *.safetensors weights, found none in {folder}")
@@ -203,12 +209,12 @@ def _check_weights(folder: Path) -> None:
 def _from_hub(path: str, key: str) -> Path:
     if path.count("/") != 1 or path.startswith((".", "/")):
         raise CheckpointError(f"{key} must be a folder or a hub repository `owner/name`, got {path!r}")
-    from huggingface_hub import snapshot_download  # imports take a second; a local path never needs it
+    from huggingface_hub import snapshot_download  # the import takes a second, and a local path does not need it
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.model"]
     try:
         return Path(snapshot_download(path, allow_patterns=patterns))
-    except (OSError, ValueError) as error:  # huggingface_hub's errors derive from these
+    except (OSError, ValueError) as error:  # the bases of huggingface_hub's errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{key} {path!r} is neither a folder here ({os.getcwd()}) nor a hub repository in reach: {reason}"
@@ -216,9 +222,9 @@ def _from_hub(path: str, key: str) -> Path:
 
 
 def image_statistics(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the three channels (of values in [0, 1]) that the vision tower expects.
+    """The mean and standard deviation of each channel that the vision tower expects, for values in [0, 1].
 
-    From processor_config.json or preprocessor_config.json; CLIP's where neither says.
+    They are read from processor_config.json or preprocessor_config.json; if neither has them, they are CLIP's.
     """
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():

@@ -1,7 +1,7 @@
-"""Decoding a batch of embedded prompts: one prefill, then one token a row and step, and finished rows leave the batch.
+"""Decodes a batch of embedded prompts: one prefill, then one token a row at each step; finished rows leave the batch.
 
-Every random number belongs to a request, not to its batch: an answer that is sampled does not depend on which other
-prompts were decoded beside it (up to the rounding of a batch's matrix products).
+Every random number belongs to a request and not to its batch: a sampled answer does not depend on the other prompts in
+the batch, up to the rounding of the batch's matrix products.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from otprune.layerwise.attention import limited_attention
 from otprune.layerwise.layout import causal_mask
 from otprune.layerwise.steps import FILL, check_every, marked, settled
 
-LEAVE = 0.75  # finished rows leave once no more than this share of the batch is still being answered
+LEAVE = 0.75  # finished rows leave the batch when at most this share of its rows is unfinished
 
 
 @torch.inference_mode()
@@ -30,19 +30,23 @@ def decode(
     top_p: float = 1.0,
     seeds: Sequence[int] = (),
 ) -> list[list[int]]:
-    """New token ids of each row, up to and with its first end token, or `max_new_tokens` of them.
+    """The new token ids of each row, up to and including its first end token, at most `max_new_tokens`.
 
-    `model` is a transformers causal language model; `embeds` [B, T, D] are left-padded, `mask` int64 [B, T] is 1 where
-    there is a token. Temperature 0 takes the likeliest token; above, row i draws from the nucleus of mass `top_p` with
-    the numbers of `seeds[i]`.
+    When a quarter of the batch has finished, the finished rows leave the key-value cache, so that the other rows cost
+    no more than a batch of their own.
 
-    Finished rows are dropped from the key-value cache when a quarter of the batch has finished: what is left costs what
-    it would alone.
+    Args:
+        model: a causal language model of transformers.
+        embeds: [B, T, D], left-padded.
+        mask: int64 [B, T], 1 for tokens and 0 for padding.
+        end_tokens: ids that end an answer.
+        temperature: 0 takes the likeliest token; above 0, tokens are drawn from the nucleus of mass `top_p`.
+        seeds: one a row; row i draws with the random numbers of `seeds[i]`. Unused at temperature 0.
 
     Raises:
         FloatingPointError: if logits are not finite.
     """
-    rows = torch.arange(len(embeds), device=embeds.device)  # of the output, for each row of the shrinking batch
+    rows = torch.arange(len(embeds), device=embeds.device)  # the index in `answers` of each row of the shrinking batch
     answers = torch.full((len(embeds), max_new_tokens), FILL, device=embeds.device)
     ends = torch.tensor(list(end_tokens), dtype=torch.long, device=embeds.device)
     draws = uniform_draws(seeds, max_new_tokens, embeds.device) if temperature > 0 else None
@@ -54,12 +58,9 @@ def decode(
     inputs: dict[str, Tensor] = {"inputs_embeds": embeds}
     open_rows = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
     for step in range(max_new_tokens):
-        shown = mask if padded else None
-        if padded and not only_2d:  # transformers passes on what has 4 dimensions; of 2, it asks the GPU at each step
-            shown = mask[:, None, None].bool() if step else causal_mask(mask.bool())
         logits = model(
             **inputs,
-            attention_mask=shown,
+            attention_mask=_attention_mask(mask, step, only_2d) if padded else None,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
@@ -74,38 +75,50 @@ def decode(
         positions = positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         if len(ends) and (step + 1) % every == 0:
-            still = open_rows.nonzero()[:, 0]
-            if not len(still):
+            unfinished = open_rows.nonzero()[:, 0]  # waits for the device
+            if not len(unfinished):
                 break
-            if len(still) <= LEAVE * len(rows):
-                cache.batch_select_indices(still)
-                rows, tokens, positions, mask = rows[still], tokens[still], positions[still], mask[still]
-                open_rows = open_rows[still]
+            if len(unfinished) <= LEAVE * len(rows):
+                cache.batch_select_indices(unfinished)
+                rows, tokens = rows[unfinished], tokens[unfinished]
+                positions, mask = positions[unfinished], mask[unfinished]
+                open_rows = open_rows[unfinished]
         inputs = {"input_ids": tokens[:, None]}
     return settled(answers.tolist())
 
 
+def _attention_mask(mask: Tensor, step: int, only_2d: bool) -> Tensor:
+    """The mask that the model gets at a step, from the int64 mask [B, T] of all tokens so far.
+
+    transformers uses a mask of 4 dimensions as it is. It inspects one of 2 dimensions, and the inspection waits for the
+    GPU at every step.
+    """
+    if only_2d:
+        return mask
+    return mask[:, None, None].bool() if step else causal_mask(mask.bool())
+
+
 def needs_2d_mask(config: Any) -> bool:
-    """Whether transformers must make the masks: for windows, and for attention that takes no bool [B, 1, L, L]."""
+    """Whether transformers must make the masks: for windows, or attention that takes no bool mask [B, 1, L, L]."""
     return config._attn_implementation != "sdpa" or limited_attention(config) is not None
 
 
 def uniform_draws(seeds: Sequence[int], count: int, device: torch.device) -> Tensor:
-    """float64 [B, count] in [0, 1): the numbers of each seed, the same on every device."""
+    """The random numbers of each seed, float64 [B, count] in [0, 1), drawn on the CPU: all devices get the same."""
     rows = [torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(device)
 
 
 def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> Tensor:
-    """One token id a row, int64 [B], from the nucleus: the likeliest tokens whose mass reaches `top_p`.
+    """Draws one token id a row, int64 [B], from the nucleus: the fewest likeliest tokens whose mass reaches `top_p`.
 
-    `logits` [B, V]; `uniform` [B] in [0, 1) picks by the inverse of the cumulative distribution, likeliest first.
-    Source: Holtzman et al. 2020, section 3.1.
+    `logits` are [B, V]. `uniform` [B] in [0, 1) selects the token by the inverse of the cumulative distribution, in
+    descending order of probability. Source: Holtzman et al. 2020, section 3.1.
     """
     order = (logits.double() / temperature).softmax(1).sort(dim=1, descending=True, stable=True)
     mass = order.values.cumsum(1)
-    inside = mass - order.values < top_p  # the mass before a token; so the likeliest is always inside
+    inside = mass - order.values < top_p  # compares the mass before a token, so the likeliest token is always inside
     total = (order.values * inside).sum(1)
     picks = torch.searchsorted(mass, (uniform * total)[:, None], right=True)
-    last = (inside.sum(1, keepdim=True) - 1).clamp_min(0)  # of logits that are NaN none is inside
+    last = (inside.sum(1, keepdim=True) - 1).clamp_min(0)  # if the logits are NaN, no token is inside
     return order.indices.gather(1, picks.minimum(last))[:, 0]

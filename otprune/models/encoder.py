@@ -1,7 +1,7 @@
-"""LLaVA's first half: images to visual tokens, and what some methods ask of the vision tower beside them.
+"""LLaVA's first half: turns images into visual tokens, and computes what some methods also need from the vision tower.
 
 Shapes: B images, H pixels a side, P positions of the tower (class token and patches), N visual tokens, W tower width
-(of all feature layers side by side), D language width.
+(the sum over all feature layers), D language width.
 """
 
 from pathlib import Path
@@ -21,10 +21,10 @@ PROJECTOR_PREFIX = r"^(model\.)?multi_modal_projector\."
 
 
 def load_encoder(folder: Path, *, dtype: torch.dtype, device: str, attention: bool = False) -> "LlavaEncoder":
-    """Vision tower and projector of the checkpoint in `folder`; the language model is never read.
+    """Loads the vision tower and projector of the checkpoint in `folder`, without reading the language model.
 
     Args:
-        attention: keep what `class_attention` needs, a layer that is otherwise cut off.
+        attention: keep the layer that `class_attention` needs; else it is cut off.
 
     Raises:
         CheckpointError: if weights are missing.
@@ -38,20 +38,20 @@ def load_encoder(folder: Path, *, dtype: torch.dtype, device: str, attention: bo
     mean, std = image_statistics(folder)
     encoder = LlavaEncoder(config, tower.to(device), projector.to(device).eval(), mean, std, attention=attention)
     if config.model_type == ANYRES:
-        found = read_tensors(folder, NEWLINE)
-        if not found:
+        newlines = read_tensors(folder, NEWLINE)
+        if not newlines:
             raise CheckpointError(f"model.path must hold LLaVA-1.6's image_newline, found none in {folder}")
-        encoder.newline = next(iter(found.values())).to(device, dtype)
+        encoder.newline = next(iter(newlines.values())).to(device, dtype)
     return encoder
 
 
 class LlavaEncoder(nn.Module):
-    """uint8 pixels [B, H, H, 3] to projected visual tokens [B, N, D]."""
+    """Computes projected visual tokens [B, N, D] from uint8 pixels [B, H, H, 3]."""
 
     mean: Tensor
     std: Tensor
     newline: Tensor | None = None
-    """LLaVA-1.6's token [D] at the end of each row of tiles; its pixels are the crops of `pipelines.images.tiles`."""
+    """LLaVA-1.6's learned token [D] that ends each row of visual tokens; None in LLaVA-1.5."""
 
     def __init__(
         self,
@@ -67,49 +67,51 @@ class LlavaEncoder(nn.Module):
         self.tower, self.projector = tower, projector
         self.layer = config.vision_feature_layer
         self.drop_class_token = config.vision_feature_select_strategy == "default"
-        # a CLIPEncoderLayer, for whose parts torch has no types
+        # The cut below removes the reader from the tower. `Any`, because the parts of a CLIPEncoderLayer are untyped.
         self.reader: Any = _layer_behind(_transformer(tower), self.layer, self.drop_class_token) if attention else None
         if isinstance(self.layer, int):
             _cut_after(_transformer(tower), self.layer)
         self.image_size: int = config.vision_config.image_size
-        num_positions = _transformer(tower).embeddings.position_embedding.weight.shape[0]  # CLIP's hold a class token
+        # CLIP's positions include the class token.
+        num_positions = _transformer(tower).embeddings.position_embedding.weight.shape[0]
         self.num_tokens: int = num_positions - 1 if self.drop_class_token else num_positions
         self.width: int = config.text_config.hidden_size
         device, dtype = tower.device, tower.dtype
+        # Not persistent: the statistics come from the preprocessor's file and are no weights of the checkpoint.
         self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=device).view(1, 3, 1, 1), persistent=False)
         self.dtype = dtype
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, H, H, 3] on any device -> [B, N, D] in the encoder's dtype on its device."""
+        """Visual tokens [B, N, D], in the encoder's dtype on its device, from uint8 pixels [B, H, H, 3] anywhere."""
         return self.project(self.patches(self.see(pixels)))
 
     @torch.inference_mode()
     def see(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, H, H, 3] -> hidden states [B, P, W] that the projector reads; the class token, if any, first."""
+        """Hidden states [B, P, W] from uint8 pixels [B, H, H, 3]; a class token comes first."""
         pixels = pixels.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
-        pixels = (pixels.float() / 255 - self.mean) / self.std  # as CLIP's image processor: rescale, then normalise
+        pixels = (pixels.float() / 255 - self.mean) / self.std  # in the order of CLIP's image processor
         if isinstance(self.layer, int):
             return self.tower(pixels.to(self.dtype)).last_hidden_state
         hidden = self.tower(pixels.to(self.dtype), output_hidden_states=True).hidden_states
         return torch.cat([hidden[layer] for layer in self.layer], dim=-1)
 
     def patches(self, hidden: Tensor) -> Tensor:
-        """[B, P, W] -> [B, N, W]: without the class token, where the model drops it."""
+        """The hidden states [B, N, W] that the projector reads: without the class token, if the model drops it."""
         return hidden[:, 1:] if self.drop_class_token else hidden
 
     @torch.inference_mode()
     def project(self, patches: Tensor) -> Tensor:
-        """[..., W] -> visual tokens [..., D]."""
+        """Visual tokens [..., D] from hidden states [..., W]."""
         return self.projector(patches)
 
     @torch.inference_mode()
     def class_attention(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, P, W] -> (attention [B, N], keys [B, N, W]) in the layer that reads them.
+        """The class token's attention [B, N] and the keys [B, N, W] in the layer that reads `hidden` [B, P, W].
 
-        a = softmax(q_class k^T / sqrt(W)) over all positions, queries and keys as one head of full width, float32; the
-        class token's own entry is left out.
+        a = softmax(q_class k^T / sqrt(W)) over all positions in float32, with queries and keys as one head of full
+        width; the class token's own entry is then removed.
         """
         assert self.reader is not None, "the encoder was loaded without attention"
         normed = self.reader.layer_norm1(hidden)
@@ -120,8 +122,9 @@ class LlavaEncoder(nn.Module):
 
 
 def _layer_behind(transformer: Any, layer: Any, has_class_token: bool) -> nn.Module:
-    """The layer whose input is hidden state `layer`, as much of it as `class_attention` runs."""
+    """The layer whose input is hidden state `layer`, without the parts that `class_attention` does not run."""
     layers = transformer.encoder.layers
+    # Modulo layers + 1 turns a negative hidden state, counted from the end, into one counted from the embedding.
     if not isinstance(layer, int) or not has_class_token or layer % (len(layers) + 1) == len(layers):
         raise ValueError(
             "methods that read the class token's attention need a vision tower with a class token and a layer behind "
@@ -133,8 +136,8 @@ def _layer_behind(transformer: Any, layer: Any, has_class_token: bool) -> nn.Mod
 
 
 def _has_inner_vision_model(vision_config: Any) -> bool:
-    """Whether this transformers version nests the tower's weights under `.vision_model`; they differ in this."""
-    with torch.device("meta"):
+    """Whether the installed transformers nests the tower's weights under `.vision_model`; versions differ."""
+    with torch.device("meta"):  # builds the names without allocating weights
         names = AutoModel.from_config(vision_config).state_dict()
     return any(name.startswith("vision_model.") for name in names)
 
@@ -144,9 +147,10 @@ def _transformer(tower: Any) -> Any:
 
 
 def _cut_after(transformer: Any, layer: int) -> None:
-    """Makes hidden state `layer` (0 is the embedding) the output; LLaVA reads state -2, never the last layer.
+    """Cuts the tower so that its output is hidden state `layer` (0 is the embedding). LLaVA reads state -2.
 
-    The closing normalisation goes as well: SigLIP's output has it, hidden states do not; CLIP only pools with it.
+    The closing normalisation is removed too: SigLIP applies it to its output but hidden states lack it, and CLIP uses
+    it only for pooling.
     """
     layers = transformer.encoder.layers
     del layers[layer % (len(layers) + 1) :]

@@ -1,14 +1,14 @@
-"""LLaVA's second half: visual tokens with a prompt to text. `encoder.py` has the first.
+"""LLaVA's second half: generates text from visual tokens and a prompt. `encoder.py` has the first half.
 
-Both are written against transformers' `CLIPVisionModel` and `LlamaForCausalLM`; any vision tower and language
-model that `AutoModel` and `AutoModelForCausalLM` build from the checkpoint's two sub-configurations
-work the same. Weight names as in the released llava-hf checkpoints and as transformers 5 saves them.
+Both halves are written against transformers' `CLIPVisionModel` and `LlamaForCausalLM`. Any vision tower and language
+model that `AutoModel` and `AutoModelForCausalLM` build from the checkpoint's two sub-configurations work the same. The
+halves read the weight names of the released llava-hf checkpoints and those under which transformers 5 saves them.
 
 Shapes: D language width, K visual tokens of one image, P images of one prompt.
 
 Departures:
-- In a prompt with several images every image is pruned; the released OTPrune and DivPrune code prunes the first alone
-  and keeps all tokens of the others.
+- In a prompt with several images every image is pruned; the released OTPrune and DivPrune code prunes only the first
+  image and keeps all tokens of the others.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ LANGUAGE_PREFIX = r"^(model\.)?language_model\.(model\.)?"
 
 
 def load_decoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaDecoder":
-    """Language model and tokenizer of the checkpoint in `folder`; the vision tower is never read.
+    """Loads the language model and tokenizer of the checkpoint in `folder`, without reading the vision tower.
 
     Raises:
         CheckpointError: if weights are missing.
@@ -44,16 +44,16 @@ def load_decoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaDeco
     names = {HEAD_PREFIX: "", LANGUAGE_PREFIX: "model."}
     model = load_part(AutoModelForCausalLM, folder, config.text_config, names, dtype).to(device)
     if model.device.type == "cuda":
-        # On sm_90 torch tries cuDNN's attention first, which builds a plan for each new key length, so for each step of
-        # the plain loops; what that costs is not measured.
+        # On sm_90 torch prefers cuDNN's attention, which builds a plan for every new key length, and so for every
+        # decode step. The cost of the plans has not been measured.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return LlavaDecoder(config, model, AutoTokenizer.from_pretrained(folder), folder)
 
 
 class LlavaDecoder(Prompter):
-    """Visual tokens and a prompt to text, with the language model alone."""
+    """Generates text from visual tokens and prompts, with the language model alone."""
 
-    # `model` is a PreTrainedModel that generates, for which transformers has no type
+    # `model` is `Any` because transformers has no type for a PreTrainedModel that generates.
     def __init__(self, config: Any, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path):
         super().__init__(config, tokenizer, folder, model.generation_config.eos_token_id)
         self.model = model.eval()
@@ -70,15 +70,19 @@ class LlavaDecoder(Prompter):
         seeds: Sequence[int] = (),
         policy: Policy | None = None,
     ) -> list[Completion]:
-        """One completion for each pair of visual tokens and prompt: [K, D] for one image, P of these for P images.
+        """One completion for each pair of visual tokens and prompt.
 
-        Prompts are left-padded to one length and decoded together: greedily at temperature 0, else by nucleus sampling,
-        each with the random numbers of its own seed. Positions are contiguous over kept tokens. A `policy` thins the
-        image out inside the model, which takes prompts with one image.
+        The prompts are left-padded to one length and decoded together. Positions are contiguous over kept tokens.
+
+        Args:
+            visual: for each prompt, tokens [K, D] of its one image, or a sequence of P such tensors for P images.
+            prompts: token ids around the images, from `encode_prompt`.
+            temperature: 0 decodes greedily; above 0, nucleus sampling of mass `top_p` with one of `seeds` a prompt.
+            policy: deletes image tokens inside the model; every prompt must then hold one image.
 
         Raises:
-            ValueError: if a prompt and its answer would not fit the model's context, seeds are needed and missing, or
-                the policy refuses a prompt.
+            ValueError: if a prompt and its answer exceed the model's context, seeds are needed and missing, or the
+                policy does not accept a prompt.
             FloatingPointError: if the model's logits are not finite.
         """
         if temperature > 0 and len(seeds) != len(prompts):
@@ -116,9 +120,9 @@ class LlavaDecoder(Prompter):
         top_p: float,
         seeds: Sequence[int],
     ) -> list[list[int]]:
-        """New token ids of each prompt, whose image `policy` thins out while it is read."""
-        if wrong := [len(prompt) - 1 for prompt in prompts if len(prompt) != 2]:
-            raise ValueError(f"pruning inside the model takes prompts with one image, got {wrong[0]}")
+        """The new token ids of each prompt; `policy` deletes image tokens inside the model."""
+        if other_counts := [len(prompt) - 1 for prompt in prompts if len(prompt) != 2]:
+            raise ValueError(f"pruning inside the model takes prompts with one image, got {other_counts[0]}")
         draws = uniform_draws(seeds, max_new_tokens, self.model.device) if temperature > 0 else None
 
         def choose(logits: Tensor, step: int) -> Tensor:
@@ -135,7 +139,7 @@ class LlavaDecoder(Prompter):
         )
 
     def embed(self, visual: Tensor | Sequence[Tensor], prompt: Prompt) -> Tensor:
-        """The prompt's text with each image's tokens in their place, [length, D]."""
+        """The input rows [length, D] of a prompt: its embedded text, with each image's tokens at their place."""
         embed = self.model.get_input_embeddings()
         text = embed(torch.tensor([token for ids in prompt for token in ids], device=self.model.device))
         images = (visual,) if isinstance(visual, Tensor) and visual.dim() == 2 else visual
@@ -145,6 +149,6 @@ class LlavaDecoder(Prompter):
 
 
 def image_span(prompt: Prompt, length: int) -> tuple[int, int]:
-    """First and behind last row of the image in a prompt of one image that is `length` rows long."""
+    """(first, behind last) row of the image in a prompt with one image and `length` rows."""
     before, after = prompt
     return len(before), length - len(after)

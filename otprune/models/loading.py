@@ -1,4 +1,4 @@
-"""Building one part of a checkpoint's model, and reading only its weights."""
+"""Builds one part of a checkpoint's model and reads only the weights of that part."""
 
 import re
 from collections.abc import Iterable
@@ -13,9 +13,16 @@ from otprune.models.checkpoint import CheckpointError
 
 
 def load_part(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype: torch.dtype) -> Any:
-    """`cls` with the part of the checkpoint that `names` (regular expression -> new prefix) maps onto it."""
+    """An instance of `cls` in eval mode, with the part of the checkpoint that `names` maps onto it.
+
+    Args:
+        names: {regular expression of a prefix of weight names: prefix in `cls`}.
+
+    Raises:
+        CheckpointError: if weights are missing.
+    """
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # the other half of the checkpoint is reported as unexpected
+    transformers_logging.set_verbosity_error()  # it would report the other half of the checkpoint as unexpected weights
     transformers_logging.disable_progress_bar()
     try:
         model, info = cls.from_pretrained(
@@ -28,19 +35,19 @@ def load_part(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype:
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Puts `tensors` into `module`; raises CheckpointError if one is missing."""
+    """Loads `tensors` into `module`; raises CheckpointError if one is missing."""
     check_missing(set(module.state_dict()) - set(tensors), module, folder)
     module.load_state_dict(tensors)
 
 
 def check_missing(names: Iterable[str], module: nn.Module, folder: Path) -> None:
-    """Raises CheckpointError if there are `names`."""
+    """Raises CheckpointError if there are any `names`, the missing weights of `module`."""
     if missing := sorted(names):
         raise CheckpointError(f"{folder} lacks {len(missing)} weights of {type(module).__name__}, e.g. {missing[0]}")
 
 
 def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name the regular expression `prefix` begins, by the rest of their name."""
+    """The tensors whose names match the regular expression `prefix` at the start: {rest of the name: tensor}."""
     from safetensors import safe_open
 
     tensors = {}

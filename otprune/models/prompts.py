@@ -1,4 +1,4 @@
-"""What a checkpoint says about text: conversation formats, prompts to ids around their images, ids to answers."""
+"""The text side of a checkpoint: conversation formats, token ids of prompts around their images, answers from ids."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ VICUNA_SYSTEM = (
 )
 
 Prompt = tuple[list[int], ...]
-"""Token ids of the text before, between and after the images: one list more than there are images."""
+"""Token ids of the text before, between and after the images: n + 1 lists for n images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,10 +30,10 @@ class Completion:
 
 
 def load_prompter(folder: Path) -> "Prompter":
-    """Tokenizer and end tokens of the checkpoint in `folder`; weights are never read.
+    """Loads the tokenizer and end tokens of the checkpoint in `folder`, without reading weights.
 
     Raises:
-        CheckpointError: if no end token is named.
+        CheckpointError: if the checkpoint names no end token.
     """
     config: Any = AutoConfig.from_pretrained(folder)
     try:
@@ -44,7 +44,7 @@ def load_prompter(folder: Path) -> "Prompter":
 
 
 class Prompter:
-    """A checkpoint's texts: prompts to ids, generated ids to answers."""
+    """Encodes prompts to token ids and decodes generated ids to answers, for one checkpoint."""
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, end: int | list[int] | None):
         self.tokenizer, self.folder = tokenizer, folder
@@ -64,7 +64,7 @@ class Prompter:
         return encode_prompt(text, conversation, self.folder, self.tokenizer, self.image_token, num_images)
 
     def completion(self, num_prompt_tokens: int, ids: list[int]) -> Completion:
-        """The answer in generated ids, which end at the first end token or were cut."""
+        """The answer in generated `ids`, up to the first end token; an answer without one was cut at its limit."""
         end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)
         kept = ids if end is None else ids[:end]
         return Completion(
@@ -89,22 +89,24 @@ def encode_prompt(
         ValueError: if the result does not hold exactly `num_images` image placeholders.
     """
     ids = tokenizer(render_prompt(text, conversation, folder, tokenizer, num_images)).input_ids
-    found = [i for i, token in enumerate(ids) if token == image_token]
-    if len(found) != num_images:
+    placeholders = [i for i, token in enumerate(ids) if token == image_token]
+    if len(placeholders) != num_images:
         wanted = "one image" if num_images == 1 else f"{num_images} images"
-        raise ValueError(f"a prompt must hold exactly {wanted}, got {len(found)} in {text!r}")
-    starts, ends = [0, *(i + 1 for i in found)], [*found, len(ids)]
+        raise ValueError(f"a prompt must hold exactly {wanted}, got {len(placeholders)} in {text!r}")
+    starts, ends = [0, *(i + 1 for i in placeholders)], [*placeholders, len(ids)]
     return tuple(ids[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def render_prompt(
     text: str, conversation: str, folder: Path, tokenizer: PreTrainedTokenizerBase, num_images: int = 1
 ) -> str:
-    """The whole prompt with a literal `<image>` for each image, before the user text `text`.
+    """The whole prompt, with a literal `<image>` for each image before the user text `text`.
 
-    `auto` is the checkpoint's own chat template, or vicuna_v1 where it has none; `vicuna_v1` is the format
-    of the LLaVA-1.5 papers and of the published benchmark numbers (35 tokens stand before the image; several images
-    are joined by spaces); `plain` is the text as it is, after the images.
+    Conversation formats:
+        auto        the checkpoint's own chat template, or vicuna_v1 if it has none
+        vicuna_v1   the format of the LLaVA-1.5 papers and the published benchmark numbers: 35 tokens stand before the
+                    image, and spaces join several images
+        plain       the text unchanged, after the images
 
     Raises:
         ValueError: if `conversation` is not one of these.
@@ -123,7 +125,7 @@ def render_prompt(
 
 
 def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The checkpoint's chat template: chat_template.jinja, chat_template.json or the tokenizer's, else None."""
+    """The checkpoint's chat template: chat_template.jinja, else chat_template.json, else the tokenizer's, else None."""
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text()
     if (file := folder / "chat_template.json").is_file():

@@ -1,22 +1,22 @@
-"""How much each visual token has to do with a prompt: what CDPruner conditions its selection on.
+"""The relevance of each visual token to a prompt, on which CDPruner conditions its selection.
 
     clip    r_i = mean over text chunks c of  - cos(P norm(y_i), t_c)
 
-y_i is the hidden state that the projector reads, norm the CLIP vision tower's closing normalisation and P its
-projection, t_c the text tower's embedding of the prompt: CDPruner's own relevance. The sign is its finding: dense CLIP
-features are anti-aligned with text. LLaVA checkpoints hold no text tower, so the CLIP checkpoint that the vision tower
-comes from must be named.
+This is CDPruner's own relevance. y_i is the hidden state that the projector reads, norm the CLIP vision tower's closing
+normalisation, P the tower's projection, and t_c the text tower's embedding of a chunk of the prompt. The sign is
+CDPruner's finding: dense CLIP features are anti-aligned with text. LLaVA checkpoints hold no text tower, so the user
+must name the CLIP checkpoint from which the vision tower comes.
 
     words   r_i = mean over the prompt's tokens w of cos(v_i, e_w)
 
-v_i is the projected token and e_w the language model's own embedding of a prompt token. No part of CDPruner: what a
-checkpoint without its CLIP can offer.
+v_i is the projected token and e_w the language model's own embedding of a prompt token. This relevance is no part of
+CDPruner; it needs no CLIP checkpoint.
 
 Departures:
-- The text is what the user asks, without the conversation format around it.
-- Chunks hold what fits the text tower beside its begin and end tokens, each chunk with both.
+- The text is the user's prompt without the conversation format around it.
+- A chunk holds as many tokens as fit in the text tower beside a begin and an end token; every chunk has both.
 
-Shapes: B images, N visual tokens, W tower width, D language width, T text tokens.
+Shapes: B images, N visual tokens, W tower width, D language width, E width of CLIP's projection.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ EMBEDDING = r"^(model\.)?language_model\.(model\.)?embed_tokens\."
 
 
 class ClipRelevance:
-    """Relevance by the text tower of the CLIP checkpoint in `folder`, which the vision tower comes from."""
+    """Relevance by the text tower of the CLIP checkpoint in `folder`, from which the vision tower comes."""
 
     def __init__(self, folder: Path, *, dtype: torch.dtype, device: str):
         config: Any = AutoConfig.from_pretrained(folder)
@@ -54,52 +54,59 @@ class ClipRelevance:
             AutoTokenizer.from_pretrained(folder),
             config.text_config.max_position_embeddings - 2,
         )
-        self.chunks: dict[str, Tensor] = {}
+        self.cache: dict[str, Tensor] = {}  # prompt -> embedding, because images often share prompts
 
     @torch.inference_mode()
     def __call__(self, patches: Tensor, tokens: Tensor, prompts: list[str]) -> Tensor:
-        """Hidden states [B, N, W] and visual tokens [B, N, D] of images with one prompt each -> [B, N], float32."""
+        """The relevance of images with one prompt each; shapes as in `Relevance`.
+
+        Raises:
+            ValueError: if the hidden states are not as wide as the CLIP vision tower.
+        """
         if patches.shape[-1] != self.projection.shape[1]:
             raise ValueError(
                 f"CLIP's tower must be {patches.shape[-1]} wide as the model's, got {self.projection.shape[1]}"
             )
-        seen = normalize((self.norm(patches.to(self.projection)) @ self.projection.T).float(), dim=-1)
-        said = torch.stack([self._said(prompt) for prompt in prompts])
-        return -(seen @ said[:, :, None])[:, :, 0]
+        image_BNE = normalize((self.norm(patches.to(self.projection)) @ self.projection.T).float(), dim=-1)
+        text_BE = torch.stack([self._embed(prompt) for prompt in prompts])
+        return -(image_BNE @ text_BE[:, :, None])[:, :, 0]
 
-    def _said(self, prompt: str) -> Tensor:
-        """The mean of the chunks' unit embeddings, [projection width]: cosines average as their vectors do."""
-        if prompt not in self.chunks:
-            if len(self.chunks) > 1000:
-                self.chunks.clear()
+    def _embed(self, prompt: str) -> Tensor:
+        """The mean [E] of the unit embeddings of a prompt's chunks.
+
+        A cosine is linear in a unit vector, so the product with the mean is the mean of the cosines.
+        """
+        if prompt not in self.cache:
+            if len(self.cache) > 1000:
+                self.cache.clear()  # bounds the memory of a job in which every image has a prompt of its own
             ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
             begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
             embeds = []
             for start in range(0, max(len(ids), 1), self.room):
                 chunk = torch.tensor([[begin, *ids[start : start + self.room], end]], device=self.projection.device)
                 embeds.append(normalize(self.text(input_ids=chunk).text_embeds[0].float(), dim=-1))
-            self.chunks[prompt] = torch.stack(embeds).mean(dim=0)
-        return self.chunks[prompt]
+            self.cache[prompt] = torch.stack(embeds).mean(dim=0)
+        return self.cache[prompt]
 
 
 class WordRelevance:
-    """Relevance by the language model's own word embeddings, the one tensor of it that is read."""
+    """Relevance by the language model's own word embeddings; no other tensor of that model is read."""
 
     def __init__(self, folder: Path, *, dtype: torch.dtype, device: str):
-        found = read_tensors(folder, EMBEDDING)
-        if "weight" not in found:
+        tensors = read_tensors(folder, EMBEDDING)
+        if "weight" not in tensors:
             raise CheckpointError(f"model.path must hold the language model's word embeddings, found none in {folder}")
-        self.embedding = found["weight"].to(device, dtype)
+        self.embedding = tensors["weight"].to(device, dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     @torch.inference_mode()
     def __call__(self, patches: Tensor, tokens: Tensor, prompts: list[str]) -> Tensor:
-        """Hidden states [B, N, W] and visual tokens [B, N, D] of images with one prompt each -> [B, N], float32."""
-        said = torch.stack([self._said(prompt) for prompt in prompts])
-        return (normalize(tokens.float(), dim=-1) @ said[:, :, None])[:, :, 0]
+        """The relevance of images with one prompt each; shapes as in `Relevance`."""
+        text_BD = torch.stack([self._embed(prompt) for prompt in prompts])
+        return (normalize(tokens.float(), dim=-1) @ text_BD[:, :, None])[:, :, 0]
 
-    def _said(self, prompt: str) -> Tensor:
-        """The mean of the prompt's unit embeddings, [D]."""
+    def _embed(self, prompt: str) -> Tensor:
+        """The mean [D] of the unit embeddings of a prompt's tokens; zero for an empty prompt."""
         ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
         return normalize(self.embedding[torch.tensor(ids, dtype=torch.int64)].float(), dim=-1).sum(dim=0) / max(
             len(ids), 1
@@ -107,13 +114,14 @@ class WordRelevance:
 
 
 Relevance = Callable[[Tensor, Tensor, list[str]], Tensor]
+"""(hidden states [B, N, W], visual tokens [B, N, D], B prompts) -> relevance float32 [B, N]."""
 
 
 def make_relevance(settings: dict[str, Any], model: Path, dtype: torch.dtype, device: str) -> Relevance:
-    """What `settings.relevance` asks for.
+    """The relevance that `settings.relevance` names: clip, words or none, which is 1 for every token.
 
     Raises:
-        ValueError: if it is clip and no CLIP checkpoint is named.
+        ValueError: for clip, as `find_clip`.
     """
     match settings["relevance"]:
         case "words":
@@ -125,7 +133,7 @@ def make_relevance(settings: dict[str, Any], model: Path, dtype: torch.dtype, de
 
 
 def check_relevance(settings: dict[str, Any]) -> None:
-    """Refuses settings that `make_relevance` could not follow, before anything is loaded.
+    """Checks settings for `make_relevance` before a model is loaded.
 
     Raises:
         ValueError: as `find_clip`.
@@ -135,15 +143,15 @@ def check_relevance(settings: dict[str, Any]) -> None:
 
 
 def find_clip(settings: dict[str, Any]) -> Path:
-    """Folder of the CLIP checkpoint that `settings.clip` names.
+    """The folder of the CLIP checkpoint that `settings.clip` names.
 
     Raises:
-        ValueError: if it is not set or no such checkpoint.
+        ValueError: if `settings.clip` is not set, or names no CLIP checkpoint.
     """
     if not settings["clip"]:
         raise ValueError(
             "settings.clip must name the CLIP checkpoint of the model's vision tower (LLaVA-1.5's is "
-            "openai/clip-vit-large-patch14-336), for LLaVA holds no text tower; settings.relevance=words compares with "
-            "the language model's word embeddings instead, and none keeps diverse tokens whatever is asked"
+            "openai/clip-vit-large-patch14-336), because LLaVA holds no text tower; settings.relevance=words compares "
+            "with the language model's word embeddings instead, and settings.relevance=none ignores the prompt"
         )
     return resolve_checkpoint(settings["clip"], families=("clip",), key="prune.settings.clip")
