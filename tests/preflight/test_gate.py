@@ -91,7 +91,7 @@ def sampling(seconds: float) -> type:
 
     class Sampling(fake_encoder(seconds=seconds)):
         def __init__(self, **arguments: Any) -> None:
-            self.kept = [0, 1] if arguments["method"] == "none" else [0]
+            self.kept = [0, 1] if arguments["prune"].method == "none" else [0]
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(super().__call__(row))
