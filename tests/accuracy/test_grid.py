@@ -26,13 +26,15 @@ from jobs.evaluate_grid import DEMO_CONFIG, main
 from otprune import num_kept, select_tokens
 from otprune.distance import gaussian_w2, trace_objective
 from otprune.flops import true_flops
+from otprune.methods import get_method
 from otprune.models import load_encoder, read_checkpoint
 from pipelines.accuracy.config import AccuracyConfig, GridConfig
 from pipelines.accuracy.distance import without_distance
 from pipelines.accuracy.grid import grid_points, run_accuracy_grid
-from pipelines.accuracy.point_cost import encoded_on_cpu
+from pipelines.accuracy.point_cost import encoded_on_cpu, measure_work
 from pipelines.accuracy.table import Measured, Point, accuracy_table, relative_scores
 from pipelines.benchmarks import Benchmark, Comparison, get_benchmark
+from pipelines.config.keys import PruneConfig
 from pipelines.config.load import load_config
 from pipelines.run.job import Actors
 from pipelines.run.outcome import Cluster
@@ -53,9 +55,9 @@ def counting_encoder(always: dict[str, int] | None = None) -> type:
     """As many empty tokens an image as are to be kept; `always` so many of some methods."""
 
     class Counting:
-        def __init__(self, *, method: str, retention: float, **_: object) -> None:
-            kept = 256 if method == "none" else round(256 * retention)
-            self.kept = (always or {}).get(method, kept)
+        def __init__(self, *, prune: PruneConfig, **_: object) -> None:
+            kept = 256 if get_method(prune.method).keeps_all else round(256 * prune.retention)
+            self.kept = (always or {}).get(prune.method, kept)
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(row)
@@ -190,6 +192,17 @@ def test_a_record_that_holds_a_text_or_no_cluster_is_read():
         assert encoded_on_cpu({"config": {"encode.num_gpus": None}, "cluster": cluster}), "no Ray here has a GPU"
 
 
+def test_a_point_that_nothing_answered_has_no_cost(demo_model: Path, tmp_path: Path):
+    output, config = Store(str(tmp_path)), load_config(["prune.method=random"], AccuracyConfig, DEMO_CONFIG)
+    totals = {"images_captioned": 0, "seconds": {}}
+    record = {"totals": totals, "last_run": {}, "config": {"encode.num_gpus": 0}, "cluster": None}
+    output.write("run.json", json.dumps(record).encode())
+    checkpoint = read_checkpoint(str(demo_model))
+    job = SimpleNamespace(config=config, output=output, folder="predictions", checkpoint=checkpoint, pruning={})
+    work = measure_work(job)
+    assert (work["tflops_per_image"], work["num_kept_tokens"]) == (None, 0)
+
+
 def test_distances_are_those_of_the_selected_tokens(grid: tuple[Path, pa.Table], demo_model: Path, scene_pixels):
     encoder = load_encoder(demo_model, dtype=torch.float32, device="cpu")
     features = encoder(torch.from_numpy(scene_pixels[:3]))
@@ -204,7 +217,8 @@ def test_distances_are_those_of_the_selected_tokens(grid: tuple[Path, pa.Table],
 
 def test_distances_of_another_sample_or_of_raw_columns_are_measured_again(demo_model: Path, tmp_path: Path):
     output = Store(str(tmp_path))
-    job = SimpleNamespace(config=load_config([], AccuracyConfig, DEMO_CONFIG), output=output)
+    config, checkpoint = load_config([], AccuracyConfig, DEMO_CONFIG), read_checkpoint(str(demo_model))
+    job = SimpleNamespace(config=config, output=output, checkpoint=checkpoint)
     values = {"trace_objective": 0.5, "gaussian_w2": 2.0, "images": 3}
     for asked, known in (
         ({"asked": 3}, False),
