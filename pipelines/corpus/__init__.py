@@ -1,1 +1,1 @@
-"""What lies at input.path: its files, its rows, and the bytes that addresses name."""
+"""The corpus at input.path: its files, its rows, and the images that its URIs name."""

@@ -1,4 +1,4 @@
-"""The columns that the job reads from a corpus of rows, found by name and type where the configuration says auto."""
+"""Chooses the columns that the job reads from a corpus of rows. The key `auto` finds them by name and type."""
 
 import re
 import string
@@ -16,17 +16,17 @@ ID_NAMES = ("id", "key", "__key__", "image_id", "img_id", "uid", "uuid", "questi
 REFERENCE_NAMES = ("references", "captions", "caption", "answer", "sentences")
 
 Kind = Literal["struct", "binary", "uri"]
-"""{bytes, path} of Hugging Face | bytes, as img2dataset writes | address"""
+"""Type of the image column: a Hugging Face struct {bytes, path}, bytes (as img2dataset writes them), or a URI."""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnChoice:
-    """What the configuration says of columns: a column's name, auto, or none; prompt templates name further ones."""
+    """The columns that the configuration asks for."""
 
-    image: str
-    id: str
-    references: str
-    templates: tuple[str, ...]
+    image: str  # a column's name, or auto
+    id: str  # a column's name, auto, or none
+    references: str  # a column's name, auto, or none
+    templates: tuple[str, ...]  # prompt templates, which name further columns in braces
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +37,21 @@ class Columns:
     kind: Kind
     id: str | None
     references: str | None
-    fields: tuple[str, ...]  # of the prompt templates
+    fields: tuple[str, ...]  # columns that the prompt templates name
 
     def to_read(self, with_references: bool) -> list[str]:
+        """Names of the columns to read from a file, each once."""
+        # Parquet stores the fields of a struct apart: `path` beside `bytes` is never read.
         image = f"{self.image}.bytes" if self.kind == "struct" else self.image
         wanted = [image, self.id, *self.fields, self.references if with_references else None]
         return list(dict.fromkeys(name for name in wanted if name))
 
 
 def find_columns(schema: pa.Schema, choice: ColumnChoice) -> Columns:
-    """The columns to read, found by name and type where the choice says auto.
+    """Resolves `choice` against the schema of a corpus.
 
     Raises:
-        UserError: no or several candidates, an unknown name, or a column of an unusable type.
+        UserError: if no column or several columns may be the image, a name is unknown, or a column's type is unusable.
     """
     kinds: dict[str, Kind] = {f.name: kind for f in schema if (kind := _image_kind(f.type))}
     image_column = choice.image
@@ -83,19 +85,20 @@ def find_columns(schema: pa.Schema, choice: ColumnChoice) -> Columns:
 
 
 def template_fields(template: str) -> list[str]:
-    """Column names in braces of a prompt template.
+    """Column names in the braces of a prompt template, in order, repeated names included.
 
     Raises:
-        UserError: if the braces do not hold plain column names.
+        UserError: if the braces do not match or hold something other than a plain column name.
     """
     try:
-        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+        replacements = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise UserError(
             f"prompt.template must have matching braces around column names, got {template!r}: {error}"
         ) from error
-    names = [str(name) for _, name, _, _ in parts]
-    if bad := [name for _, name, *more in parts if any(more) or not re.fullmatch(r"[\w ]+", str(name))]:
+    names = [str(name) for _, name, _, _ in replacements]
+    # `extras` are the format specification and the conversion, as in {name:>10!r}.
+    if bad := [name for _, name, *extras in replacements if any(extras) or not re.fullmatch(r"[\w ]+", str(name))]:
         raise UserError(f"prompt.template must hold plain column names in braces, got {{{bad[0]}}} in {template!r}")
     return names
 
@@ -110,26 +113,28 @@ def _image_kind(kind: pa.DataType) -> Kind | None:
 
 
 def _choose_image(schema: pa.Schema, kinds: dict[str, Kind]) -> str:
-    """Structs and bytes before URIs; among several, the best known name."""
-    for wanted, names in ((("struct", "binary"), IMAGE_NAMES), (("uri",), URI_NAMES)):
-        candidates = [name for name, kind in kinds.items() if kind in wanted]
+    """The image column. Structs and bytes win over URIs; among equals, the first of the well-known names wins."""
+    for accepted_kinds, names in ((("struct", "binary"), IMAGE_NAMES), (("uri",), URI_NAMES)):
+        candidates = [name for name, kind in kinds.items() if kind in accepted_kinds]
         known = [name for name in names if name in candidates]
         if known:
             return known[0]
-        if len(candidates) == 1 and wanted != ("uri",):
+        # A lone column of bytes is the image under any name. A lone column of text may be anything, so it is not.
+        if len(candidates) == 1 and accepted_kinds != ("uri",):
             return candidates[0]
     columns = ", ".join(f"{f.name}: {f.type}" for f in schema)
     raise UserError(f"no image column found among [{columns}]; name one by input.image_column")
 
 
-def _choose(key: str, wanted: str, names: Sequence[str], usable: list[str]) -> str | None:
-    if wanted == "none":
+def _choose(key: str, choice: str, names: Sequence[str], usable: list[str]) -> str | None:
+    """The column for the configuration key `key`; `names` are the well-known names, in order of preference."""
+    if choice == "none":
         return None
-    if wanted == "auto":
+    if choice == "auto":
         return next((name for name in names if name in usable), None)
-    if wanted not in usable:
-        raise UserError(f"{key} must be none, auto or one of {', '.join(usable)}, got {wanted}")
-    return wanted
+    if choice not in usable:
+        raise UserError(f"{key} must be none, auto or one of {', '.join(usable)}, got {choice}")
+    return choice
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -137,5 +142,6 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    """Whether the type is a string or a list of strings."""
     inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     return pa.types.is_string(inner) or pa.types.is_large_string(inner)

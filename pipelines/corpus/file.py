@@ -1,4 +1,4 @@
-"""A file of the corpus as planning sees it, and the part of it that one read task asks for."""
+"""A file of the corpus as planning sees it, and the range of its rows that one read task asks for."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -8,16 +8,16 @@ from itertools import accumulate
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """A file of rows, with its natural cuts, or a file that is one image (`row_groups` empty).
+    """A file of rows with its row groups, or a file that is one image (`row_groups` is empty).
 
-    A row group is a stretch of rows that a reader reads from its beginning: a row group of Parquet, or the rows between
-    two places at which a reader may start.
+    A row group is a stretch of rows whose first row is the only place to start reading: a row group of Parquet, or the
+    rows between two places at which a reader may start.
     """
 
     source: str  # relative to the input, with forward slashes
     size: int  # bytes
-    row_groups: tuple[int, ...] = ()  # rows of each
-    offsets: tuple[int, ...] = ()  # byte at which each row group begins, and the last ends; empty: the file itself says
+    row_groups: tuple[int, ...] = ()  # number of rows of each
+    offsets: tuple[int, ...] = ()  # byte where each row group begins, then where the last ends; empty: see the file
 
     @property
     def num_rows(self) -> int:
@@ -26,12 +26,12 @@ class CorpusFile:
 
 @dataclass(frozen=True, slots=True)
 class RowGroups:
-    """Consecutive row groups of a file; none of a file that is one image."""
+    """Consecutive row groups of a file. A file that is one image has none."""
 
-    first: int = 0  # number of the first one in the file
-    start: int = 0  # row at which the first one begins
-    rows: tuple[int, ...] = ()  # of each
-    offsets: tuple[int, ...] = ()  # as `CorpusFile.offsets`, of these row groups alone
+    first: int = 0  # index of the first row group in the file
+    start: int = 0  # row of the file at which the first row group begins
+    rows: tuple[int, ...] = ()  # number of rows of each
+    offsets: tuple[int, ...] = ()  # `CorpusFile.offsets` of these row groups alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,13 @@ class ReadRange:
     sources: tuple[str, ...]
     start: int
     stop: int
-    groups: RowGroups  # those that hold the rows, perhaps with others around them
+    groups: RowGroups  # row groups that hold the rows; further row groups may surround them
 
 
 def covering(file: CorpusFile, ranges: Iterable[tuple[int, int]]) -> Iterator[RowGroups]:
-    """For each range [start, stop) of rows of the file, the row groups that hold it and no others."""
-    ends = list(accumulate(file.row_groups))  # once a file: a file may have as many ranges as row groups
+    """Yields, for each range [start, stop) of rows of the file, exactly the row groups that hold the range."""
+    # Computed once for all ranges: a file may have as many ranges as row groups, and tens of thousands of both.
+    ends = list(accumulate(file.row_groups))
     for start, stop in ranges:
         first, last = bisect_right(ends, start), bisect_right(ends, stop - 1)
         rows = file.row_groups[first : last + 1]

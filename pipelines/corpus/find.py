@@ -1,4 +1,4 @@
-"""Finding the corpus: its files, their format, and the columns that matter. Runs once, on the driver."""
+"""Finds the corpus: its files, their format, and the columns to read. Runs once, on the driver."""
 
 import logging
 import posixpath
@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Files of one format in a folder."""
+    """The files of one format in a folder."""
 
     store: Store
     files: tuple[CorpusFile, ...]
     format: Format
-    columns: Columns | None = None  # to be handed to the format, which may have none
+    columns: Columns | None = None  # passed on to the format's functions; None for a format without columns
 
     @property
     def num_rows(self) -> int:
@@ -43,49 +43,56 @@ def find_corpus(
 ) -> Corpus:
     """The corpus at `store.path`: a file, a glob, or a folder (searched recursively).
 
-    `format` is the name of one of `formats`, or auto for the first of them that recognises a file.
+    `format` is the name of one of `formats`, or `auto` for the first format that recognises a file.
 
     Raises:
-        UserError: no such format, nothing there, no file of the format, a damaged file, or no usable image column.
+        UserError: if the format is unknown, the path holds no file or no file of the format, a file is damaged, or no
+            image column is usable.
     """
-    tried = _tried(format, formats)
-    root, sizes = _list(store)
-    chosen = _choose_format(tried, root, sizes)
+    candidates = _candidate_formats(format, formats)
+    root, sizes = _list_files(store)
+    chosen = _choose_format(candidates, root, sizes)
     choice = ColumnChoice(image_column, id_column, reference_column, tuple(templates))
     files, columns = chosen.files(root, sizes, choice)
     corpus = Corpus(root, tuple(files), chosen, columns)
-    found = f"{format}, found {chosen.name}" if format == "auto" else format
-    logger.info("input.format=%s: %d files, %d rows in %s", found, len(corpus.files), corpus.num_rows, root.path)
+    shown_format = f"{format}, found {chosen.name}" if format == "auto" else format
+    logger.info("input.format=%s: %d files, %d rows in %s", shown_format, len(corpus.files), corpus.num_rows, root.path)
     return corpus
 
 
-def _tried(name: str, formats: Sequence[Format]) -> Sequence[Format]:
-    """The formats that a file may be of."""
-    tried = [each for each in formats if name in ("auto", each.name)]
-    if not tried:
-        known = ", ".join(["auto", *(each.name for each in formats)])
+def _candidate_formats(name: str, formats: Sequence[Format]) -> Sequence[Format]:
+    """The formats that `input.format=name` allows."""
+    candidates = [candidate for candidate in formats if name in ("auto", candidate.name)]
+    if not candidates:
+        known = ", ".join(["auto", *(candidate.name for candidate in formats)])
         raise UserError(f"input.format must be one of {known}, got {name!r}")
-    return tried
+    return candidates
 
 
-def _choose_format(tried: Sequence[Format], root: Store, sizes: Mapping[str, int]) -> Format:
-    for each in tried:
-        if any(map(each.recognises, sizes)):
-            return each
-    titles = " or ".join(each.title for each in tried)
-    shown = ", ".join(list(sizes)[:3])
-    raise UserError(f"input.path must hold {titles} files, found {len(sizes)} others in {root.path}: {shown}")
+def _choose_format(candidates: Sequence[Format], root: Store, sizes: Mapping[str, int]) -> Format:
+    """The first candidate that recognises a file."""
+    for candidate in candidates:
+        if any(map(candidate.recognises, sizes)):
+            return candidate
+    titles = " or ".join(candidate.title for candidate in candidates)
+    examples = ", ".join(list(sizes)[:3])
+    raise UserError(f"input.path must hold {titles} files, found {len(sizes)} others in {root.path}: {examples}")
 
 
-def _list(store: Store) -> tuple[Store, dict[str, int]]:
-    """The folder that sources are relative to, and relative name -> size of every file below it that is meant."""
+def _list_files(store: Store) -> tuple[Store, dict[str, int]]:
+    """The folder that sources are relative to, and the size in bytes of every file by its relative name, sorted.
+
+    Names with a part that begins with a dot or an underscore are left out, as Spark and Hive do.
+    """
     fs, path = store.fs, store.root
     try:
+        # A path that exists under its own name is no glob, even if it holds a bracket.
         if any(mark in path for mark in "*?[") and not fs.exists(path):
-            fixed = re.split(r"[*?\[]", path, maxsplit=1)[0]
-            root = fixed.rpartition("/")[0] or "/"
+            prefix = re.split(r"[*?\[]", path, maxsplit=1)[0]
+            root = prefix.rpartition("/")[0] or "/"
             matches = cast(dict[str, Any], fs.glob(path, detail=True))
-            found = {p: info for p, info in matches.items() if info["type"] != "directory"}  # links are files too
+            # A symbolic link has a type of its own, so the check is against "directory" and not for "file".
+            found = {p: info for p, info in matches.items() if info["type"] != "directory"}
         elif fs.isfile(path):
             root, found = posixpath.dirname(path), {path: fs.info(path)}
         else:

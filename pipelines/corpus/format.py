@@ -1,7 +1,7 @@
-"""What differs between the formats of a corpus: one `Format` each, collected in formats.py.
+"""The interface of a corpus format. formats.py collects one `Format` for each.
 
-A corpus of a format is planned, read, verified and sampled by the same code as every other. To add a format, write a
-module with a `FORMAT` and name it in formats.py.
+The same code plans, reads, verifies and samples a corpus of every format. To add a format, write a module with a
+`FORMAT` and name it in formats.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +18,12 @@ from pipelines.store import Store
 class Record:
     """One row of the corpus, its image still encoded."""
 
-    id: str  # the corpus's own key, else `source#row`, or the source of a file that is one image
+    id: str  # value of the id column, else `source#row`, or the source of a file that is one image
     source: str
-    row: int  # in the source
+    row: int  # index within the source
     data: bytes | str | Reject | None  # str: a URI still to be fetched; None: null in the corpus
-    fields: dict[str, Any] = field(default_factory=dict)  # of the prompt templates, by column; None: null
-    references: list[str] = field(default_factory=list)  # empty unless they were asked for
+    fields: dict[str, Any] = field(default_factory=dict)  # column -> value for the prompt templates; None: null
+    references: list[str] = field(default_factory=list)  # empty unless the caller asked for references
 
 
 class FindFiles(Protocol):
@@ -32,13 +32,13 @@ class FindFiles(Protocol):
     def __call__(
         self, store: Store, sizes: Mapping[str, int], choice: ColumnChoice
     ) -> tuple[Sequence[CorpusFile], Columns | None]:
-        """The files of this format with their rows and natural cuts, in order, and the columns to read.
+        """The files of this format with their row groups, in order, and the columns to read.
 
         Args:
-            sizes: name -> bytes of every file at input.path, in order; at least one is recognised.
+            sizes: size in bytes of every file at input.path by name, in order; the format recognises at least one.
 
         Raises:
-            UserError: a file that cannot be used, a column that is not there, or no rows at all.
+            UserError: if a file is unusable, a column is missing, or there are no rows at all.
         """
         ...
 
@@ -49,10 +49,10 @@ class ReadRecords(Protocol):
     def __call__(
         self, store: Store, rows: ReadRange, columns: Columns | None, *, max_bytes: int, with_references: bool
     ) -> Iterator[Record]:
-        """The records of a range, in order. Memory holds a bounded batch of them, whatever the range.
+        """Yields the records of a range, in order. Memory holds a bounded batch of records, however long the range.
 
-        An image that cannot be had is a record with a `Reject`. Of images above `max_bytes` a format need not read
-        the data. What is raised fails the units of the range.
+        A record whose image cannot be read carries a `Reject`. A format need not read the data of an image above
+        `max_bytes`. An exception fails the units of the range.
         """
         ...
 
@@ -63,18 +63,21 @@ class ReadReferences(Protocol):
     def __call__(
         self, store: Store, file: CorpusFile, columns: Columns | None, rows: Sequence[int]
     ) -> dict[int, list[str]]:
-        """Row -> reference captions, of those of the rows that have some."""
+        """Reference captions by row, for those of `rows` that have any."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A way for a corpus to lie in files. The functions are of a module, since a read task imports them by name."""
+    """One way to store a corpus in files.
+
+    The callables must be functions of a module: pickle hands them to a read task by name.
+    """
 
     name: str  # the value of input.format
-    title: str  # of its files in messages: "Parquet", "image"
-    one_image_a_file: bool  # a unit is several whole files; else it is rows of one file
-    recognises: Callable[[str], bool]  # by a file's name, relative to the input
+    title: str  # what messages call the files: "Parquet", "image"
+    one_image_a_file: bool  # true: a unit is several whole files; false: a unit is rows of one file
+    recognises: Callable[[str], bool]  # takes a file's name, relative to the input
     files: FindFiles
     records: ReadRecords
     references: ReadReferences

@@ -1,4 +1,4 @@
-"""All formats of a corpus. `input.format=auto` takes the first that recognises a file."""
+"""All corpus formats. `input.format=auto` takes the first one that recognises a file."""
 
 from pipelines.corpus.images import FORMAT as IMAGES
 from pipelines.corpus.parquet import FORMAT as PARQUET

@@ -1,4 +1,4 @@
-"""A folder of image files: each file is one row, and its name is its id."""
+"""The format of a folder of image files: each file is one row, and its name is its id."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +13,11 @@ from pipelines.store import Store
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
-IMAGE_SUFFIXES += (".avif", ".heic", ".heif", ".ico", ".svg")  # not decoded, but a quarantine row says so
+IMAGE_SUFFIXES += (".avif", ".heic", ".heif", ".ico", ".svg")  # not decoded: such a file becomes a quarantine row
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image."""
+    """Whether a file's name ends in the suffix of an image format."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -40,14 +40,14 @@ def find_files(
 def read_records(
     store: Store, rows: ReadRange, columns: Columns | None, *, max_bytes: int, with_references: bool
 ) -> Iterator[Record]:
-    """One record a file, read when it is asked for."""
+    """Yields one record for each file, and reads the file only when its record is asked for."""
     return (Record(source, source, 0, _read(store, source, max_bytes)) for source in rows.sources)
 
 
 def read_references(
     store: Store, file: CorpusFile, columns: Columns | None, rows: Sequence[int]
 ) -> dict[int, list[str]]:
-    """None: an image file says nothing of itself."""
+    """Empty: a folder of image files has no reference captions."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""Parquet files: their footers, and their rows a bounded batch at a time."""
+"""The format of Parquet files: reads their footers, and their rows one bounded batch at a time."""
 
 import logging
 from bisect import bisect_right
@@ -19,12 +19,12 @@ from pipelines.store import Store
 logger = logging.getLogger(__name__)
 
 FOOTER_THREADS = 16
-BATCH_BYTES = 32 * 2**20  # encoded images held by a reader at a time
-BLOCK_BYTES = 8 * 2**20  # of one ranged GET
+BATCH_BYTES = 32 * 2**20  # encoded images that a reader holds at a time
+BLOCK_BYTES = 8 * 2**20  # size of one ranged GET
 
 
 def is_parquet(name: str) -> bool:
-    """Whether a file's name is that of a Parquet file."""
+    """Whether a file's name ends in the suffix of a Parquet file."""
     return name.lower().endswith((".parquet", ".parq"))
 
 
@@ -34,16 +34,16 @@ def find_files(
     """The Parquet files that have rows, with their row groups, and the columns to read.
 
     Raises:
-        UserError: a damaged file, no usable image column, columns that differ between files, or no rows at all.
+        UserError: if a file is damaged, no image column is usable, columns differ between files, or there are no rows.
     """
     names = [name for name in sizes if is_parquet(name)]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda name: read_footer(store, name), names))
     schema = footers[0].schema.to_arrow_schema()
     columns = find_columns(schema, choice)
-    beside = sum(map(is_image, sizes))
-    if beside and columns.kind != "uri":
-        logger.warning("%d image files beside the Parquet files are no part of the corpus", beside)
+    num_image_files = sum(map(is_image, sizes))
+    if num_image_files and columns.kind != "uri":  # URIs may name the image files beside the Parquet files
+        logger.warning("%d image files beside the Parquet files are no part of the corpus", num_image_files)
     files = []
     for name, footer in zip(names, footers, strict=True):
         _check_same(name, footer.schema.to_arrow_schema(), schema, columns)
@@ -56,7 +56,11 @@ def find_files(
 
 
 def read_footer(store: Store, name: str) -> pq.FileMetaData:
-    """Raises UserError if the file is no readable Parquet."""
+    """The footer of a Parquet file.
+
+    Raises:
+        UserError: if the file is not readable Parquet.
+    """
     try:
         with store.fs.open(store.join(name), "rb") as stream:
             return pq.read_metadata(stream)
@@ -67,7 +71,7 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
 def read_records(
     store: Store, rows: ReadRange, columns: Columns | None, *, max_bytes: int, with_references: bool
 ) -> Iterator[Record]:
-    """One record a row; of the columns only those that somebody needs are read."""
+    """Yields one record for each row, and reads only the columns that the record needs."""
     assert columns is not None
     source = rows.sources[0]
     for row, batch in row_batches(store, rows, columns.to_read(with_references)):
@@ -77,26 +81,28 @@ def read_records(
 def read_references(
     store: Store, file: CorpusFile, columns: Columns | None, rows: Sequence[int]
 ) -> dict[int, list[str]]:
-    """Row -> reference captions, of those of the rows that have some."""
+    """Reference captions by row, for those of `rows` that have any."""
     if columns is None or columns.references is None:
         return {}
     with store.fs.open(store.join(file.source), "rb") as stream:
-        texts = pq.read_table(stream, columns=[columns.references])[columns.references]
-    found = {row: _as_list(texts[row].as_py()) for row in rows if row < len(texts)}
-    return {row: kept for row, texts in found.items() if (kept := [text for text in texts if text])}
+        column = pq.read_table(stream, columns=[columns.references])[columns.references]
+    references = {row: _as_list(column[row].as_py()) for row in rows if row < len(column)}
+    return {row: nonempty for row, texts in references.items() if (nonempty := [text for text in texts if text])}
 
 
 def row_batches(store: Store, rows: ReadRange, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(row, batch from that row on) for a range of rows of a Parquet file.
+    """Yields (row, batch whose first row is `row`) for a range of rows of a Parquet file.
 
-    Reads only the row groups that hold them, and no more than BATCH_BYTES at a time.
+    Reads only the row groups that hold the range, about BATCH_BYTES at a time.
     """
     source, start, stop, groups = rows.sources[0], rows.start, rows.stop, rows.groups
+    # The range may need fewer row groups than it was handed: find its first and its last one.
     ends = list(accumulate(groups.rows, initial=groups.start))[1:]
-    first, last = bisect_right(ends, start), bisect_right(ends, stop - 1)  # a unit needs not all groups of its span
+    first, last = bisect_right(ends, start), bisect_right(ends, stop - 1)
     row, num_rows = ends[first] - groups.rows[first], sum(groups.rows[first : last + 1])
-    chosen = range(groups.first + first, groups.first + last + 1)  # as the file counts them
+    chosen = range(groups.first + first, groups.first + last + 1)  # indices in the whole file
     with store.fs.open(store.join(source), "rb", block_size=BLOCK_BYTES) as stream:
+        # Without pre-buffering, pyarrow does not load a whole row group, which may be gigabytes, before the first row.
         parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
         sizes = [parquet.metadata.row_group(i).total_byte_size for i in chosen]
         mean_bytes = sum(sizes) / max(1, num_rows)
@@ -116,15 +122,15 @@ def row_batches(store: Store, rows: ReadRange, columns: list[str]) -> Iterator[t
 
 
 def _records(batch: pa.RecordBatch, source: str, row: int, columns: Columns) -> Iterator[Record]:
-    """The image is the only large value and is copied out of Arrow once, when its record is asked for."""
+    """Yields the records of a batch. The image, the only large value, is copied out of Arrow when its turn comes."""
     images = batch.column(columns.image)
     if columns.kind == "struct":
         images = images.field("bytes")
     with_references = columns.references is not None and columns.references in batch.schema.names
     for i in range(batch.num_rows):
-        key = batch.column(columns.id)[i].as_py() if columns.id else None
+        id_value = batch.column(columns.id)[i].as_py() if columns.id else None
         yield Record(
-            id=f"{source}#{row + i}" if key is None else str(key),
+            id=f"{source}#{row + i}" if id_value is None else str(id_value),
             source=source,
             row=row + i,
             data=images[i].as_py(),
@@ -138,11 +144,12 @@ def _as_list(texts: str | list[str] | None) -> list[str]:
 
 
 def _check_same(name: str, schema: pa.Schema, first: pa.Schema, columns: Columns) -> None:
-    for wanted in filter(None, (columns.image, columns.id, columns.references, *columns.fields)):
-        got = schema.field(wanted).type if wanted in schema.names else "no such column"
-        if got != first.field(wanted).type:
+    """Refuses a file whose columns have other types than those of the first file."""
+    for column in filter(None, (columns.image, columns.id, columns.references, *columns.fields)):
+        got = schema.field(column).type if column in schema.names else "no such column"
+        if got != first.field(column).type:
             raise UserError(
-                f"{name}: column {wanted} must be {first.field(wanted).type} as in the first file, got {got}"
+                f"{name}: column {column} must be {first.field(column).type} as in the first file, got {got}"
             )
 
 

@@ -1,1 +1,1 @@
-"""What decodes the pruned prompts, one file an engine, and what all engines share."""
+"""The engines, which decode the pruned prompts, and the code that all engines share."""

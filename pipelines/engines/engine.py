@@ -1,7 +1,8 @@
-"""An engine as the rest of a job knows it: one record, and no other place asks for an engine by its name.
+"""The record of an engine: everything that the rest of a job may ask about the engine.
 
-A file of an engine exports its record as `ENGINE`; registry.py lists the files. Records import neither torch nor the
-engine's own library: the actor's class is imported when the stages are made, and its library in the actor.
+The module of an engine exports its record as `ENGINE`, and registry.py lists the modules. No code compares the name of
+an engine. A record imports neither torch nor the engine's library: the class of the actor is imported when the stages
+are made, and the library is imported in the actor.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # both import torch
 
 
 def whole_identity(config: Config) -> dict[str, Any]:
-    """Every argument that the user gives the engine, by dotted key."""
+    """Every argument that the user passes to the engine, by dotted key."""
     engine = config.engine
     return {
         **{f"engine.kwargs.{name}": value for name, value in sorted(engine.kwargs.items())},
@@ -26,38 +27,38 @@ def whole_identity(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """What decodes the prompts, seen from outside its actors."""
+    """An engine as seen from outside its actors."""
 
-    name: str  # as `engine.name` has it
+    name: str  # value of `engine.name`
     check: Callable[[Config], None]
-    """Raises UserError for what the engine cannot do."""
+    """Raises UserError if the engine cannot run the configuration."""
     actor: Callable[[], type]
-    """Imports the class of the generate stage's actor."""
+    """Imports and returns the class of the generate stage's actor."""
     arguments: Callable[["Config", "Checkpoint", dict[str, Any], "Place"], dict[str, Any]]
-    """Keyword arguments of the actor: of a configuration, its checkpoint, the method's resolved settings, a place."""
+    """Keyword arguments of the actor, from configuration, checkpoint, the method's resolved settings, and place."""
     identity: Callable[[Config], dict[str, Any]] = whole_identity
-    """What of `engine.*` decides the answers beside the name, by dotted key: it is part of the fingerprint."""
+    """The keys of `engine.*` that decide the answers, with values, without the name. The fingerprint includes them."""
     prunes_inside: bool = False
-    """Whether it runs methods that delete tokens between the layers of the language model."""
+    """Whether the engine runs methods that delete tokens between the layers of the language model."""
     takes_images: Callable[["Config", "Checkpoint"], bool] = lambda config, checkpoint: False
-    """Whether it encodes the images itself, so that the job has no encode stage."""
+    """Whether the engine encodes the images itself. The job then has no encode stage."""
     num_workers: Callable[[Config], int] = lambda config: 1
-    """GPUs of one engine, where there are GPUs."""
+    """Number of GPUs that one engine takes on a cluster with GPUs."""
     bundles: Callable[[Config], list[dict[str, float]]] = lambda config: []
-    """Resources of each process that one engine starts through Ray; none if the engine lives within its actor."""
+    """Resources of each process that one engine starts through Ray. Empty if the engine lives within its actor."""
     units_in_flight: Callable[[Config], int] = lambda config: 1
-    """Units that an actor works on at once; above 1 the actor's `__call__` is a coroutine."""
+    """Number of units that an actor works on at once. Above 1 the actor's `__call__` must be a coroutine."""
     max_restarts: Callable[[Config], int | None] = lambda config: None
-    """Actors that may die one after the other, with no unit finished in between; None sets no limit."""
+    """Number of actors that may die in a row before one finishes a unit. None sets no limit."""
 
 
 def collect(*engines: Engine) -> dict[str, Engine]:
     """The engines by name.
 
     Raises:
-        ValueError: if two have one name.
+        ValueError: if two engines have the same name.
     """
-    found = {engine.name: engine for engine in engines}
-    if len(found) < len(engines):
+    by_name = {engine.name: engine for engine in engines}
+    if len(by_name) < len(engines):
         raise ValueError(f"engines must have different names, got {', '.join(engine.name for engine in engines)}")
-    return found
+    return by_name

@@ -1,7 +1,8 @@
-"""Ends an engine's processes when the process that started them is gone, however it went.
+"""Kills the processes of an engine when the process that started them ends, even by SIGKILL.
 
-An actor that is killed outright cannot end its engine, which would live on and hold the GPU's memory against the next
-one. So a small process waits for the end of a pipe that only the actor holds open.
+An actor that gets a SIGKILL cannot end its engine. The engine would live on and keep the GPU memory that the next actor
+needs. So a small guard process reads from a pipe that only the actor holds open. The kernel closes the pipe when the
+actor ends, the read returns, and the guard kills the engine.
 """
 
 import contextlib
@@ -14,19 +15,24 @@ import psutil
 
 
 def guard(processes: Sequence[psutil.Process]) -> subprocess.Popen:
-    """Starts the guard of `processes`; it lives until this process ends, or closes the guard's `stdin`."""
+    """Starts the guard of `processes` and returns its process.
+
+    The guard kills `processes` and exits once this process ends or closes the guard's `stdin`.
+    """
     pids = [str(process.pid) for process in processes]
     return subprocess.Popen([sys.executable, os.path.abspath(__file__), *pids], stdin=subprocess.PIPE)
 
 
 def main(pids: Sequence[str]) -> None:
+    """Runs the guard of the processes with these ids."""
+    # psutil remembers when each process was created, and refuses to kill a later process with a reused id.
     processes = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.append(psutil.Process(int(pid)))
-    sys.stdin.buffer.read()  # returns when nobody holds the other end any more
+    sys.stdin.buffer.read()  # blocks until the other end of the pipe is closed
     for process in processes:
-        with contextlib.suppress(psutil.Error):  # gone, or another process under its number
+        with contextlib.suppress(psutil.Error):  # the process is gone, or its id belongs to another one
             process.kill()
 
 

@@ -1,7 +1,7 @@
-"""Third stage, a GPU actor: kept visual tokens and prompts -> captions, by the transformers engine.
+"""The third stage with engine.name=transformers, a GPU actor: decodes captions from kept visual tokens and prompts.
 
-Sets `answers` of every image; drops `tokens` and `kept`. Holds the language model and the tokenizer, nothing of the
-vision tower.
+The stage sets `answers` of every image and drops the arrays `tokens` and `kept`. The actor holds the language model and
+the tokenizer, and nothing of the vision tower.
 """
 
 from itertools import groupby
@@ -21,7 +21,7 @@ from pipelines.text import clean
 
 
 class Generator:
-    """The actor. Its arguments are values that pickle, so that it runs without Ray as well."""
+    """The actor. All its arguments can be pickled; it also runs without Ray."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Generator:
         settings: dict[str, Any],
         place: Place,
     ):
-        """`prune` and its method's `settings`, resolved for the checkpoint, matter where it prunes inside the model."""
+        """`settings` are the method's, resolved for the checkpoint. Only methods inside the model use them here."""
         limit_memory(place.device, place.gpu_share)
         self.decoder = load_decoder(checkpoint.path, dtype=place.torch_dtype, device=place.device)
         self.conversation, self.batch_size, self.seed = conversation, generate.batch_size, generate.seed
@@ -58,33 +58,36 @@ class Generator:
     def _generate(self, unit_batch: UnitBatch) -> None:
         maker = RequestMaker(self.decoder, self.conversation, self.max_new_tokens, self.decoder.max_length)
         one_picture = None if self.policy is None else self.method
-        requests, bad = maker.of_unit(unit_batch, unpack(unit_batch), one_picture=one_picture)
-        requests.sort(key=lambda r: (r.max_new_tokens, r.length))  # similar lengths together: less padding
-        done: dict[tuple[int, int], Answer] = {}
+        requests, rejected = maker.of_unit(unit_batch, unpack(unit_batch), one_picture=one_picture)
+        # A batch of similar lengths needs little padding. `groupby` below needs equal limits next to each other.
+        requests.sort(key=lambda r: (r.max_new_tokens, r.length))
+        answers: dict[tuple[int, int], Answer] = {}
 
         def run(indices: list[int]) -> None:
             batch = [requests[i] for i in indices]
             for request, completion in zip(batch, self._complete(unit_batch, batch), strict=True):
                 num_kept = self._num_kept(request.num_visual)
-                done[request.image, request.prompt] = as_answer(completion, num_kept)
+                answers[request.image, request.prompt] = as_answer(completion, num_kept)
 
-        failed: dict[int, Exception] = {}
-        for _, alike in groupby(range(len(requests)), key=lambda i: requests[i].max_new_tokens):
-            failed |= run_batched(list(alike), self.batch_size, run)
-        guilty = {requests[r].image: error for r, error in failed.items()}
-        self.suspicion.note(len(done), guilty.values())
-        for i, error in guilty.items():
+        failed_requests: dict[int, Exception] = {}
+        # One call of `generate` has one limit of new tokens, so each limit gets batches of its own.
+        for _, equal_limit in groupby(range(len(requests)), key=lambda i: requests[i].max_new_tokens):
+            failed_requests |= run_batched(list(equal_limit), self.batch_size, run)
+        failed_images = {requests[r].image: error for r, error in failed_requests.items()}
+        self.suspicion.note(len(answers), failed_images.values())
+        for i, error in failed_images.items():
             unit_batch.reject(i, "generate", f"{type(error).__name__}: {error}")
-            bad.add(i)
-        give_answers(unit_batch, done, bad)
+            rejected.add(i)
+        give_answers(unit_batch, answers, rejected)
 
     def _num_kept(self, num_visual: int) -> int:
-        """Visual tokens that were decoded: of methods inside the model, the mean over its layers."""
+        """Number of visual tokens that were decoded; for methods inside the model, the mean over its layers."""
         layers = self.decoder.model.config.num_hidden_layers
         rows = layer_rows(self.method, self.settings, num_visual, layers)
         return num_visual if rows is None else round(fmean(attended for attended, _ in rows))
 
     def _complete(self, unit_batch: UnitBatch, batch: list[Request]) -> list[Completion]:
+        """The completions of a batch of requests with equal `max_new_tokens`."""
         images = [unit_batch.images[request.image] for request in batch]
         return self.decoder.generate(
             [request.visual for request in batch],

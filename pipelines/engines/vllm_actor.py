@@ -1,10 +1,10 @@
-"""Third stage with engine.name=vllm, a GPU actor: kept visual tokens, or whole images, and prompts -> captions.
+"""The third stage with engine.name=vllm, a GPU actor: decodes captions from visual tokens or images, and prompts.
 
-Sets `answers` of every image, and of whole images `num_visual_tokens` and `sample`; drops `tokens` and `kept`, or
-`pixels`. Ray Data hands the actor several units at once: their requests share the engine's slots, so that it does not
-run empty at the end of each. A request that fails rejects its image. An engine that is dead, or hangs, ends the
-process; Ray starts it again and retries the units, and what kills every engine is isolated like anything else that
-kills its process (run/isolate.py).
+The stage sets `answers` of every image. If vLLM encodes the images, the stage also sets `num_visual_tokens` and
+`sample`. It drops the arrays `tokens` and `kept`, or `pixels`. Ray Data hands the actor several units at once. Their
+requests share the engine's slots, so that the slots do not run empty at the end of each unit. A request that fails
+rejects its image. If the engine dies or hangs, the actor ends its process; Ray starts the actor again and retries the
+units. run/isolate.py finds an image that kills every engine, like any image that kills its process.
 """
 
 import asyncio
@@ -32,17 +32,22 @@ from pipelines.stages.token_arrays import as_tensor, unpack
 from pipelines.stages.unit_batch import Answer, Sample, UnitBatch
 from pipelines.text import clean
 
-QUEUED = 1.25  # requests in the engine for each of its slots: the next are at hand when one is free
+QUEUED = 1.25  # requests in the engine for each of its slots, so that the next request waits there for a free slot
 
 
 class Engine(Protocol):
-    """What the stage needs of an engine; vLLM's is `VllmEngine`."""
+    """The interface that the stage needs. `VllmEngine` implements it with vLLM."""
 
-    max_length: int  # tokens of prompt and answer
-    num_slots: int  # requests that it runs at once
+    max_length: int  # most tokens of prompt and answer together
+    num_slots: int  # requests that the engine runs at once
 
     async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Generated:
-        """Raises EngineDiedError; or anything else, and this request alone has failed."""
+        """Decodes one request.
+
+        Raises:
+            EngineDiedError: if the engine is dead.
+            Exception: any other one means that only this request failed.
+        """
         ...
 
     def kill(self) -> None:
@@ -51,7 +56,7 @@ class Engine(Protocol):
 
 
 class VllmGenerator:
-    """The actor. With `images` the engine gets the images themselves and encodes them."""
+    """The actor. With `images` the engine gets pixels and encodes them itself."""
 
     def __init__(
         self,
@@ -70,7 +75,7 @@ class VllmGenerator:
             "temperature": generate.temperature,
             "top_p": generate.top_p,
             "stop_token_ids": self.prompter.end_tokens,
-            "ignore_eos": True,  # the tokenizer's; what ends an answer is the checkpoint's
+            "ignore_eos": True,  # ignores the tokenizer's end token: the checkpoint's end tokens end an answer
             **engine.sampling,
         }
         self.engine = self.start_engine(str(checkpoint.path), engine_arguments(engine, images, place))
@@ -79,13 +84,15 @@ class VllmGenerator:
         self.gate = EqualGate(math.ceil(QUEUED * self.engine.num_slots))
         self.clock = SharedClock()
         self.suspicion = Suspicion()
-        self.last_progress = time.monotonic()
+        self.last_progress = time.monotonic()  # when a request last came back, or entered an empty engine
         self.watchdog: asyncio.Task | None = None
 
     def start_engine(self, model_path: str, arguments: dict[str, Any]) -> Engine:
+        """Starts vLLM. A subclass may start another engine."""
         return VllmEngine(model_path, arguments)
 
     async def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        # The watchdog needs a running event loop, so the first call starts it and not `__init__`.
         if self.watchdog is None or self.watchdog.done():
             self.watchdog = asyncio.create_task(self._watch())
         unit_batch = UnitBatch.from_row(row)
@@ -101,26 +108,27 @@ class VllmGenerator:
         return unit_batch.to_row()
 
     async def _generate(self, unit_batch: UnitBatch) -> None:
-        requests, bad = self._make_requests(unit_batch)
+        requests, rejected = self._make_requests(unit_batch)
+        # With `return_exceptions` a failed request does not cancel the unit's other requests.
         results = await asyncio.gather(*(self._answer(unit_batch, r) for r in requests), return_exceptions=True)
-        done: dict[tuple[int, int], Answer] = {}
-        failed: dict[int, BaseException] = {}
+        answers: dict[tuple[int, int], Answer] = {}
+        failed: dict[int, BaseException] = {}  # by image
         for request, result in zip(requests, results, strict=True):
             if isinstance(result, EngineDiedError | asyncio.CancelledError):
                 raise result
             if isinstance(result, BaseException):
                 failed[request.image] = result
             else:
-                done[request.image, request.prompt] = result
-        if not done and len(failed) >= SYSTEMATIC:
+                answers[request.image, request.prompt] = result
+        if not answers and len(failed) >= SYSTEMATIC:
             raise next(iter(failed.values()))
-        self.suspicion.note(len(done), failed.values())
+        self.suspicion.note(len(answers), failed.values())
         for i, error in failed.items():
             unit_batch.reject(i, "generate", f"{type(error).__name__}: {error}")
-        give_answers(unit_batch, done, bad | set(failed))
+        give_answers(unit_batch, answers, rejected | set(failed))
 
     def _make_requests(self, unit_batch: UnitBatch) -> tuple[list[Request], set[int]]:
-        """The unit's requests, and the images whose prompts do not fit."""
+        """The unit's requests, and the indices of the images that are rejected because a prompt does not fit."""
         if not self.images:
             return self.requests.of_unit(unit_batch, unpack(unit_batch))
         pixels, pictures = as_tensor(unit_batch.arrays["pixels"]), []
@@ -128,7 +136,7 @@ class VllmGenerator:
             pictures.append([list(pixels[rows.start : rows.stop])] * len(image.prompts))
             image.num_visual_tokens = self.num_visual_tokens * image.num_pictures
             if image.sampled:
-                kept = list(range(self.num_visual_tokens))  # every token is kept
+                kept = list(range(self.num_visual_tokens))  # vLLM encodes images only for jobs that do not prune
                 image.sample = Sample(thumbnail(pixels[rows.start]), kept, self.num_visual_tokens)
         return self.requests.of_unit(unit_batch, pictures, num_tokens=self.num_visual_tokens)
 
@@ -150,9 +158,12 @@ class VllmGenerator:
         return as_answer(self._completion(request, generated), request.num_visual)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
-        """One placeholder for each picture, which vLLM widens to the number of the picture's tokens."""
-        first, *rest = request.ids
-        ids = [*first, *(token for after in rest for token in (self.prompter.image_token, *after))]
+        """vLLM's prompt: the ids with one placeholder for each picture, and the pictures.
+
+        vLLM itself repeats a placeholder for each visual token of the picture.
+        """
+        before, *after_pictures = request.ids  # the text ids before the first picture, and after each picture
+        ids = [*before, *(token for text in after_pictures for token in (self.prompter.image_token, *text))]
         if self.images:
             pictures = [PILImage.fromarray(pixels.numpy()) for pixels in request.visual]
         else:
@@ -160,7 +171,10 @@ class VllmGenerator:
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
 
     def _completion(self, request: Request, generated: Generated) -> Completion:
-        """By the tokens, as the transformers engine does; by vLLM's own text where stop strings cut it."""
+        """The completion. Its text comes from the ids, as with the transformers engine.
+
+        Where stop strings cut the answer, its text is vLLM's own: the ids still hold what was cut off.
+        """
         if generated.text is None:
             return self.prompter.completion(request.length, generated.ids)
         return Completion(
@@ -171,31 +185,30 @@ class VllmGenerator:
         )
 
     async def _watch(self) -> None:
-        """Ends an engine in which requests are, and none has come back for `timeout_seconds`."""
+        """Ends the process if the engine holds requests and has finished none for `timeout_seconds`."""
         while True:
             await asyncio.sleep(self.timeout_seconds / 20)
             if self.gate.inside and time.monotonic() - self.last_progress > self.timeout_seconds:
                 self.die(f"the engine finished no request for engine.timeout_seconds={self.timeout_seconds:g}")
 
     def die(self, reason: str) -> NoReturn:
-        """Ends the process and its engine, so that Ray starts both afresh.
-
-        `os._exit`, since an orderly exit would tell Ray that the actor is meant to stay dead.
-        """
+        """Ends the process and its engine, so that Ray starts both afresh."""
+        # An orderly exit would tell Ray that the actor is meant to stay dead; `os._exit` looks like a crash.
         print(f"{reason}; the actor restarts", flush=True)
         self.engine.kill()
         os._exit(1)
 
 
 class SharedClock:
-    """Divides wall time among the units at work, so that the seconds of all add up to the actor's."""
+    """Divides wall time evenly among the units in work, so that their seconds add up to the seconds of the actor."""
 
     def __init__(self) -> None:
-        self._shares: dict[int, float] = {}
-        self._last = 0.0
+        self._shares: dict[int, float] = {}  # seconds of each unit in work, by the `id` of its batch
+        self._last = 0.0  # time of the last tick
 
     @contextmanager
     def share(self, unit_batch: UnitBatch) -> Iterator[None]:
+        """Adds the unit's share of the block's wall time to its seconds of `generate`."""
         self._tick()
         self._shares[id(unit_batch)] = 0.0
         try:
@@ -205,6 +218,7 @@ class SharedClock:
             unit_batch.seconds["generate"] = unit_batch.seconds.get("generate", 0.0) + self._shares.pop(id(unit_batch))
 
     def _tick(self) -> None:
+        """Divides the time since the last tick. Called before each change of the units in work."""
         now = time.perf_counter()
         for key in self._shares:
             self._shares[key] += (now - self._last) / len(self._shares)

@@ -1,4 +1,4 @@
-"""vLLM's asynchronous engine behind the few calls that the generate stage needs; the only file that imports vLLM."""
+"""vLLM's asynchronous engine behind the few calls that the generate stage needs. Only this module imports vLLM."""
 
 import contextlib
 import os
@@ -11,22 +11,23 @@ from pipelines.engines.kill_with_parent import guard
 
 
 class EngineDiedError(RuntimeError):
-    """The engine's processes are gone or unusable; no request of this process can succeed any more."""
+    """The engine's processes are gone or unusable. No further request of this process can succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Generated ids with the end token, why they ended (stop | length), and the text where stop strings cut it."""
+    """The output of one request."""
 
-    ids: list[int]
-    finish_reason: str
-    text: str | None = None
+    ids: list[int]  # generated tokens, including the end token
+    finish_reason: str  # stop | length
+    text: str | None = None  # only for a request with stop strings, which cut the text
 
 
 class VllmEngine:
-    """AsyncLLM of one checkpoint. Starting takes from half a minute to some minutes."""
+    """vLLM's `AsyncLLM` of one checkpoint. Its start takes from half a minute to some minutes."""
 
     def __init__(self, model_path: str, arguments: dict[str, Any]):
+        # Set before the import, at which vLLM configures its logging.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
@@ -36,21 +37,24 @@ class VllmEngine:
         config = self.llm.vllm_config
         self.max_length: int = config.model_config.max_model_len
         self.num_slots: int = config.scheduler_config.max_num_seqs
+        # Listed before the guard starts, so that the guard is not one of them.
         self.processes = psutil.Process().children(recursive=True)
         self.guard = guard(self.processes)
 
     async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Generated:
-        """Answer to a prompt of token ids and images, or visual tokens [P, K, D].
+        """The output for a prompt of token ids and either images or visual tokens [P, K, D].
+
+        `name` must be unique among the requests in the engine.
 
         Raises:
-            EngineDiedError: the engine is gone.
-            Exception: vLLM refused this request or failed on it.
+            EngineDiedError: if the engine is dead.
+            Exception: if vLLM refuses this request or fails on it.
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError  # pyright: ignore[reportMissingImports]
 
-        given: Any = prompt
+        vllm_prompt: Any = prompt
         try:
-            outputs = [output async for output in self.llm.generate(given, sampling_params(sampling), name)]
+            outputs = [output async for output in self.llm.generate(vllm_prompt, sampling_params(sampling), name)]
         except EngineDeadError as error:
             raise EngineDiedError(str(error)) from error
         except EngineGenerateError as error:
@@ -62,18 +66,21 @@ class VllmEngine:
         return Generated(list(answer.token_ids), answer.finish_reason, text)
 
     def kill(self) -> None:
-        """SIGKILL to the engine's processes: one that hangs hears nothing else."""
+        """Sends SIGKILL to the engine's processes: a process that hangs ignores any other signal."""
         for process in self.processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
 
 def sampling_params(sampling: dict[str, Any]) -> Any:
-    """vLLM's SamplingParams; the answer comes once, as ids alone unless stop strings make vLLM look at the text."""
+    """vLLM's `SamplingParams`, which ask for one output at the end of the answer.
+
+    The output is ids alone, without text, unless there are stop strings: vLLM has to detokenize an answer to find them.
+    """
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams  # pyright: ignore[reportMissingImports]
 
-    given = dict(sampling)
-    if structured := given.pop("structured_outputs", None):
-        given["structured_outputs"] = StructuredOutputsParams(**structured)
-    return SamplingParams(**given, detokenize=bool(given.get("stop")), output_kind=RequestOutputKind.FINAL_ONLY)
+    params = dict(sampling)
+    if structured := params.pop("structured_outputs", None):
+        params["structured_outputs"] = StructuredOutputsParams(**structured)
+    return SamplingParams(**params, detokenize=bool(params.get("stop")), output_kind=RequestOutputKind.FINAL_ONLY)

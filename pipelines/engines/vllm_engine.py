@@ -1,6 +1,6 @@
-"""vLLM as an engine: what it takes, what decides its answers, the GPUs it asks for, the arguments that it starts with.
+"""The record of the engine vLLM: its checks, the arguments that decide its answers, its GPUs, its start-up arguments.
 
-Nothing here imports vLLM: the driver may run where it is not installed. vllm_client.py does, in the actor.
+Nothing here imports vLLM: the driver may run on a machine without vLLM. vllm_client.py imports it, in the actor.
 """
 
 import ast
@@ -15,7 +15,7 @@ from pipelines.config.keys import Config, EngineConfig
 from pipelines.engines.engine import Engine, whole_identity
 from pipelines.errors import UserError
 
-if TYPE_CHECKING:  # both import torch
+if TYPE_CHECKING:  # both modules import torch
     from otprune.models import Checkpoint
     from pipelines.stages.gpu import Place
 
@@ -25,7 +25,7 @@ OURS = {
     **dict.fromkeys(("enable_prompt_embeds", "skip_tokenizer_init", "runner", "task", "seed"), "the job"),
     **dict.fromkeys(("data_parallel_size", "data_parallel_size_local"), "generate.actors"),
 }
-"""Engine arguments that follow from elsewhere."""
+"""Engine arguments that the user may not pass, and the key (or part) of the job that sets each."""
 
 OUR_SAMPLING = {
     "max_tokens": "generate.max_new_tokens",
@@ -35,7 +35,7 @@ OUR_SAMPLING = {
     "stop_token_ids": "the checkpoint",
     **dict.fromkeys(("n", "detokenize", "output_kind", "logprobs", "prompt_logprobs", "ignore_eos"), "the job"),
 }
-"""Sampling parameters that follow from elsewhere."""
+"""Sampling parameters that the user may not pass, and the key (or part) of the job that sets each."""
 
 NEUTRAL = frozenset(
     (
@@ -53,21 +53,25 @@ NEUTRAL = frozenset(
         *("swap_space", "cpu_offload_gb", "kv_offloading_size"),
     )
 )
-"""Engine arguments about speed and memory: they change an answer no more than another batch size does."""
+"""Engine arguments for speed and memory, left out of the fingerprint.
 
-MAX_PICTURES = 8  # of one prompt; benchmarks ask about up to seven
+They change an answer no more than another batch size does.
+"""
+
+MAX_PICTURES = 8  # pictures of one prompt; benchmarks ask about up to seven
 MAX_UNITS_IN_FLIGHT = 16
 DEFAULT_MAX_NUM_SEQS = 256
 
 
 def check(config: Config) -> None:
-    """Refuses what vLLM cannot do.
+    """Refuses a configuration that vLLM cannot run.
 
     Raises:
-        UserError: an unknown or a misplaced argument, or no vLLM on this machine, which is to run the job itself.
+        UserError: if an argument is unknown, is misplaced or has a wrong value, or if this machine is to run the job
+            itself (`ray.address` is null or none) and has no vLLM.
     """
     engine = config.engine
-    folder = _installed()
+    folder = _vllm_folder()
     if folder is None and config.ray.address in (None, "none"):  # both start the engine on this machine
         raise UserError("engine.name=vllm must find vLLM installed: pip install '.[vllm]' (README.md, vLLM)")
     arguments, sampling = known_names(folder) if folder else (None, None)
@@ -83,7 +87,10 @@ def check(config: Config) -> None:
 
 
 def known_names(folder: Path) -> tuple[set[str], set[str]]:
-    """Names of the engine's arguments and of the sampling parameters, by vLLM's source: importing it takes long."""
+    """Names of the engine's arguments and of the sampling parameters of the vLLM in `folder`.
+
+    The names are parsed from the source: importing vLLM takes long.
+    """
     arguments = _fields(folder / "engine" / "arg_utils.py", ("EngineArgs", "AsyncEngineArgs"))
     return arguments, _fields(folder / "sampling_params.py", ("SamplingParams",))
 
@@ -95,22 +102,23 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def takes_images(config: Config, checkpoint: "Checkpoint") -> bool:
-    """Unpruned, nothing is gained by encoding elsewhere; tiles are cut already, and vLLM would cut them again."""
-    from otprune.methods import UNPRUNED  # imports torch, which nobody needs who only looks at the records
+    """Whether vLLM encodes the images: yes for a job that does not prune, unless the checkpoint has tiles."""
+    from otprune.methods import UNPRUNED  # imports torch, which a caller that only reads the records must not load
 
+    # Without pruning, an encode stage saves nothing. Tiles are cut in the read stage, and vLLM would cut them again.
     return config.prune.method == UNPRUNED and not checkpoint.has_tiles
 
 
 def num_workers(config: Config) -> int:
-    """GPUs of one engine where there are any: tensor parallel times pipeline parallel."""
+    """Number of GPUs of one engine: the tensor parallel size times the pipeline parallel size."""
     kwargs = config.engine.kwargs
     return kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1)
 
 
 def bundles(config: Config) -> list[dict[str, float]]:
-    """Bundles of an engine that Ray spreads over nodes (`distributed_executor_backend: ray`); empty for all others.
+    """One bundle for each worker of an engine that Ray spreads over nodes (`distributed_executor_backend: ray`).
 
-    Any other engine lives in its actor, which holds all its GPUs on one node.
+    Empty for any other engine: it lives in its actor, which holds all GPUs of the engine on one node.
     """
     if config.engine.kwargs.get("distributed_executor_backend") != "ray":
         return []
@@ -118,7 +126,10 @@ def bundles(config: Config) -> list[dict[str, float]]:
 
 
 def units_in_flight(config: Config) -> int:
-    """Units an actor works on at once: enough requests for the engine's slots while others come to their end."""
+    """Number of units that an actor works on at once.
+
+    The requests of these units fill the engine's slots, and two units more cover the time in which units end.
+    """
     if config.engine.units_in_flight is not None:
         return config.engine.units_in_flight
     slots = config.engine.kwargs.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS)
@@ -127,17 +138,19 @@ def units_in_flight(config: Config) -> int:
 
 
 def max_restarts(config: Config) -> int:
+    """The value of `engine.max_restarts`."""
     return config.engine.max_restarts
 
 
 def actor() -> type:
+    """The class `VllmGenerator`."""
     from pipelines.engines.vllm_actor import VllmGenerator  # imports torch
 
     return VllmGenerator
 
 
 def arguments(config: Config, checkpoint: "Checkpoint", settings: dict[str, Any], place: "Place") -> dict[str, Any]:
-    """Of `VllmGenerator`; what is left of each image is chosen before it, so the method's settings are not its own."""
+    """Keyword arguments of `VllmGenerator`. It takes no `settings`: the encode stage has pruned before it."""
     return {
         "checkpoint": checkpoint,
         "conversation": config.prompt.conversation,
@@ -149,47 +162,49 @@ def arguments(config: Config, checkpoint: "Checkpoint", settings: dict[str, Any]
 
 
 def engine_arguments(engine: EngineConfig, images: bool, place: "Place") -> dict[str, Any]:
-    """Arguments of vLLM's engine: what follows from the job, under what `engine.kwargs` says.
+    """Arguments of vLLM's engine: those that follow from the job, overridden by `engine.kwargs`.
 
-    With `images` it encodes images itself, else it gets visual tokens.
+    With `images` the engine encodes images itself; otherwise it gets visual tokens.
     """
     arguments: dict[str, Any] = {
         "max_num_seqs": DEFAULT_MAX_NUM_SEQS,
-        "mm_processor_cache_gb": 0,  # no image comes twice
+        "mm_processor_cache_gb": 0,  # a cache would not help: no image comes twice
         "disable_log_stats": True,
-        # Without a place for images the vision tower is not loaded; the encode stage holds it.
+        # With a limit of 0 images vLLM does not load the vision tower, which the encode stage holds.
         "limit_mm_per_prompt": {"image": MAX_PICTURES if images else 0},
         "enable_mm_embeds": not images,
-        # As our own actors have it; left to itself, vLLM takes what the checkpoint was saved in.
+        # The same dtype as in the encode stage. By default vLLM would take the dtype in which the checkpoint was saved.
         "dtype": str(place.torch_dtype).removeprefix("torch."),
     }
     if place.device == "cpu":
         arguments["enforce_eager"] = True  # on a CPU, compiling takes longer than it saves
     elif place.gpu_share < 1:
-        arguments["gpu_memory_utilization"] = round(min(0.9, place.gpu_share), 2)  # the rest is the encoder's
+        arguments["gpu_memory_utilization"] = round(min(0.9, place.gpu_share), 2)  # the rest belongs to the encoder
     return arguments | engine.kwargs
 
 
-def _installed() -> Path | None:
-    """The folder of the vllm package, without importing it."""
+def _vllm_folder() -> Path | None:
+    """The folder of the vllm package, or None if it is not installed. Does not import vLLM."""
     spec = importlib.util.find_spec("vllm")
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def _fields(file: Path, classes: Iterable[str]) -> set[str]:
+    """Names of the annotated fields of these classes in a Python source file."""
     tree = ast.parse(file.read_text())
     bodies = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name in classes]
     statements = [statement for body in bodies for statement in body if isinstance(statement, ast.AnnAssign)]
     return {statement.target.id for statement in statements if isinstance(statement.target, ast.Name)}
 
 
-def _check_names(key: str, given: Mapping[str, Any], ours: Mapping[str, str], known: set[str] | None) -> None:
-    for name in given:
+def _check_names(key: str, arguments: Mapping[str, Any], ours: Mapping[str, str], known: set[str] | None) -> None:
+    """Refuses arguments of the configuration key `key` that the job sets itself or that are not `known` to vLLM."""
+    for name in arguments:
         if name in ours:
             raise UserError(f"{key} must not hold {name}, which follows from {ours[name]}")
         if known and name not in known:
-            near = difflib.get_close_matches(name, sorted(known - set(ours)), n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            similar = difflib.get_close_matches(name, sorted(known - set(ours)), n=1, cutoff=0.5)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
             raise UserError(f"{key} must hold what the installed vLLM knows, got {name}{hint}")
 
 

@@ -1,1 +1,1 @@
-"""Encoded bytes -> upright RGB pixels of the size that a model takes. No torch."""
+"""Turns encoded bytes into upright RGB pixels of the size that a model takes. Imports no torch."""

@@ -1,23 +1,23 @@
-"""Bytes of one image file -> square uint8 RGB array, or a `Reject` with a stable reason. Pure CPU functions.
+"""Decodes the bytes of one image file to a square uint8 RGB array, or raises a `Reject` with a stable reason.
 
-What comes in was found on the web, so nothing is trusted: the format is recognised by its signature alone and handed
-to that one parser of Pillow, sizes are judged from the header before a pixel is decoded, and whatever the parser throws
-becomes one of `DECODE_REASONS` in one place, `_parsing`.
+The functions are pure and run on the CPU. Images come from the web, so the decoder trusts nothing. The signature alone
+decides which one of Pillow's parsers gets the file. The header's size is checked before a pixel is decoded. `_parsing`,
+and no other place, turns an exception of a parser into one of `DECODE_REASONS`.
 
 Formats: JPEG (with MPO, which phones write), PNG (with APNG), WebP, GIF, BMP, TIFF: what web and archive corpora hold.
 Left out on purpose: SVG, PDF and EPS are programs rather than pictures; ICO and ICNS hold several pictures; PPM decodes
 in a Python loop for odd maxima, which a hostile file can stretch to minutes; AVIF, HEIC and JPEG 2000 bring decoders
-larger than all the others together. They are `unsupported_format`: convert such files first.
+larger than all the others together. Such a file is rejected as `unsupported_format`: convert it first.
 
 Departures:
-    From LLaVA's `Image.open(...).convert("RGB")`, behind every published number:
+    From LLaVA's `Image.open(...).convert("RGB")`, which every published number rests on:
     - EXIF orientation is applied: a caption of a picture lying on its side is wrong (test_exif_*).
-    - Alpha is composited onto the background instead of dropped: what lies under transparent pixels is arbitrary, most
+    - Alpha is composited onto the background instead of dropped: the colour under transparent pixels is arbitrary, most
       often black (test_transparent_*).
     - 16-bit gray is scaled to 8 bits, where Pillow's own conversion clips nearly all of it to white (test_16_bit_*).
     - JPEGs much larger than needed are decoded at 1/2, 1/4 or 1/8 inside the inverse DCT; see `DRAFT_GAP`.
-    As there: the first frame stands for an animation; colour profiles are ignored; CMYK JPEGs are taken to be inverted,
-    as Adobe writes them and Pillow and the browsers assume.
+    As in LLaVA: the first frame stands for an animation; colour profiles are ignored; CMYK JPEGs count as inverted, as
+    Adobe writes them and Pillow and the browsers assume.
 """
 
 import io
@@ -44,25 +44,28 @@ DECODE_REASONS = (
     "empty",  # zero bytes
     "too_large_bytes",  # more than max_bytes
     "too_many_pixels",  # the header says more than max_pixels
-    "too_small",  # a side under min_side, or so thin that less than a pixel of it is left at the model's resolution
-    "unsupported_format",  # not an image, or none of the formats and pixel types decoded here
+    "too_small",  # a side is under min_side, or would be thinner than one pixel at the model's resolution
+    "unsupported_format",  # not an image, or a format or pixel type that is not decoded here
     "truncated",  # the file ends before the image does
     "corrupt",  # any other damage
 )
-"""Every reason a `Reject` raised in this module can carry."""
+"""Every reason of a `Reject` that this module raises."""
 
 DRAFT_GAP = 2.5
-"""A JPEG is decoded reduced only if it stays this many times larger than the output.
+"""A JPEG is decoded at a reduced size only if the reduced image is still this many times larger than the output.
 
-Against full decoding, on photographs just large enough for it (336 and 224 pixels, 1/2 to 1/8, both aspects): mean
-difference at most 0.71 of 255 levels, 99 % of the values within 4. `draft=False` turns it off.
+Difference from full decoding, on photographs just large enough to be reduced (336 and 224 pixels, 1/2 to 1/8, both
+aspects): at most 0.71 of 255 levels on average, and 99 % of the values within 4. `draft=False` turns reduction off.
 """
 
 MAX_JPEG_SCANS = 100
-"""More are an attack: each costs a pass over the image and 14 bytes of file. Encoders in use write about ten."""
+"""A JPEG with more scans is an attack: each scan costs a pass over the image and takes only 14 bytes of the file.
 
-# What Pillow's parsers throw on damaged files, seen by fuzzing or raised in their source. MemoryError is not among
-# them: within max_pixels it means that the machine is short of memory, which is no fault of the image.
+Encoders in use write about ten scans.
+"""
+
+# Exceptions of Pillow's parsers on damaged files, found by fuzzing or read in Pillow's source. MemoryError is left out:
+# within max_pixels it means that the machine is short of memory, which is no fault of the image.
 _PARSER_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError,
     TypeError, ValueError, struct.error, zlib.error,
@@ -70,7 +73,7 @@ _PARSER_ERRORS = (
 
 
 class Reject(Exception):  # noqa: N818 - an outcome, not an error of the program
-    """An image that does not become an array: `reason` is a stable word to count by, `detail` free text for people."""
+    """An image that cannot become an array. `reason` is a stable word to count by; `detail` is free text for people."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason, detail)
@@ -79,7 +82,7 @@ class Reject(Exception):  # noqa: N818 - an outcome, not an error of the program
 
 
 def mean_color(image_mean: Sequence[float]) -> tuple[int, int, int]:
-    """A processor's `image_mean` as LLaVA's padding colour, int(255 * mean): (122, 116, 104) for CLIP's."""
+    """LLaVA's padding colour, int(255 * mean) of a processor's `image_mean`: (122, 116, 104) for CLIP's."""
     red, green, blue = (int(255 * mean) for mean in image_mean)
     return red, green, blue
 
@@ -98,33 +101,22 @@ def decode_image(
 ) -> np.ndarray | Tiles:
     """The image as uint8 [size, size, 3], upright, before rescaling and normalisation.
 
-    With `resolutions` (height, width), which LLaVA-1.6 has, it is the image's tiles instead; `aspect` does not matter.
+    `resolutions` are LLaVA-1.6's (height, width) in pixels. With them the result is the image's `Tiles`, and `aspect`
+    has no effect.
 
     `aspect="pad"` is LLaVA-1.5's protocol: pad to a square with `background` (`mean_color` of the checkpoint), then
-    resize. `aspect="crop"` is CLIP's: shortest edge, then centre. Takes about 4 bytes per pixel of memory for the
-    decoded image and as much again for each conversion it needs (three times that with alpha).
+    resize. `aspect="crop"` is CLIP's: resize the shortest edge, then crop the centre. Decoding takes about 4 bytes of
+    memory per pixel, and as much again for each conversion (three times that with alpha).
 
-    Deterministic. Not for several threads of one process: Pillow's warnings are silenced through the process-wide list.
+    The result is deterministic. The function is not thread-safe: it silences Pillow's warnings through the list of
+    filters of the whole process.
 
     Raises:
-        Reject: with one of `DECODE_REASONS`; the file is to blame.
-        ValueError: for settings that no image could satisfy.
+        Reject: with one of `DECODE_REASONS`, if the file is at fault.
+        ValueError: if no image could satisfy the settings.
     """
-    if aspect not in ("pad", "crop"):
-        raise ValueError(f"aspect must be 'pad' or 'crop', got {aspect!r}")
-    if min(size, max_bytes, max_pixels, min_side) < 1:
-        settings = f"size={size}, max_bytes={max_bytes}, max_pixels={max_pixels}, min_side={min_side}"
-        raise ValueError(f"size and limits must be at least 1, got {settings}")
-    if data is None:
-        raise Reject("missing")
-    if not data:
-        raise Reject("empty")
-    if len(data) > max_bytes:
-        raise Reject("too_large_bytes", f"{len(data)} bytes, limit {max_bytes}")
-
-    kind = format_of(data)
-    if kind is None:
-        raise Reject("unsupported_format", f"begins with {data[:16]!r}")
+    _check_settings(size, aspect, max_bytes, max_pixels, min_side)
+    data, kind = _recognise(data, max_bytes)
     with _parsing(kind, data):
         image = OPENERS[kind](io.BytesIO(data))
         width, height = image.size
@@ -134,11 +126,33 @@ def decode_image(
             scale = _draft(image, size, max(width, height) if aspect == "pad" else min(width, height))
         _load(image, kind, data)
         if scale == 1:
-            width, height = image.size  # loading turns a TIFF upright
+            width, height = image.size  # Pillow turns a TIFF upright while it loads the pixels
         raster = upright(Raster(to_rgb(image, background), width, height, scale), _orientation(image))
     if resolutions:
         return cut_tiles(raster, resolutions, size)
     return resize_pad(raster, size, background) if aspect == "pad" else resize_crop(raster, size)
+
+
+def _check_settings(size: int, aspect: str, max_bytes: int, max_pixels: int, min_side: int) -> None:
+    if aspect not in ("pad", "crop"):
+        raise ValueError(f"aspect must be 'pad' or 'crop', got {aspect!r}")
+    if min(size, max_bytes, max_pixels, min_side) < 1:
+        settings = f"size={size}, max_bytes={max_bytes}, max_pixels={max_pixels}, min_side={min_side}"
+        raise ValueError(f"size and limits must be at least 1, got {settings}")
+
+
+def _recognise(data: bytes | None, max_bytes: int) -> tuple[bytes, str]:
+    """The bytes, which may be parsed, and the format that their signature stands for."""
+    if data is None:
+        raise Reject("missing")
+    if not data:
+        raise Reject("empty")
+    if len(data) > max_bytes:
+        raise Reject("too_large_bytes", f"{len(data)} bytes, limit {max_bytes}")
+    kind = format_of(data)
+    if kind is None:
+        raise Reject("unsupported_format", f"begins with {data[:16]!r}")
+    return data, kind
 
 
 def _check_size(width: int, height: int, size: int, max_pixels: int, min_side: int) -> None:
@@ -146,13 +160,15 @@ def _check_size(width: int, height: int, size: int, max_pixels: int, min_side: i
         raise Reject("too_many_pixels", f"{width} x {height}, limit {max_pixels} pixels")
     if min(width, height) < min_side:
         raise Reject("too_small", f"{width} x {height}, smallest side {min_side}")
-    if min(width, height) * size < max(width, height):  # also bounds the memory of resizing
+    if min(width, height) * size < max(width, height):  # this check also bounds the memory of resizing
         raise Reject("too_small", f"{width} x {height} is thinner than one pixel at {size} x {size}")
 
 
 def _load(image: ImageFile, kind: str, data: bytes) -> None:
-    """Decodes the pixels in place, after the checks that Pillow leaves out."""
-    if kind == "PNG":  # load() alone takes pixels whose checksum is wrong
+    """Makes the checks that Pillow leaves out, then decodes the pixels in place."""
+    if (
+        kind == "PNG"
+    ):  # load() alone accepts pixels with a wrong checksum; verify() spoils its image, so it gets its own
         PngImagePlugin.PngImageFile(io.BytesIO(data)).verify()
     if kind == "JPEG" and num_jpeg_scans(data, MAX_JPEG_SCANS) > MAX_JPEG_SCANS:
         raise Reject("corrupt", f"JPEG: more than {MAX_JPEG_SCANS} scans")
@@ -161,17 +177,21 @@ def _load(image: ImageFile, kind: str, data: bytes) -> None:
 
 
 def _draft(image: JpegImagePlugin.JpegImageFile, needed: int, side: int) -> int:
-    """Asks for the JPEG at 1/scale, so that `side` pixels stay at least DRAFT_GAP * `needed`; returns the scale."""
+    """Sets the JPEG to decode at 1/scale and returns the scale.
+
+    The scale is the largest of 8, 4, 2, 1 at which `side` pixels shrink to no fewer than DRAFT_GAP * `needed`.
+    """
     scale = next((scale for scale in (8, 4, 2) if side >= scale * DRAFT_GAP * needed), 1)
     if scale == 1:
         return 1
     width, height = image.size
+    # libjpeg may choose another scale than the one asked for. Pillow returns (mode, box of the image at that scale).
     drafted = image.draft(None, (max(1, width // scale), max(1, height // scale)))
     return round(width / drafted[1][2]) if drafted else 1
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 if there is none; unreadable metadata does not spoil a picture that could be read."""
+    """EXIF orientation, or 1 if there is none. Unreadable metadata counts as none: the pixels are fine."""
     try:
         return image.getexif().get(ExifTag.Orientation, 1)
     except _PARSER_ERRORS:
@@ -180,22 +200,22 @@ def _orientation(image: Image.Image) -> int:
 
 @contextmanager
 def _parsing(kind: str, data: bytes) -> Iterator[None]:
-    """The one place where what Pillow throws becomes a reason, and where its warnings end."""
+    """Turns Pillow's exceptions into a `Reject` and silences Pillow's warnings."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             yield
-        except Image.DecompressionBombError as error:  # WebP's parser allocates, so it looks at the size by itself
+        except Image.DecompressionBombError as error:  # the WebP parser allocates memory, so it checks the size itself
             raise Reject("too_many_pixels", _clean(error)) from error
         except _PARSER_ERRORS as error:
             if isinstance(error, NotImplementedError) or re.search("unsupported|unknown pixel mode", str(error), re.I):
                 raise Reject("unsupported_format", f"{kind}: {_clean(error)}") from error
-            cut = not has_end(kind, data) or (kind == "TIFF" and "truncated" in str(error).lower())
-            reason = "truncated" if cut else "corrupt"
+            truncated = not has_end(kind, data) or (kind == "TIFF" and "truncated" in str(error).lower())
+            reason = "truncated" if truncated else "corrupt"
             raise Reject(reason, f"{kind}: {_clean(error)}") from error
 
 
 def _clean(error: Exception) -> str:
-    """One printable line without memory addresses, so that equal faults give equal text."""
+    """The error as one printable line without memory addresses, so that equal faults give equal text."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")
     return "".join(char if char.isprintable() else " " for char in text)[:200]

@@ -1,4 +1,4 @@
-"""The image formats that are decoded: signatures, parsers, and what Pillow does not tell about a file."""
+"""The image formats that are decoded: signatures, parsers, and facts about a file that Pillow does not report."""
 
 import os
 import re
@@ -15,14 +15,14 @@ OPENERS = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
-"""Format -> what opens a stream of it. Called directly: `Image.open` swallows why a parser refuses a file."""
+"""The parser of each format, which opens a stream. `Image.open` would hide why a parser refuses a file."""
 
-_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes of the second header; "BM" alone also begins prose
-_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # but those without a length: stuffing, fill and restart
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # valid sizes of the second header: "BM" alone may also begin a text
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # excludes markers without a length: stuffing, fill, restart
 
 
 def format_of(data: bytes) -> str | None:
-    """The key of `OPENERS` that the first bytes stand for; None for everything else."""
+    """The key of `OPENERS` whose signature the data begin with, or None."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -39,41 +39,45 @@ def format_of(data: bytes) -> str | None:
 
 
 def num_jpeg_scans(data: bytes, limit: int) -> int:
-    """Scans of the first image in a JPEG file, counted up to `limit` + 1.
+    """Number of scans of the first image in a JPEG file. Counting stops at `limit` + 1.
 
-    Segments are stepped over, so that thumbnails in them and videos behind the image are not counted.
+    The count steps over each segment by its length, so a thumbnail inside a segment does not count. It stops at the end
+    of the image, so a video behind the image does not count either.
     """
     scans, position = 0, 2
     while scans <= limit and (marker := _JPEG_MARKER.search(data, position)):
-        if marker[0] == b"\xff\xd9":
+        if marker[0] == b"\xff\xd9":  # end of image
             break
-        scans += marker[0] == b"\xff\xda"
+        scans += marker[0] == b"\xff\xda"  # start of scan
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return scans
 
 
 @contextmanager
 def libtiff_silenced() -> Iterator[None]:
-    """Discards the process's stderr: libtiff prints a line there per damaged row, and Pillow has no switch for it."""
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """Discards the stderr of the process: libtiff prints a line for each damaged row, and Pillow cannot turn it off.
+
+    libtiff is C code, so only redirecting file descriptor 2 helps; replacing `sys.stderr` would not.
+    """
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(nowhere)
+        os.close(devnull)
 
 
 def has_end(kind: str, data: bytes) -> bool:
-    """Whether the end of the file is there by the format's own account.
+    """Whether the file is complete by the format's own mark or length field.
 
-    Asked only of files that could not be read, and surer than the parser's words, which call many a damaged file
-    truncated and many a truncated one damaged.
+    The caller asks this only of files that a parser refused. The parser's message is less reliable: it calls many a
+    damaged file truncated and many a truncated file damaged.
     """
     match kind:
         case "JPEG":
-            return b"\xff\xd9" in data[-32:]  # a search of the whole file would find the thumbnail's end
+            return b"\xff\xd9" in data[-32:]  # a search of the whole file would find the end of a thumbnail
         case "PNG":
             return b"IEND" in data[-32:]
         case "GIF":
@@ -82,7 +86,8 @@ def has_end(kind: str, data: bytes) -> bool:
             return len(data) >= 8 + int.from_bytes(data[4:8], "little")
         case "BMP":
             return len(data) >= int.from_bytes(data[2:6], "little")
-    # TIFF: the directory, which stands last in many files. Strips before it that are cut off say so when read.
+    # TIFF: checks that the directory, which stands last in many files, is complete. Where pixel data stand last
+    # instead, the parser itself reports that they are cut off.
     order = "little" if data.startswith(b"II") else "big"
     start = int.from_bytes(data[4:8], order)
     entries = int.from_bytes(data[start : start + 2], order)

@@ -1,1 +1,1 @@
-"""Names, schemas and the plan of an output: what is committed, and what is left to do."""
+"""Names and schemas of an output, and the plan: which units are committed and which are left to do."""

@@ -1,7 +1,7 @@
-"""The fingerprint: one hash of everything that decides what a caption says, so that an output never mixes two.
+"""The fingerprint: one hash of everything that decides what a caption says. An output never mixes two fingerprints.
 
-Model weights, prompt, pruning, decoding of images and of text, and this package's version are in it; cluster size,
-batch sizes, unit size and store locations are not.
+It covers model weights, prompt, pruning, decoding of images and of text, and this package's version. It leaves out
+cluster size, batch sizes, unit size and store locations.
 """
 
 import hashlib
@@ -16,22 +16,24 @@ FILE = "fingerprint.json"
 
 
 def fingerprint(described: dict[str, Any]) -> str:
-    """16 hex digits."""
+    """16 hex digits: the hash of a description, in which the order of the keys does not matter."""
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def claim_output(store: Store, described: dict[str, Any], on_mismatch: str, *, mark: bool = True) -> Store:
-    """The store to write to: `store`, marked with the fingerprint, or its sibling if it holds another's output.
+    """The store to write to, marked with `fingerprint.json`. Without `mark` nothing is written.
 
-    Without `mark` nothing is written.
+    The store is `store` itself, or, if `store` holds the output of another configuration and `on_mismatch` is `new`, a
+    sibling folder.
 
     Raises:
-        UserError: if the output belongs to another configuration (naming the keys that differ) and
-            `on_mismatch` is `refuse`.
+        UserError: if the output belongs to another configuration and `on_mismatch` is `refuse`; the message names the
+            keys that differ. Also if the output holds parts but no `fingerprint.json`.
     """
     mine = fingerprint(described)
     stored = read_claim(store)
-    if stored is not None and fingerprint(stored) != mine and _holds(store):
+    # A mark without parts binds nobody: a run that failed before its first unit may have left it.
+    if stored is not None and fingerprint(stored) != mine and _parts_folder(store):
         if on_mismatch == "new":
             sibling = Store(f"{store.path}-{mine[:8]}", store.endpoint_url, store.anonymous)
             return claim_output(sibling, described, "refuse", mark=mark)
@@ -40,7 +42,7 @@ def claim_output(store: Store, described: dict[str, Any], on_mismatch: str, *, m
             "choose another output.path, or output.on_mismatch=new for a sibling folder"
         )
     if stored is None or fingerprint(stored) != mine:
-        if stored is None and (folder := _holds(store)):
+        if stored is None and (folder := _parts_folder(store)):
             raise UserError(
                 f"{store.path} holds {folder} but no {FILE} that says how they were made; choose another output.path"
             )
@@ -49,13 +51,17 @@ def claim_output(store: Store, described: dict[str, Any], on_mismatch: str, *, m
     return store
 
 
-def _holds(store: Store) -> str:
-    """The folder that the output of a job lies in, if any."""
+def _parts_folder(store: Store) -> str:
+    """The folder of the store that holds parts, or an empty string."""
     return next((folder for folder in (CAPTIONS_FOLDER, PREDICTIONS_FOLDER) if store.list(folder)), "")
 
 
 def read_claim(store: Store) -> dict[str, Any] | None:
-    """What an earlier run wrote into `fingerprint.json` of this output, if any."""
+    """The description that an earlier run wrote into `fingerprint.json` of this output, or None.
+
+    Raises:
+        UserError: if the file is not a JSON object.
+    """
     try:
         content = store.read(FILE)
     except FileNotFoundError:
@@ -70,5 +76,6 @@ def read_claim(store: Store) -> dict[str, Any] | None:
 
 
 def _differences(stored: dict[str, Any], mine: dict[str, Any]) -> str:
+    """The keys whose values differ, with both values."""
     keys = sorted(k for k in {*stored, *mine} if stored.get(k) != mine.get(k))
     return ", ".join(f"{k} ({stored.get(k)!r} there, {mine.get(k)!r} here)" for k in keys)

@@ -1,4 +1,4 @@
-"""What is left to do: the corpus minus what the output already holds."""
+"""The plan of a run: the rows of the corpus that have no committed output yet, cut into units."""
 
 import logging
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`spans` are to be done; `committed` names the captions objects that are there already."""
+    """The spans to do, and the progress of earlier runs."""
 
     spans: list[SpanRow]
-    committed: frozenset[str]
-    num_rows: int  # of the corpus, as far as input.limit lets us go
-    num_done: int  # rows that the committed objects account for
+    committed: frozenset[str]  # names of the parts of captions that are already in the output
+    num_rows: int  # rows of the corpus up to input.limit
+    num_done: int  # rows that committed parts account for
 
     @property
     def units(self) -> list[Unit]:
@@ -40,13 +40,13 @@ def make_plan(
     num_samples: int,
     tidy: bool = True,
 ) -> Plan:
-    """Spans of units of at most `num_images` for the rows that have no output yet, the first `limit` rows at most.
+    """Plans units of at most `num_images` images for those of the first `limit` rows that have no output yet.
 
-    `num_samples` images, spread over the plan, are marked for the report. With `tidy`, quarantine objects that belong
-    to no unit are removed; without, the output is only read.
+    The plan marks `num_samples` images, spread over its spans, for the report. With `tidy` it removes the quarantine
+    parts that belong to no unit; without `tidy` it only reads the output.
 
     Raises:
-        UserError: if the output holds captions of files that this corpus does not have or that have changed.
+        UserError: if the output holds captions of files that this corpus lacks or that have changed.
     """
     committed = committed_parts(output, CAPTIONS_FOLDER)
     plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
@@ -59,16 +59,16 @@ def make_plan(
 
 
 def plan_everything(corpus: Corpus, fingerprint: str, *, num_images: int, limit: int | None) -> "Spans":
-    """Units of all rows, whatever any output holds."""
+    """Spans of units for the first `limit` rows of the corpus. No output is looked at."""
     plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
     return plan(corpus, corpus.store, fingerprint, num_images, limit, frozenset())[0]
 
 
 def delete_orphans(output: Store, committed: frozenset[str], planned: Sequence[Unit]) -> None:
-    """Removes quarantine objects whose unit was never committed and is not planned as it was.
+    """Removes the quarantine parts of units that are neither committed nor planned under the same name.
 
-    Those of planned units stay: committing a unit rewrites or removes them, and another driver on the same output may
-    be about to.
+    The quarantine parts of planned units stay. The commit of such a unit rewrites or removes its quarantine part, and
+    another driver on the same output may be about to commit the unit.
     """
     keep = committed | {unit.part for unit in planned}
     for name in output.list("quarantine"):
@@ -77,10 +77,10 @@ def delete_orphans(output: Store, committed: frozenset[str], planned: Sequence[U
 
 
 def committed_parts(output: Store, folder: str) -> frozenset[str]:
-    """Names of the objects that commit units.
+    """Names of the parts in a folder of the output; each commits a unit.
 
     Raises:
-        UserError: if something else lies among them.
+        UserError: if another Parquet file lies in the folder.
     """
     names = frozenset(name for name in output.list(folder) if name.endswith(".parquet"))
     for name in names:
@@ -92,7 +92,7 @@ def committed_parts(output: Store, folder: str) -> frozenset[str]:
 
 
 Spans = list[tuple[tuple[Unit, ...], RowGroups]]
-"""Units that one task reads, and the row groups that hold their rows."""
+"""For each read task its units, and the row groups that hold the units' rows."""
 
 
 def _plan_rows(
@@ -113,18 +113,18 @@ def _plan_rows(
 def done_ranges(
     files: Sequence[CorpusFile], output: Store, fingerprint: str, committed: frozenset[str], folder: str
 ) -> dict[str, list[tuple[int, int]]]:
-    """Unit key of each file -> the ranges of its rows that are committed.
+    """The committed ranges of rows [start, stop) of each file, by the file's unit key.
 
     Raises:
-        UserError: if there are objects of other files.
+        UserError: if there are parts of other files.
     """
     done: dict[str, list[tuple[int, int]]] = {unit_key([file], fingerprint): [] for file in files}
-    strangers = set()
+    unknown = set()
     for key, start, stop in map(parse_part, committed):
-        done[key].append((start, stop)) if key in done else strangers.add(key)
-    if strangers:
+        done[key].append((start, stop)) if key in done else unknown.add(key)
+    if unknown:
         raise UserError(
-            f"{output.path} holds {folder} of {len(strangers)} files that this corpus does not have, or that changed; "
+            f"{output.path} holds {folder} of {len(unknown)} files that this corpus does not have, or that changed; "
             "choose another output.path"
         )
     return done
@@ -136,23 +136,25 @@ def _plan_images(
     files = list(corpus.files[:limit])
     units = plan_images(files, fingerprint, num_images)
     names = {unit.part for unit in units}
-    if committed - names:  # other unit sizes, a folder that has grown, isolated images: ask the objects themselves
+    # Part names tell all if every one is planned. They do not after another unit size, in a folder that has grown, or
+    # for images that were isolated: then the sources stand in the metadata of each part, which costs a read a part.
+    if committed - names:
         done = _committed_images(corpus, output, fingerprint, sorted(committed))
     else:
         done = {source for unit in units if unit.part in committed for source in unit.sources}
     by_name = {file.source: file for file in files}
-    left: list[Unit] = []
+    remaining: list[Unit] = []
     for unit in units:
         missing: list[CorpusFile] = [by_name[source] for source in unit.sources if source not in done]
-        left += [unit] if len(missing) == unit.num_images else plan_images(missing, fingerprint, num_images)
-    return [((unit,), RowGroups()) for unit in left], len(files)
+        remaining += [unit] if len(missing) == unit.num_images else plan_images(missing, fingerprint, num_images)
+    return [((unit,), RowGroups()) for unit in remaining], len(files)
 
 
 def _committed_images(corpus: Corpus, output: Store, fingerprint: str, committed: list[str]) -> set[str]:
-    """Image files that the committed objects account for, as their metadata says.
+    """Names of the image files that committed parts account for, read from the parts' metadata.
 
     Raises:
-        UserError: if an object's files are all there but have changed, or if the corpus has none of them all.
+        UserError: if all files of a part are in the corpus but have changed, or if the corpus has no file of any part.
     """
     by_name = {file.source: file for file in corpus.files}
     done: set[str] = set()
@@ -173,8 +175,8 @@ def _committed_images(corpus: Corpus, output: Store, fingerprint: str, committed
 
 
 def _with_samples(spans: Spans, num_samples: int) -> list[SpanRow]:
-    """Marks as many images as wanted, in spans spread evenly over the plan."""
-    wanted = [0] * len(spans)
+    """Spans with `num_samples` images to sample, spread evenly over the plan."""
+    samples = [0] * len(spans)  # of each span
     for i in range(num_samples if spans else 0):
-        wanted[i * len(spans) // num_samples if num_samples < len(spans) else i % len(spans)] += 1
-    return [SpanRow(units, groups, n) for (units, groups), n in zip(spans, wanted, strict=True)]
+        samples[i * len(spans) // num_samples if num_samples < len(spans) else i % len(spans)] += 1
+    return [SpanRow(units, groups, n) for (units, groups), n in zip(spans, samples, strict=True)]

@@ -1,6 +1,6 @@
-"""Reading all parts of an output: in order, in threads, a bounded number at a time.
+"""Reads all parts of an output: in order, in threads, a bounded number at a time.
 
-A part is a Parquet object that commits a unit, `<folder>/part-....parquet`: rows, and totals in its metadata.
+A part is the Parquet file `<folder>/part-....parquet` that commits a unit. It holds rows, and totals in its metadata.
 """
 
 import json
@@ -17,22 +17,22 @@ from pipelines.text import clean
 
 METADATA_KEY = b"otprune"
 QUARANTINE_FOLDER = "quarantine"
-DAMAGE = (pa.ArrowException, OSError, LookupError, TypeError)  # no Parquet, no metadata, no such column
+DAMAGE = (pa.ArrowException, OSError, LookupError, TypeError)  # not Parquet, unreadable, a missing column, no metadata
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A committed object with its quarantine: what its metadata says, and the rows that it holds."""
+    """A part with its quarantine."""
 
     name: str
-    totals: dict[str, Any]
+    totals: dict[str, Any]  # the part's metadata
     rows: pa.Table
     quarantine: pa.Table | None  # None if the unit has no quarantined image
 
 
 @dataclass(frozen=True, slots=True)
 class DamagedPart:
-    """A part that cannot be read, and why."""
+    """A part that cannot be read, and the reason."""
 
     name: str
     error: str
@@ -43,31 +43,34 @@ class DamagedPart:
 
 @dataclass(frozen=True, slots=True)
 class OutputReader:
-    """Reads the parts in one folder of an output. `names` are all of them, in their order, unless they are given."""
+    """Reads the parts in one folder of an output: those that `names` lists, or all of them in sorted order."""
 
     store: Store
     folder: str = CAPTIONS_FOLDER
 
     def names(self) -> list[str]:
-        """Sorted names of the parts; empty if there is no such folder."""
+        """Sorted names of the parts. Empty if the folder does not exist."""
         return sorted(name for name in self.store.list(self.folder) if name.endswith(".parquet"))
 
     def totals(self, names: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
-        """The totals in the metadata of each part. Reads footers alone."""
-        return in_threads(lambda name: read_totals(self.store, name, self.folder), self._these(names))
+        """Yields the totals in the metadata of each part. Reads only the Parquet footers."""
+        return in_threads(lambda name: read_totals(self.store, name, self.folder), self._names_or_all(names))
 
     def tables(self, columns: Sequence[str] | None, names: Iterable[str] | None = None) -> Iterator[pa.Table]:
-        """The `columns` of each part, all of them if None, without the metadata."""
+        """Yields the `columns` of each part (all columns if None), without the metadata."""
 
         def read(name: str) -> pa.Table:
             return _read_table(self.store, self.folder, name, columns).replace_schema_metadata(None)
 
-        return in_threads(read, self._these(names))
+        return in_threads(read, self._names_or_all(names))
 
     def parts(
         self, columns: Sequence[str], quarantine: Sequence[str], names: Iterable[str] | None = None
     ) -> Iterator[Part | DamagedPart]:
-        """Each part with the `columns` of its rows and those of its `quarantine`; a damaged part is a value."""
+        """Yields each part with `columns` of its rows and the columns `quarantine` of its quarantine.
+
+        A part that cannot be read is yielded as a `DamagedPart`, not raised.
+        """
 
         def read(name: str) -> Part | DamagedPart:
             try:
@@ -75,7 +78,7 @@ class OutputReader:
             except DAMAGE as error:
                 return DamagedPart(name, f"{type(error).__name__}: {clean(str(error))}")
 
-        return in_threads(read, self._these(names))
+        return in_threads(read, self._names_or_all(names))
 
     def _part(self, name: str, columns: Sequence[str], quarantine: Sequence[str]) -> Part:
         rows = _read_table(self.store, self.folder, name, columns)
@@ -84,12 +87,16 @@ class OutputReader:
             rejected = _read_table(self.store, QUARANTINE_FOLDER, name, quarantine)
         return Part(name, json.loads(rows.schema.metadata[METADATA_KEY]), rows, rejected)
 
-    def _these(self, names: Iterable[str] | None) -> Iterable[str]:
+    def _names_or_all(self, names: Iterable[str] | None) -> Iterable[str]:
         return self.names() if names is None else names
 
 
 def read_totals(store: Store, name: str, folder: str = CAPTIONS_FOLDER) -> dict[str, Any]:
-    """The totals in the metadata of one part."""
+    """The totals in the metadata of one part.
+
+    Raises:
+        FileNotFoundError: if there is no such part; one of `DAMAGE` if it cannot be read.
+    """
     with store.fs.open(store.join(folder, name), "rb") as stream:
         return json.loads(pq.read_metadata(stream).metadata[METADATA_KEY])
 

@@ -1,4 +1,4 @@
-"""Columns and Arrow types of everything the job writes, and the closed list of quarantine reasons."""
+"""Columns and Arrow types of the captions and the quarantine, and the closed list of quarantine reasons."""
 
 import pyarrow as pa
 
@@ -8,17 +8,17 @@ CAPTIONS_FOLDER, PREDICTIONS_FOLDER = "captions", "predictions"
 
 CAPTIONS = pa.schema(
     [
-        ("id", pa.string()),  # the corpus's own key, or the row address `source#row`
+        ("id", pa.string()),  # value of the corpus's id column, or the row address `source#row`
         ("source", pa.string()),  # file, relative to the input
         ("row", pa.int64()),  # row in that file; 0 for an image file
         ("caption", pa.string()),
-        ("prompt", pa.string()),  # the user's text, columns filled in
+        ("prompt", pa.string()),  # the prompt template with its columns filled in
         ("model", pa.string()),
         ("method", pa.string()),
         ("num_visual_tokens", pa.int32()),
-        ("num_kept_tokens", pa.int32()),  # that were decoded; of methods inside the model the mean over its layers
+        ("num_kept_tokens", pa.int32()),  # visual tokens decoded; for methods inside the model, the mean over layers
         ("num_prompt_tokens", pa.int32()),  # text and visual tokens that enter the first layer
-        ("num_generated_tokens", pa.int32()),  # end token included
+        ("num_generated_tokens", pa.int32()),  # includes the end token
         ("finish_reason", pa.string()),  # stop | length
         ("sha256", pa.string()),  # of the encoded image
     ]
@@ -31,7 +31,7 @@ QUARANTINE = pa.schema(
         ("id", pa.string()),
         ("source", pa.string()),
         ("row", pa.int64()),
-        ("sha256", pa.string()),  # null if there were no bytes
+        ("sha256", pa.string()),  # of the encoded image; null if there were no bytes
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -44,6 +44,6 @@ REASONS = {
     "prompt": "read",  # a column of the prompt template is null, or the prompt does not fit the model
     "encode": "encode",  # the vision tower or the selection failed on this image alone
     "generate": "generate",  # decoding failed on this image alone
-    "crash": "process",  # the process that worked on this image died, again and again
+    "crash": "process",  # the process that worked on this image died at every retry
 }
-"""Quarantine reason -> the stage it belongs to. The list is closed: counts by reason mean something."""
+"""The stage of each quarantine reason. The list is closed, so that counts by reason can be compared between runs."""

@@ -1,4 +1,4 @@
-"""The plan of one read task, as it stands in a Ray Data row."""
+"""A span: the units of one read task, as a Ray Data row."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,23 +11,25 @@ from pipelines.output.unit import Unit
 
 @dataclass(frozen=True, slots=True)
 class SpanRow:
-    """Plan of one read task, as it stands in a Ray Data row: consecutive units of one file, or one of image files."""
+    """The plan of one read task: consecutive units of one file of rows, or one unit of image files."""
 
     units: tuple[Unit, ...]
-    row_groups: RowGroups  # those that hold the units' rows: a span's size must not grow with its file
+    row_groups: RowGroups  # only those that hold the units' rows, so that a span's size does not grow with its file
     num_samples: int  # images of the span's first unit to show in the report
 
     @property
     def rows(self) -> ReadRange:
-        """What the corpus has to read for it."""
+        """The rows that the corpus has to read for the span."""
         first, last = self.units[0], self.units[-1]
         return ReadRange(first.sources, first.start, last.stop, self.row_groups)
 
     def to_row(self) -> dict[str, Any]:
+        """The span as a Ray Data row with one column of JSON."""
         return {"span": json.dumps(asdict(self))}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "SpanRow":
+        """The span that `to_row` wrote."""
         span = json.loads(row["span"])
         units = tuple(Unit(**{**unit, "sources": tuple(unit["sources"])}) for unit in span["units"])
         groups = span["row_groups"]
@@ -36,7 +38,7 @@ class SpanRow:
 
 
 def with_row_groups(file: CorpusFile, spans: Iterable[Iterable[Unit]]) -> Iterator[tuple[tuple[Unit, ...], RowGroups]]:
-    """Each span of units of this file with the row groups that it covers."""
+    """Yields each span of units of the file with the row groups that hold the span."""
     spans = [tuple(units) for units in spans]
     groups = covering(file, ((units[0].start, units[-1].stop) for units in spans))
     return zip(spans, groups, strict=True)

@@ -1,4 +1,4 @@
-"""Totals of units: of a run, or of a whole output."""
+"""Sums over the units of a run or of a whole output."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from typing import Any
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over the units of this run (`add`), or of a whole output."""
+    """Sums over the units of a run or of a whole output; `add` counts one unit."""
 
     images_captioned: int = 0
     images_quarantined: int = 0
     captions: int = 0
-    unanswered: int = 0  # questions of benchmarks about images that could not be read
+    unanswered: int = 0  # questions of benchmarks about quarantined images
     prompt_tokens: int = 0
     generated_tokens: int = 0
     finished_by_length: int = 0
@@ -21,6 +21,7 @@ class Totals:
     seconds: Counter = field(default_factory=Counter)
 
     def add(self, unit: dict[str, Any]) -> None:
+        """Adds the totals of one unit, as the write stage makes them (`stages/write.py`)."""
         for name in (
             "images_captioned",
             "images_quarantined",
@@ -40,8 +41,10 @@ class Totals:
 
     @property
     def images(self) -> int:
+        """Images that the units account for, captioned or quarantined."""
         return self.images_captioned + self.images_quarantined
 
     @property
     def questions(self) -> int:
+        """Prompts that the units account for, answered or not."""
         return self.captions + self.unanswered

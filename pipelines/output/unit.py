@@ -1,9 +1,9 @@
-"""Work units: what is planned, how its output is called, and what is left to do.
+"""Units of work: how rows are cut into units, how the part of a unit is named, and which rows are left to do.
 
-A unit is a range of rows of one file (or a list of image files). The name of its output is a pure function of
-the file, the range and the configuration's fingerprint, and holds the range in clear. So one LIST of the output
-tells which rows are done, whatever size the units of earlier runs had, and what remains is planned rows minus
-committed ranges: an image that has a caption never gets a second one.
+A unit is a range of rows of one file, or a list of image files. The name of its part is a pure function of the file,
+the range and the fingerprint of the configuration, and spells out the range. So one LIST of the output tells which rows
+are done, whatever size the units of earlier runs had. The rows left to do are the planned rows minus the committed
+ranges: an image that has a caption never gets a second one.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from pipelines.corpus.file import CorpusFile
 
-SPAN_UNITS = 8
+SPAN_UNITS = 8  # most units of a span
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Rows [start, stop) of `sources[0]`, or whole image files `sources[start:stop]` with start 0."""
 
-    key: str  # 12 hex digits for file(s) and fingerprint
+    key: str  # 12 hex digits that stand for the files and the fingerprint
     start: int
     stop: int
     sources: tuple[str, ...]
@@ -32,7 +32,7 @@ class Unit:
 
     @property
     def part(self) -> str:
-        """Name of the object that commits it, and of its quarantine object."""
+        """File name of the part that commits the unit, and of its part in the quarantine folder."""
         return f"part-{self.name}.parquet"
 
     @property
@@ -41,7 +41,7 @@ class Unit:
 
 
 def unit_key(files: Iterable[CorpusFile], fingerprint: str) -> str:
-    """12 hex digits naming these files (by relative path and size) under this configuration."""
+    """12 hex digits: a hash of the files' relative paths and sizes and of the configuration's fingerprint."""
     digest = hashlib.sha256(fingerprint.encode())
     for file in files:
         digest.update(f"\0{file.source}\0{file.size}".encode())
@@ -49,10 +49,10 @@ def unit_key(files: Iterable[CorpusFile], fingerprint: str) -> str:
 
 
 def parse_part(name: str) -> tuple[str, int, int]:
-    """(key, start, stop) of an object name `part-<key>-<start>-<stop>.parquet`.
+    """(key, start, stop) of a part's name `part-<key>-<start>-<stop>.parquet`.
 
     Raises:
-        ValueError: if the name is not of this form.
+        ValueError: if the name does not have this form.
     """
     match = re.fullmatch(r"part-([0-9a-f]+)-(\d+)-(\d+)\.parquet", name)
     if match is None:
@@ -63,10 +63,10 @@ def parse_part(name: str) -> tuple[str, int, int]:
 def plan_rows(
     file: CorpusFile, fingerprint: str, num_images: int, stop: int, done: list[tuple[int, int]]
 ) -> list[list[Unit]]:
-    """Rows [0, stop) of a file without the ranges in `done`, as spans: units that one task reads in one go.
+    """Cuts rows [0, stop) of a file, without the ranges in `done`, into spans: lists of units that one task reads.
 
-    Consecutive small row groups are joined up to a unit. A row group larger than a unit is cut evenly; a reader
-    cannot start inside a row group, so up to 8 of its units share one read.
+    Consecutive small row groups are joined to one unit of at most `num_images` rows. A row group larger than a unit is
+    cut evenly. A reader cannot start inside a row group, so up to SPAN_UNITS of its units share one read.
     """
     key = unit_key([file], fingerprint)
     spans = []
@@ -77,21 +77,24 @@ def plan_rows(
 
 
 def plan_images(files: list[CorpusFile], fingerprint: str, num_images: int) -> list[Unit]:
-    """Units of consecutive image files in sorted order."""
+    """Units of `num_images` consecutive files each; the last may have fewer."""
     chunks = (files[i : i + num_images] for i in range(0, len(files), num_images))
     return [Unit(unit_key(c, fingerprint), 0, len(c), tuple(f.source for f in c)) for c in chunks]
 
 
 def split_unit(unit: Unit, sizes: dict[str, int], fingerprint: str) -> list[Unit]:
-    """The unit's images as units of one image each, to find the one that kills its process."""
-    if len(unit.sources) == 1:  # rows of one file; of a file that is one image, the unit itself
+    """The unit's images as units of one image each, to find the image that kills its process.
+
+    `sizes` are the sizes in bytes of the unit's image files by name.
+    """
+    if len(unit.sources) == 1:  # rows of one file, or one image file, for which the result is the unit itself
         return [Unit(unit.key, row, row + 1, unit.sources) for row in range(unit.start, unit.stop)]
     files = [CorpusFile(source, sizes[source]) for source in unit.sources]
     return plan_images(files, fingerprint, 1)
 
 
 def _cut(row_groups: tuple[int, ...], num_images: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows: each one row group, or several small ones that fit a unit together."""
+    """Yields ranges of rows, each one row group or several consecutive ones that fit into one unit together."""
     start = stop = 0
     for rows in row_groups:
         if stop > start and stop - start + rows > num_images:
@@ -103,7 +106,7 @@ def _cut(row_groups: tuple[int, ...], num_images: int) -> Iterator[tuple[int, in
 
 
 def _subtract(ranges: Iterable[tuple[int, int]], end: int, done: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The parts of `ranges` below `end` that no range of `done` (sorted by start) covers."""
+    """Yields the pieces of `ranges` below `end` that no range of `done` (sorted by start) covers."""
     for start, stop in ranges:
         stop = min(stop, end)
         for a, b in done:
@@ -117,7 +120,7 @@ def _subtract(ranges: Iterable[tuple[int, int]], end: int, done: list[tuple[int,
 
 
 def _even(start: int, stop: int, num_images: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) in the fewest pieces of at most `num_images`, as equal as can be."""
+    """Yields [start, stop) in the fewest pieces of at most `num_images` rows, with sizes that differ by at most 1."""
     pieces = math.ceil((stop - start) / num_images)
     for i in range(pieces):
         yield start + (stop - start) * i // pieces, start + (stop - start) * (i + 1) // pieces

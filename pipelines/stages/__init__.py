@@ -1,1 +1,1 @@
-"""The stages a work unit passes: read, encode and select, write; and the unit itself."""
+"""The stages that a unit passes: read, encode (which prunes) and write; and the batch of a unit that they pass on."""

@@ -1,4 +1,4 @@
-"""Batches on a device: halved when they fail, down to the guilty images; and who is to blame."""
+"""Runs batches on a device, halves a failed batch down to the guilty images, and tells these from a broken actor."""
 
 import time
 from collections.abc import Callable, Collection
@@ -7,24 +7,25 @@ import torch
 
 from pipelines.stages.gpu import exit_if_cuda_is_broken
 
-SYSTEMATIC = 8  # when so many images all fail, it is not the images
-OOM_WAITS = (0.5, 2.0)  # seconds before one image alone is tried again on a GPU that has no memory left
+SYSTEMATIC = 8  # if this many images all fail, the images are not at fault
+OOM_WAITS = (0.5, 2.0)  # seconds to wait before each retry of a single image for which the GPU had no memory
 
 
 class Suspicion:
-    """Tells a broken stage from broken images over an actor's units, which may be smaller than SYSTEMATIC.
+    """Tells a broken actor from broken images, over all units of the actor.
 
-    Who has failed on SYSTEMATIC images before any came out right may not blame them.
+    An actor whose first SYSTEMATIC images all fail is itself broken: it raises instead of quarantining them. One unit
+    may be smaller than SYSTEMATIC, so the count goes on from unit to unit.
     """
 
     def __init__(self) -> None:
-        self._works, self._failures = False, 0
+        self._works, self._failures = False, 0  # whether any image has succeeded yet; number of failed images
 
     def note(self, num_right: int, errors: Collection[BaseException]) -> None:
-        """Counts the images of a unit.
+        """Counts the images of a unit: `num_right` succeeded, and each of `errors` is of one that failed.
 
         Raises:
-            one of `errors`, if they are not the images' fault.
+            one of `errors`, if the actor is broken.
         """
         self._works |= num_right > 0
         self._failures += len(errors)
@@ -38,17 +39,19 @@ def run_batched(
     run: Callable[[list[int]], None],
     ahead: Callable[[list[int]], None] = lambda indices: None,
 ) -> dict[int, Exception]:
-    """Runs `run` on batches; halves a batch that fails, down to the guilty images, and returns their errors.
+    """Calls `run` on batches of `indices` and returns the errors of the images that fail, by index.
 
-    `ahead` is told of the batch after the one that is about to run.
+    A failed batch is halved and run again, down to single images. The batches run in reverse order. Before a batch
+    runs, `ahead` is called with the batch that follows it.
 
     Raises:
-        the last error, if SYSTEMATIC images or more were tried and every one failed, or if for SYSTEMATIC of them there
-            was no memory even alone: then they are not to blame.
+        the last error, if there are SYSTEMATIC images or more and all of them failed, or if SYSTEMATIC single images
+            found no memory on the GPU: in both cases the images are not at fault.
     """
     failed: dict[int, Exception] = {}
+    # A stack: the halves of a failed batch run next, while the batches of full size wait.
     todo = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    waits, starved = iter(OOM_WAITS), 0
+    waits, num_out_of_memory = iter(OOM_WAITS), 0  # the waits are shared by all images of the call
     while todo:
         batch = todo.pop()
         if todo:
@@ -57,15 +60,15 @@ def run_batched(
             run(batch)
         except Exception as error:
             exit_if_cuda_is_broken(error)
-            error = error.with_traceback(None)  # whose frames would keep the batch's tensors
+            error = error.with_traceback(None)  # the frames of a traceback would keep the tensors of the batch alive
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
                 if len(batch) == 1 and (seconds := next(waits, None)) is not None:
-                    time.sleep(seconds)  # a neighbour on the GPU may be done with its own by then
+                    time.sleep(seconds)  # another process on the same GPU may free memory meanwhile
                     todo.append(batch)
                     continue
-                starved += len(batch) == 1
-                if starved == SYSTEMATIC:
+                num_out_of_memory += len(batch) == 1
+                if num_out_of_memory == SYSTEMATIC:
                     raise error
             if len(batch) == 1:
                 failed[batch[0]] = error

@@ -1,7 +1,7 @@
-"""First stage, a CPU task: a span of units -> one row per unit with decoded pixels.
+"""The first stage, a CPU task: reads a span of units and yields one row for each unit, with decoded pixels.
 
-Adds `meta` and `pixels` (uint8 [n, H, H, 3], images fit to be captioned; LLaVA-1.6's crops: `stack_pictures`). An
-image that cannot be read is rejected here; a file that cannot be read fails its unit.
+The stage adds `meta` and the array `pixels`, uint8 [n, H, H, 3], of the images fit to be captioned (`stack_pictures`
+describes LLaVA-1.6's crops). It rejects an image that cannot be read. A file that cannot be read fails its units.
 """
 
 import hashlib
@@ -27,31 +27,31 @@ from pipelines.text import clean
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """Arguments of `decode_image`; `size`, `background` and `resolutions` come from the checkpoint."""
+    """Arguments of `decode_image`. The checkpoint sets `size`, `background` and `resolutions`."""
 
-    size: int
-    aspect: str
+    size: int  # pixels a side
+    aspect: str  # pad | crop
     background: tuple[int, int, int]
     max_bytes: int
     max_pixels: int
     min_side: int
-    resolutions: tuple[tuple[int, int], ...] = ()  # of LLaVA-1.6
+    resolutions: tuple[tuple[int, int], ...] = ()  # (height, width) of LLaVA-1.6
 
 
 class Reader(Protocol):
-    """The first stage, of whatever kind of job."""
+    """The interface of the first stage, for every kind of job."""
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """A row for each unit of the span in `row`, images decoded."""
+        """Yields a row with decoded images for each unit of the span in `row`."""
         ...
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
-        """What a `Rejected` says of the only image of a span, without decoding it."""
+        """The fields of a `Rejected` that identify the only image of a span. Does not decode the image."""
         ...
 
 
 class ReadDecode:
-    """Reads the images of a span and decodes them, one unit at a time; memory holds one unit and one read batch."""
+    """Reads and decodes the images of a span, one unit at a time. Memory holds one unit and one read batch."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ReadDecode:
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         span = SpanRow.from_row(row)
-        records = self._records(span)
+        records = self._records(span)  # one iterator for all units: the file is read once, from start to end
         yield from fill_units(
             span,
             lambda unit_batch: self._fill(
@@ -79,28 +79,30 @@ class ReadDecode:
         )
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
-        """id, source, row and sha256 of the only image of a span, without decoding it."""
+        """id, source, row and sha256 of the only image of a span. Does not decode the image."""
         [record] = self._fetch([next(self._records(span))])
-        return _where(record)
+        return _identity(record)
 
     def _fill(self, unit_batch: UnitBatch, records: Iterator[Record], num_samples: int) -> None:
+        """Takes the next records for the unit, decodes their images and samples the first `num_samples` of them."""
+        num_images = unit_batch.unit.num_images
         with unit_batch.timed("read"):
-            rows = self._fetch(list(itertools.islice(records, unit_batch.unit.num_images)))
-        if len(rows) != unit_batch.unit.num_images:
-            raise ValueError(f"expected {unit_batch.unit.num_images} rows in {unit_batch.unit.name}, got {len(rows)}")
+            unit_records = self._fetch(list(itertools.islice(records, num_images)))
+        if len(unit_records) != num_images:
+            raise ValueError(f"expected {num_images} rows in {unit_batch.unit.name}, got {len(unit_records)}")
         pixels: list[np.ndarray | Tiles] = []
         with unit_batch.timed("decode"):
-            for record in rows:
-                where = _where(record)
+            for record in unit_records:
+                identity = _identity(record)
                 try:
                     if isinstance(record.data, Reject):
                         raise record.data
-                    assert not isinstance(record.data, str)  # fetched above
+                    assert not isinstance(record.data, str), "URIs are fetched before images are decoded"
                     prompts = [fill_template(template, record.fields) for template in self.templates]
                     pixels.append(decode_image(record.data, **asdict(self.decode)))
-                    unit_batch.images.append(Image(**where, prompts=prompts))
+                    unit_batch.images.append(Image(**identity, prompts=prompts))
                 except Reject as reject:
-                    unit_batch.rejected.append(Rejected(**where, reason=reject.reason, detail=clean(reject.detail)))
+                    unit_batch.rejected.append(Rejected(**identity, reason=reject.reason, detail=clean(reject.detail)))
                     continue
                 if len(unit_batch.images) <= num_samples:
                     unit_batch.images[-1].sampled = True
@@ -108,13 +110,13 @@ class ReadDecode:
             unit_batch.arrays = stack_pictures(pixels, self.decode.size)
 
     def _fetch(self, records: list[Record]) -> list[Record]:
-        """The records with the bytes that their URIs name, several fetched at a time."""
+        """The records, with the bytes behind a URI in place of the URI. Several threads fetch at a time."""
         uris = [record.data for record in records if isinstance(record.data, str)]
         if not uris:
             return records
         with ThreadPoolExecutor(self.fetch_threads) as pool:
-            got = pool.map(lambda uri: fetch(uri, self.store, self.decode.max_bytes, self.fetch_timeout), uris)
-            return [replace(each, data=next(got)) if isinstance(each.data, str) else each for each in records]
+            fetched = pool.map(lambda uri: fetch(uri, self.store, self.decode.max_bytes, self.fetch_timeout), uris)
+            return [replace(r, data=next(fetched)) if isinstance(r.data, str) else r for r in records]
 
     def _records(self, span: SpanRow) -> Iterator[Record]:
         return self.format.records(
@@ -126,30 +128,31 @@ class ReadDecode:
         )
 
 
-def _where(record: Record) -> dict[str, Any]:
-    """What an `Image` and a `Rejected` say alike of their row."""
+def _identity(record: Record) -> dict[str, Any]:
+    """The fields with which both `Image` and `Rejected` identify an image."""
     sha256 = hashlib.sha256(record.data).hexdigest() if isinstance(record.data, bytes) else None
     return {"id": record.id, "source": record.source, "row": record.row, "sha256": sha256}
 
 
 def fill_units(span: SpanRow, fill: Callable[[UnitBatch], None]) -> Iterator[dict[str, Any]]:
-    """A row for each unit of the span, filled in order; what cannot be filled is a unit with an error."""
+    """Fills the units of the span in order and yields a row for each. A unit whose `fill` fails gets an `error`."""
     for unit in span.units:
         unit_batch = UnitBatch(unit)
         try:
             fill(unit_batch)
-        except Exception as error:  # an unreadable file or store fails its units; the driver decides what then
+        except Exception as error:  # an unreadable file or store fails its units; the driver decides about a retry
             unit_batch = UnitBatch(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
         yield unit_batch.to_row()
 
 
 def fill_template(template: str, fields: dict[str, Any]) -> str:
-    """The template with the row's columns in its braces.
+    """The template with each column name in braces replaced by the row's value.
 
     Raises:
-        Reject: reason `prompt`, if a column is null.
+        Reject: with reason `prompt`, if a column is null.
     """
-    if missing := [name for name, value in fields.items() if value is None]:
-        raise Reject("prompt", f"column {missing[0]} is null")
-    parts = ((text, name) for text, name, _, _ in string.Formatter().parse(template))
-    return "".join(text + ("" if name is None else str(fields[name])) for text, name in parts)
+    if null_columns := [name for name, value in fields.items() if value is None]:
+        raise Reject("prompt", f"column {null_columns[0]} is null")
+    # `str.format` would take a column named 0 for a positional argument.
+    pieces = ((text, name) for text, name, _, _ in string.Formatter().parse(template))
+    return "".join(text + ("" if name is None else str(fields[name])) for text, name in pieces)

@@ -1,4 +1,4 @@
-"""Pictures for the report."""
+"""Small pictures of sampled images for the report."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ THUMBNAIL = 224  # pixels a side
 
 
 def thumbnail(pixels: Tensor) -> str:
-    """uint8 [H, H, 3] as a small JPEG in base64."""
+    """Pixels uint8 [H, H, 3] as a JPEG of THUMBNAIL pixels a side, in base64."""
     small = PILImage.fromarray(pixels.numpy()).resize((THUMBNAIL, THUMBNAIL))
     small.save(stream := io.BytesIO(), "JPEG", quality=80)
     return base64.b64encode(stream.getvalue()).decode()

@@ -1,8 +1,9 @@
-"""Visual tokens between the stages: as arrays, of images that may have kept different numbers of them.
+"""Packs the kept visual tokens of a unit's images into arrays for the way between stages, and unpacks them.
 
-`tokens` [rows, K, D] and `kept` int16 [rows, K], the index of each token in its image. There is a row for each picture
-of each image, or, where the method looks at the prompt, for each picture of each prompt. Rows shorter than the longest
-end in padding, whose index is PADDING; -1 is a token of no one place in the image.
+The arrays are `tokens` [rows, K, D] and `kept` int16 [rows, K], the index of each token in its picture. There is one
+row for each picture of each image or, if the method looks at the prompt, for each picture of each prompt. Pictures may
+keep different numbers of tokens. A row with fewer than K tokens ends in padding, with the index PADDING. The index -1
+marks a token that belongs to no single place in the picture.
 """
 
 import warnings
@@ -21,50 +22,53 @@ PADDING = -2
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is left of one picture: `tokens` [K, D], and `source` int64 [K].
+    """The visual tokens that a method keeps of one picture, for one prompt if the method looks at the prompt.
 
-    The source of a token is the index of the one it was, or, for a merged one, of the one it grew from: the centre of a
-    pooled cell, the token that others were merged into; -1 where there is none. LLaVA-1.6's tokens count as they stand
-    in the packed sequence, or, chosen tile by tile, crop after crop.
+    `source` holds the index of each token before pruning. The source of a merged token is the token that it grew from:
+    the centre of a pooled cell, or the token that others were merged into; -1 if there is none. Indices of LLaVA-1.6
+    count through the packed sequence or, if tokens were chosen crop by crop, through all crops in order.
     """
 
-    tokens: Tensor
-    source: Tensor
-    num_visual: int | None = None  # tokens before pruning; None: as many as every square picture has
+    tokens: Tensor  # [K, D]
+    source: Tensor  # int64 [K]
+    num_visual: int | None = None  # tokens before pruning; None: the number of every square picture
 
 
 def pack(rows: Sequence[Kept]) -> dict[str, np.ndarray]:
-    """The arrays `tokens` and `kept` of at least one row."""
+    """The arrays `tokens` and `kept` of one row or more."""
     tokens = pad_sequence([row.tokens for row in rows], batch_first=True)
     kept = pad_sequence([row.source for row in rows], batch_first=True, padding_value=PADDING)
     return {"tokens": to_numpy(tokens.cpu()), "kept": kept.to("cpu", torch.int16).numpy()}
 
 
 def unpack(unit_batch: UnitBatch) -> list[list[list[Tensor]]]:
-    """Tokens [K, D] of each picture of each prompt of each image, without padding: views of `unit_batch.arrays`."""
+    """For each image, for each prompt, the tokens [K, D] of each picture, without padding: views of the arrays."""
     tokens = from_numpy(unit_batch.arrays["tokens"])
     lengths = (unit_batch.arrays["kept"] != PADDING).sum(axis=1).tolist()
     pictures = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
     unpacked = []
     for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
-        shown, step = pictures[rows.start : rows.stop], image.num_pictures if unit_batch.rows_per_prompt else 0
+        image_rows = pictures[rows.start : rows.stop]
+        step = image.num_pictures if unit_batch.rows_per_prompt else 0  # 0: all prompts of an image share its rows
         starts = [j * step for j in range(len(image.prompts))]
-        unpacked.append([shown[start : start + image.num_pictures] for start in starts])
+        unpacked.append([image_rows[start : start + image.num_pictures] for start in starts])
     return unpacked
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """The array without a copy. Those of the object store are read-only, which is fine: no stage writes to them."""
+    """The array as a tensor, without a copy if the array is contiguous."""
+    # Arrays of the object store are read-only, and torch warns about them. No stage writes to such a tensor.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def to_numpy(tokens: Tensor) -> np.ndarray:
-    """bfloat16, which NumPy lacks, goes as its bits in int16; `from_numpy` turns it back."""
+    """The tensor as an array. NumPy lacks bfloat16, so its bits become int16; `from_numpy` reverses that."""
     return (tokens.view(torch.int16) if tokens.dtype == torch.bfloat16 else tokens).numpy()
 
 
 def from_numpy(tokens: np.ndarray) -> Tensor:
+    """The array of `to_numpy` as a tensor."""
     tensor = as_tensor(tokens)
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor

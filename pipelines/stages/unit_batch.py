@@ -1,7 +1,7 @@
-"""What travels through the dataflow: one Ray Data row holds one work unit, from the first stage to the last.
+"""The batch of images of a unit, which travels from stage to stage as one Ray Data row.
 
-Metadata goes as one JSON string, so that Arrow never has to guess types; pixels and visual tokens go as arrays. Inside
-a stage every value is a dataclass of this module.
+In a row, the metadata are one JSON string, so that Arrow never has to guess types; pixels and visual tokens are arrays.
+Inside a stage, every value is a dataclass of this module.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from pipelines.text import clean
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said to one prompt. The fields are columns of the output (`output/schema.py`)."""
+    """The model's answer to one prompt. The fields are columns of the output (`output/schema.py`)."""
 
     caption: str
     num_kept_tokens: int
@@ -31,19 +31,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the report shows of a sampled image: `kept` are indices among the `num_tokens` tokens of its first picture.
-
-    -1 stands for a token of no one place in the picture.
-    """
+    """A sampled image as the report shows it, by its first picture."""
 
     jpeg: str  # thumbnail, base64
-    kept: list[int]
-    num_tokens: int
+    kept: list[int]  # indices of the kept tokens; -1 marks a token that belongs to no single place
+    num_tokens: int  # visual tokens of the picture before pruning
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of a benchmark: what the predictions say of it beside its answer (`accuracy/schema.py`)."""
+    """A question of a benchmark. All fields but the limit are columns of the predictions (`accuracy/schema.py`)."""
 
     benchmark: str
     question_id: str
@@ -58,12 +55,12 @@ class Question:
     prompt: str
     source: str
     row: int
-    max_new_tokens: int  # the benchmark's limit; no column
+    max_new_tokens: int  # the benchmark's limit, which is not a column
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionSet:
-    """What benchmarks ask about an image: one question for each of its prompts, in their order.
+    """The questions that benchmarks ask about an image: one for each prompt of the image, in the same order.
 
     Each question is about all `num_pictures` pictures of the image.
     """
@@ -74,10 +71,10 @@ class QuestionSet:
 
 @dataclass(frozen=True, slots=True)
 class CanaryCopy:
-    """Which of the canary's copies an image is (`preflight/canary_stages.py`); indices count the images as read."""
+    """Marks an image as one of the canary's copies of an image (`preflight/canary_stages.py`)."""
 
     variant: str  # true | blank | swapped
-    index: int  # of the image that was copied
+    index: int  # index, among the images as read, of the image that was copied
     partner: int | None = None  # index of the image whose pixels a swapped copy shows
 
 
@@ -96,26 +93,26 @@ class Image:
     prompts: list[str]
     answers: list[Answer] = field(default_factory=list)
     num_visual_tokens: int = 0  # of all its pictures, before pruning
-    sampled: bool = False
+    sampled: bool = False  # whether the report shows the image
     references: list[str] = field(default_factory=list)  # of sampled images only
     sample: Sample | None = None
-    question_set: QuestionSet | None = None  # of an evaluation
-    canary: CanaryCopy | None = None  # of a canary run
+    question_set: QuestionSet | None = None  # only in an evaluation
+    canary: CanaryCopy | None = None  # only in a canary run
 
     @property
     def questions(self) -> Sequence[Question]:
-        """What each prompt asks, for its limit of new tokens and its score; empty in a caption job."""
+        """The question of each prompt. Empty in a caption job."""
         return self.question_set.questions if self.question_set else ()
 
     @property
     def num_pictures(self) -> int:
-        """How many pictures each prompt is about."""
+        """Number of pictures that each prompt is about."""
         return self.question_set.num_pictures if self.question_set else 1
 
 
 @dataclass(slots=True)
 class Rejected:
-    """One image that leaves the dataflow for the quarantine, with a reason of the closed list in schema.py."""
+    """One image that leaves the dataflow for the quarantine. `reason` is a key of `output.schema.REASONS`."""
 
     id: str
     source: str
@@ -123,34 +120,34 @@ class Rejected:
     sha256: str | None
     reason: str
     detail: str
-    questions: list[Question] = field(default_factory=list)  # that stay without an answer
+    questions: list[Question] = field(default_factory=list)  # about the image, which stay without an answer
 
 
 @dataclass(slots=True)
 class UnitBatch:
-    """A unit on its way; an `error` means that it failed as a whole.
+    """A unit with its images between two stages.
 
-    `arrays` hold one row for each picture of `images`, in order; with `rows_per_prompt` one for each picture of each
-    prompt of each image.
+    Each of `arrays` holds one row for each picture of each image, in order; with `rows_per_prompt`, one row for each
+    picture of each prompt of each image.
     """
 
     unit: Unit
     images: list[Image] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)  # of each stage
-    error: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
+    error: str | None = None  # set if the unit failed as a whole
     rows_per_prompt: bool = False
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
-        """The unit as a row of Ray Data: `meta`, and the arrays themselves, which are not copied."""
+        """The unit as a Ray Data row: `meta`, and the arrays themselves, which are not copied."""
         meta = _fields(self)
         del meta["arrays"]
         return {"meta": json.dumps(meta, default=_fields), **self.arrays}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "UnitBatch":
-        """The unit that `to_row` wrote; the arrays are the row's own."""
+        """The unit that `to_row` wrote. Its arrays are those of the row, not copies."""
         meta = json.loads(row["meta"])
         meta["unit"]["sources"] = tuple(meta["unit"]["sources"])
         meta["unit"] = Unit(**meta["unit"])
@@ -159,25 +156,25 @@ class UnitBatch:
         return cls(**meta, arrays={name: value for name, value in row.items() if name != "meta"})
 
     def reject(self, index: int, reason: str, detail: str) -> None:
-        """Notes image `index` for the quarantine; `drop` takes it out."""
+        """Adds image `index` to `rejected`. The image stays in `images`, and indices stay valid, until `drop`."""
         image = self.images[index]
-        where = (image.id, image.source, image.row, image.sha256)
-        self.rejected.append(Rejected(*where, reason, clean(detail), list(image.questions)))
+        identity = (image.id, image.source, image.row, image.sha256)
+        self.rejected.append(Rejected(*identity, reason, clean(detail), list(image.questions)))
 
     def drop(self, indices: Collection[int]) -> None:
-        """Takes the images at `indices` out. The caller has taken the arrays out before: their rows would not fit."""
+        """Removes the images at `indices`. The caller must remove the arrays first: their rows would not fit."""
         assert not self.arrays, f"arrays must be taken out before images are dropped, got {sorted(self.arrays)}"
         self.images = [image for i, image in enumerate(self.images) if i not in indices]
 
     def rows(self) -> list[range]:
-        """Each image's rows of the arrays."""
-        prompts = [len(image.prompts) if self.rows_per_prompt else 1 for image in self.images]
-        counts = [image.num_pictures * number for image, number in zip(self.images, prompts, strict=True)]
+        """For each image, the range of its rows in the arrays."""
+        repeats = [len(image.prompts) if self.rows_per_prompt else 1 for image in self.images]
+        counts = [image.num_pictures * repeat for image, repeat in zip(self.images, repeats, strict=True)]
         return [range(end - count, end) for end, count in zip(itertools.accumulate(counts), counts, strict=True)]
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the wall seconds of the block to the stage's."""
+        """Adds the wall time of the block to the seconds of `stage`."""
         start = time.perf_counter()
         try:
             yield
@@ -186,7 +183,7 @@ class UnitBatch:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass with slots, not copied: `dataclasses.asdict` would copy all that they hold."""
+    """The fields of a dataclass with slots, by name. `dataclasses.asdict` would copy every value, arrays too."""
     return {name: getattr(value, name) for name in value.__slots__}
 
 
@@ -198,6 +195,7 @@ def _image(
     canary: dict[str, Any] | None,
     **plain: Any,
 ) -> Image:
+    """The image whose fields stand in the JSON of a row."""
     return Image(
         **plain,
         answers=[Answer(**answer) for answer in answers],

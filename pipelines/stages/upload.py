@@ -1,8 +1,8 @@
-"""Pictures to where they are encoded, one batch ahead of the one that is being encoded.
+"""Copies the next batch of pictures to the GPU while the present batch is being encoded.
 
-Copying a batch from the object store costs its host copy into pinned memory and then the bus. Both happen on a thread
-and a CUDA stream of their own while the batch before is on the GPU, which waits for neither. On a CPU there is nothing
-to copy to and nothing to overlap: a batch is taken out of the unit when its turn comes.
+A batch from the object store is first copied into pinned memory on the host and then over the bus. A thread and a CUDA
+stream of their own do both copies while the GPU encodes the batch before, so the GPU waits for neither. On a CPU there
+is nothing to copy and nothing to overlap: the rows of a batch are indexed when its turn comes.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 Arrived = Callable[[], Tensor]
-"""Gives the batch, ready for the caller's next operation."""
+"""Returns the batch on the device. The caller's current stream waits for the copy; the caller itself does not."""
 
 
 class Uploader:
-    """Batches of the rows of `pixels`, uint8 [rows, ...], by `copy`; without it, where they are.
+    """Batches of the rows of `pixels`, uint8 [rows, ...]. Without `copy` the batches stay on the host.
 
-    A context manager, as it may hold a thread.
+    A context manager: its end waits for the thread that copies.
     """
 
     def __init__(self, pixels: Tensor, copy: Callable[[Tensor, Sequence[int]], Arrived] | None):
         self.pixels, self._copy = pixels, copy
         self._thread = ThreadPoolExecutor(1) if copy else None
-        self._coming: dict[tuple[int, ...], Future[Arrived]] = {}
+        self._copying: dict[tuple[int, ...], Future[Arrived]] = {}  # copies begun by `ahead`, by indices of rows
 
     def __enter__(self) -> "Uploader":
         return self
@@ -34,24 +34,25 @@ class Uploader:
             self._thread.shutdown()
 
     def ahead(self, indices: Sequence[int]) -> None:
-        """Begins to copy these rows, which are asked for soon: as a rule after the batch that is asked for next."""
-        if self._thread and self._copy and tuple(indices) not in self._coming:
-            self._coming[tuple(indices)] = self._thread.submit(self._copy, self.pixels, list(indices))
+        """Begins to copy these rows, which the caller will soon ask for. Does nothing without `copy`."""
+        if self._thread and self._copy and tuple(indices) not in self._copying:
+            self._copying[tuple(indices)] = self._thread.submit(self._copy, self.pixels, list(indices))
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
         """The rows, on the device.
 
         Raises:
-            whatever copying them ran into, such as torch.OutOfMemoryError.
+            any error of the copy, such as torch.OutOfMemoryError.
         """
         if self._copy is None:
             return self.pixels[list(indices)]
-        coming = self._coming.pop(tuple(indices), None)
-        return (coming.result() if coming else self._copy(self.pixels, indices))()
+        # `ahead` never announced the first batch, nor the first half of a failed one: these are copied now.
+        copying = self._copying.pop(tuple(indices), None)
+        return (copying.result() if copying else self._copy(self.pixels, indices))()
 
 
 class CudaCopy:
-    """Through pinned memory, on a stream of its own."""
+    """Copies rows to a GPU through pinned memory, on a CUDA stream of its own."""
 
     def __init__(self, device: str):
         self.device, self.stream = torch.device(device), torch.cuda.Stream(device)
@@ -60,13 +61,16 @@ class CudaCopy:
         pinned = torch.empty(len(indices), *pixels.shape[1:], dtype=pixels.dtype, pin_memory=True)
         torch.index_select(pixels, 0, torch.tensor(indices), out=pinned)
         with torch.cuda.stream(self.stream):
-            copied = pinned.to(self.device, non_blocking=True)  # torch keeps `pinned` until the copy is done
+            # torch keeps the memory of `pinned` from reuse until the copy is done, though `pinned` goes out of scope.
+            copied = pinned.to(self.device, non_blocking=True)
             done = self.stream.record_event()
 
         def arrived() -> Tensor:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(done)
-            copied.record_stream(stream)  # its memory was allocated for the other stream
+            # The memory of `copied` belongs to the copy stream. Without this call the allocator could hand it to the
+            # next copy while `stream` still reads it.
+            copied.record_stream(stream)
             return copied
 
         return arrived

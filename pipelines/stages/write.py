@@ -1,9 +1,9 @@
-"""Last stage, a CPU task: writes what a unit came to, exactly once.
+"""The last stage, a CPU task: commits the result of a unit exactly once.
 
-The quarantine object goes first, then the captions object (of benchmarks: the predictions), which commits the unit: its
-name is a pure function of file, row range and configuration, and it appears as a whole or not at all. A unit written
-twice is one object.
-Returns `summary`, one JSON string a unit, which streams to the driver.
+The stage writes the quarantine part first. Then it writes the part of captions (in an evaluation, of predictions),
+which commits the unit. The name of a part is a pure function of file, row range and configuration, and a part appears
+as a whole or not at all. So a unit that is written twice is still one part. The stage returns `summary`, one JSON
+string for each unit, which streams to the driver.
 """
 
 import json
@@ -22,7 +22,7 @@ from pipelines.text import clean
 
 
 class Sink:
-    """Writes units; holds nothing but names. `rows` says what a unit came to, in the columns of `schema`."""
+    """Writes the parts of units. `rows` makes the rows of a unit's part, in the columns of `schema`."""
 
     def __init__(
         self,
@@ -43,28 +43,29 @@ class Sink:
         if unit_batch.error is None:
             try:
                 self.commit(unit_batch)
-            except Exception as error:  # a store that refuses: nothing is committed, and the driver is told
+            except Exception as error:  # the store failed: nothing is committed, and the summary tells the driver
                 unit_batch.error = f"write: {type(error).__name__}: {clean(str(error))}"
         return {"summary": json.dumps(summarize(unit_batch))}
 
     def commit(self, unit_batch: UnitBatch) -> None:
-        """Writes quarantine (if any), then what commits the unit."""
+        """Writes the unit's quarantine part, if any image is rejected, and then the part that commits the unit."""
         with unit_batch.timed("write"):
             objects = self.objects(unit_batch)
-            if not unit_batch.rejected:  # an earlier try may have rejected images, say for a time-out, and then died
+            # An earlier try may have rejected images, say for a time-out, and died before its commit.
+            if not unit_batch.rejected:
                 self.store.delete(f"quarantine/{unit_batch.unit.part}")
             for name, content in objects.items():
                 self.store.write(name, content)
 
     def objects(self, unit_batch: UnitBatch) -> dict[str, bytes]:
-        """Name -> content of what the unit came to; the object that commits it comes last."""
+        """Content of each part of the unit by its path in the output. The part that commits the unit comes last."""
         objects, name = {}, unit_batch.unit.part
         if unit_batch.rejected:
-            rows = [
-                {**_where(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail}
+            quarantine_rows = [
+                {**_identity(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail}
                 for r in unit_batch.rejected
             ]
-            objects[f"quarantine/{name}"] = encode_table(rows, QUARANTINE, {})
+            objects[f"quarantine/{name}"] = encode_table(quarantine_rows, QUARANTINE, {})
         metadata = {
             **totals(unit_batch),
             "unit": unit_batch.unit.name,
@@ -79,14 +80,14 @@ def caption_rows(unit_batch: UnitBatch, *, model: str, method: str) -> list[dict
     """One row for each caption, in the columns of `CAPTIONS`."""
     names = {"model": model, "method": method}
     return [
-        {**_where(image), **asdict(answer), **names, "prompt": prompt, "num_visual_tokens": image.num_visual_tokens}
+        {**_identity(image), **asdict(answer), **names, "prompt": prompt, "num_visual_tokens": image.num_visual_tokens}
         for image in unit_batch.images
         for prompt, answer in zip(image.prompts, image.answers, strict=True)
     ]
 
 
 def totals(unit_batch: UnitBatch) -> dict[str, Any]:
-    """What a unit adds to the run's totals; stored with its output, so that totals survive the driver."""
+    """The numbers that a unit adds to a run's totals. They are stored in its part, so that they outlive the driver."""
     answers = [answer for image in unit_batch.images for answer in image.answers]
     return {
         "images_captioned": len(unit_batch.images),
@@ -102,16 +103,16 @@ def totals(unit_batch: UnitBatch) -> dict[str, Any]:
 
 
 def summarize(unit_batch: UnitBatch) -> dict[str, Any]:
-    """What the driver learns of a unit: its totals, or its error; and the sampled images."""
+    """A unit's message to the driver: its error, or its totals and its sampled images."""
     summary: dict[str, Any] = {"unit": unit_batch.unit.name, "error": unit_batch.error}
     if unit_batch.error is None:
-        samples = [_shown(image, image.sample) for image in unit_batch.images if image.sample is not None]
+        samples = [_sample_fields(image, image.sample) for image in unit_batch.images if image.sample is not None]
         summary |= totals(unit_batch) | {"samples": samples}
     return summary
 
 
-def _shown(image: Image, sample: Sample) -> dict[str, Any]:
-    """What the report, the gate and samples.json get of a sampled image."""
+def _sample_fields(image: Image, sample: Sample) -> dict[str, Any]:
+    """A sampled image for the report, the gate and samples.json."""
     return {
         "source": image.source,
         "row": image.row,
@@ -122,5 +123,6 @@ def _shown(image: Image, sample: Sample) -> dict[str, Any]:
     }
 
 
-def _where(image: Image | Rejected) -> dict[str, Any]:
+def _identity(image: Image | Rejected) -> dict[str, Any]:
+    """The columns that identify an image in every part."""
     return {"id": image.id, "source": image.source, "row": image.row, "sha256": image.sha256}
