@@ -93,7 +93,7 @@ def gpus_needed(config: Config, checkpoint: Checkpoint | None) -> float:
     return whole_gpus + len(free)
 
 
-def stage_weights(config: Config, checkpoint: Checkpoint) -> tuple[str, dict[str, float]]:
+def stage_weights(config: Config, checkpoint: Checkpoint | None) -> tuple[str, dict[str, float]]:
     """The scarce resource, and the units of it that one actor or task of each stage holds.
 
     The dollars are split in proportion to the scarce resource: GPU if any actor holds GPUs, else CPU.

@@ -449,7 +449,7 @@ def test_every_fixture_is_asked_about():
 def test_help_lists_the_keys_of_an_evaluation_alone(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"^  benchmarks ", text, re.MULTILINE)
+    assert re.search(r"^  benchmarks=demo ", text, re.MULTILINE)
     assert "baseline.path" in text
     assert "prompt.template" not in text
 
