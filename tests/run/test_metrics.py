@@ -148,9 +148,9 @@ def test_all_metrics_of_a_run_with_a_gate_two_nodes_and_an_earlier_run(clock, jo
         (("encode.num_gpus=0.25", "generate.num_gpus=0.7"), "GPU", {"encode": 0.25, "generate": 0.7}),
     ],
 )
-def test_dollars_are_divided_by_gpus_if_any_actor_holds_some_and_else_by_cpus(arguments, resource, weights):
+def test_dollars_are_divided_by_gpus_if_any_actor_holds_some_and_else_by_cpus(job, arguments, resource, weights):
     pools = (LOCAL, "encode.num_cpus=0.5", "generate.num_cpus=2", "generate.num_gpus=0")
-    assert stage_weights(load_config([*QUICK, *pools, *arguments])) == (resource, weights)
+    assert stage_weights(load_config([*QUICK, *pools, *arguments]), job.checkpoint) == (resource, weights)
 
 
 def test_a_node_that_joins_without_a_price_ends_a_capped_run(clock):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipelines.config.keys import PruneConfig
 from pipelines.config.load import load_config
 from pipelines.dollars.ledger import record_run
 from pipelines.errors import UserError
@@ -39,8 +40,8 @@ def shortening_encoder() -> type:
     """Its tokens say how many words of the caption are left."""
 
     class Shortening:
-        def __init__(self, *, method: str, retention: float, **_: object) -> None:
-            self.words = 8 if method == "none" else round(8 * retention)
+        def __init__(self, *, prune: PruneConfig, **_: object) -> None:
+            self.words = 8 if prune.method == "none" else round(8 * prune.retention)
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(row)
