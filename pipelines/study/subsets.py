@@ -27,7 +27,7 @@ def all_subsets(num_tokens: int, keep: int) -> Tensor:
 
 
 def subsets_by_rank(keep: int, start: int, stop: int) -> Tensor:
-    """The subsets of ranks start .. stop - 1, int64 [stop - start, k], each ascending. N tokens have comb(N, k) subsets.
+    """The subsets of ranks start .. stop - 1, int64 [stop - start, k], each ascending. N tokens have comb(N, k) ranks.
 
     The ranks are those of the combinatorial number system (colexicographic order): the rank of c_1 < ... < c_k is the
     sum of comb(c_i, i). So c_k is the largest c with comb(c, k) <= rank, c_(k-1) the largest for the remaining rank,
@@ -77,7 +77,7 @@ def trace_of_subsets(tokens: Tensor, subsets: Tensor, *, centered: bool) -> Tens
 
 
 def surrogate_of_subsets(tokens: Tensor, subsets: Tensor, *, gamma: float) -> Tensor:
-    """log det (I + gamma G G^T)_CC of each subset [S], which OTPrune maximises. G is the Gram matrix of unit columns."""
+    """log det (I + gamma G G^T)_CC of each subset [S], which OTPrune maximises. G: Gram matrix of unit columns."""
     unit = unit_columns(tokens[None])[0]
     gram = unit @ unit.mT
     kernel = torch.eye(len(tokens), dtype=gram.dtype) + gamma * gram @ gram
