@@ -1,1 +1,1 @@
-"""Benchmarks: questions found, asked and scored; grids of methods and retentions; their pages and tables."""
+"""Evaluations: find, answer and score the questions of benchmarks; compare methods and retentions in a grid."""

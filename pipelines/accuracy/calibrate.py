@@ -1,10 +1,11 @@
-"""Settings that methods inside the language model take from data: FitPrune's recipe and VTW's layer.
+"""Calibration: finds the settings that a method inside the language model takes from data.
 
-Both look at how the unpruned model reads a sample of the user's own images under the user's own prompt, and write what
-they found as JSON: {"method", "model", "samples", "recipe"} or {..., "layer", "divergences"}.
+FitPrune needs a recipe (tokens to delete after each layer), VTW the layer at which it withdraws the image. Both
+methods watch the unpruned model read a sample of the user's own images under the user's own prompt. The result is
+JSON: {"method", "model", "samples", "recipe"} for FitPrune, {..., "layer", "divergences"} for VTW.
 
-FitPrune's alpha follows from no percentage of its own but from `prune.retention`: it is the largest whose prefill costs
-no less than a selector's, as `run/pruning.py` counts it.
+FitPrune's alpha follows from `prune.retention`, not from a percentage of its own: alpha is the largest value whose
+prefill costs no less than a selector's, as `run/pruning.py` counts the cost.
 """
 
 import logging
@@ -31,37 +32,40 @@ from pipelines.store import Store
 
 logger = logging.getLogger(__name__)
 
-BATCH = 8  # images of one pass through the vision tower
+BATCH = 8  # images in one pass through the vision tower
 
 
 def calibrate(config: CalibrateConfig) -> dict[str, Any]:
-    """What `calibrate.path` is to hold.
+    """The content of the JSON file at `calibrate.path`.
 
     Raises:
-        UserError: if the method takes nothing from data, or there is no model or no readable image.
+        UserError: if the method takes no setting from data, if there is no model, or if no image can be read.
     """
     method = METHODS.get(config.prune.method)
     if not isinstance(method, InModel) or method.calibrate is None:
-        able = sorted(name for name, each in METHODS.items() if isinstance(each, InModel) and each.calibrate)
+        calibrating = sorted(name for name, other in METHODS.items() if isinstance(other, InModel) and other.calibrate)
         raise UserError(
-            f"prune.method must be {' or '.join(able)}, the methods that calibrate, got {config.prune.method}"
+            f"prune.method must be {' or '.join(calibrating)}, the methods that calibrate, got {config.prune.method}"
         )
     checkpoint = check_model(config, writes=False)
     pictures = _pictures(config, checkpoint)
     sample = read_sample(checkpoint.path, pictures, dtype=config.model.dtype, style=config.prompt.conversation)
     if not sample.embeds:
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
-    found = method.calibrate(
+    settings = method.calibrate(
         sample,
         retention=config.prune.retention,
         threshold=config.calibrate.threshold,
         first_layer=config.calibrate.first_layer,
     )
-    return {"method": method.name, "model": checkpoint.digest, "samples": len(sample.embeds), **found}
+    return {"method": method.name, "model": checkpoint.digest, "samples": len(sample.embeds), **settings}
 
 
 def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtype: str, style: str) -> Sample:
-    """The model's own view of `pictures`, decoded images with a prompt each; on a GPU if this process sees one."""
+    """The prompts of `pictures` as the language model reads them: input embeddings and the span of the image in each.
+
+    A picture is a decoded image with one prompt. The vision tower runs on a GPU if this process sees one.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = load_encoder(model, dtype=torch_dtype(dtype, device), device=device)
     decoder = load_decoder(model, dtype=torch_dtype(dtype, device), device=device)
@@ -78,10 +82,11 @@ def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtyp
 
 
 def _pictures(config: CalibrateConfig, checkpoint: Checkpoint) -> Iterator[tuple[np.ndarray, str]]:
-    """Decoded pictures with their first prompts, in the corpus's order."""
+    """Decoded pictures with their first prompts, in the order of the corpus."""
     corpus = find_input(config)
-    with TemporaryDirectory() as nothing_done:
-        output = Store(nothing_done)
+    # An empty output makes the plan hold every image, whatever an earlier run committed to output.path.
+    with TemporaryDirectory() as empty_folder:
+        output = Store(empty_folder)
         plan = make_plan(
             corpus, output, "", num_images=config.unit.images, limit=config.calibrate.samples, num_samples=0
         )

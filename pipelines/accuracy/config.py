@@ -10,10 +10,12 @@ from pipelines.quality.config import BaselineConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig(Config):
-    """The evaluation's configuration: the caption job's, and what to ask."""
+    """The configuration of an evaluation: the caption job's keys, and which questions to ask."""
 
     benchmarks: Any = key("a benchmark, a list of them, all (the eleven of the papers) or demo", "demo")
-    limit: int | None = key("at least so many questions of each benchmark, in whole scoring groups", None, low=1)
+    limit: int | None = key(
+        "fewest questions to ask of each benchmark; the last scoring group is always completed", None, low=1
+    )
     resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(max_new_tokens=1024))
@@ -38,7 +40,7 @@ NOT_IN_EVALUATION = (
     "gate.images",
     "gate.seed",
 )
-"""Keys of the caption job that benchmarks decide for themselves."""
+"""Keys of the caption job without meaning in an evaluation: the benchmark decides what they would set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,21 +60,22 @@ class GridConfig:
             "uniform",
         ],
     )
-    retentions: list[float] = key("shares of the visual tokens that each method keeps", [0.5, 0.25, 0.098, 0.05])
+    retentions: list[float] = key("shares of the visual tokens for each method to keep", [0.5, 0.25, 0.098, 0.05])
     settings: dict[str, Any] = key(
-        "of a method or variant: what prune.settings takes, gamma, gamma_scale, seed, per_tile: {fastv: {layer: 2}}", {}
+        "for a method or variant: keys of prune.settings, gamma, gamma_scale, seed, per_tile: {fastv: {layer: 2}}",
+        {},
     )
-    calibration_images: int = key(
-        "images that FitPrune's recipes are fitted to where grid.settings has none", 64, low=1
-    )
+    calibration_images: int = key("images to fit FitPrune's recipes to, if grid.settings holds no recipe", 64, low=1)
     distance_images: int = key(
-        "images whose kept tokens are held against all tokens: trace objective, Gaussian W2; 0 for none", 64, low=0
+        "images to measure the distance of kept to all tokens on (trace objective, Gaussian W2); 0 for none",
+        64,
+        low=0,
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccuracyConfig(EvaluateConfig):
-    """The evaluation's configuration, and the methods and retentions to evaluate."""
+    """The configuration of an accuracy grid: the evaluation's keys, and the methods and retentions to evaluate."""
 
     grid: GridConfig = field(default_factory=GridConfig)
     mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="accuracy"))
@@ -80,10 +83,10 @@ class AccuracyConfig(EvaluateConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationConfig:
-    """how settings are found, and where they go"""
+    """how to find the settings, and where to write them"""
 
     path: str = key("JSON file to write", "runs/calibration.json")
-    samples: int = key("images to look at, the first of the corpus", 64, low=1)
+    samples: int = key("number of images to read, from the front of the corpus", 64, low=1)
     threshold: float = key(
         "largest KL divergence, in nats, at which VTW may withdraw the image; published: 0.003, for LLaVA-1.5-13B "
         "0.0005, for LLaVA-1.6-7B 0.0001",
@@ -97,6 +100,6 @@ class CalibrationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrateConfig(Config):
-    """The caption job's configuration, and how to calibrate."""
+    """The configuration of a calibration: the caption job's keys, and how to calibrate."""
 
     calibrate: CalibrationConfig = field(default_factory=CalibrationConfig)

@@ -1,11 +1,13 @@
-"""How far a point's kept tokens are from all tokens, on a sample of the questions' images.
+"""Measures how far a point's kept tokens are from all tokens, on a sample of the questions' images.
 
-Measured for methods that choose a subset before the language model; the others have no subset to hold against the
-whole. The sample is encoded once for all points, in one task that holds an encode actor's share of a GPU.
+Only methods that choose a subset before the language model have such a distance; the other methods have no subset to
+compare with the whole. One Ray task, which holds an encode actor's share of a GPU, encodes the sample once for all
+points.
 """
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from otprune.distance import gaussian_w2, trace_objective
 from otprune.methods import Selector, get_method
 from otprune.models import load_encoder
 from pipelines.accuracy.evaluate import make_question_reader
-from pipelines.accuracy.find_questions import Asked, first_spans
+from pipelines.accuracy.find_questions import Questions, first_spans
 from pipelines.accuracy.read_questions import ReadQuestions
 from pipelines.accuracy.table import Measured
 from pipelines.config.keys import Config
@@ -33,25 +35,31 @@ IMAGES_AT_A_TIME = 16
 
 
 def without_distance(measured: Sequence[Measured], num_images: int) -> list[Measured]:
-    """Points whose distances are not known yet; fills in those that an earlier run left in the points' outputs."""
+    """The points whose distances must be measured; fills in the distances that an earlier run stored in their outputs.
+
+    Points of methods without a distance, and all points of models that cut images into tiles, are never measured.
+    """
     missing = []
     for point in measured:
-        chooses = isinstance(get_method(point.job.config.prune.method), Selector)
-        if num_images == 0 or not chooses or point.job.checkpoint.has_tiles:
+        is_selector = isinstance(get_method(point.job.config.prune.method), Selector)
+        if num_images == 0 or not is_selector or point.job.checkpoint.has_tiles:
             continue
-        known = json.loads(point.job.output.read(FILE)) if point.job.output.exists(FILE) else {}
-        if known.items() >= _asked(num_images).items():
-            point.distance.update(known)
+        stored = json.loads(point.job.output.read(FILE)) if point.job.output.exists(FILE) else {}
+        if stored.items() >= _definition(num_images).items():
+            point.distance.update(stored)
         else:
             missing.append(point)
     return missing
 
 
-def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], num_images: int) -> None:
-    """Means over images of the points' kept tokens, into `distance` and `distance.json` of each: the trace objective on
-    columns of unit mean square, which is what OTPrune maximises, and the Gaussian W2 of the tokens as they are."""
+def measure_distances(config: Config, questions: Questions, points: Sequence[Measured], num_images: int) -> None:
+    """Measures the distances of all points, and stores them in `distance` and in `distance.json` of each point.
+
+    Both distances are means over the images: the trace objective on columns of unit mean square, which is the value
+    that OTPrune maximises, and the Gaussian W2 of the tokens as they are.
+    """
     job = points[0].job
-    read = make_question_reader(asked, job)
+    read = make_question_reader(questions, job)
     settings = [
         {
             "method": point.job.config.prune.method,
@@ -64,24 +72,26 @@ def measure_distances(config: Config, asked: Asked, points: Sequence[Measured], 
         for point in points
     ]
     device = "cuda" if actor_gpus(config, job.checkpoint)[0] else "cpu"
-    given = first_spans(asked, num_images), str(job.checkpoint.path), config.model.dtype, device, settings
-    found = call_on_cluster(config, job.checkpoint, distances, read, *given)
-    for point, values in zip(points, found, strict=True):
+    arguments = first_spans(questions, num_images), str(job.checkpoint.path), config.model.dtype, device, settings
+    means = call_on_cluster(config, job.checkpoint, distances, read, *arguments)
+    for point, values in zip(points, means, strict=True):
         point.distance.update(values)
-        point.job.output.write(FILE, json.dumps({**values, **_asked(num_images)}).encode())
+        point.job.output.write(FILE, json.dumps({**values, **_definition(num_images)}).encode())
 
 
-def _asked(num_images: int) -> dict[str, Any]:
-    """What `distance.json` says of the values in it: those of another sample or definition are measured again."""
+def _definition(num_images: int) -> dict[str, Any]:
+    """The sample and the definition behind the values in `distance.json`; other files are measured again."""
     return {"asked": num_images, "normalize_columns": True}
 
 
 def distances(
     read: ReadQuestions, spans: list[SpanRow], model_path: str, dtype: str, device: str, settings: list[dict[str, Any]]
 ) -> list[dict[str, float]]:
-    """For each of `settings` (of `select_tokens`, with a retention): means over the spans' images."""
-    from pathlib import Path
+    """Means over the images of `spans`, for each entry of `settings` (arguments of `select_tokens`, and a retention).
 
+    Raises:
+        RuntimeError: if a unit cannot be read.
+    """
     encoder = load_encoder(Path(model_path), dtype=torch_dtype(dtype, device), device=device)
     sums = torch.zeros(len(settings), 2, dtype=torch.float64)
     count = 0
@@ -95,14 +105,14 @@ def distances(
             for start in range(0, len(pixels), IMAGES_AT_A_TIME):
                 features = encoder(pixels[start : start + IMAGES_AT_A_TIME])
                 batch = hashes[start : start + IMAGES_AT_A_TIME]
-                sums += torch.stack([_of_selection(features, batch, **each) for each in settings])
+                sums += torch.stack([_sum_distances(features, batch, **selection) for selection in settings])
                 count += len(features)
     means = (sums / max(1, count)).tolist()
     return [{"trace_objective": trace, "gaussian_w2": w2, "images": count} for trace, w2 in means]
 
 
-def _of_selection(features: Tensor, hashes: list[str], *, retention: float, seed: int, **selection: Any) -> Tensor:
-    """Sums over the images [2]: trace objective, Gaussian W2."""
+def _sum_distances(features: Tensor, hashes: list[str], *, retention: float, seed: int, **selection: Any) -> Tensor:
+    """Trace objective and Gaussian W2 of one selection, summed over the images: [2], of features [B, N, D]."""
     seeds = torch.tensor([image_seed(sha256, seed) for sha256 in hashes], device=features.device)
     keep = select_tokens(features, num_kept(retention, features.shape[1]), seed=seeds, **selection)
     trace = trace_objective(features, keep, normalize_columns=True)

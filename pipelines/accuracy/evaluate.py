@@ -1,7 +1,9 @@
-"""The evaluation: benchmarks' questions through the caption job's own stages, answers committed as captions are.
+"""The evaluation job: the caption job's stages answer the questions of benchmarks, and the answers are scored.
+
+Answers are committed part by part, as captions are, so that a rerun resumes:
 
 predictions/part-<unit>.parquet   one row for each question, with its answer and its references
-quarantine/part-<unit>.parquet    images that could not be read; their questions count as answered by nothing
+quarantine/part-<unit>.parquet    images that could not be read; a question about such an image counts as wrong
 scores.json, scores.html          metrics, intervals, categories
 run.json                          fingerprint, configuration, totals, scores
 """
@@ -14,7 +16,7 @@ from typing import Any, cast
 
 from otprune.models import Checkpoint
 from pipelines.accuracy.config import NOT_IN_EVALUATION, EvaluateConfig
-from pipelines.accuracy.find_questions import Asked, find_questions, plan_questions
+from pipelines.accuracy.find_questions import Questions, find_questions, plan_questions
 from pipelines.accuracy.read_questions import ReadQuestions, prediction_rows
 from pipelines.accuracy.schema import PREDICTIONS
 from pipelines.accuracy.scores import (
@@ -48,32 +50,33 @@ from pipelines.tracker import Tracker
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A checked evaluation, before any cluster is touched."""
+    """An evaluation whose configuration and files are checked, before any cluster starts."""
 
     config: EvaluateConfig
     benchmarks: tuple[Benchmark, ...]
-    asked: Asked
+    asked: Questions
     job: Job
     baseline: Store | None
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Scores of every benchmark, and how they compare with the baseline's."""
+    """Scores of every benchmark, and their comparison with the baseline's scores."""
 
     scores: list[Scores]
-    comparisons: dict[str, Comparison]
+    comparisons: dict[str, Comparison]  # by benchmark; empty without a baseline
 
 
 def prepare_evaluation(
     config: EvaluateConfig,
-    asked: Asked | None = None,
+    questions: Questions | None = None,
     tags: Mapping[str, str] | None = None,
     actors: Actors = ENGINES_OWN,
 ) -> Evaluation:
-    """Checks model, benchmarks, files and output, in seconds, and plans what is left to ask.
+    """Checks the model, the benchmarks, their files and the output in seconds, and plans the questions left to ask.
 
-    `asked` spares looking for the questions again where several runs ask the same; `tags` are added to the tracked run.
+    A caller that runs several evaluations of the same questions passes `questions`, so that the files are read once.
+    `tags` are added to the tracked run.
 
     Raises:
         UserError: for anything that the user has to correct.
@@ -86,16 +89,16 @@ def prepare_evaluation(
     checkpoint = check_model(config)
     benches = tuple(choose_benchmarks(config.benchmarks))
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
-    asked = asked or find_questions(store, benches, config.limit)
+    questions = questions or find_questions(store, benches, config.limit)
     pruning = check_pruning(config, checkpoint)
     described = describe_evaluation(config, checkpoint, benches, pruning if inside_model(config) else None)
     baseline = open_baseline(config, described)
     output = open_output(config, described)
-    plan = plan_questions(asked, output, fingerprint(described), config.unit.images)
+    plan = plan_questions(questions, output, fingerprint(described), config.unit.images)
     job = Job(
         config,
         checkpoint,
-        Corpus(store, tuple(asked.files), PARQUET),
+        Corpus(store, tuple(questions.files), PARQUET),
         output,
         described,
         plan,
@@ -105,11 +108,14 @@ def prepare_evaluation(
         tags={"benchmarks": ",".join(described["benchmarks"]), **(tags or {})},
         actors=actors,
     )
-    return Evaluation(config, benches, asked, job, baseline)
+    return Evaluation(config, benches, questions, job, baseline)
 
 
 def run_evaluation(evaluation: Evaluation) -> tuple[Outcome, Results | None]:
-    """Asks what is left to ask, and scores the whole output once it is complete."""
+    """Asks the questions that have no answer yet, and scores the output once it is complete.
+
+    The results are None if the output is incomplete, as after an interruption.
+    """
     results: list[Results] = []
 
     def conclude(job: Job, outcome: Outcome, totals: Totals, tracker: Tracker) -> dict[str, Any]:
@@ -121,13 +127,17 @@ def run_evaluation(evaluation: Evaluation) -> tuple[Outcome, Results | None]:
 
     stages = partial(make_question_stages, evaluation.asked)
     outcome = run_job(evaluation.job, stages=stages, conclude=conclude)
-    if outcome.code == DONE and not results:  # complete before this run
+    if outcome.code == DONE and not results:  # complete before this run: run_job did not conclude
         results.append(score_evaluation(evaluation))
     return outcome, results[0] if results else None
 
 
 def choose_benchmarks(names: Any) -> list[Benchmark]:
-    """Raises UserError unless `names` is a benchmark, a set of them or a list of either."""
+    """The benchmarks that the configuration names.
+
+    Raises:
+        UserError: unless `names` is the name of a benchmark, `all`, `demo`, or a list of such names.
+    """
     if not isinstance(names, str) and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(f"benchmarks must be a name or a list of names, got {names!r}")
     try:
@@ -142,17 +152,17 @@ def describe_evaluation(
     benches: tuple[Benchmark, ...],
     pruning: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The keys and values that the fingerprint stands for: the caption job's, and what is asked."""
+    """The keys and values behind the fingerprint: the caption job's that apply, the benchmarks and the limit."""
     captioning = describe(config, checkpoint, pruning)
     chosen = {name: value for name, value in captioning.items() if name not in NOT_IN_EVALUATION}
     return {**chosen, "benchmarks": sorted(bench.name for bench in benches), "limit": config.limit}
 
 
 def open_baseline(config: EvaluateConfig, described: dict[str, Any]) -> Store | None:
-    """The output to compare with, if one is named.
+    """The output to compare with; None if the configuration names none.
 
     Raises:
-        UserError: if it is no evaluation of the same questions.
+        UserError: if the output cannot be read, or does not hold an evaluation of the same questions.
     """
     if config.baseline.path is None:
         return None
@@ -172,19 +182,19 @@ def open_baseline(config: EvaluateConfig, described: dict[str, Any]) -> Store | 
     return store
 
 
-def make_question_reader(asked: Asked, job: Job) -> ReadQuestions:
-    """The first stage."""
+def make_question_reader(questions: Questions, job: Job) -> ReadQuestions:
+    """The stage that reads questions and decodes their images."""
     return ReadQuestions(
-        store=asked.store,
-        files=asked.readers,
-        wanted=asked.wanted,
+        store=questions.store,
+        files=questions.readers,
+        wanted=questions.wanted,
         decode=decode_settings(job),
         max_new_tokens=job.config.generate.max_new_tokens,
     )
 
 
-def make_question_stages(asked: Asked, job: Job) -> Stages:
-    """The caption job's stages, but for what is read and what is written."""
+def make_question_stages(questions: Questions, job: Job) -> Stages:
+    """The caption job's stages, with a reader of questions and a sink of predictions."""
     sink = Sink(
         store=job.output,
         fingerprint=job.fingerprint,
@@ -194,23 +204,23 @@ def make_question_stages(asked: Asked, job: Job) -> Stages:
         schema=PREDICTIONS,
         rows=prediction_rows,
     )
-    return Stages(make_question_reader(asked, job), *model_stages(job), sink)
+    return Stages(make_question_reader(questions, job), *model_stages(job), sink)
 
 
 def score_evaluation(evaluation: Evaluation) -> Results:
-    """Scores of the complete output, and the comparison with the baseline."""
+    """Scores of the complete output, compared with the baseline's scores if there is a baseline."""
     resamples, output = evaluation.config.resamples, evaluation.job.output
-    scores = score_output(output, evaluation.benchmarks, evaluation.asked.questions, resamples)
+    scores = score_output(output, evaluation.benchmarks, evaluation.asked.num_by_benchmark, resamples)
     if evaluation.baseline is None:
         return Results(scores, {})
-    theirs = score_output(evaluation.baseline, evaluation.benchmarks, evaluation.asked.questions, resamples)
-    return Results(scores, compare_outputs(evaluation.benchmarks, scores, theirs, resamples))
+    of_baseline = score_output(evaluation.baseline, evaluation.benchmarks, evaluation.asked.num_by_benchmark, resamples)
+    return Results(scores, compare_outputs(evaluation.benchmarks, scores, of_baseline, resamples))
 
 
 def report_scores(
     evaluation: Evaluation, results: Results, outcome: Outcome, totals: Totals, tracker: Tracker
 ) -> dict[str, Any]:
-    """Writes scores.json and scores.html, tracks them with the predictions; returns the scores for run.json."""
+    """Writes scores.json and scores.html, and tracks both with the predictions. Returns the scores for run.json."""
     output, record = evaluation.job.output, as_json(results.scores, results.comparisons)
     page = render_scores(evaluation.job, results.scores, results.comparisons, outcome, totals)
     output.write("scores.json", json.dumps(record, indent=1).encode())

@@ -1,4 +1,4 @@
-"""accuracy.html: the grid's table for people, self-contained; and its short form for the terminal."""
+"""accuracy.html, the self-contained page of a grid's table, and the short form of the table for the terminal."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -24,22 +24,26 @@ from pipelines.report.scale import axis_of_names, axis_over
 Row = dict[str, Any]
 Ends = tuple[float, float, float]  # a value and the ends of its interval
 Points = dict[tuple[str, float], dict[str, Row]]  # (method, retention) -> benchmark -> row of the table
-LEVEL_Q = 0.05  # below it a difference is marked
+LEVEL_Q = 0.05  # the page marks differences with a smaller q
 
 
 def render_accuracy(
     config: AccuracyConfig, table: pa.Table, measured: Sequence[Measured], benches: Sequence[Benchmark]
 ) -> str:
-    """The page."""
+    """The page as HTML.
+
+    Points over budget are in the table and in the section on distances. They are left out of "In short", of the charts
+    over retention and of "Who beats whom".
+    """
     points, names = by_point(table), [bench.name for bench in benches]
     methods = list(dict.fromkeys(method for method, _ in points if method != UNPRUNED))
     methods.sort(key=lambda m: config.grid.methods.index(m))
     retentions = sorted({retention for method, retention in points if method != UNPRUNED}, reverse=True)
     within = {point: rows for point, rows in points.items() if not rows[names[0]]["over_budget"]}
-    rivals = {r: [m for m in methods if (m, r) in within] for r in retentions}
-    compared = [m for m in methods if any(m in rivals[r] for r in retentions)]
+    comparable = {r: [m for m in methods if (m, r) in within] for r in retentions}  # retention -> methods within budget
+    drawn = [m for m in methods if any(m in comparable[r] for r in retentions)]
     styles = styles_of(methods, quiet=[method.name for method in BLIND])
-    drawn = {method: styles[method] for method in compared}
+    drawn_styles = {method: styles[method] for method in drawn}  # no legend entry for a method without a line
     relative = relative_scores(measured, benches, config.resamples)
     return render_page(
         "accuracy/grid.html.jinja",
@@ -50,11 +54,11 @@ def render_accuracy(
         names=[(name, name.removeprefix("demo_")) for name in names],
         unpruned=points[UNPRUNED, 1.0],
         blocks=[(r, [points[m, r] for m in methods if (m, r) in points]) for r in retentions],
-        legend=legend(drawn),
-        plots=_plots(within, names, drawn, retentions),
-        leaders=[(r, *_leaders(relative, measured, rivals[r], r)) for r in retentions if rivals[r]],
-        duels=[(r, rivals[r], _duels(relative, measured, rivals[r], r)) for r in retentions],
-        over_budget=[(r, [m for m in methods if (m, r) in points and m not in rivals[r]]) for r in retentions],
+        legend=legend(drawn_styles),
+        plots=_plots(within, names, drawn_styles, retentions),
+        leaders=[(r, *_leaders(relative, measured, comparable[r], r)) for r in retentions if comparable[r]],
+        duels=[(r, comparable[r], _duels(relative, measured, comparable[r], r)) for r in retentions],
+        over_budget=[(r, [m for m in methods if (m, r) in points and m not in comparable[r]]) for r in retentions],
         distances=_distances(points, methods, retentions),
         dots=legend(styles, dots=True),
         scatters=_scatters(points, methods, retentions, styles),
@@ -72,14 +76,14 @@ def by_point(table: pa.Table) -> Points:
 
 
 def mark(row: Row) -> str:
-    """`lower` or `higher` where the score is surely another than the unpruned model's, else nothing."""
+    """`lower` or `higher` if the score differs from the unpruned model's with q below LEVEL_Q, else an empty string."""
     if row["vs_none_q"] is None or row["vs_none_q"] >= LEVEL_Q:
         return ""
     return "lower" if row["vs_none"] < 0 else "higher"
 
 
 def print_accuracy(table: pa.Table, folder: str) -> None:
-    """A row for each point on stdout: what it keeps, what is left of the unpruned scores, every benchmark."""
+    """Prints one row for each point: kept tokens, cost, share of the unpruned scores, score of every benchmark."""
     points = by_point(table)
     names = list(next(iter(points.values())))
     shown = Table(
@@ -103,10 +107,10 @@ def print_accuracy(table: pa.Table, folder: str) -> None:
 
 
 def _plots(points: Points, names: list[str], styles: dict[str, Style], retentions: list[float]) -> list[Markup]:
-    """`relative` and every benchmark over retention, with the unpruned model's as a level."""
-    shown = [("relative, %", lambda rows: _relative(rows[names[0]]))]
-    shown += [(name.removeprefix("demo_"), lambda rows, name=name: _score(rows[name])) for name in names]
-    return [_plot(title, points, styles, retentions, ends_of) for title, ends_of in shown]
+    """Charts of `relative` and of every benchmark over retention. A level shows the value of the unpruned model."""
+    charts = [("relative, %", lambda rows: _relative(rows[names[0]]))]
+    charts += [(name.removeprefix("demo_"), lambda rows, name=name: _score(rows[name])) for name in names]
+    return [_plot(title, points, styles, retentions, ends_of) for title, ends_of in charts]
 
 
 def _relative(row: Row) -> Ends:
@@ -133,19 +137,22 @@ def _plot(
                 tooltip = f"{method} at {100 * retention:g} %: {value:.3g} ({low:.3g} to {high:.3g})"
                 marks.append(Point(at + beside(i, len(styles)), value, y_ends=(low, high), title=tooltip))
         series.append(Series(method, marks, style))
-    full = ends_of(points[UNPRUNED, 1.0])[0]
-    values = [full, *(end for one in series for mark in one.points for end in mark.y_ends or ())]
+    unpruned = ends_of(points[UNPRUNED, 1.0])[0]
+    values = [unpruned, *(end for one in series for mark in one.points for end in mark.y_ends or ())]
     x = axis_of_names([f"{100 * retention:g} %" for retention in retentions], "tokens kept")
-    return plot(series, x, axis_over(values, ""), title=title, levels=[(full, "all tokens")])
+    return plot(series, x, axis_over(values, ""), title=title, levels=[(unpruned, "all tokens")])
 
 
 def _leaders(
     relative: Relative, measured: Sequence[Measured], methods: list[str], retention: float
 ) -> tuple[tuple[str, float], list[tuple[str, float]]]:
-    """The method of `methods` with the best `relative` at this retention, and those that it does not surely beat."""
-    found = [(m, measured.index(p)) for m in methods if (p := find_point(measured, m, retention))]
-    best, i = max(found, key=lambda pair: relative.values[pair[1]])
-    ties = [(m, j) for m, j in found if j != i and relative.difference(i, j)[1] <= 0]
+    """The method with the best `relative` at this retention, and the methods that it does not beat for sure.
+
+    A tie is a method whose difference from the best has a 95 % interval that holds zero. Values are in per cent.
+    """
+    indices = [(m, measured.index(p)) for m in methods if (p := find_point(measured, m, retention))]
+    best, i = max(indices, key=lambda pair: relative.values[pair[1]])
+    ties = [(m, j) for m, j in indices if j != i and relative.difference(i, j)[1] <= 0]
     ties.sort(key=lambda pair: -relative.values[pair[1]])
     return (best, 100 * relative.values[i]), [(m, 100 * relative.values[j]) for m, j in ties]
 
@@ -153,12 +160,12 @@ def _leaders(
 def _duels(
     relative: Relative, measured: Sequence[Measured], methods: list[str], retention: float
 ) -> list[list[tuple[str, str, str]]]:
-    """Row method minus column method in points of `relative`: (outcome, difference, interval) of every pair."""
-    where = [measured.index(p) for m in methods if (p := find_point(measured, m, retention))]
+    """(outcome, difference, interval) of every pair: row method minus column method, in points of `relative`."""
+    indices = [measured.index(p) for m in methods if (p := find_point(measured, m, retention))]
     rows = []
-    for a in where:
+    for a in indices:
         row = []
-        for b in where:
+        for b in indices:
             if a == b:
                 row.append(("same", "", ""))
                 continue
@@ -170,33 +177,36 @@ def _duels(
 
 
 def _distances(points: dict, methods: list[str], retentions: list[float]) -> list[dict[str, Any]]:
-    """Spearman's rank correlation over methods of both distances with `relative`, at each retention."""
+    """Spearman's rank correlation of both distances with `relative` over methods, at each retention.
+
+    Points over budget count as well. Retentions with fewer than four measured methods are left out.
+    """
     from scipy.stats import spearmanr
 
-    found = []
+    correlations = []
     for retention in retentions:
         rows = [next(iter(points[m, retention].values())) for m in methods if (m, retention) in points]
-        known = [row for row in rows if row["gaussian_w2"] is not None]
-        accuracy = [row["relative"] for row in known]
-        if len(known) < 4 or len(set(accuracy)) == 1:  # equals have no ranks
+        with_distance = [row for row in rows if row["gaussian_w2"] is not None]
+        accuracy = [row["relative"] for row in with_distance]
+        if len(with_distance) < 4 or len(set(accuracy)) == 1:  # a constant has no rank correlation
             continue
-        entry: dict[str, Any] = {"retention": retention, "methods": len(known)}
+        entry: dict[str, Any] = {"retention": retention, "methods": len(with_distance)}
         for name in ("trace_objective", "gaussian_w2"):
-            rho, p = np.asarray(spearmanr([row[name] for row in known], accuracy))
+            rho, p = np.asarray(spearmanr([row[name] for row in with_distance], accuracy))
             entry[name] = (float(rho), float(p))
-        found.append(entry)
-    return found
+        correlations.append(entry)
+    return correlations
 
 
 def _scatters(points: Points, methods: list[str], retentions: list[float], styles: dict[str, Style]) -> list[Markup]:
-    """`relative` over the distance, at each retention."""
+    """A chart of `relative` over the Gaussian W2 at each retention, points over budget included."""
     plots = []
     for retention in retentions:
         rows = [next(iter(points[m, retention].values())) for m in methods if (m, retention) in points]
-        known = {r["method"]: (r["gaussian_w2"], 100 * r["relative"]) for r in rows if r["gaussian_w2"] is not None}
-        if len(known) > 1:
-            series = [Series(name, [Point(*at)], styles[name], joined=False) for name, at in known.items()]
-            x = axis_over([x for x, _ in known.values()], "Gaussian W2, all to kept")
-            y = axis_over([y for _, y in known.values()], "relative, %")
+        dots = {r["method"]: (r["gaussian_w2"], 100 * r["relative"]) for r in rows if r["gaussian_w2"] is not None}
+        if len(dots) > 1:
+            series = [Series(name, [Point(*dot)], styles[name], joined=False) for name, dot in dots.items()]
+            x = axis_over([x for x, _ in dots.values()], "Gaussian W2, all to kept")
+            y = axis_over([y for _, y in dots.values()], "relative, %")
             plots.append(plot(series, x, y, title=f"{100 * retention:g} % of the tokens"))
     return plots

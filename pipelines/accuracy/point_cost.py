@@ -1,4 +1,7 @@
-"""What an evaluated point costs: kept tokens, multiply-adds, seconds. Read from its output, which survives its run."""
+"""Computes the cost of an evaluated point (kept tokens, multiply-adds, seconds) from its output alone.
+
+The output survives the run, so a resumed grid needs no second run to know the cost.
+"""
 
 import json
 from typing import Any
@@ -16,24 +19,25 @@ COUNTS = ("num_visual_tokens", "num_kept_tokens", "num_prompt_tokens", "num_gene
 
 
 def measure_work(job: Job) -> dict[str, float | None]:
-    """Means over all questions of the output at `job`.
+    """Means over all answered questions in the output of `job`.
 
-    num_visual_tokens, num_kept_tokens   of a question's images; of methods inside the model the mean over its layers
-    tflops_per_image                     multiply-adds / 1e12 of encoding one image, choosing its tokens and answering
-                                         one mean question, the choice by the algorithm of the device that made it;
-                                         None for LLaVA-1.6, whose images have different numbers of crops,
-                                         and where no question was answered
-    budget                               its prefill / that of retention x N tokens in every layer, which is what a
-                                         selector reads; of tokens where multiply-adds are not known
-    images_per_second                    of the point's last run, from its first finished unit on
-    ms_per_image, encode_ms, generate_ms milliseconds of work of all stages, and of the two model stages, divided by
-                                         the encoded images; each image is asked several questions
+    num_visual_tokens, num_kept_tokens   tokens of a question's images; for a method inside the model, the mean over
+                                         its layers
+    tflops_per_image                     multiply-adds / 1e12 to encode one image, select its tokens and answer one
+                                         mean question. The selection counts as the algorithm of the device that ran
+                                         it. None for LLaVA-1.6, whose images have different numbers of crops, and if
+                                         no question was answered
+    budget                               prefill cost / the cost of a prefill with retention x N tokens in every layer,
+                                         which a selector pays; a ratio of tokens if multiply-adds are unknown
+    images_per_second                    rate of the point's last run, from its first finished unit on
+    ms_per_image, encode_ms, generate_ms milliseconds of work of all stages, of encode and of generate, divided by the
+                                         number of encoded images; the questions about one image share its encoding
     """
     record = json.loads(job.output.read(RECORD))
     totals = record["totals"]
     images = max(1, totals["images_captioned"])
     means = _mean_counts(job)
-    flops = _flops(job, means, encoded_on_cpu(record))
+    flops = _flops(job, means, select_on_cpu=encoded_on_cpu(record))
     seconds = totals["seconds"]
     return {
         "num_visual_tokens": means["num_visual_tokens"],
@@ -48,21 +52,21 @@ def measure_work(job: Job) -> dict[str, float | None]:
 
 
 def encoded_on_cpu(record: dict[str, Any]) -> bool:
-    """Whether the encode stage of a run with this `run.json` had no GPU: as configured, or as its cluster had none.
+    """Whether the encode stage of the run behind this `run.json` had no GPU, by its configuration or its cluster.
 
-    A record that does not say in numbers what its cluster had leaves the question to this process's Ray.
+    If the record does not give the size of its cluster in numbers, the cluster of this process's Ray decides.
     """
     gpus = record["config"]["encode.num_gpus"]
     if gpus is None:
         cluster = read_cluster(record["cluster"])
-        here = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
-        gpus = cluster.gpus if cluster else here
+        gpus_here = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
+        gpus = cluster.gpus if cluster else gpus_here
     return not gpus
 
 
-def _flops(job: Job, means: dict[str, float], select_on_cpu: bool) -> TrueFlops | None:
+def _flops(job: Job, means: dict[str, float], *, select_on_cpu: bool) -> TrueFlops | None:
     method, kept, visual = get_method(job.config.prune.method), means["num_kept_tokens"], means["num_visual_tokens"]
-    if job.checkpoint.has_tiles or not visual:  # images of different numbers of crops; no question was answered
+    if job.checkpoint.has_tiles or not visual:  # numbers of crops differ between images; no question was answered
         return None
     settings = method.counting.of_means(kept, visual) if isinstance(method, BeforeModel) else job.pruning
     counts = {"num_text": _num_text(job, means), "num_generated": max(1, round(means["num_generated_tokens"]))}
@@ -70,11 +74,13 @@ def _flops(job: Job, means: dict[str, float], select_on_cpu: bool) -> TrueFlops 
 
 
 def _num_text(job: Job, means: dict[str, float]) -> int:
+    """Text tokens of the mean prompt. A method inside the model prunes later, so its prompt holds all visual tokens."""
     in_prompt = means["num_visual_tokens" if inside_model(job.config) else "num_kept_tokens"]
     return round(means["num_prompt_tokens"] - in_prompt)
 
 
 def _budget(job: Job, means: dict[str, float], flops: TrueFlops | None) -> float:
+    """Prefill cost / a selector's at the same retention, in multiply-adds or, if those are unknown, in tokens."""
     retention, visual = job.config.prune.retention, means["num_visual_tokens"]
     if flops is None:
         return means["num_kept_tokens"] / max(1.0, retention * visual)

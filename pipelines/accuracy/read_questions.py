@@ -1,8 +1,8 @@
 """First stage of an evaluation, a CPU task: a span of units -> one row per unit with questions and decoded images.
 
 A unit is a range of rows of one file, as in the caption job. Questions about the same image (18 in POPE, 32 in GQA, 9
-in the demo) share one `Image` of the unit, which is decoded and encoded once. A question whose image cannot be decoded
-stays with its `Rejected`, so that it is scored as an empty answer and not forgotten.
+in the demo) share one `Image` of the unit, which is decoded and encoded once. If an image cannot be decoded, its
+`Rejected` keeps the questions, so that each of them is scored as an empty answer.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ from pipelines.text import clean
 
 @dataclass(frozen=True, slots=True)
 class QuestionFile:
-    """What a reader has to know of a file of questions."""
+    """How to read one file of questions."""
 
-    benchmarks: tuple[str, ...]  # that ask about its rows
-    first_row: int  # rows in the benchmark's files before it
-    image_files: tuple[str, ...] = ()  # of the second table, where the images are apart
+    benchmarks: tuple[str, ...]  # names of the benchmarks with questions about the file's rows
+    first_row: int  # number of rows in the benchmark's earlier files
+    image_files: tuple[str, ...] = ()  # files of the second table, if the benchmark keeps its images there
 
 
 class ReadQuestions:
     """Reads the questions of a span and decodes their images, one unit at a time.
 
-    `wanted` holds the scoring groups to ask, for each benchmark that has a limit. `max_new_tokens` caps the benchmarks'
-    own numbers.
+    `wanted` holds the scoring groups to ask, for each benchmark with a limit. `max_new_tokens` caps the numbers of new
+    tokens that the benchmarks allow.
     """
 
     def __init__(
@@ -61,60 +61,63 @@ class ReadQuestions:
         yield from fill_units(span, lambda unit_batch: self._fill(unit_batch, rows))
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
-        """id, source, row, sha256 and questions of a span of one row, without decoding its image."""
+        """id, source, row, sha256 and questions of a span of one row. Does not decode the image."""
         source = span.units[0].sources[0]
         number, batch = next(self._rows(span))
         identity = {"id": f"{source}#{number}", "source": source, "row": number, "sha256": None, "questions": []}
-        for bench, asked in self._asked(source, number, batch):
-            data = b"".join(asked["images"])
-            identity |= {"id": asked["image_id"], "sha256": hashlib.sha256(data).hexdigest()}
-            identity["questions"].append(self._question(bench, asked, source, number))
+        for bench, content in self._questions_about(source, number, batch):
+            data = b"".join(content["images"])
+            identity |= {"id": content["image_id"], "sha256": hashlib.sha256(data).hexdigest()}
+            identity["questions"].append(self._question(bench, content, source, number))
         return identity
 
     def _fill(self, unit_batch: UnitBatch, rows: Iterator[tuple[int, pa.RecordBatch]]) -> None:
         source = unit_batch.unit.sources[0]
         with unit_batch.timed("read"):
-            taken = list(itertools.islice(rows, unit_batch.unit.num_images))
-        if len(taken) != unit_batch.unit.num_images:
-            raise ValueError(f"expected {unit_batch.unit.num_images} rows in {unit_batch.unit.name}, got {len(taken)}")
-        seen: dict[str, Image | Rejected] = {}
-        questions: dict[str, list[Question]] = {}  # about each image; the list is the image's own, and grows
+            unit_rows = list(itertools.islice(rows, unit_batch.unit.num_images))
+        if len(unit_rows) != unit_batch.unit.num_images:
+            raise ValueError(
+                f"expected {unit_batch.unit.num_images} rows in {unit_batch.unit.name}, got {len(unit_rows)}"
+            )
+        images: dict[str, Image | Rejected] = {}
+        # Image id -> its questions. The image holds the same list, so a question appended here reaches the image.
+        questions: dict[str, list[Question]] = {}
         pixels: list[np.ndarray | Tiles] = []
         with unit_batch.timed("decode"):
-            for number, batch in taken:
-                for bench, asked in self._asked(source, number, batch):
-                    key = asked["image_id"]
-                    if key not in seen:
+            for number, batch in unit_rows:
+                for bench, content in self._questions_about(source, number, batch):
+                    key = content["image_id"]
+                    if key not in images:
                         questions[key] = []
-                        seen[key] = self._decode(asked, source, number, questions[key], pixels)
-                    questions[key].append(self._question(bench, asked, source, number))
+                        images[key] = self._decode(content, source, number, questions[key], pixels)
+                    questions[key].append(self._question(bench, content, source, number))
             unit_batch.arrays = stack_pictures(pixels, self.decode.size)
-        unit_batch.images = [image for image in seen.values() if isinstance(image, Image)]
-        unit_batch.rejected = [image for image in seen.values() if isinstance(image, Rejected)]
+        unit_batch.images = [image for image in images.values() if isinstance(image, Image)]
+        unit_batch.rejected = [image for image in images.values() if isinstance(image, Rejected)]
         for image in unit_batch.images:
             image.prompts = [question.prompt for question in image.questions]
 
     def _decode(
-        self, asked: Row, source: str, number: int, questions: list[Question], pixels: list[np.ndarray | Tiles]
+        self, content: Row, source: str, number: int, questions: list[Question], pixels: list[np.ndarray | Tiles]
     ) -> Image | Rejected:
-        """The image (or several as one) that `questions` will be about, its pixels appended to `pixels`."""
-        sha256 = hashlib.sha256(b"".join(asked["images"])).hexdigest()
-        where = {"id": asked["image_id"], "source": source, "row": number, "sha256": sha256}
+        """Decodes the image (several of MMMU count as one) and appends its pixels; the image takes over `questions`."""
+        sha256 = hashlib.sha256(b"".join(content["images"])).hexdigest()
+        where = {"id": content["image_id"], "source": source, "row": number, "sha256": sha256}
         try:
-            decoded = [decode_image(data, **asdict(self.decode)) for data in asked["images"]]
+            decoded = [decode_image(data, **asdict(self.decode)) for data in content["images"]]
         except Reject as reject:
             return Rejected(**where, reason=reject.reason, detail=clean(reject.detail), questions=questions)
         pixels += decoded
         return Image(**where, prompts=[], question_set=QuestionSet(questions, num_pictures=len(decoded)))
 
-    def _question(self, bench: Benchmark, asked: Row, source: str, number: int) -> Question:
-        """The question in the row `number` of a file; without its images, which go as pixels."""
-        content: dict[str, Any] = {name: value for name, value in asked.items() if name != "images"}
+    def _question(self, bench: Benchmark, content: Row, source: str, number: int) -> Question:
+        """The question in row `number` of a file, without its images, which the unit holds as pixels."""
+        fields: dict[str, Any] = {name: value for name, value in content.items() if name != "images"}
         limit = min(bench.max_new_tokens, self.max_new_tokens)
-        return Question(**content, prompt=bench.prompt(asked), source=source, row=number, max_new_tokens=limit)
+        return Question(**fields, prompt=bench.prompt(content), source=source, row=number, max_new_tokens=limit)
 
-    def _asked(self, source: str, number: int, batch: pa.RecordBatch) -> Iterator[tuple[Benchmark, Row]]:
-        """The questions about one row of a file, benchmark by benchmark, with their images."""
+    def _questions_about(self, source: str, number: int, batch: pa.RecordBatch) -> Iterator[tuple[Benchmark, Row]]:
+        """The questions of `batch`, which is row `number` of the file: benchmark by benchmark, with their images."""
         file = self.files[source]
         for name in file.benchmarks:
             bench = get_benchmark(name)
@@ -124,7 +127,7 @@ class ReadQuestions:
                     yield bench, question
 
     def _rows(self, span: SpanRow) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """The span's rows one by one, with their numbers in the file."""
+        """The rows of the span as batches of one row, each with its number in the file."""
         benches = [get_benchmark(name) for name in self.files[span.units[0].sources[0]].benchmarks]
         columns = list(dict.fromkeys(column for bench in benches for column in bench.columns))
         for row, batch in row_batches(self.store, span.rows, columns):
@@ -133,7 +136,7 @@ class ReadQuestions:
 
 @lru_cache(maxsize=1)
 def load_images(store: Store, benchmark: str, files: tuple[str, ...]) -> dict[str, bytes]:
-    """Encoded images of a benchmark's second table by id; held by each process that reads (66 MB for GQA)."""
+    """Encoded images of a benchmark's second table, by id. Each reading process caches one table (66 MB for GQA)."""
     bench = get_benchmark(benchmark)
     assert bench.image_table is not None
     images: dict[str, bytes] = {}
@@ -144,7 +147,10 @@ def load_images(store: Store, benchmark: str, files: tuple[str, ...]) -> dict[st
 
 
 def prediction_rows(unit_batch: UnitBatch, *, model: str, method: str) -> list[dict[str, Any]]:
-    """One row for each question of a unit, in the columns of `PREDICTIONS`; no answer where the image was rejected."""
+    """One row for each question of a unit, in the columns of `PREDICTIONS`.
+
+    The prediction and the counts of tokens are null if the image was rejected.
+    """
     names = {"model": model, "method": method}
     answered = [
         {**_columns(question), **asdict(answer), **names, "prediction": answer.caption, "sha256": image.sha256}
@@ -160,7 +166,7 @@ def prediction_rows(unit_batch: UnitBatch, *, model: str, method: str) -> list[d
 
 
 def _columns(question: Question) -> dict[str, Any]:
-    """What the predictions say of a question: all but its limit of new tokens."""
+    """The columns of a question in the predictions: all its fields but the limit of new tokens."""
     columns = asdict(question)
     del columns["max_new_tokens"]
     return columns

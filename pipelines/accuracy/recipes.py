@@ -1,8 +1,8 @@
-"""Recipes of a grid's points whose method is fitted to data (FitPrune): to the grid's own images where `grid.settings`
-has none.
+"""Fits the recipes of a method that takes its setting from data (FitPrune), if `grid.settings` holds none.
 
-recipes.json in the grid's output holds them: a resumed grid goes on with the same, and another model or sample has
-others. No answer is looked at, only how the unpruned model reads its first images and questions.
+The fit reads the grid's own first images and questions with the unpruned model, and sees no answer. recipes.json in
+the grid's output stores the recipes, so that a resumed grid uses the same ones. A grid with another model or sample
+fits its own.
 """
 
 import json
@@ -16,7 +16,7 @@ from otprune.models import Checkpoint
 from pipelines.accuracy.calibrate import read_sample
 from pipelines.accuracy.config import AccuracyConfig
 from pipelines.accuracy.evaluate import make_question_reader
-from pipelines.accuracy.find_questions import Asked, first_spans
+from pipelines.accuracy.find_questions import Questions, first_spans
 from pipelines.accuracy.read_questions import ReadQuestions
 from pipelines.errors import UserError
 from pipelines.output.span import SpanRow
@@ -26,11 +26,11 @@ from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
 
 FILE = "recipes.json"
-Recipes = dict[float, dict[int, int]]  # retention -> {layer: tokens that leave after it}
+Recipes = dict[float, dict[int, int]]  # retention -> {layer: tokens to delete after it}
 
 
 def unfitted(config: AccuracyConfig) -> tuple[str, Fit] | None:
-    """The grid's method that cannot run without a fit to data and is not told what one found; and its fit."""
+    """The grid's method that needs a fit to data and has no such setting in `grid.settings`, with its fit; or None."""
     for name in config.grid.methods:
         method = METHODS.get(name)
         fit = method.fit if isinstance(method, InModel) else None
@@ -40,43 +40,58 @@ def unfitted(config: AccuracyConfig) -> tuple[str, Fit] | None:
 
 
 def known_recipes(config: AccuracyConfig, output: Store, checkpoint: Checkpoint) -> Recipes:
-    """Those that an earlier run of this grid fitted to the same model and number of images."""
+    """The recipes that an earlier run of this grid fitted to the same model and number of images; else none."""
     stored = json.loads(output.read(FILE)) if output.exists(FILE) else {}
-    if any(stored.get(name) != value for name, value in _fitted_to(config, checkpoint).items()):
+    if any(stored.get(name) != value for name, value in _basis(config, checkpoint).items()):
         return {}
+    # JSON keys are strings: retentions and layers become numbers again.
     return {float(r): {int(layer): n for layer, n in recipe.items()} for r, recipe in stored["recipes"].items()}
 
 
 def fit_recipes(
-    config: AccuracyConfig, asked: Asked, job: Job, output: Store, fit: Fit, known: Recipes, retentions: Sequence[float]
+    config: AccuracyConfig,
+    questions: Questions,
+    job: Job,
+    output: Store,
+    fit: Fit,
+    known: Recipes,
+    retentions: Sequence[float],
 ) -> Recipes:
-    """`known` with those that `fit` finds for `retentions`, kept in `output`; one task that holds an encode actor's
-    share of a GPU.
+    """Fits a recipe for each of `retentions`, adds them to `known`, and stores all of them in `output`.
 
-    `job` is any point's: the images are read and the model is found as it says.
+    One Ray task, which holds an encode actor's share of a GPU, runs the fit. `job` may be the job of any point: it says
+    how to decode images and where the model is.
 
     Raises:
         UserError: if none of the first `grid.calibration_images` images can be read.
     """
-    read, spans = make_question_reader(asked, job), first_spans(asked, config.grid.calibration_images)
-    how = config.model.dtype, config.prompt.conversation, fit, list(retentions)
-    fitted = call_on_cluster(config, job.checkpoint, _fit, read, spans, str(job.checkpoint.path), *how)
+    read, spans = make_question_reader(questions, job), first_spans(questions, config.grid.calibration_images)
+    arguments = config.model.dtype, config.prompt.conversation, fit, list(retentions)
+    fitted = call_on_cluster(config, job.checkpoint, _fit, read, spans, str(job.checkpoint.path), *arguments)
     if fitted is None:
         raise UserError(f"grid.calibration_images: none of the first {config.grid.calibration_images} can be read")
     recipes = {**known, **dict(zip(retentions, fitted, strict=True))}
-    stored = {**_fitted_to(config, job.checkpoint), "recipes": {str(r): recipe for r, recipe in recipes.items()}}
+    stored = {**_basis(config, job.checkpoint), "recipes": {str(r): recipe for r, recipe in recipes.items()}}
     output.write(FILE, json.dumps(stored).encode())
     return recipes
 
 
-def _fitted_to(config: AccuracyConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+def _basis(config: AccuracyConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the recipes were fitted to; stored recipes with another basis are not used."""
     return {"model": checkpoint.digest, "images": config.grid.calibration_images, "budget": "as executed"}
 
 
 def _fit(
     read: ReadQuestions, spans: list[SpanRow], model: str, dtype: str, style: str, fit: Fit, retentions: list[float]
 ) -> list[dict[int, int]] | None:
-    """Every image with one of its questions, another one from image to image."""
+    """Fits one recipe for each retention, in the Ray task; None if no image can be read.
+
+    Every image is read with one of its questions. The number of the question advances from image to image, so that the
+    sample mixes the kinds of questions.
+
+    Raises:
+        RuntimeError: if a unit cannot be read.
+    """
     pictures = []
     for span in spans:
         for row in read(span.to_row()):

@@ -1,4 +1,4 @@
-"""The columns of an evaluation's predictions, which say everything that scoring needs."""
+"""The columns of an evaluation's predictions, which hold everything that scoring needs."""
 
 import pyarrow as pa
 
@@ -12,8 +12,8 @@ PREDICTIONS = pa.schema(
         ("row", pa.int64()),
         ("prompt", pa.string()),
         *((name, pa.string()) for name in ("model", "method")),
-        *((name, pa.int32()) for name in _COUNTS),  # null, as prediction is, where the image could not be read
+        *((name, pa.int32()) for name in _COUNTS),  # null, like the prediction, if the image could not be read
         ("finish_reason", pa.string()),
-        ("sha256", pa.string()),  # of the encoded image, or of several one after the other
+        ("sha256", pa.string()),  # of the encoded image, or of several images concatenated
     ]
 )

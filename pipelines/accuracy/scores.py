@@ -1,4 +1,4 @@
-"""From the predictions of a whole output to scores, and what people and MLflow get to see of them."""
+"""Scores the predictions of a complete output, and renders the scores for people, for MLflow and as JSON."""
 
 import io
 from collections import defaultdict
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def score_output(
     output: Store, benches: Sequence[Benchmark], questions: Mapping[str, int], resamples: int
 ) -> list[Scores]:
-    """Scores of each benchmark over all predictions of an output; `questions` is how many each must have.
+    """Scores of each benchmark over all predictions of an output. `questions`: benchmark -> expected number.
 
     Raises:
-        ValueError: if there are more or fewer, or as `Benchmark.score`.
+        ValueError: if a benchmark has another number of predictions, or as `Benchmark.score`.
     """
     records = read_records(output)
     for bench in benches:
@@ -40,7 +40,7 @@ def score_output(
 
 
 def read_records(output: Store) -> dict[str, list[Record]]:
-    """What scoring needs of all predictions, by benchmark."""
+    """The columns of all predictions that scoring needs, by benchmark."""
     records: dict[str, list[Any]] = defaultdict(list)
     for row in _read(output, ["benchmark", *RECORD_COLUMNS]).to_pylist():
         records[row.pop("benchmark")].append(row)
@@ -50,20 +50,20 @@ def read_records(output: Store) -> dict[str, list[Record]]:
 def compare_outputs(
     benches: Sequence[Benchmark], ours: Sequence[Scores], theirs: Sequence[Scores], resamples: int
 ) -> dict[str, Comparison]:
-    """Each benchmark of two outputs, question by question: our score minus theirs, its interval, and a paired test."""
+    """Compares two outputs on each benchmark: score of `ours` minus score of `theirs`, its interval, a paired test."""
     return {
         bench.name: bench.compare(a, b, resamples=resamples) for bench, a, b in zip(benches, ours, theirs, strict=True)
     }
 
 
 def predictions_parquet(output: Store) -> bytes:
-    """All predictions as one object, of all columns."""
+    """All predictions with all columns, as one Parquet file."""
     pq.write_table(_read(output, None), stream := io.BytesIO(), compression="zstd")
     return stream.getvalue()
 
 
 def score_metrics(scores: Sequence[Scores]) -> dict[str, float]:
-    """Metrics and the ends of their 95 % intervals under their MLflow names, unscaled."""
+    """Metrics and the ends of their 95 % intervals, unscaled, by MLflow name."""
     metrics = {}
     for score in scores:
         for name, value in score.metrics.items():
@@ -74,7 +74,7 @@ def score_metrics(scores: Sequence[Scores]) -> dict[str, float]:
 
 
 def as_json(scores: Sequence[Scores], comparisons: Mapping[str, Comparison]) -> dict[str, Any]:
-    """Everything but the values of single questions, which the predictions hold."""
+    """The scores as JSON, without the values of single questions, which the predictions hold."""
     record: dict[str, Any] = {}
     for score in scores:
         record[score.benchmark] = {
@@ -94,7 +94,7 @@ def as_json(scores: Sequence[Scores], comparisons: Mapping[str, Comparison]) -> 
 
 
 def category_table(scores: Sequence[Scores]) -> dict[str, list]:
-    """Columns benchmark, category, metric, value: the breakdown of every benchmark that has one."""
+    """Columns benchmark, category, metric, value: the breakdown of every benchmark with categories."""
     rows = [
         (score.benchmark, category, metric, value)
         for score in scores
@@ -107,7 +107,7 @@ def category_table(scores: Sequence[Scores]) -> dict[str, list]:
 def render_scores(
     job: "Job", scores: Sequence[Scores], comparisons: Mapping[str, Comparison], outcome: "Outcome", totals: Totals
 ) -> str:
-    """scores.html, self-contained."""
+    """scores.html, a self-contained page."""
     return render_page(
         "accuracy/scores.html.jinja",
         kind="scores",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_scores(evaluation: "Evaluation", outcome: "Outcome", results: "Results | None") -> None:
-    """A table of scores on stdout, in the papers' units, and where everything is."""
+    """Prints the scores in the papers' units, the speed, and the paths of the predictions and the report."""
     console = make_console()
     if results:
         columns = ["benchmark", "metric", "score", "95 % interval", "questions", "unanswered"]

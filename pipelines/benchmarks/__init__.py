@@ -6,7 +6,7 @@
         ... bench.prompt(row), bench.max_new_tokens ...
     scores = bench.score(records)                   # rows with predictions, without images
 
-Across processes, pass a benchmark by its name.
+A benchmark does not pickle: pass it to another process by its name.
 
 GQA keeps its images in a second table: `bench.rows(table, first_row, bench.image_lookup(image_table))`.
 """
@@ -50,7 +50,7 @@ def get_benchmark(name: str) -> Benchmark:
     """The benchmark of that name.
 
     Raises:
-        ValueError: if there is none; the message lists them.
+        ValueError: if there is no such benchmark. The message lists all of them.
     """
     if name not in _BY_NAME:
         near = difflib.get_close_matches(name, _BY_NAME, n=1)
@@ -60,10 +60,12 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def get_benchmarks(names: str | Sequence[str]) -> list[Benchmark]:
-    """Benchmarks by name, each once and in the order asked; `all` is the eleven of the papers.
+    """Benchmarks by name, each once and in the order of `names`.
+
+    `all` stands for the eleven of the papers, `demo` for the demo world's own.
 
     Raises:
-        ValueError: as `get_benchmark`, or if there are none.
+        ValueError: as `get_benchmark`, or if `names` is empty.
     """
     names = [names] if isinstance(names, str) else list(names)
     found = [bench for name in names for bench in (_SETS[name] if name in _SETS else [get_benchmark(name)])]

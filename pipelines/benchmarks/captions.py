@@ -1,6 +1,6 @@
-"""COCO 2017 val, Flickr30k (all 31,783 images, not the 1K test split) and NoCaps val: one caption an image.
+"""COCO 2017 val, Flickr30k (all 31,783 images, not the 1K test split) and NoCaps val: one caption for each image.
 
-The papers print CIDEr over all images of the run; BLEU-4 and ROUGE-L come for free.
+The papers print CIDEr over all images of the run. BLEU-4 and ROUGE-L cost nothing extra.
 """
 
 import re
@@ -23,7 +23,11 @@ MAX_NEW_TOKENS = 64
 
 
 def caption_scorer(prefix: str) -> Scorer:
-    """Metrics `<prefix>_CIDEr`, `_Bleu_4`, `_ROUGE_L`; the statistics are CIDEr, ROUGE-L, 1 and BLEU's counts."""
+    """A scorer with the metrics `<prefix>_CIDEr`, `<prefix>_Bleu_4` and `<prefix>_ROUGE_L`.
+
+    The statistics of an image are [CIDEr, ROUGE-L, 1, BLEU's counts]. CIDEr needs the references of the whole run, so
+    it is computed for all groups at once.
+    """
 
     def statistics(groups: list[list[Record]]) -> np.ndarray:
         records = [record for group in groups for record in group]
@@ -55,7 +59,7 @@ def caption_scorer(prefix: str) -> Scorer:
 
 
 def caption_content(image: bytes, references: list[str]) -> Content:
-    """A row without a question.
+    """The content of an image to caption, which has no question.
 
     Raises:
         ValueError: if there is no reference.

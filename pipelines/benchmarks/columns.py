@@ -1,4 +1,4 @@
-"""What a benchmark's Parquet must look like, and what to say when it does not."""
+"""The column types that a benchmark's Parquet must have, and checks with messages for wrong files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import pyarrow.types as pt
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Accepted types of one column; offset widths, integer widths and dictionary encoding do not matter."""
+    """The accepted types of one column. Offset widths, integer widths and dictionary encoding do not matter."""
 
     types: tuple[pa.DataType, ...]
     nullable: bool = False
@@ -31,7 +31,7 @@ IMAGES = Column((pa.list_(_IMAGE),))
 
 
 def check_schema(benchmark: str, columns: Mapping[str, Column], schema: pa.Schema) -> None:
-    """Raises ValueError, naming every column that is missing or of another type, found and expected."""
+    """Raises ValueError if columns are missing or of another type. The message names each with both types."""
     problems = []
     for name, column in columns.items():
         if name not in schema.names:
@@ -45,7 +45,7 @@ def check_schema(benchmark: str, columns: Mapping[str, Column], schema: pa.Schem
 
 
 def check_nulls(columns: Mapping[str, Column], source: Mapping[str, Any]) -> None:
-    """Raises ValueError if a column that always holds a value is null in this row."""
+    """Raises ValueError if a column that is not nullable is null in this row."""
     for name, column in columns.items():
         if source[name] is None and not column.nullable:
             raise ValueError(f"column {name!r} must hold {column}, got null")
@@ -55,7 +55,7 @@ def image_bytes(image: Mapping[str, Any] | None, column: str = "image") -> bytes
     """The encoded bytes of one Image value.
 
     Raises:
-        ValueError: if there is no image, or only a path to one.
+        ValueError: if the value is null, or holds only a path to the image.
     """
     if image is None:
         raise ValueError(f"column {column!r} must hold an image, got null")

@@ -1,8 +1,8 @@
-"""The demo world's own benchmarks, one for each task of its corpus, scored by the same code as the published ones.
+"""The demo world's own benchmarks, one for each task of its corpus, scored by the code of the published benchmarks.
 
-A row of the corpus holds an image with its references and its questions, so each benchmark takes from it what it asks.
-Rows without references or questions (photographs, broken images) belong to none. The demo model knows its questions as
-they stand and a closed vocabulary, so the prompt is the question.
+A row of the corpus holds an image with its references and its questions, and each benchmark takes its own questions
+from the row. Rows without references or questions (photographs, broken images) belong to no benchmark. The demo model
+is trained on the bare questions with a closed vocabulary, so the prompt is the question.
 """
 
 import re
@@ -31,13 +31,13 @@ def _caption_key(source: Source, _: int) -> list[Key]:
     return [Key(source["id"], source["id"], source["id"])] if source["references"] else []
 
 
-def _asked(source: Source, task: str) -> list[dict[str, str]]:
-    return [asked for asked in source["questions"] or [] if asked["task"] == task]
+def _questions_of(source: Source, task: str) -> list[dict[str, str]]:
+    return [question for question in source["questions"] or [] if question["task"] == task]
 
 
 def _keys_of(task: str) -> Callable[[Source, int], list[Key]]:
     def identify(source: Source, _: int) -> list[Key]:
-        ids = [f"{source['id']}#{task}-{i}" for i in range(len(_asked(source, task)))]
+        ids = [f"{source['id']}#{task}-{i}" for i in range(len(_questions_of(source, task)))]
         return [Key(question_id, question_id, source["id"]) for question_id in ids]
 
     return identify
@@ -47,10 +47,10 @@ def _short_contents_of(task: str, kind: Kind) -> Callable[[Source], list[Content
     def contents(source: Source) -> list[Content]:
         return [
             content
-            for asked in _asked(source, task)
+            for question in _questions_of(source, task)
             for content in short_content(
-                {"image": source["image"], "question": asked["question"]},
-                [yes_or_no(asked["answer"]) if kind == "yesno" else asked["answer"]],
+                {"image": source["image"], "question": question["question"]},
+                [yes_or_no(question["answer"]) if kind == "yesno" else question["answer"]],
                 category="",
                 kind=kind,
             )
@@ -61,12 +61,12 @@ def _short_contents_of(task: str, kind: Kind) -> Callable[[Source], list[Content
 
 def _choice_contents(source: Source) -> list[Content]:
     contents = []
-    for asked in _asked(source, "mc"):
-        parts = _OPTIONS.fullmatch(asked["question"])
-        if parts is None or asked["answer"] not in LETTERS[:4]:
-            raise ValueError(f"a choice must read `... ? A a B b C c D d` and have a letter as its answer, got {asked}")
-        question, *choices = parts.groups()
-        [content] = short_content({"image": source["image"], "question": question}, [asked["answer"]], "", "choice")
+    for row in _questions_of(source, "mc"):
+        match = _OPTIONS.fullmatch(row["question"])
+        if match is None or row["answer"] not in LETTERS[:4]:
+            raise ValueError(f"a choice must read `... ? A a B b C c D d` and have a letter as its answer, got {row}")
+        question, *choices = match.groups()
+        [content] = short_content({"image": source["image"], "question": question}, [row["answer"]], "", "choice")
         contents.append({**content, "choices": choices})
     return contents
 

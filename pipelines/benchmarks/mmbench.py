@@ -1,7 +1,7 @@
-"""MMBench-EN dev: every question once for each rotation of its options; solved only if every copy is answered right.
+"""MMBench-EN dev: one copy of a question for each rotation of its options; solved only if every copy is answered right.
 
-A copy's index is the base question's plus a multiple of a million. Undecided answers are wrong and counted: see
-`pipelines.metrics.mmbench`.
+The index of a copy is the index of the base question plus a multiple of a million. Undecided answers are wrong, and
+their number is reported: see `pipelines.metrics.mmbench`.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from pipelines.benchmarks.scoring import Scorer
 from pipelines.metrics.mmbench import circular_hit, mmbench_letter
 from pipelines.metrics.sums import ratio
 
-_COPY = 1_000_000
+_COPY = 1_000_000  # distance between the indices of a question and its next copy
 _OPTIONS = ("A", "B", "C", "D")
 
 
@@ -24,7 +24,7 @@ def _identify(source: Source, _: int) -> list[Key]:
 
 
 def _present(text: str | None) -> str | None:
-    return None if text in (None, "", "nan") else text  # the data set writes absent texts as `nan`
+    return None if text in (None, "", "nan") else text  # the data set writes `nan` for an absent text
 
 
 def _content(source: Source) -> list[Content]:
@@ -55,13 +55,13 @@ def _prompt(row: Row) -> str:
 
 
 def _statistics(groups: list[list[Record]]) -> np.ndarray:
-    """[solved, 1, undecided copies, copies]."""
+    """[solved, 1, undecided copies, copies] of each question."""
     table = []
     for group in groups:
         if all(record["question_id"] != record["group_id"] for record in group):
             raise ValueError(f"question {group[0]['group_id']} must come with its base row, got rotated copies alone")
         letters = [
-            # an absent option counts as the text `nan`, as in the published rules
+            # An absent option counts as the text `nan`, as in the published rules.
             mmbench_letter(record["prediction"] or "", record["choices"] + ["nan"] * (4 - len(record["choices"])))
             for record in group
         ]

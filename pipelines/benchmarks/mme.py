@@ -1,9 +1,9 @@
-"""MME: two yes/no questions an image, scored together; the papers print the sum over ten perception categories.
+"""MME: two yes/no questions about each image, scored together. The papers print the sum over ten perception categories.
 
 Departures:
 - Metric keys spell "perception"; lmms-eval 0.2 wrote `mme_percetion_score`.
-- A question's id is its image's id and a hash of its text, because both questions of an image share one id and may
-  stand in different files or work units.
+- The id of a question is the id of its image plus a hash of its text. The data set gives both questions of an image the
+  same id, and the two may stand in different files or units.
 """
 
 import zlib
@@ -35,7 +35,7 @@ def _content(source: Source) -> list[Content]:
 
 
 def _statistics(groups: list[list[Record]]) -> np.ndarray:
-    """[image score, right answers, answers, score in each category, images in each category]."""
+    """[image score, right answers, answers, score in each category, images in each category] of each image."""
     table = np.zeros((len(groups), 3 + 2 * len(_CATEGORIES)))
     for row, group in zip(table, groups, strict=True):
         correct = [mme_answer(record["prediction"] or "") == record["answers"][0] for record in group]

@@ -1,8 +1,8 @@
 """MMMU validation: college questions with one to seven images, 847 multiple-choice and 53 open of 900.
 
-Image markers such as `<image 1>` stay in the prompt's text; the images they name are given in the order of their
-numbers. An open answer is compared with the table's answer as one text, also where that text is a list of alternatives
-(three questions), as lmms-eval 0.2 does.
+Image markers such as `<image 1>` stay in the text of the prompt. The model gets the named images in the order of their
+numbers. An open answer is compared with the answer in the table as one text, even if this text is a list of
+alternatives (three questions), as lmms-eval 0.2 does.
 """
 
 import ast
@@ -44,7 +44,7 @@ def _content(source: Source) -> list[Content]:
 
 
 def _choices(literal: str) -> list[str]:
-    """The options column is text that holds a Python list."""
+    """The options, which the data set stores as the text of a Python list."""
     try:
         options = ast.literal_eval(literal)
     except (ValueError, SyntaxError):
@@ -55,6 +55,7 @@ def _choices(literal: str) -> list[str]:
 
 
 def _images(source: Source, texts: list[str]) -> list[bytes]:
+    """The images that the markers in `texts` name, each once, in the order of their numbers."""
     numbers = sorted({int(number) for text in texts for number in re.findall(r"<image (\d+)>", text)})
     if not numbers or numbers[-1] > len(_IMAGE_COLUMNS):
         raise ValueError(f"question and options must refer to images 1 to {len(_IMAGE_COLUMNS)}, got {numbers}")
@@ -76,7 +77,7 @@ def _prompt(row: Row) -> str:
 
 
 def _score(record: Record) -> tuple[bool, bool]:
-    """(right, whether the letter was drawn)."""
+    """(whether the answer is right, whether the letter was drawn)."""
     prediction, answer = record["prediction"] or "", record["answers"][0]
     if record["kind"] == "open":
         return mmmu_open_correct(prediction, answer), False
@@ -85,7 +86,7 @@ def _score(record: Record) -> tuple[bool, bool]:
 
 
 def _statistics(groups: list[list[Record]]) -> np.ndarray:
-    """[right, 1, drawn letters]."""
+    """[right, 1, drawn letter] of each question."""
     scores = [_score(group[0]) for group in groups]
     return np.array([[right, 1, drawn] for right, drawn in scores], np.float64)
 

@@ -1,4 +1,4 @@
-"""ScienceQA (the images subset) and SEED-Bench (its image questions): the answer has to be the option's letter."""
+"""ScienceQA (the images subset) and SEED-Bench (its image questions): the answer must be the letter of the option."""
 
 from pipelines.benchmarks.benchmark import Benchmark, Key, Source, one_key
 from pipelines.benchmarks.columns import IMAGE, IMAGES, MAYBE_TEXT, NUMBER, NUMBER_OR_TEXT, TEXT, TEXTS, image_bytes
@@ -11,7 +11,7 @@ _SEED_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
 def _number_of_row(_: Source, number: int) -> list[Key]:
-    """ScienceQA has no id column; the row's number in all files is one as long as nothing is shuffled before."""
+    """ScienceQA has no id column. The row's number in all files is its id, as long as no step shuffles rows before."""
     return [Key(str(number), str(number), str(number))]
 
 

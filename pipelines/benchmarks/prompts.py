@@ -1,6 +1,6 @@
-"""The text of a question after its image, as LLaVA-1.5's published evaluation asks it.
+"""The texts that follow the image in a prompt, as the published evaluation of LLaVA-1.5 writes them.
 
-Whatever surrounds it (system text, roles, image tokens) belongs to the model's conversation template.
+The text around them (system text, roles, image tokens) belongs to the model's conversation template.
 """
 
 from collections.abc import Sequence
@@ -12,5 +12,5 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def options_text(choices: Sequence[str]) -> str:
-    """`A. ...` and so on, one option a line."""
+    """One line for each option: `A. ...`, `B. ...`."""
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))

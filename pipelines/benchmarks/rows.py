@@ -1,7 +1,7 @@
-"""The common row of every benchmark: one row is one question, that is one generation, and later one score.
+"""The common row of all benchmarks. One row is one question, which gets one generated answer and one score.
 
-`image_id` is for the reader's economy: equal ids mean equal pixels, so an image that is asked about many times (32 in
-GQA, 18 in POPE) is encoded once.
+`image_id` saves work: equal ids mean equal pixels, so an image with many questions (32 in GQA, 18 in POPE) is encoded
+once.
 """
 
 from typing import Literal, TypedDict
@@ -12,28 +12,28 @@ Kind = Literal["caption", "short", "yesno", "choice", "open"]
 
 
 class Content(TypedDict):
-    """What a benchmark's adapter makes of a source row."""
+    """The question that a benchmark makes from a source row."""
 
     images: list[bytes]  # encoded, in the order of the prompt's image tokens; one except in MMMU
     question: str  # raw, without instruction or image token
     hint: str | None
     choices: list[str]  # position 0 is A; empty if not multiple choice
     answers: list[str]  # references: captions, ten answers, one letter, yes or no
-    category: str  # key of the breakdown, levels separated by "/"; empty for none
+    category: str  # key of the breakdown, levels separated by "/"; empty without a category
     kind: Kind
 
 
 class Row(Content):
-    """A content with its address."""
+    """A question with its address."""
 
     benchmark: str
     question_id: str  # unique inside the benchmark
-    group_id: str  # what is scored as a whole: an image of MME, a question of MMBench with its copies
+    group_id: str  # scored as a whole: an image of MME, a question of MMBench with its copies
     image_id: str
 
 
 class Record(TypedDict):
-    """A row without its images, answered: all that scoring needs, a few MB for a whole benchmark."""
+    """An answered question without its images: all that scoring needs, a few MB for a whole benchmark."""
 
     question_id: str
     group_id: str
@@ -41,7 +41,7 @@ class Record(TypedDict):
     kind: str
     choices: list[str]
     answers: list[str]
-    prediction: str | None  # None where the image could not be read; scored as an empty answer
+    prediction: str | None  # None if the image could not be read; scored as an empty answer
 
 
 _TEXTS = pa.list_(pa.string())

@@ -1,8 +1,8 @@
-"""From records to scores: every metric, its interval and its breakdown come from sums over scoring groups.
+"""Scores records: sums over scoring groups give every metric, its interval and its breakdown.
 
-A benchmark says what to count in a group (`statistics`) and how summed counts become metrics (`combine`). The same two
-functions give the score (all groups), a category (its groups), a confidence interval (resampled groups) and the
-interval of the difference of two runs (the same resamples of both).
+A benchmark defines the counts of a group (`statistics`) and how summed counts become metrics (`combine`). The same two
+functions give the score (sums over all groups), a category (over its groups), a confidence interval (over resampled
+groups) and the interval of the difference of two runs (over the same resamples of both).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,15 +20,15 @@ class Scorer:
     """How one benchmark is scored."""
 
     headline: str  # the metric that papers print
-    scale: float  # from the raw metric to the papers' units: 100 where they print per cent
+    scale: float  # factor from the raw metric to the papers' units: 100 if they print per cent
     statistics: Callable[[list[list[Record]]], np.ndarray]  # groups -> float64 [G, S], additive
     combine: Combine  # sums [..., S] -> metric name -> [...]
-    value: int = 0  # column of the statistics that two runs are compared by, group by group
+    value: int = 0  # column of the statistics that the paired test of two runs compares, group by group
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Scores of one run on one benchmark. Metrics are raw; multiply the headline by `scale` to compare with papers."""
+    """Scores of one run on one benchmark. Metrics are raw: multiply the headline by `scale` to compare with papers."""
 
     benchmark: str
     headline: str
@@ -37,7 +37,7 @@ class Scores:
     intervals: dict[str, tuple[float, float]]
     categories: dict[str, dict[str, float]]  # category -> metric -> value, with `groups` among the metrics
     questions: int
-    unanswered: int  # questions with an empty answer or none; all of them count, as wrong
+    unanswered: int  # questions with an empty answer or without one; all of them count as wrong
     group_ids: list[str]
     values: np.ndarray = field(repr=False)  # [G], for paired tests
     statistics: np.ndarray = field(repr=False)  # [G, S]
@@ -45,7 +45,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Run a against run b on the same questions: a - b, its interval, and whether that is more than chance."""
+    """Run a compared with run b on the same questions: a - b, its interval, and a test of the difference."""
 
     difference: float  # of the headline metric, raw
     interval: tuple[float, float]
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def mean_scorer(name: str, score: Callable[[Record], float], scale: float = 100.0) -> Scorer:
-    """A metric that is the mean over questions of `score`; every question is a group."""
+    """A scorer with one metric, the mean of `score` over questions. Every question is its own group."""
 
     def statistics(groups: list[list[Record]]) -> np.ndarray:
         return np.array([[sum(map(score, group)), len(group)] for group in groups], np.float64)
@@ -75,7 +75,7 @@ def score_records(
     """Scores of all records of one run; their order does not matter.
 
     Raises:
-        ValueError: if there are none, a question appears twice, or a group is incomplete.
+        ValueError: if there are no records, a question appears twice, or a group is incomplete.
     """
     answered = [_with_prediction(record) for record in records]
     _check_unique(benchmark, answered)
@@ -103,20 +103,21 @@ def score_records(
 def compare_scores(
     ours: Scores, theirs: Scores, scorer: Scorer, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
-    """Two runs on the same groups: paired bootstrap of the headline, and a paired test of the groups' values.
+    """Compares two runs on the same groups: paired bootstrap of the headline, and a paired test of the groups' values.
 
-    McNemar where every group is right or wrong, else Wilcoxon.
+    The test is McNemar's if every group is right or wrong, else Wilcoxon's.
 
     Raises:
-        ValueError: if the two are of different benchmarks or groups.
+        ValueError: if the two runs are of different benchmarks or groups.
     """
-    from pipelines.metrics.compare import mcnemar_p, wilcoxon_p  # scipy takes a second to load; only this needs it
+    from pipelines.metrics.compare import mcnemar_p, wilcoxon_p  # imported here: scipy takes a second to load
 
     if (ours.benchmark, ours.group_ids) != (theirs.benchmark, theirs.group_ids):
         raise ValueError(
             f"runs must be of the same questions, got {ours.benchmark!r} with {len(ours.group_ids)} groups and "
             f"{theirs.benchmark!r} with {len(theirs.group_ids)}"
         )
+    # Both runs stand side by side in one table, so that they share every resample.
     both = resampled_sums(np.hstack([ours.statistics, theirs.statistics]), resamples, seed)
     width = ours.statistics.shape[1]
     differences = scorer.combine(both[:, :width])[ours.headline] - scorer.combine(both[:, width:])[ours.headline]
@@ -138,17 +139,17 @@ def _with_prediction(record: Record) -> Record:
 def _check_unique(benchmark: str, records: Sequence[Record]) -> None:
     if not records:
         raise ValueError(f"benchmark {benchmark!r}: records must not be empty, got none")
-    seen: set[str] = set()
+    ids: set[str] = set()
     for record in records:
-        if record["question_id"] in seen:
+        if record["question_id"] in ids:
             raise ValueError(
                 f"benchmark {benchmark!r}: question ids must be unique, got {record['question_id']!r} twice"
             )
-        seen.add(record["question_id"])
+        ids.add(record["question_id"])
 
 
 def _by_group(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Sorted by id, so that resampling draws the same groups whatever the order of the records."""
+    """The groups sorted by id, so that a resample draws the same groups for any order of the records."""
     groups: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: (record["group_id"], record["question_id"])):
         groups.setdefault(record["group_id"], []).append(record)
@@ -158,7 +159,7 @@ def _by_group(records: Sequence[Record]) -> dict[str, list[Record]]:
 def _by_category(
     groups: Sequence[list[Record]], statistics: np.ndarray, combine: Combine
 ) -> dict[str, dict[str, float]]:
-    """`a/b` counts for `a` and for `a/b`; a group without a category for neither."""
+    """The metrics of every category. A group of `a/b` counts for `a` and for `a/b`; one without a category for none."""
     members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         levels = group[0]["category"].split("/") if group[0]["category"] else []

@@ -1,4 +1,4 @@
-"""GQA, OK-VQA and POPE: a single word or phrase, compared with the right one or with what ten people said."""
+"""GQA, OK-VQA and POPE: the answer is a word or phrase, compared with the right answer or with ten human answers."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ _UNANSWERABLE = "When the provided information is insufficient, respond with 'Un
 
 
 def short_content(source: Source, answers: list[str], category: str, kind: Kind = "short") -> list[Content]:
-    """One question with an image of its own.
+    """The content of a row with one image and one question.
 
     Raises:
         ValueError: if the image or all answers are missing.
@@ -36,10 +36,10 @@ def short_content(source: Source, answers: list[str], category: str, kind: Kind 
 
 
 def yes_or_no(answer: str) -> str:
-    """The right answer in lower case.
+    """The right answer in lower case and without dots, `yes` or `no`.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if the answer is neither.
     """
     answer = answer.lower().strip().replace(".", "")
     if answer not in ("yes", "no"):
@@ -48,11 +48,12 @@ def yes_or_no(answer: str) -> str:
 
 
 def exact_match_score(record: Record) -> float:
+    """1 if the prediction matches the first answer exactly, else 0."""
     return float(exact_match(record["prediction"] or "", record["answers"][0]))
 
 
 def yes_no_scorer(headline: str) -> Scorer:
-    """POPE's metrics, one of them as the headline; two runs are compared by which answers are right."""
+    """A scorer with POPE's metrics, one of them as the headline. The paired test of two runs compares right answers."""
 
     def statistics(groups: list[list[Record]]) -> np.ndarray:
         return np.array(
@@ -63,7 +64,7 @@ def yes_no_scorer(headline: str) -> Scorer:
 
 
 def _pope_key(source: Source, _: int) -> list[Key]:
-    """Ids repeat across the three categories, which is why the category is part of the key."""
+    """The id of a question holds its category, because ids repeat across the three categories."""
     question_id = f"{source['category']}/{source['id']}"
     return [Key(question_id, question_id, source["image_source"])]
 

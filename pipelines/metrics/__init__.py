@@ -1,4 +1,7 @@
-"""Scores of captions and answers: pure functions, one file for each family. `compare` is imported where it is used."""
+"""Scores of captions and answers: pure functions, one file for each family of metrics.
+
+Callers import `compare` inside the function that uses it, because `compare` needs scipy.
+"""
 
 from pipelines.metrics.cider import cider_d, cider_d_scores
 from pipelines.metrics.vqa import vqa_accuracy, vqa_normalize

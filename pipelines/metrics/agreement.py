@@ -1,7 +1,7 @@
-"""Quality of captions without references: agreement with other captions of the same images, length, loops, a canary.
+"""Quality of captions without references: agreement with other captions of the same images, health, a canary.
 
-"Other" captions are usually those of the unpruned model for the same sample. Agreement is not accuracy: it says how
-much pruning changed, not which of the two is right.
+The other captions are usually those of the unpruned model for the same sample. Agreement is not accuracy: agreement
+says how much pruning changed the captions, not which captions are right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,34 +16,39 @@ from pipelines.metrics.rouge import rouge_l
 
 
 def agreement(captions: Mapping[Key, str], others: Mapping[Key, str]) -> dict[str, dict[Key, float]]:
-    """Per image, `captions` against `others` as the only reference; the mean over images is the corpus value.
+    """Metric -> image -> value of `captions` with `others` as the only references. The mean is the corpus value.
 
-    `cider` (raw scale, at most 10), `rouge_l` and `exact_match` (0 or 1; of the tokens, so case and final dots do not
-    count) and `extra_tokens` (length drift; positive where the caption is longer than the other).
+    cider          CIDEr-D on the raw scale, at most 10
+    rouge_l        ROUGE-L in [0, 1]
+    exact_match    1 if the tokens are equal, so case and final dots do not count; else 0
+    extra_tokens   length drift: tokens of the caption minus tokens of the other
 
     Raises:
-        ValueError: if the ids differ or there are none.
+        ValueError: if the ids of the two differ, or there are none.
     """
     check_pairs(captions, {key: [text] for key, text in others.items()})
-    ours = {key: tokenize(text) for key, text in captions.items()}
-    theirs = {key: tokenize(others[key]) for key in captions}
+    tokens = {key: tokenize(text) for key, text in captions.items()}
+    other_tokens = {key: tokenize(others[key]) for key in captions}
     return {
-        "cider": cider_d_scores(ours, {key: [tokens] for key, tokens in theirs.items()}),
-        "rouge_l": {key: rouge_l(ours[key], [theirs[key]]) for key in ours},
-        "exact_match": {key: float(ours[key] == theirs[key]) for key in ours},
-        "extra_tokens": {key: float(len(ours[key]) - len(theirs[key])) for key in ours},
+        "cider": cider_d_scores(tokens, {key: [reference] for key, reference in other_tokens.items()}),
+        "rouge_l": {key: rouge_l(tokens[key], [other_tokens[key]]) for key in tokens},
+        "exact_match": {key: float(tokens[key] == other_tokens[key]) for key in tokens},
+        "extra_tokens": {key: float(len(tokens[key]) - len(other_tokens[key])) for key in tokens},
     }
 
 
 def health(captions: Sequence[str], finish_reasons: Sequence[str]) -> dict[str, float]:
-    """What a corpus of captions shows by itself, as shares of the captions unless said otherwise.
+    """Symptoms that a corpus of captions shows by itself. All values but the last are shares in [0, 1].
 
-    `empty`; `truncated` (finish_reason is "length"); `looping` (ends in the same words three times or more);
-    `repeated_4grams` (mean share of a caption's 4-grams that came before); `distinct` (different captions / captions:
-    near 0 if the model says the same of every image); `mean_tokens` (a number).
+    empty             captions without a character other than white space
+    truncated         captions whose finish reason is "length"
+    looping           captions that end in the same words three times or more
+    repeated_4grams   mean share of a caption's 4-grams that occurred before in the same caption
+    distinct          different captions / captions; near 0 if the model says the same of every image
+    mean_tokens       mean number of tokens
 
     Raises:
-        ValueError: if there are no captions, or not one finish reason for each.
+        ValueError: if there are no captions, or another number of finish reasons.
     """
     if not captions or len(captions) != len(finish_reasons):
         lengths = f"{len(captions)} and {len(finish_reasons)}"
@@ -60,7 +65,7 @@ def health(captions: Sequence[str], finish_reasons: Sequence[str]) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """Did the model look? Shares of images whose caption stayed the same with other pixels in their place."""
+    """Whether captions depend on their images: shares of captions that stay the same with other pixels."""
 
     same_as_blank: float
     same_as_swapped: float
@@ -68,6 +73,7 @@ class Canary:
 
     @property
     def saw_the_images(self) -> bool:
+        """Whether neither share is above `max_same`."""
         return max(self.same_as_blank, self.same_as_swapped) <= self.max_same
 
 
@@ -77,10 +83,11 @@ def canary(
     of_swapped: Mapping[Key, str],
     max_same: float = 0.1,
 ) -> Canary:
-    """Compares captions with those of a blank image and of another image under the same ids, token by token.
+    """Compares captions, token by token, with the captions of a blank image and of a swapped image under the same ids.
 
-    A pipeline that feeds wrong or constant visual tokens still writes fluent captions; they just do not change. The
-    swapped images should show something else; `max_same` leaves room for pairs that truly deserve one caption.
+    A pipeline that feeds wrong or constant visual tokens still writes fluent captions, but these captions do not change
+    with the image. A swapped image should show something else; `max_same` leaves room for pairs of images that deserve
+    the same caption.
 
     Raises:
         ValueError: if the ids differ, there are none, or max_same is outside [0, 1].

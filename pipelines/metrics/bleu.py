@@ -2,9 +2,9 @@
 
     BLEU-4 = BP * (p1 p2 p3 p4)^(1/4),   p_n = clipped n-gram matches / candidate n-grams,   BP = exp(1 - r/c) if c < r
 
-The counts of all images are added before the formula is applied; r is the length of the reference that is closest to
-the candidate's, the shorter one on a tie. `bleu4_counts` and `bleu4` are separate so that resampling images is adding
-other counts.
+c is the length of the candidate, r the length of the reference whose length is closest to c, the shorter one on a tie.
+The counts of all images are added before the formula is applied. `bleu4_counts` and `bleu4` are separate, so that a
+resample of images only adds other counts.
 """
 
 from collections import Counter
@@ -14,18 +14,18 @@ import numpy as np
 
 MAX_N = 4
 NUM_COUNTS = 2 * MAX_N + 2
-_TINY, _SMALL = 1e-15, 1e-9  # the published code's guards: a corpus without a match scores 0, not an error
+_TINY, _SMALL = 1e-15, 1e-9  # guards of the published code: a corpus without a match scores 0
 
 
 def bleu4_counts(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """One image's counts, float64 [10]: matches (n = 1..4), n-grams (n = 1..4), candidate and reference length."""
+    """The counts of one image, float64 [10]: matches (n = 1..4), n-grams (n = 1..4), candidate and reference length."""
     counts = np.zeros(NUM_COUNTS)
     for n in range(1, MAX_N + 1):
-        most: Counter[tuple[str, ...]] = Counter()
+        clip: Counter[tuple[str, ...]] = Counter()  # n-gram -> its largest count in any one reference
         for reference in references:
-            most |= _ngrams(reference, n)
+            clip |= _ngrams(reference, n)
         grams = _ngrams(candidate, n)
-        counts[n - 1] = (grams & most).total()
+        counts[n - 1] = (grams & clip).total()
         counts[MAX_N + n - 1] = grams.total()
     length = len(candidate)
     counts[-2] = length
@@ -34,7 +34,7 @@ def bleu4_counts(candidate: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def bleu4(counts: np.ndarray) -> np.ndarray:
-    """BLEU-4, [...] on the scale 0 to 1, from summed counts [..., 10]."""
+    """BLEU-4 [...] in [0, 1] from summed counts [..., 10]."""
     matches, grams = counts[..., :MAX_N], counts[..., MAX_N : 2 * MAX_N]
     precision = np.prod((matches + _TINY) / (grams + _SMALL), axis=-1) ** (1 / MAX_N)
     ratio = (counts[..., -2] + _TINY) / (counts[..., -1] + _SMALL)

@@ -1,8 +1,8 @@
 """Confidence intervals by resampling scoring groups with replacement (percentile bootstrap, Efron 1979).
 
 A metric is a function of sums over groups: mean accuracy of (right, asked), F1 of its four counts, MME of sums and
-counts per category. So one resample is one weighted sum, and many are one matrix product. A group is what is scored as
-a whole: an image of MME, a question of MMBench with its copies.
+counts per category. So one resample is one weighted sum of the groups' statistics, and many resamples are one matrix
+product. A group is scored as a whole: an image of MME, a question of MMBench with its copies.
 
 Departures:
 - CIDEr's document frequencies stay those of the whole run; only the image scores are resampled.
@@ -16,11 +16,11 @@ Combine = Callable[[np.ndarray], dict[str, np.ndarray]]  # sums [..., S] -> metr
 
 RESAMPLES = 1000
 LEVEL = 0.95
-_DRAWS_AT_ONCE = 1 << 22  # 32 MiB of indices
+_DRAWS_AT_ONCE = 1 << 22  # bounds the memory of one block of resamples: 32 MiB of indices
 
 
 def resampled_sums(statistics: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Sums [R, S] of R resamples of G groups with statistics [G, S]; the same groups for the same seed, G and R.
+    """Sums [R, S] over R resamples of G groups with statistics [G, S]. The same seed, G and R draw the same groups.
 
     Raises:
         ValueError: if statistics is not two-dimensional with at least one group, or resamples is below 1.
@@ -35,7 +35,7 @@ def resampled_sums(statistics: np.ndarray, resamples: int = RESAMPLES, seed: int
 def bootstrap(
     statistics: np.ndarray, combine: Combine, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """(low, high) of every metric that `combine` makes of sums; statistics are float [G, S], a row for each group.
+    """(low, high) of every metric that `combine` computes from sums. Statistics are float [G, S], one row a group.
 
     Raises:
         ValueError: as `resampled_sums`, or if level is outside (0, 1).
@@ -45,7 +45,7 @@ def bootstrap(
 
 
 def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The central `level` of the values.
+    """The ends of the interval that holds the central share `level` of the values.
 
     Raises:
         ValueError: if level is outside (0, 1).
@@ -57,7 +57,10 @@ def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float
 
 
 def _weights(num_groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each resample drew each group, float64 [<= R, G] at a time."""
+    """How often each resample draws each group, float64, in blocks of at most R rows and of G columns.
+
+    Row r's draws are shifted by r * G, so that one `bincount` counts the draws of a whole block.
+    """
     rng = np.random.default_rng(seed)
     rows = max(1, _DRAWS_AT_ONCE // num_groups)
     for start in range(0, resamples, rows):

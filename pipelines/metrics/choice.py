@@ -1,14 +1,14 @@
-"""Multiple choice where the answer has to be the letter: ScienceQA and SEED-Bench."""
+"""Multiple choice answered by the letter of the option: ScienceQA and SEED-Bench."""
 
 
 def scienceqa_correct(prediction: str, letter: str) -> bool:
-    """Whether the stripped answer is the letter, or starts with it as `X.`; case counts."""
-    said = prediction.strip()
-    if said == letter:
+    """Whether the stripped answer is the letter, or starts with `X.` for the letter X. Case counts."""
+    answer = prediction.strip()
+    if answer == letter:
         return True
-    return len(said) >= 2 and said[0].isupper() and said[1] == "." and said[0] == letter
+    return len(answer) >= 2 and answer[0].isupper() and answer[1] == "." and answer[0] == letter
 
 
 def seed_correct(prediction: str, letter: str) -> bool:
-    """Whether the first character of the stripped answer is the letter; case counts."""
+    """Whether the first character of the stripped answer is the letter. Case counts."""
     return prediction.strip()[:1] == letter

@@ -6,10 +6,10 @@ For n-grams of n = 1..4, with tf the count in a caption and df the number of ima
     sim_n     = sum_w min(g(c)_w, g(r)_w) g(r)_w / (|g(c)| |g(r)|) * exp(-(Lc - Lr)^2 / (2 * 6^2))
     CIDEr-D   = 10 * mean over n of the mean over references; a corpus scores the mean of its images
 
-Document frequencies come from the references of the images that are scored, so a subset has another score than the same
-images inside the whole; one image alone scores 0. `L` counts bigrams, as the published code does.
+The document frequencies come from the references of the scored images. So an image scores differently in a subset than
+in the whole corpus, and one image alone scores 0. `L` counts bigrams, as the published code does.
 
-Two passes over the references, so that memory holds the document frequencies and one image's counts.
+The code passes over the references twice, so that memory holds the document frequencies and the counts of one image.
 """
 
 import math
@@ -27,10 +27,11 @@ SIGMA = 6.0
 
 
 def cider_d(candidates: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> float:
-    """CIDEr-D of a corpus on the raw scale (0 to 10; about 1.1 for LLaVA-1.5 on COCO). Tokenises both sides itself.
+    """CIDEr-D of a corpus on the raw scale (0 to 10; about 1.1 for LLaVA-1.5 on COCO). Tokenises both sides.
 
     Raises:
-        ValueError: if the ids of the two differ, there are none, or an image has no reference or not one candidate.
+        ValueError: if the ids of the two differ, there are none, an image has no reference, or its candidate is not
+            one string.
     """
     check_pairs(candidates, references)
     if wrong := [key for key, text in candidates.items() if not isinstance(text, str)]:
@@ -55,12 +56,13 @@ def cider_d_scores(candidates: Mapping[Key, Tokens], references: Mapping[Key, Se
     log_images = math.log(len(candidates))
     idf = {gram: log_images - math.log(count) for gram, count in df.items()}
     return {
-        key: _image_score(tokens, references[key], idf, log_images)  # an n-gram no reference has: ln N
+        key: _image_score(tokens, references[key], idf, log_images)  # ln N: the idf of an n-gram in no reference
         for key, tokens in candidates.items()
     }
 
 
 def _image_score(candidate: Tokens, references: Sequence[Tokens], idf: Vector, unseen: float) -> float:
+    """CIDEr-D of one image. `unseen` is the idf of an n-gram that no reference holds."""
     vectors = [_weigh(counts, idf, unseen) for counts in _ngram_counts(candidate)]
     norms = [_norm(vector) for vector in vectors]
     total = 0.0

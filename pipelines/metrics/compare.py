@@ -1,4 +1,7 @@
-"""Two runs over the same questions: is the difference more than chance? Needs scipy, so it is imported where used."""
+"""Tests whether the difference of two runs on the same questions is more than chance.
+
+The module needs scipy, so callers import it inside the function that uses it.
+"""
 
 import numpy as np
 from scipy.stats import binomtest, wilcoxon
@@ -7,11 +10,11 @@ from scipy.stats import binomtest, wilcoxon
 def wilcoxon_p(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Two-sided p of the Wilcoxon signed-rank test on paired scores [G]; 1 if no pair differs.
 
-    Pairs without a difference are left out (Wilcoxon's own rule). For scores with more than two values, such as an
-    image's CIDEr; for right or wrong use `mcnemar_p`.
+    Pairs without a difference are left out (Wilcoxon's own rule). The test is for scores with more than two values,
+    such as the CIDEr of an image; `mcnemar_p` is for right or wrong answers.
 
     Raises:
-        ValueError: if the two are not of one length, at least 1.
+        ValueError: if the two differ in length, or are empty.
     """
     difference = _paired_difference(ours, theirs)
     difference = difference[difference != 0]
@@ -23,10 +26,11 @@ def wilcoxon_p(ours: np.ndarray, theirs: np.ndarray) -> float:
 def mcnemar_p(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Two-sided p of the exact McNemar test on paired right/wrong answers [G]; 1 if no pair differs.
 
-    Of the pairs that differ, each run wins half under the null hypothesis: a binomial test with probability 1/2.
+    Under the null hypothesis each run wins half of the pairs that differ, so the test is a binomial test with
+    probability 1/2.
 
     Raises:
-        ValueError: if the two are not of one length, at least 1, or not all 0 or 1.
+        ValueError: if the two differ in length, are empty, or hold values other than 0 and 1.
     """
     difference = _paired_difference(ours, theirs)
     if not np.isin(ours, (0, 1)).all() or not np.isin(theirs, (0, 1)).all():

@@ -1,4 +1,4 @@
-"""Exact match as GQA is scored: the `exact_match` metric of Hugging Face evaluate, ignoring case and punctuation."""
+"""Exact match, the score of GQA: the `exact_match` metric of Hugging Face evaluate, without case and punctuation."""
 
 import string
 
@@ -8,8 +8,8 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def exact_match(prediction: str, target: str) -> bool:
     """Whether the two are equal in lower case and without ASCII punctuation.
 
-    Punctuation is deleted, not replaced by a space. White space is stripped around the prediction only; articles and
-    number words stay. Two texts of nothing but punctuation match only if they are the same.
+    Punctuation is deleted, not replaced by a space. White space is stripped around the prediction only. Articles and
+    number words stay. Two texts that hold only punctuation match if they are the same text.
     """
     prediction = prediction.strip()
     left, right = (text.lower().translate(_NO_PUNCTUATION) for text in (prediction, target))

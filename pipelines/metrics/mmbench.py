@@ -1,25 +1,26 @@
-"""MMBench: the option letter that a free answer names, by rules alone, and the circular score.
+"""MMBench: finds the option letter in a free answer by rules alone, and computes the circular score.
 
-A question is asked several times with its options rotated; it counts as solved only if every copy is answered right.
+A question is asked several times with rotated options. The question is solved only if every copy is answered right.
 
 Departures:
-- The published evaluation asks a GPT judge where the rules do not decide. Here undecided is wrong, and the number of
-  undecided answers is reported; models of the LLaVA-1.5 kind practically always answer with a letter.
+- If the rules do not decide, the published evaluation asks a GPT judge. Here an undecided answer is wrong, and the
+  number of undecided answers is reported. Models of the LLaVA-1.5 kind practically always answer with a letter.
 """
 
 from collections.abc import Sequence
 
 LETTERS = "ABCDE"  # five, however many options there are
 MAX_WORDS_WITH_A = 3  # in a longer answer "A" may be the article
-# The letter stands where {} is; the first shape that exactly one letter takes wins.
+# Words in which the letter stands at {}. The first shape that exactly one letter fits decides.
 _SHAPES = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 
 
 def mmbench_letter(prediction: str, choices: Sequence[str]) -> str | None:
-    """The letter that the answer names, or None if the rules do not decide.
+    """The letter in the answer, or None if the rules do not decide.
 
-    `choices` are the texts of options A, B, ...; the string `nan`, which the data set puts for an absent option, counts
-    as a text, as it does in the published rules.
+    The rules in their order: exactly one letter stands alone as a word; exactly one letter fits a shape; the answer
+    contains the text of exactly one option. `choices` are the texts of options A, B, .... The data set writes `nan` for
+    an absent option, and `nan` counts as a text, as in the published rules.
     """
     words = prediction.split()
     alone = [letter for letter in LETTERS if letter in words]
@@ -29,8 +30,8 @@ def mmbench_letter(prediction: str, choices: Sequence[str]) -> str | None:
         fitting = [letter for letter in LETTERS if shape.format(letter) in words]
         if len(fitting) == 1:
             return fitting[0]
-    said = prediction.lower()
-    contained = [letter for letter, text in zip("ABCDEFGHIJ", choices, strict=False) if text.lower() in said]
+    lowered = prediction.lower()
+    contained = [letter for letter, text in zip("ABCDEFGHIJ", choices, strict=False) if text.lower() in lowered]
     return contained[0] if len(contained) == 1 else None
 
 
@@ -38,7 +39,7 @@ def circular_hit(letters: Sequence[str | None], answers: Sequence[str]) -> bool:
     """Whether every copy of one question is answered right.
 
     Raises:
-        ValueError: if there is no copy, or not one answer for each.
+        ValueError: if there is no copy, or another number of answers.
     """
     if not letters or len(letters) != len(answers):
         raise ValueError(

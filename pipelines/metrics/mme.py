@@ -1,4 +1,4 @@
-"""MME: two yes/no questions an image; accuracy and accuracy+ (both right) add up to at most 200 in each category."""
+"""MME: two yes/no questions about each image. Accuracy plus accuracy+ (both right) is at most 200 in each category."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,9 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 def mme_answer(prediction: str) -> str:
     """`yes`, `no` or `other`.
 
-    After lower-casing, stripping and deleting dots: the word itself, or its first letter alone, or else whatever of the
-    two the first four characters contain, yes before no (so "not" and "none" are no).
+    The prediction is lower-cased and stripped, and its dots are deleted. Then the answer is the word itself, or the
+    word of which the prediction is the first letter, or the word in the first four characters, yes before no. So "not"
+    and "none" are no.
     """
     text = prediction.lower().strip().replace(".", "")
     if text in ("yes", "no"):
@@ -24,7 +25,7 @@ def mme_answer(prediction: str) -> str:
 
 
 def mme_image_score(correct: Sequence[bool]) -> float:
-    """Score of one image: 100 * mean of its two answers, plus 100 if both are right. One of 0, 50, 200.
+    """Score of one image: 100 * share of right answers, plus 100 if both are right. One of 0, 50, 200.
 
     Raises:
         ValueError: if there are not exactly two answers.

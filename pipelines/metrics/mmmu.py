@@ -1,16 +1,16 @@
-"""MMMU: what a free answer says, for multiple-choice and for open questions, by the benchmark's own parsing rules.
+"""MMMU: parses free answers to multiple-choice and open questions by the benchmark's own rules.
 
 Departures:
-- The published fallback for an unreadable multiple-choice answer is a letter from Python's global random state. Here it
-  is a letter drawn from a hash of the question id, so that no order of evaluation changes a score.
-- An empty answer is wrong. The published code draws a letter for it as well.
+- For an unreadable multiple-choice answer, the published code draws a letter from Python's global random state. Here a
+  hash of the question id draws the letter, so that the order of the evaluation does not change a score.
+- An empty answer is wrong. The published code draws a letter for an empty answer as well.
 """
 
 import hashlib
 import re
 from collections.abc import Sequence
 
-_MIN_WORDS_FOR_TEXT = 6  # only a longer answer is searched for the text of an option
+_MIN_WORDS_FOR_TEXT = 6  # shorter answers are not searched for the text of an option
 _CUES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _TRIVIAL = frozenset(":,.!?;'")
 _WITH_THOUSANDS = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
@@ -19,10 +19,11 @@ _PLAIN = re.compile(r"-?(?:\d*\.\d+|\d+\b)(?![eE][+-]?\d|[,\d])")
 
 
 def mmmu_letter(prediction: str, choices: Sequence[str], question_id: str) -> tuple[str | None, bool]:
-    """(letter, whether it was drawn because the rules found none); (None, False) for an empty answer.
+    """(letter, whether the letter was drawn because no rule found one); (None, False) for an empty answer.
 
-    The first rule that finds a letter: `(X)`; a letter before a space, even at the end of a word; `X.`; in an answer of
-    more than five words the text of an option. Of several letters the one that stands last.
+    The first rule that finds a letter decides: `(X)`; a letter before a space, even at the end of a word; `X.`; the
+    text of an option, in an answer of more than five words. If a rule finds several letters, the last one in the answer
+    counts.
 
     Raises:
         ValueError: if there are no choices.
@@ -31,7 +32,7 @@ def mmmu_letter(prediction: str, choices: Sequence[str], question_id: str) -> tu
         raise ValueError(f"choices of MMMU question {question_id} must not be empty")
     if not prediction.strip():
         return None, False
-    for mark in ",.!?;:'":
+    for mark in ",.!?;:'":  # one mark after the other, as published: a mark freed by a later one stays
         prediction = prediction.strip(mark)
     text = f" {prediction} "
     letters = [chr(ord("A") + i) for i in range(len(choices))]
@@ -42,6 +43,7 @@ def mmmu_letter(prediction: str, choices: Sequence[str], question_id: str) -> tu
         return max(found, key=lambda letter: text.rfind(f"({letter})")), False
     found = [letter for letter in letters if f"{letter} " in text] or [x for x in letters if f"{x}." in text]
     if found:
+        # As published, letters of both rules are ranked by ` X `: a letter that never stands alone has the place -1.
         return max(found, key=lambda letter: text.rfind(f" {letter} ")), False
     if len(text.split()) >= _MIN_WORDS_FOR_TEXT and (found := [x for x in letters if options[x] in lowered]):
         return max(found, key=lambda letter: lowered.rfind(options[letter])), False
@@ -49,18 +51,21 @@ def mmmu_letter(prediction: str, choices: Sequence[str], question_id: str) -> tu
 
 
 def mmmu_open(prediction: str) -> list[str | float]:
-    """The candidate answers in an open answer: tails after cue words, and every number in them, normalised."""
-    whole = prediction.strip().strip(".").lower()
-    *heads, last = whole.split("\n")
+    """The candidates in an open answer, normalised: the tails after cue words, and every number in the tails.
+
+    Without a tail, the whole answer is the candidate. `=` is a cue in the last line only.
+    """
+    answer = prediction.strip().strip(".").lower()
+    *heads, last = answer.split("\n")
     tails = [tail for head in heads if (tail := _tail(head, _CUES))]
     tails += [tail] if (tail := _tail(last, (*_CUES, "="))) else []
-    texts = tails or [whole]
+    texts = tails or [answer]
     numbers = [n for text in texts for kind in (_WITH_THOUSANDS, _SCIENTIFIC, _PLAIN) for n in kind.findall(text)]
     return list(dict.fromkeys(value for text in [*texts, *numbers] for value in _normalize(text)))
 
 
 def mmmu_open_correct(prediction: str, answer: str) -> bool:
-    """Whether a candidate answer equals the number, or contains the text, of the right one."""
+    """Whether a candidate in the prediction equals the number of the right answer, or contains its text."""
     right = _normalize(answer)
     texts = [value for value in right if isinstance(value, str)]
     return any(
@@ -70,9 +75,9 @@ def mmmu_open_correct(prediction: str, answer: str) -> bool:
 
 
 def _tail(text: str, cues: Sequence[str]) -> str | None:
-    """The shortest text after the last occurrence of a cue; None if there is no cue, or nothing but a mark after it.
+    """The shortest text after the last occurrence of a cue; None without a cue, or if only a mark follows.
 
-    As published, an empty tail is the shortest so far until the next cue replaces it.
+    As published, an empty tail counts as no tail: the tail of the next cue replaces it.
     """
     shortest = ""
     for cue in cues:
@@ -84,12 +89,15 @@ def _tail(text: str, cues: Sequence[str]) -> str | None:
 
 
 def _normalize(text: str) -> list[str | float]:
+    """The number in the text, rounded to two decimals; else the text in lower case."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
     except ValueError:
         text = text.lower()
-    return [f" {text}", f"{text} "] if len(text) == 1 else [text]  # a lone letter is in almost any text
+    return (
+        [f" {text}", f"{text} "] if len(text) == 1 else [text]
+    )  # a lone letter is part of almost any text, so it needs a space at one side
 
 
 def _hash(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What every caption score of a corpus asks of its input: one candidate and at least one reference for each image."""
+"""Checks the input of a caption score: one candidate and at least one reference for each image of the corpus."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
@@ -7,7 +7,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def check_pairs(candidates: Mapping[Key, object], references: Mapping[Key, Sequence[object]]) -> None:
-    """Raises ValueError unless both hold the same ids, at least one, each with at least one reference."""
+    """Raises ValueError unless both have the same ids, at least one, and each id has at least one reference."""
     if not candidates:
         raise ValueError("candidates must hold at least one caption, got none")
     if candidates.keys() != references.keys():

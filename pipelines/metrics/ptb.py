@@ -1,20 +1,20 @@
-"""Penn-Treebank-like tokens of a caption, as the published caption scores count them, without Java.
+"""Cuts a caption into Penn-Treebank-like tokens, as the published caption scores count them, without Java.
 
 The published scores tokenise with Stanford's PTBTokenizer 3.4.1 (lower-casing) and then drop quotes, sentence
-punctuation and dashes. This module reproduces what comes out for captions: clitics and `n't` are split off, hyphenated,
-slashed and dotted words stay whole, acronyms and common abbreviations keep their dot, and brackets stay in as `-lrb-`
-(the published drop list names them in upper case, so after lower-casing it misses them).
+punctuation and dashes. This module reproduces the result for captions. Clitics and `n't` are split off. Hyphenated,
+slashed and dotted words stay whole. Acronyms and common abbreviations keep their dot. Brackets stay as `-lrb-`: the
+published drop list names brackets in upper case, so it misses them after lower-casing.
 
 Departures:
-- Shapes that captions hardly have are cut by the general rules: smileys, HTML entities, `1.2-1.3`, rare abbreviations.
-  tests/test_metrics_ptb.py runs the original where Java is found and states the agreement.
+- The general rules cut shapes that captions hardly have: smileys, HTML entities, `1.2-1.3`, rare abbreviations.
+  tests/metrics/test_ptb.py runs the original if Java is installed, and states the agreement.
 """
 
 import re
 
 _DROPPED = frozenset(("''", "'", "``", "`", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 
-# Characters that the original rewrites before or while cutting; the soft hyphen vanishes.
+# Characters that the original rewrites before or while it cuts tokens. The soft hyphen disappears.
 _REWRITES = str.maketrans(
     {
         "\u2018": "'", "\u2019": "'", "\u2039": "'", "\u203a": "'",
@@ -34,7 +34,7 @@ _ABBREVIATIONS = (
     "sept oct nov dec mon tue tues wed thu thurs fri calif fla mich minn va ky tenn ariz ind kan mo neb nev okla wis"
 ).replace(" ", "|")
 
-# Words that open a sentence: after a space, they make a single letter with a dot an end, not an initial.
+# Words that open a sentence. If one of them follows a letter with a dot, the dot ends a sentence: no initial.
 _OPENERS = "The A An In It He She There This That They We You Some At But Her As If Then When What Now".replace(
     " ", "|"
 )
@@ -43,7 +43,7 @@ _LETTER = r"[^\W\d_]"
 _WORD = r"[^\W_]+"  # letters and digits
 _END = r"(?![\w'-])"  # not inside a longer word
 
-# In order; the first that matches at a position is the next token.
+# The order matters: at each position, the first shape that matches makes the next token.
 _SHAPES = (
     r"</?[A-Za-z][^<>]*>",  # mark-up
     r"https?://\S+|www\.\S+|[\w.+-]+@[\w-]+(?:\.[\w-]+)*|(?<!\w)[@#][A-Za-z]\w*",
@@ -68,7 +68,7 @@ _TOKEN = re.compile("|".join(_SHAPES))
 
 
 def tokenize(caption: str) -> list[str]:
-    """Lower-case tokens of one caption, without the punctuation that caption scores leave out.
+    """The lower-case tokens of one caption, without the punctuation that caption scores drop.
 
     A line break counts as a space. An empty caption has no tokens.
     """

@@ -1,20 +1,20 @@
-"""Does a caption repeat itself? The failure of a decoder that never finds the end."""
+"""Detects captions that repeat themselves, the failure of a decoder that never ends its caption."""
 
 import re
 from collections.abc import Sequence
 
-MAX_PERIOD = 12  # tokens of the longest unit that counts as a loop
-MIN_TURNS = 3  # "very very" is speech, three times the same is a loop
+MAX_PERIOD = 12  # tokens in the longest phrase whose repetition counts as a loop
+MIN_TURNS = 3  # turns of a loop: "very very" is still normal speech
 _PIECES = re.compile(r"\w+|[^\w\s]")
 
 
 def pieces(caption: str) -> list[str]:
-    """Words and single punctuation marks, lower-case. Punctuation stays: a loop of dots is a loop."""
+    """Words and single punctuation marks in lower case. Punctuation stays, because dots can loop as well."""
     return _PIECES.findall(caption.lower())
 
 
 def repeated_share(tokens: Sequence[str], n: int = 4) -> float:
-    """Share of the n-grams that occurred before in the same caption, in [0, 1); 0 if it has none.
+    """Share of the n-grams that occurred before in the same caption, in [0, 1); 0 without n-grams.
 
     Raises:
         ValueError: if n is below 1.
@@ -26,9 +26,10 @@ def repeated_share(tokens: Sequence[str], n: int = 4) -> float:
 
 
 def loop_turns(tokens: Sequence[str]) -> int:
-    """How often the caption's end repeats the same unit of up to 12 tokens without a break; 1 is no repetition.
+    """How often the end of the caption repeats one phrase of up to 12 tokens without a break; 1 is no repetition.
 
-    The last turn may be cut short, as by a token limit; only whole turns count.
+    The last turn may be cut, as by a limit of tokens; only complete turns count. Read backwards, a loop of period p is
+    a run of tokens that equal the token p places later, so no alignment of turns is needed.
     """
     backwards, best = list(reversed(tokens)), 1
     for period in range(1, min(MAX_PERIOD, len(tokens) // 2) + 1):

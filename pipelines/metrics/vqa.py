@@ -1,8 +1,8 @@
 """VQA accuracy as OK-VQA is scored: the EvalAI answer processor, then agreement with ten human answers.
 
-Departures: none. The processor's known quirks are kept, because published numbers contain them: the look-behind that
-should spare decimals is mistyped, so every dot that no digit follows goes, at most 32 of them; `'s` gets a space before
-contractions are mapped, so `it's` becomes `it 's`; a number word above ten stays a word.
+Departures: none. The code keeps the known quirks of the processor, because published numbers contain them. The
+look-behind that should spare decimals is mistyped, so every dot that no digit follows is deleted, at most 32 dots. `'s`
+gets a space before contractions are mapped, so `it's` becomes `it 's`. A number word above ten stays a word.
 """
 
 import re
@@ -33,7 +33,7 @@ _CONTRACTED = (
 
 
 def _contractions() -> dict[str, str]:
-    """Every contraction with one of its apostrophes missing -> the contraction, and the table's one reversed entry."""
+    """Every contraction without one of its apostrophes -> the contraction; plus the one reversed entry of the table."""
     table = {"somebody'd": "somebodyd"}
     for word in _CONTRACTED.split():
         for i, letter in enumerate(word):
@@ -46,7 +46,7 @@ _CONTRACTIONS = _contractions()
 
 
 def vqa_normalize(text: str) -> str:
-    """An answer as the EvalAI processor compares it: lower case, no punctuation or articles, number words as digits."""
+    """The answer as the EvalAI processor compares it: lower case, no punctuation or articles, digits for numbers."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = _process_punctuation(text.replace("\n", " ").replace("\t", " ").strip())
     words = (_NUMBERS.get(word, word) for word in text.split())
@@ -65,12 +65,16 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
         raise ValueError(f"answers must be a list of at least one answer, got {answers!r}")
     counts = Counter(map(vqa_normalize, answers))
     matching = counts[vqa_normalize(prediction)]
+    # Each answer in turn is left out: a matching answer has matching - 1 others, every other answer has all of them.
     hit, miss = min(1.0, (matching - 1) / 3), min(1.0, matching / 3)
     return (matching * hit + (len(answers) - matching) * miss) / len(answers)
 
 
 def _process_punctuation(text: str) -> str:
-    """A mark that touches a space is deleted everywhere, else it becomes a space; both as the text came in."""
+    """Deletes every mark that touches a space somewhere in the original text, and turns all other marks into spaces.
+
+    If the text holds a comma inside a number, all marks are deleted.
+    """
     result = text
     comma_in_number = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _MARKS:

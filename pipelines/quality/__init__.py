@@ -1,1 +1,1 @@
-"""Captions judged by themselves, without questions."""
+"""Measures the quality of captions without questions."""

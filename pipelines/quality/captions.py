@@ -1,11 +1,13 @@
-"""How good the captions of a corpus without questions are: by themselves, against other captions, against references.
+"""Measures the quality of the captions of a corpus that has no questions.
 
     health       shares of empty, truncated, looping and equal captions
-    agreement    with the captions of another output (say, of the unpruned model) for the same images and prompts
-    references   CIDEr, BLEU-4 and ROUGE-L where the corpus has a column of reference captions
-    canary       whether captions depend on their images at all; the only part that runs the model (canary.py)
+    agreement    agreement with the captions of another output (say, of the unpruned model) for the same images and
+                 prompts
+    references   CIDEr, BLEU-4 and ROUGE-L, if the corpus has a column of reference captions
+    canary       whether captions depend on their images at all; only the canary runs the model (preflight/canary.py)
 
-Looks at a sample of `sample` captions, drawn by the hash of their address, so that it is the same in every output.
+The first three measure a sample of `sample` captions. The hash of a caption's address draws the sample, so that every
+output of the same corpus has the same sample.
 """
 
 import heapq
@@ -43,24 +45,24 @@ Measured = dict[str, tuple[float, float, float]]  # metric -> value and the ends
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What was measured; None where there was nothing to compare with."""
+    """The measured values; None if there was nothing to compare with."""
 
     captions: int
     health: dict[str, float]
     agreement: Measured | None
-    agreed_on: int  # captions that both outputs hold
+    agreed_on: int  # captions of the sample that both outputs hold
     references: Measured | None
-    referenced: int  # captions with references
+    referenced: int  # captions of the sample with references
     canary: "CanaryResult | None" = None
 
 
 def measure_quality(config: QualityConfig) -> Quality:
-    """The quality of the captions at output.path, and the canary if it is asked for.
+    """Measures the captions at output.path, and runs the canary if `canary.images` is above 0.
 
-    With a canary the output may be empty: it is worth its minute before a large job, too.
+    With a canary the output may be empty, so that the canary can run before a large job.
 
     Raises:
-        UserError: if an output holds no captions, or two have none in common; as `run_canary`.
+        UserError: if an output holds no captions, or if two outputs have no caption in common; as `run_canary`.
         JobFailedError: as `run_canary`.
     """
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
@@ -68,16 +70,21 @@ def measure_quality(config: QualityConfig) -> Quality:
         return measure_captions(config, output)
     nothing = Quality(0, {}, None, 0, None, 0)
     measured = measure_captions(config, output) if output.list(CAPTIONS_FOLDER) else nothing
-    from pipelines.preflight.canary import run_canary  # with Ray and the model
+    from pipelines.preflight.canary import run_canary  # imported here, because the canary needs Ray and the model
 
     return replace(measured, canary=run_canary(config, config.canary.images, config.canary.max_same))
 
 
 def measure_captions(config: QualityConfig, output: Store) -> Quality:
-    """All but the canary."""
+    """Measures health, agreement and references, without the canary.
+
+    Raises:
+        UserError: if an output holds no captions, or if two outputs have no caption in common.
+    """
+    # Memory holds the sample, not the corpus: `nsmallest` keeps the captions with the smallest hashes.
     rows = heapq.nsmallest(config.sample, read_captions(output, "output.path"), key=sample_order)
     captions = {address_of(row): row["caption"] for row in rows}
-    agreed, others = None, {}
+    agreement_with_baseline, others = None, {}
     if config.baseline.path is not None:
         store = make_store(config.baseline.path, endpoint_url=config.baseline.endpoint_url)
         others = {
@@ -87,12 +94,12 @@ def measure_captions(config: QualityConfig, output: Store) -> Quality:
             raise UserError(
                 f"baseline.path must hold captions of the same images and prompts, got none in {store.path}"
             )
-        agreed = measure_agreement({key: captions[key] for key in others}, others, config.resamples)
+        agreement_with_baseline = measure_agreement({key: captions[key] for key in others}, others, config.resamples)
     references = read_references(config, list(captions))
     return Quality(
         captions=len(rows),
         health=health([row["caption"] for row in rows], [row["finish_reason"] for row in rows]),
-        agreement=agreed,
+        agreement=agreement_with_baseline,
         agreed_on=len(others),
         references=measure_references(captions, references, config.resamples) if references else None,
         referenced=len(references),
@@ -100,7 +107,10 @@ def measure_captions(config: QualityConfig, output: Store) -> Quality:
 
 
 def measure_agreement(captions: Mapping[Address, str], others: Mapping[Address, str], resamples: int) -> Measured:
-    """Means of `agreement` over the captions; bootstrap over images, whose prompts stand or fall together."""
+    """Means of the metrics of `agreement` over the captions.
+
+    The bootstrap resamples images: a resample takes all captions of an image or none.
+    """
     values = agreement(captions, others)
     table = sum_by_image(captions, [[*(values[name][key] for name in values), 1] for key in captions])
 
@@ -112,11 +122,11 @@ def measure_agreement(captions: Mapping[Address, str], others: Mapping[Address, 
 
 
 def sum_by_image(addresses: Iterable[Address], rows: Sequence[Sequence[float]]) -> np.ndarray:
-    """Rows of captions [captions, columns] summed over the prompts of each image [images, columns]."""
-    keys = [address[:2] for address in addresses]
-    image = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    table = np.zeros((len(image), len(rows[0])))
-    np.add.at(table, [image[key] for key in keys], rows)
+    """Sums rows of captions [captions, columns] over the prompts of each image: float64 [images, columns]."""
+    images = [address[:2] for address in addresses]
+    index_of = {image: i for i, image in enumerate(dict.fromkeys(images))}
+    table = np.zeros((len(index_of), len(rows[0])))
+    np.add.at(table, [index_of[image] for image in images], rows)
     return table
 
 
@@ -141,7 +151,7 @@ def measure_references(
 
 
 def track_quality(config: QualityConfig, quality: Quality) -> str:
-    """One MLflow run with everything measured; says where it is."""
+    """Tracks everything measured as one MLflow run; returns the address of the run."""
     name = config.mlflow.run_name or f"quality of {config.prune.method}-{config.prune.retention:g}"
     tracker = make_tracker(
         config.mlflow.enabled, config.mlflow.tracking_uri, config.mlflow.experiment, name, config.output.path
@@ -160,7 +170,7 @@ def track_quality(config: QualityConfig, quality: Quality) -> str:
 
 
 def measured_parts(quality: Quality) -> list[tuple[str, Measured]]:
-    """Everything with intervals, by part."""
+    """(part, metrics) of every part of the quality that has intervals."""
     parts = [("agreement", quality.agreement or {}), ("references", quality.references or {})]
     if quality.canary is not None:
         names = ("same_as_blank", "same_as_swapped", "follows_swap")
@@ -170,7 +180,10 @@ def measured_parts(quality: Quality) -> list[tuple[str, Measured]]:
 
 
 def read_references(config: QualityConfig, addresses: Sequence[Address]) -> dict[Address, list[str]]:
-    """The corpus's own captions of the images at `addresses`, where it has some; the corpus need not be there."""
+    """The corpus's own reference captions of the images at `addresses`.
+
+    Empty if no corpus is configured, or if the corpus has no column of references.
+    """
     if not config.input.path or config.input.reference_column == "none":
         return {}
     corpus = find_corpus(
@@ -181,23 +194,23 @@ def read_references(config: QualityConfig, addresses: Sequence[Address]) -> dict
         reference_column=config.input.reference_column,
         templates=[],
     )
-    found: dict[Address, list[str]] = {}
-    wanted: dict[str, list[Address]] = defaultdict(list)
+    references: dict[Address, list[str]] = {}
+    by_source: dict[str, list[Address]] = defaultdict(list)
     for address in addresses:
-        wanted[address[0]].append(address)
+        by_source[address[0]].append(address)
     for file in corpus.files:
-        if asked := wanted.get(file.source):
-            rows = [row for _, row, _ in asked]
+        if in_file := by_source.get(file.source):
+            rows = [row for _, row, _ in in_file]
             texts = corpus.format.references(corpus.store, file, corpus.columns, rows)
-            found |= {address: texts[address[1]] for address in asked if address[1] in texts}
-    return found
+            references |= {address: texts[address[1]] for address in in_file if address[1] in texts}
+    return references
 
 
 def read_captions(store: Store, name: str) -> Iterator[dict[str, Any]]:
-    """All captions of an output, some objects at a time.
+    """All captions of an output, a few parts at a time. `name` is the configuration key behind `store`.
 
     Raises:
-        UserError: if there are none.
+        UserError: if the output cannot be listed, or holds no captions.
     """
     reader = OutputReader(store)
     try:
@@ -211,9 +224,11 @@ def read_captions(store: Store, name: str) -> Iterator[dict[str, Any]]:
 
 
 def address_of(row: dict[str, Any]) -> Address:
+    """The address of a caption."""
     return row["source"], row["row"], row["prompt"]
 
 
 def sample_order(row: dict[str, Any]) -> tuple[int, Address]:
+    """The sort key that draws the sample: the hash of the address. The address itself breaks ties."""
     address = address_of(row)
     return zlib.crc32(repr(address).encode()), address

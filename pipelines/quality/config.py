@@ -16,21 +16,26 @@ class BaselineConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CanaryConfig:
-    """does the model look at its images?"""
+    """whether the model looks at its images"""
 
     images: int = key(
-        "images captioned as they are, blank and swapped, to see that the model looks at them; 0 for none", 0, low=0
+        "images to caption as they are, blank and swapped, to test that the captions depend on them; 0 for none",
+        0,
+        low=0,
     )
     max_same: float = key(
-        "larger shares of captions that stay the same without their image fail the gate", 0.1, low=0, high=1
+        "largest share of captions that may stay the same without their image; a larger share fails the gate",
+        0.1,
+        low=0,
+        high=1,
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualityConfig(Config):
-    """The caption job's configuration, and what to hold its captions against."""
+    """The configuration of jobs/quality.py: the caption job's keys, and what to compare its captions with."""
 
-    sample: int = key("captions looked at; the same images of every output", 10_000, low=2)
+    sample: int = key("number of captions to measure; the same images in every output", 10_000, low=2)
     resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     canary: CanaryConfig = field(default_factory=CanaryConfig)

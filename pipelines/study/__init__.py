@@ -1,1 +1,1 @@
-"""The paper's own experiments, run again: what each computes, in pieces; what follows from the pieces; the page."""
+"""Repeats the experiments of the OTPrune paper: computes them in pieces, concludes from the pieces, writes a page."""

@@ -1,4 +1,4 @@
-"""What is wrong with a study's configuration, said before anything is computed."""
+"""Checks a study's configuration before anything is computed."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -10,11 +10,15 @@ from pipelines.study.config import EXPERIMENTS, StudyConfig
 from pipelines.study.demo_points import POINTS
 from pipelines.study.pieces import Model
 
-LINES = 5  # of Table 2
+LINES = 5  # number of lines of Table 2
 
 
 def choose_experiments(names: Any) -> tuple[str, ...]:
-    """Raises UserError unless `names` is all, an experiment, or a list of experiments."""
+    """The experiments that the configuration names, in the order of EXPERIMENTS.
+
+    Raises:
+        UserError: unless `names` is all, an experiment, or a list of experiments.
+    """
     chosen = [names] if isinstance(names, str) else names
     if chosen == ["all"]:
         return EXPERIMENTS
@@ -24,10 +28,10 @@ def choose_experiments(names: Any) -> tuple[str, ...]:
 
 
 def check_values(config: StudyConfig, names: Sequence[str]) -> None:
-    """What the bounds of single keys cannot say.
+    """Checks what the bounds of single keys cannot express: lists, and relations between keys.
 
     Raises:
-        UserError: naming the key.
+        UserError: for the first wrong key; the message names it.
     """
     table2, greedy, gamma, distance = config.table2, config.greedy, config.gamma, config.distance
     for key, lines in (("table2.rows", table2.rows), ("table2.exhaustive", table2.exhaustive)):
@@ -60,10 +64,10 @@ def check_values(config: StudyConfig, names: Sequence[str]) -> None:
 
 
 def check_demo_model(config: StudyConfig) -> Model:
-    """The checkpoint.
+    """The checkpoint at model.path.
 
     Raises:
-        UserError: if there is none, or it does not speak the demo world's language.
+        UserError: if there is no checkpoint, or if its vocabulary is not that of the demo world.
     """
     from demo.language import words
 
@@ -76,7 +80,7 @@ def check_demo_model(config: StudyConfig) -> Model:
     vocabulary = checkpoint.language.vocab
     if not len(words()) <= vocabulary < 1000:
         raise UserError(
-            f"model.path must be a model of the demo world, whose questions it is asked, got {config.model.path} "
-            f"with a vocabulary of {vocabulary}"
+            f"model.path must be a model of the demo world, because the study asks the demo world's questions, got "
+            f"{config.model.path} with a vocabulary of {vocabulary}"
         )
     return Model(str(checkpoint.path), checkpoint.digest)

@@ -1,15 +1,15 @@
-"""Does a smaller distance mean a higher accuracy? Spearman's rho over methods, with bootstrap intervals.
+"""Tests whether a smaller distance means a higher accuracy: Spearman's rho over methods, with bootstrap intervals.
 
-rho correlates closeness (the negative distance, or the objective of Eq. 4 itself) with accuracy: the paper's claim is
-rho > 0. Both are means over scenes. Three readings of "over methods":
+rho correlates closeness (the negative distance, or the objective of Eq. 4 itself) with accuracy; the paper claims
+rho > 0. Closeness and accuracy are means over scenes. "Over methods" has three readings:
 
-    <retention>   the points at one retention: what the claim is about
-    mean          the mean of those over the retentions
-    pooled        all points of all retentions in one ranking; keeping more is closer and better in any case, so this is
-                  positive even for a distance that says nothing about methods
+    <retention>   rho of the points at one retention, which is the subject of the claim
+    mean          the mean of these rho over the retentions
+    pooled        rho of all points of all retentions in one ranking. Keeping more tokens is closer and better in any
+                  case, so this rho is positive even for a distance that says nothing about methods
 
-Two intervals: over scenes (the same methods, other images), and over scenes and methods (other methods of this kind),
-which is wide because there are few methods.
+There are two intervals. One resamples scenes: the same methods on other images. The other resamples scenes and methods:
+other methods of this kind. The second is wide, because there are few methods.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from scipy.stats import rankdata
 from pipelines.metrics.bootstrap import percentile_interval, resampled_sums
 from pipelines.study.pieces import Row
 
-MAXIMISED = ("trace",)
+MAXIMISED = ("trace",)  # larger is closer
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Sums over scenes are linear in `values` [scenes, retentions, points, columns]."""
+    """The values of every scene, additive over scenes: `values` is float64 [scenes, retentions, points, columns]."""
 
     retentions: tuple[float, ...]
     points: tuple[str, ...]
@@ -35,23 +35,26 @@ class Measured:
 
 
 def arrange(rows: Sequence[Row], points: Sequence[str], columns: Sequence[str]) -> Measured:
-    """The rows of `demo_points.measure_scenes` as one array; every scene must have every point at every retention."""
+    """The rows of `demo_points.measure_scenes` as one array.
+
+    Every scene must have every point at every retention.
+    """
     retentions = tuple(sorted({row["retention"] for row in rows if row["point"] in points}))
     scenes = sorted({row["scene"] for row in rows})
-    place = {scene: i for i, scene in enumerate(scenes)}
+    index_of = {scene: i for i, scene in enumerate(scenes)}
     values = np.full((len(scenes), len(retentions), len(points), len(columns)), np.nan)
     for row in rows:
         if row["point"] in points:
-            where = place[row["scene"]], retentions.index(row["retention"]), points.index(row["point"])
-            values[where] = [row[column] for column in columns]
+            cell = index_of[row["scene"]], retentions.index(row["retention"]), points.index(row["point"])
+            values[cell] = [row[column] for column in columns]
     assert not np.isnan(values).any(), "a scene lacks a point"
     return Measured(retentions, tuple(points), tuple(columns), values)
 
 
 def accuracies(sums: np.ndarray, columns: Sequence[str], tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """Share of right answers [...] of each task and of captions, and `qa`, the mean of the tasks, from sums [..., C].
+    """Share of right answers [...] of each task and of captions, from sums [..., C]; `qa` is the mean of the tasks.
 
-    A task that no scene of a resample asked is left out of its mean.
+    If no scene of a resample asks a task, the mean of this resample leaves the task out.
     """
     column = {name: sums[..., i] for i, name in enumerate(columns)}
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -62,12 +65,13 @@ def accuracies(sums: np.ndarray, columns: Sequence[str], tasks: Sequence[str]) -
 def correlate(
     measured: Measured, distances: Sequence[str], tasks: Sequence[str], resamples: int, seed: int = 0
 ) -> list[Row]:
-    """One row for each distance, task and reading: rho, and both intervals of 95 %."""
+    """One row for each distance, task and reading: rho, its 95 % interval over scenes, and over scenes and methods."""
     num_scenes, num_points = len(measured.values), len(measured.points)
     flat = measured.values.reshape(num_scenes, -1)
     shape = measured.values.shape[1:]
     sums = flat.sum(axis=0).reshape(1, *shape)
     drawn = resampled_sums(flat, resamples, seed).reshape(-1, *shape)
+    # A resample draws its methods with replacement, the same methods at every retention.
     chosen = np.random.default_rng(seed).integers(num_points, size=(len(drawn), 1, num_points, 1))
     mixed = np.take_along_axis(drawn, np.broadcast_to(chosen, (len(drawn), shape[0], num_points, 1)), axis=2)
     rho, by_scenes, by_both = (_readings(part, measured, distances, tasks) for part in (sums, drawn, mixed))
@@ -92,7 +96,7 @@ def correlate(
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's rho [...] along the last axis, ties sharing their mean rank; nan where one side is constant."""
+    """Spearman's rho [...] along the last axis. Ties share their mean rank. NaN if one side is constant."""
     x, y = (rankdata(side, axis=-1) for side in np.broadcast_arrays(x, y))
     x, y = (side - side.mean(axis=-1, keepdims=True) for side in (x, y))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -102,19 +106,20 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _readings(
     sums: np.ndarray, measured: Measured, distances: Sequence[str], tasks: Sequence[str]
 ) -> dict[tuple[str, str, str], np.ndarray]:
-    """rho [B] by distance, task and reading, of sums [B, retentions, points, columns]."""
-    found = {}
+    """rho [B] by distance, task and reading, from sums [B, retentions, points, columns]."""
+    rho = {}
     accuracy = accuracies(sums, measured.columns, tasks)
     for distance in distances:
         close = sums[..., measured.columns.index(distance)] * (1 if distance in MAXIMISED else -1)
         for task, score in accuracy.items():
-            each = spearman(close, score)
-            found |= {(distance, task, f"{r:g}"): each[:, i] for i, r in enumerate(measured.retentions)}
-            found[distance, task, "mean"] = each.mean(axis=-1)
-            found[distance, task, "pooled"] = spearman(close.reshape(len(close), -1), score.reshape(len(score), -1))
-    return found
+            by_retention = spearman(close, score)
+            rho |= {(distance, task, f"{r:g}"): by_retention[:, i] for i, r in enumerate(measured.retentions)}
+            rho[distance, task, "mean"] = by_retention.mean(axis=-1)
+            rho[distance, task, "pooled"] = spearman(close.reshape(len(close), -1), score.reshape(len(score), -1))
+    return rho
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the resamples that have a rho; NaN if none has."""
     values = values[~np.isnan(values)]
     return percentile_interval(values) if len(values) else (float("nan"), float("nan"))

@@ -1,8 +1,9 @@
-"""Distances and accuracy of the same selections on the same scenes of the demo world.
+"""Measures distances and accuracy of the same selections on the same scenes of the demo world.
 
-A point is a selector with its settings at a retention. Accuracy is exact match of the answers to each scene's own
-questions, teacher-forced, which equals greedy decoding's (demo/evaluate.py) at a tenth of its cost. Scenes, questions
-and random selections depend on the scene's number alone, so that points can be compared scene by scene.
+A point is a selector with its settings at a retention. Accuracy is the exact match of the answers to each scene's own
+questions. The answers are teacher-forced, which gives the accuracy of greedy decoding (demo/evaluate.py) at a tenth of
+its cost. Scenes, questions and random selections depend on the scene's number alone, so points can be compared scene by
+scene.
 """
 
 import random
@@ -21,10 +22,10 @@ from otprune.methods.cdpruner import cdpruner
 from pipelines.study.pieces import Row
 
 TASKS = ("exist", "attr", "where", "rel", "count", "mc", "text", "bg")
-"""The questions; their mean is `qa`. Captions are scored besides."""
+"""The tasks of the questions. Their mean accuracy is `qa`; captions are scored apart."""
 
 Point = Mapping[str, Any]
-"""`label`, and for `select_tokens`: `method`, `gamma`, `gamma_scale`."""
+"""`label`, and arguments of `select_tokens`: `method`, `gamma`, `gamma_scale`."""
 
 POINTS: dict[str, Point] = {
     "OTPrune released": {"method": "otprune", "gamma": 0.01, "gamma_scale": "released"},
@@ -40,17 +41,17 @@ POINTS: dict[str, Point] = {
     "first": {"method": "first"},
     "last": {"method": "last"},
 }
-"""Everything that keeps a subset of the projected tokens and looks at nothing else. Methods inside the language model
-keep different tokens for every question, and reducers keep none as they were: they have no such distance."""
+"""All selectors that keep a subset of the projected tokens and look at nothing else. Other methods have no such
+distance: those inside the language model keep different tokens for every question, and reducers change the tokens."""
 
 BLIND = ("random", "uniform", "first", "last")
-"""Those that never look at the tokens."""
+"""The selectors that never look at the tokens."""
 
 FIGURE_2 = ("first", "last", "uniform", "random", "DivPrune")
 """The five strategies of the paper's own correlation study."""
 
 FIGURE_4 = ("OTPrune released", "OTPrune trace", "DivPrune", "cosine DPP", "random")
-"""The four methods whose distances the paper compares, OTPrune with gamma on two scales."""
+"""The four methods whose distances the paper compares; OTPrune stands twice, with gamma on two scales."""
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "w2": gaussian_w2,
@@ -60,7 +61,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sliced": sliced_w2,
     "exact": exact_w2,
 }
-"""Smaller is closer, but for `trace`, the objective of Eq. 4, which is maximised."""
+"""(features [B, N, D], keep [B, k]) -> [B]. Smaller is closer, except for `trace`, the objective of Eq. 4."""
 
 
 def measure_scenes(
@@ -73,10 +74,11 @@ def measure_scenes(
     weights: str,
     model: str,
 ) -> list[Row]:
-    """One row for each scene start .. stop - 1 of the validation split and each point.
+    """One row for each point and each of the scenes start .. stop - 1 of the validation split.
 
-    `weights` names the checkpoint's content, `model` its folder. Columns: scene, point, retention, kept, one for each
-    distance, `right_<task>` and `asked_<task>` for each task and for caption.
+    `model` is the checkpoint's folder. `weights` is the digest of the checkpoint; it is not read here, and makes pieces
+    of other weights different pieces. Columns: scene, point, retention, kept, one for each distance, `right_<task>` and
+    `asked_<task>` for each task and for caption.
     """
     import numpy as np
 
@@ -95,18 +97,21 @@ def measure_scenes(
         kept = features.gather(1, keep[..., None].expand(-1, -1, features.shape[-1]))
         answers = _answers(decoder, tokenizer, kept, asked)
         for i, counts in enumerate(answers):
-            where = {"scene": start + i, "point": point["label"], "retention": retention, "kept": keep.shape[1]}
-            rows.append({**where, **{name: values[i] for name, values in measured.items()}, **counts})
+            address = {"scene": start + i, "point": point["label"], "retention": retention, "kept": keep.shape[1]}
+            rows.append({**address, **{name: values[i] for name, values in measured.items()}, **counts})
     return rows
 
 
 def choose(features: Tensor, retention: float, point: Point, seeds: Tensor) -> Tensor:
-    """Indices int64 [B, k] that the point keeps of features [B, N, D]; seeds int64 [B] are for random ones."""
+    """Indices int64 [B, k] of the tokens that the point keeps of features [B, N, D].
+
+    Only random selectors use the seeds, int64 [B].
+    """
     k = num_kept(retention, features.shape[1])
     method = point["method"]
     if method == UNPRUNED:
         return torch.arange(features.shape[1]).expand(len(features), -1)
-    if method == "dpp":
+    if method == "dpp":  # CDPruner with equal relevance of all tokens is a DPP on cosine similarity
         return select_tokens(features, k, method=partial(cdpruner, relevance=torch.ones(features.shape[:2])))
     if method == "norm":
         return select_tokens(features, k, method=lambda f, k: f.norm(dim=-1).topk(k).indices)
@@ -116,8 +121,8 @@ def choose(features: Tensor, retention: float, point: Point, seeds: Tensor) -> T
 
 @lru_cache(maxsize=1)
 def _load(model: str) -> tuple[Any, Any, Any]:
-    """(encoder, whole model, tokenizer), once a process."""
-    import transformers  # here, so that workers on other pieces start without it
+    """(encoder, whole model, tokenizer) of the checkpoint; a worker process loads them once."""
+    import transformers  # imported here, so that workers on other pieces start without it
 
     from otprune.models import load_encoder
 
@@ -129,7 +134,11 @@ def _load(model: str) -> tuple[Any, Any, Any]:
 
 @torch.inference_mode()
 def _answers(decoder: Any, tokenizer: Any, visual: Tensor, asked: list[list[Any]]) -> list[dict[str, int]]:
-    """For each image, how many answers of each task were asked for and how many came out word for word."""
+    """For each image and task, the number of questions asked, and of answers that are right word for word.
+
+    `visual`: kept tokens [B, k, D]. `asked`: the (task, question, answer) triples of each image. All questions of an
+    image share one packed sequence, so one forward pass scores all of them.
+    """
     from demo.packing import answer_logits, pack, prefix_ids
 
     packed = pack(asked, tokenizer, visual.shape[1])

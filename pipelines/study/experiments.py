@@ -1,6 +1,6 @@
-"""The five experiments: which pieces each is made of, and what follows from their rows.
+"""The five experiments of the study: the pieces of each, and the conclusion from the rows of its pieces.
 
-`plan` needs the configuration and where the model is; `conclude` makes tables (written as Parquet), metrics (for
+`plan` makes pieces from the configuration and the model. `conclude` makes tables (written as Parquet), metrics (for
 MLflow) and findings: sentences built from the numbers, which say what agrees with the paper and what does not.
 """
 
@@ -21,7 +21,7 @@ from pipelines.study.synthetic import TABLE_2_POOLS, DataSetResult, judge_data_s
 
 @dataclass(frozen=True)
 class Experiment:
-    """`plan(config, model)` and `conclude(rows of all pieces, config)`."""
+    """One experiment: `plan(config, model)` makes its pieces, `conclude(rows of all pieces, config)` its conclusion."""
 
     title: str
     plan: Callable[[StudyConfig, Model], list[Piece]]
@@ -30,36 +30,38 @@ class Experiment:
 
 
 def plan_table2(config: StudyConfig, _: Model) -> list[Piece]:
+    """One piece for each line and seed; the pools of exhaustive lines are cut into blocks of one piece each."""
     pieces = []
     for line in sorted(set(config.table2.rows)):
         size = tuple(TABLE_2_POOLS)[line - 1]
-        asked: Row = {"num_tokens": size[0], "width": size[1], "keep": size[2]}
+        arguments: Row = {"num_tokens": size[0], "width": size[1], "keep": size[2]}
         if line in config.table2.exhaustive:
             total, step = math.comb(size[0], size[2]), config.table2.block
-            asked |= {"num_subsets": None, "best": "pool"}
+            arguments |= {"num_subsets": None, "best": "pool"}
             blocks = [{"block": [start, min(start + step, total)]} for start in range(0, total, step)]
         else:
             subsets = config.table2.subsets // 5 if line == 5 else config.table2.subsets
-            asked |= {"num_subsets": max(2, subsets), "best": "search" if line <= 2 else "extrapolated"}
+            arguments |= {"num_subsets": max(2, subsets), "best": "search" if line <= 2 else "extrapolated"}
             blocks = [{}]
         for seed in range(config.table2.seeds):
             for i, block in enumerate(blocks):
                 name = f"line{line}-seed{seed:03d}" + (f"-{i:03d}" if len(blocks) > 1 else "")
-                pieces.append(Piece("table2", name, table2_piece, {**asked, **block, "seed": seed}))
+                pieces.append(Piece("table2", name, table2_piece, {**arguments, **block, "seed": seed}))
     return pieces
 
 
-def table2_piece(*, seed: int, **asked: object) -> list[Row]:
-    """Both methods on one data set."""
-    return [asdict(result) for result in judge_data_set(seed=seed, **asked)]  # type: ignore[arg-type]
+def table2_piece(*, seed: int, **arguments: object) -> list[Row]:
+    """Both methods on the data set of one seed; `arguments` as `judge_data_set`."""
+    return [asdict(result) for result in judge_data_set(seed=seed, **arguments)]  # type: ignore[arg-type]
 
 
 def conclude_table2(rows: list[Row], _: StudyConfig) -> Conclusion:
+    """Win rates and ratios beside the printed ones."""
     printed = {(line.num_tokens, line.width, line.keep): line for line in TABLE_2}
     table = []
     for line in summarize_data_sets([DataSetResult(**row) for row in rows]):
-        theirs = printed[line.num_tokens, line.width, line.keep]
-        win, ratio = (getattr(theirs, f"{line.method}_{kind}") for kind in ("win", "ratio"))
+        in_paper = printed[line.num_tokens, line.width, line.keep]
+        win, ratio = (getattr(in_paper, f"{line.method}_{kind}") for kind in ("win", "ratio"))
         table.append({**asdict(line), "printed_win": win, "printed_ratio": ratio})
     metrics = {
         f"{name}/{row['num_tokens']}-{row['width']}-{row['keep']}/{row['method']}": row[name]
@@ -84,11 +86,12 @@ def plan_greedy(config: StudyConfig, _: Model) -> list[Piece]:
 
 
 def greedy_piece(*, size: list[int], seed: int, gammas: list[float]) -> list[Row]:
-    """Greedy over best, on one data set at each gamma."""
+    """The ratio of the greedy to the best value, on one data set at each gamma."""
     num_tokens, width, keep = size
-    where = {"num_tokens": num_tokens, "width": width, "keep": keep, "seed": seed}
+    data_set = {"num_tokens": num_tokens, "width": width, "keep": keep, "seed": seed}
     return [
-        {**where, "gamma": gamma, "ratio": greedy_ratio(num_tokens, width, keep, seed, gamma=gamma)} for gamma in gammas
+        {**data_set, "gamma": gamma, "ratio": greedy_ratio(num_tokens, width, keep, seed, gamma=gamma)}
+        for gamma in gammas
     ]
 
 

@@ -1,7 +1,7 @@
-"""The guarantee of OTPrune's greedy search (paper Eq. 9), held against the best of all subsets.
+"""Tests the guarantee of OTPrune's greedy search (paper Eq. 9) against the best of all subsets.
 
-It is about the surrogate log det K_CC alone: greedy reaches at least 1 - 1/e of its best value. It says nothing about
-the trace objective or about any distance.
+The guarantee is about the surrogate log det K_CC alone: the greedy set reaches at least 1 - 1/e of the best value. The
+guarantee says nothing about the trace objective or about any distance.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pipelines.study.subsets import all_subsets, normal_tokens, surrogate_of_sub
 
 @dataclass(frozen=True, kw_only=True)
 class GreedyResult:
-    """Greedy over best value of log det K_CC, over data sets. The guarantee is `worst_ratio` >= 1 - 1/e = 0.632."""
+    """Ratios of the greedy to the best log det K_CC, over data sets. The guarantee: worst_ratio >= 1 - 1/e = 0.632."""
 
     num_tokens: int
     width: int
@@ -29,13 +29,13 @@ class GreedyResult:
 
 
 def greedy_study(num_tokens: int, width: int, keep: int, *, gamma: float = 0.01, num_seeds: int = 20) -> GreedyResult:
-    """OTPrune's greedy set against the best of all subsets, by the surrogate it optimises (paper Eq. 8 and 9)."""
+    """Compares OTPrune's greedy set with the best of all subsets, by OTPrune's surrogate (paper Eq. 8 and 9)."""
     ratios = [greedy_ratio(num_tokens, width, keep, seed, gamma=gamma) for seed in range(num_seeds)]
     return summarize_greedy(num_tokens, width, keep, gamma, ratios)
 
 
 def greedy_ratio(num_tokens: int, width: int, keep: int, seed: int, *, gamma: float = 0.01) -> float:
-    """The surrogate of the greedy set over that of the best of all subsets, on the data set of `seed`."""
+    """Surrogate of the greedy set / surrogate of the best of all subsets, on the data set of `seed`."""
     tokens = normal_tokens(num_tokens, width, seed)
     greedy = select_tokens(tokens[None], keep, method="otprune", gamma=gamma, gamma_scale="released")
     values = surrogate_of_subsets(tokens, torch.cat([greedy, all_subsets(num_tokens, keep)]), gamma=gamma)
@@ -43,7 +43,7 @@ def greedy_ratio(num_tokens: int, width: int, keep: int, seed: int, *, gamma: fl
 
 
 def summarize_greedy(num_tokens: int, width: int, keep: int, gamma: float, ratios: Sequence[float]) -> GreedyResult:
-    """The worst and the mean of `ratios`, and the share of them that are 1."""
+    """The worst and the mean of `ratios`, and the share of ratios that are 1."""
     return GreedyResult(
         num_tokens=num_tokens,
         width=width,

@@ -1,4 +1,4 @@
-"""The two experiments that ask the demo model: what gamma does to its answers, and distance against accuracy."""
+"""The two experiments with the demo model: the effect of gamma on its answers, and distance against accuracy."""
 
 import math
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ UNPRUNED = {"label": "all tokens", "method": "none"}
 
 
 def plan_gamma(config: StudyConfig, model: Model) -> list[Piece]:
+    """One piece for each synthetic image, and the demo model's answers at each gamma and scale."""
     settings = config.gamma
     arguments = {
         "tokens": settings.tokens,
@@ -39,6 +40,7 @@ def plan_gamma(config: StudyConfig, model: Model) -> list[Piece]:
 
 
 def conclude_gamma(rows: list[Row], config: StudyConfig) -> Conclusion:
+    """Means over images at each width, scale and gamma, and the accuracy at each scale and gamma."""
     groups: dict[tuple[int, str, float], list[Row]] = {}
     for row in rows:
         if "width" in row:
@@ -57,19 +59,22 @@ def conclude_gamma(rows: list[Row], config: StudyConfig) -> Conclusion:
         for row in _accuracy_table([row for row in rows if "point" in row], config, [])
     ]
     metrics = {f"qa/{row['scale']}/{row['gamma']:g}": row["qa"] for row in accuracy}
-    said = findings.of_gamma(widths, accuracy, config.gamma.widths[-1])
-    return Conclusion({"gamma_widths": widths, "gamma_accuracy": accuracy}, metrics, said)
+    sentences = findings.of_gamma(widths, accuracy, config.gamma.widths[-1])
+    return Conclusion({"gamma_widths": widths, "gamma_accuracy": accuracy}, metrics, sentences)
 
 
 def distance_points(config: StudyConfig) -> list[str]:
+    """Names of the selectors to compare."""
     return list(config.distance.methods) or list(POINTS)
 
 
 def distance_names(config: StudyConfig) -> list[str]:
+    """Names of the distances to measure."""
     return [name for name in DISTANCES if name != "exact" or config.distance.exact]
 
 
 def plan_distance(config: StudyConfig, model: Model) -> list[Piece]:
+    """The unpruned model's answers, and every selector's distances and answers at every retention."""
     points = [{"label": name, **POINTS[name]} for name in distance_points(config)]
     pieces = _scene_pieces("distance", config, model, 1.0, [UNPRUNED], [])
     for retention in config.distance.retentions:
@@ -78,6 +83,7 @@ def plan_distance(config: StudyConfig, model: Model) -> list[Piece]:
 
 
 def conclude_distance(rows: list[Row], config: StudyConfig) -> Conclusion:
+    """Means of every selector, and rho over all selectors, the paper's five, and those that look at the tokens."""
     names, points = distance_names(config), distance_points(config)
     pruned = [row for row in rows if row["point"] != UNPRUNED["label"]]
     columns = [*names, *(f"{kind}_{task}" for task in (*TASKS, "caption") for kind in ("right", "asked"))]
@@ -93,14 +99,14 @@ def conclude_distance(rows: list[Row], config: StudyConfig) -> Conclusion:
         for row in correlate(arrange(pruned, chosen, columns), names, TASKS, config.resamples)
     ]
     table = _accuracy_table(pruned, config, names)
-    whole = _accuracy_table([row for row in rows if row["point"] == UNPRUNED["label"]], config, [])
+    unpruned = _accuracy_table([row for row in rows if row["point"] == UNPRUNED["label"]], config, [])
     metrics = {
         f"rho/{row['distance']}/{row['reading']}": row["rho"]
         for row in correlations
         if row["methods"] == "all" and row["task"] == "qa" and not math.isnan(row["rho"])
     }
-    tables = {"distance_points": table, "distance_correlations": correlations, "unpruned": whole}
-    return Conclusion(tables, metrics, findings.of_distance(table, correlations, whole))
+    tables = {"distance_points": table, "distance_correlations": correlations, "unpruned": unpruned}
+    return Conclusion(tables, metrics, findings.of_distance(table, correlations, unpruned))
 
 
 def _scene_pieces(
@@ -111,16 +117,16 @@ def _scene_pieces(
     points: Sequence[Point],
     distances: Sequence[str],
 ) -> list[Piece]:
-    """The points at one retention, a few scenes a piece."""
+    """Pieces of a few scenes each, which measure all points at one retention."""
     scenes, step = config.distance.scenes, config.piece_scenes
-    asked = {"retention": retention, "points": list(points), "distances": list(distances), "weights": model.weights}
+    arguments = {"retention": retention, "points": list(points), "distances": list(distances), "weights": model.weights}
     return [
         Piece(
             experiment,
             f"keep{100 * retention:g}-scene{start:04d}",
             measure_scenes,
-            {**asked, "start": start, "stop": min(start + step, scenes)},
-            {"model": model.folder},
+            {**arguments, "start": start, "stop": min(start + step, scenes)},
+            {"model": model.folder},  # `where`: the digest of the weights decides, not their folder
         )
         for start in range(0, scenes, step)
     ]

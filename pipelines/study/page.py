@@ -1,4 +1,4 @@
-"""study.html: one self-contained page with every experiment, the printed numbers beside ours; opens offline."""
+"""study.html: one self-contained page of every experiment, which shows the printed numbers beside the computed ones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ METHODS = {"otprune": "OTPrune", "divprune": "DivPrune"}
 
 
 def render_study(config: StudyConfig, conclusions: "Mapping[str, Conclusion]", outcome: "Outcome") -> str:
-    """The page; experiments without a conclusion are left out."""
+    """The page as HTML. An experiment without a conclusion is left out."""
     return render_page(
         "study/study.html.jinja",
         kind="study",
@@ -49,20 +49,20 @@ def render_study(config: StudyConfig, conclusions: "Mapping[str, Conclusion]", o
 
 
 def own_settings(config: StudyConfig) -> str:
-    """The study's part of the configuration as YAML."""
+    """The study's own keys of the configuration, and `model`, as YAML."""
     from omegaconf import OmegaConf
 
-    whole = OmegaConf.create(to_yaml(config))
-    return OmegaConf.to_yaml(OmegaConf.masked_copy(whole, [*OWN, "model"]))  # type: ignore[arg-type]
+    everything = OmegaConf.create(to_yaml(config))
+    return OmegaConf.to_yaml(OmegaConf.masked_copy(everything, [*OWN, "model"]))  # type: ignore[arg-type]
 
 
 def table2_figures(tables: Tables) -> dict[str, Markup]:
-    """Win rates and ratios with their spread, and what is printed."""
+    """Win rates and ratios with their spread, beside the printed values."""
     rows = [row for row in tables["table2"] if row["centered"]]
     styles = styles_of(METHODS)
 
     def figure(kind: str, printed: str, label: str) -> Markup:
-        shown = [
+        bars = [
             Interval(
                 f"{METHODS[row['method']]} ({row['num_tokens']}, {row['width']}, {row['keep']})",
                 row[kind],
@@ -73,8 +73,8 @@ def table2_figures(tables: Tables) -> dict[str, Markup]:
             )
             for row in rows
         ]
-        lowest = min([each.low for each in shown] + [row[printed] for row in rows])
-        return intervals(shown, Axis(label, max(0, 10 * math.floor(lowest / 10)), 101))
+        lowest = min([bar.low for bar in bars] + [row[printed] for row in rows])
+        return intervals(bars, Axis(label, max(0, 10 * math.floor(lowest / 10)), 101))
 
     return {
         "win": figure("win", "printed_win", "subsets beaten, %"),
@@ -83,8 +83,8 @@ def table2_figures(tables: Tables) -> dict[str, Markup]:
 
 
 def greedy_figures(tables: Tables) -> dict[str, Markup]:
-    """Every search's ratio, by setting."""
-    shown = [
+    """The mean and the worst ratio of the searches in each setting."""
+    bars = [
         Interval(
             f"({row['num_tokens']}, {row['width']}, {row['keep']}), gamma {row['gamma']:g}",
             row["mean_ratio"],
@@ -94,22 +94,22 @@ def greedy_figures(tables: Tables) -> dict[str, Markup]:
         for row in tables["greedy"]
     ]
     axis = Axis("log det of the greedy set / of the best of all subsets", 0.6, 1.005)
-    return {"ratios": intervals(shown, axis, level=GUARANTEE)}
+    return {"ratios": intervals(bars, axis, level=GUARANTEE)}
 
 
 def gamma_figures(tables: Tables) -> dict[str, Markup]:
-    """Overlap against width, and accuracy against gamma, a line for each scale."""
+    """Overlap over width, and accuracy over gamma, with one line for each scale."""
     by_width, accuracy = tables["gamma_widths"], tables["gamma_accuracy"]
     styles = styles_of(row["scale"] for row in by_width)
     widths = sorted({row["width"] for row in by_width})
 
     def over_widths(column: str, scale: str) -> list[tuple[float, float]]:
-        mine = {w: [r[column] for r in by_width if (r["width"], r["scale"]) == (w, scale)] for w in widths}
-        return [(width, 100 * fmean(values)) for width, values in mine.items()]
+        values_of = {w: [r[column] for r in by_width if (r["width"], r["scale"]) == (w, scale)] for w in widths}
+        return [(width, 100 * fmean(values)) for width, values in values_of.items()]
 
     def figure(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Markup:
-        series = [Series(scale, [Point(*at) for at in line], styles[scale]) for scale, line in lines.items()]
-        xs, ys = zip(*(at for line in lines.values() for at in line), strict=True)
+        series = [Series(scale, [Point(*xy) for xy in line], styles[scale]) for scale, line in lines.items()]
+        xs, ys = zip(*(xy for line in lines.values() for xy in line), strict=True)
         return plot(series, axis_over(xs, x_label, log=True, ticks=xs), axis_over(ys, y_label))
 
     def by_gamma(scale: str) -> list[tuple[float, float]]:
@@ -120,26 +120,27 @@ def gamma_figures(tables: Tables) -> dict[str, Markup]:
 
     return {
         "overlap": overlaps("overlap", "same tokens as the reference, %"),
-        "largest": overlaps("largest", "kept that are the largest, %"),
+        "largest": overlaps("largest", "kept tokens among the largest, %"),
         "accuracy": figure({scale: by_gamma(scale) for scale in styles}, "gamma", "questions right"),
         "legend": legend(styles),
     }
 
 
 def distance_figures(tables: Tables) -> dict[str, Any]:
-    """Accuracy against each distance at every retention, and rho with its intervals."""
+    """Accuracy over each distance at every retention, and rho with its intervals."""
     points = tables["distance_points"]
     styles = styles_of(row["point"] for row in points)
     retentions = sorted({row["retention"] for row in points})
     distances = [name for name in NAMES if name in points[0]]
 
     def scatter(distance: str, retention: float) -> Markup:
-        here = [row for row in points if row["retention"] == retention]
+        at_retention = [row for row in points if row["retention"] == retention]
         series = [
-            Series(row["point"], [Point(row[distance], row["qa"])], styles[row["point"]], joined=False) for row in here
+            Series(row["point"], [Point(row[distance], row["qa"])], styles[row["point"]], joined=False)
+            for row in at_retention
         ]
-        x = axis_over([row[distance] for row in here], NAMES[distance])
-        y = axis_over([row["qa"] for row in here], "questions right")
+        x = axis_over([row[distance] for row in at_retention], NAMES[distance])
+        y = axis_over([row["qa"] for row in at_retention], "questions right")
         return plot(series, x, y, title=f"{100 * retention:g} % kept")
 
     return {
@@ -150,6 +151,7 @@ def distance_figures(tables: Tables) -> dict[str, Any]:
 
 
 def _rho_figure(correlations: Sequence[Row], distances: Sequence[str]) -> Markup:
+    """rho of all selectors by distance, with the interval over scenes and methods."""
     overall = [row for row in correlations if (row["methods"], row["task"]) == ("all", "qa")]
     rho = [
         Interval(

@@ -1,9 +1,10 @@
-"""Pieces: the grain in which a study is computed, committed and resumed.
+"""Pieces, the units in which a study is computed, committed and resumed.
 
-A piece is one call of a pure function, say one seed of one line of a table. Its result is one object,
-`pieces/<experiment>/<name>-<digest>.parquet`, whose digest stands for everything that decides what is in it: function,
-arguments, weights, version. So a rerun computes what is missing, more seeds only the new ones, and another setting
-never meets an old result. What a piece is told besides (where the model lies) does not change its name.
+A piece is one call of a pure function, say one seed of one line of a table. Its result is one file,
+`pieces/<experiment>/<name>-<digest>.parquet`. The digest covers everything that decides the content: function,
+arguments, weights, version. So a rerun computes only missing pieces, a study with more seeds computes only the new
+seeds, and a study with other settings never reads a result of earlier settings. An argument that does not decide the
+content, such as the folder of the model, is not in the digest.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from pipelines.store import Store, in_threads
 from pipelines.text import clean
 
 FOLDER = "pieces"
-IN_FLIGHT = 2  # tasks submitted for each CPU: enough that none waits for the driver
+IN_FLIGHT = 2  # tasks submitted for each CPU: enough that no CPU waits for the driver
 
 Row = dict[str, Any]
 Compute = Callable[..., list[Row]]
@@ -32,7 +33,7 @@ Compute = Callable[..., list[Row]]
 
 @dataclass(frozen=True)
 class Piece:
-    """One call: `compute(**arguments, **where)`. `arguments` are JSON and decide the result, `where` does not."""
+    """One call, `compute(**arguments, **where)`. `arguments` are JSON and decide the result; `where` does not."""
 
     experiment: str
     name: str
@@ -42,7 +43,7 @@ class Piece:
 
     @property
     def path(self) -> str:
-        """Of the object, inside the output folder."""
+        """The path of the piece's file inside the output folder."""
         decides = {"call": self.compute.__qualname__, "version": otprune.__version__, **self.arguments}
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
         return f"{FOLDER}/{self.experiment}/{self.name}-{digest}.parquet"
@@ -58,7 +59,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What an experiment comes to."""
+    """The result of an experiment: tables, metrics for MLflow, and findings in sentences."""
 
     tables: Mapping[str, list[Row]]
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -67,45 +68,47 @@ class Conclusion:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a piece ended: its seconds, or why it failed."""
+    """The end of a piece: its seconds, and its error if it failed."""
 
     piece: Piece
     seconds: float
-    error: str = ""
+    error: str = ""  # empty if the piece is committed
 
 
 def missing(pieces: Sequence[Piece], output: Store) -> list[Piece]:
-    """The pieces that `output` does not hold; one LIST for each experiment."""
-    there = {
+    """The pieces that `output` does not hold. Costs one LIST for each experiment."""
+    committed = {
         f"{FOLDER}/{name}/{leaf}"
         for name in {piece.experiment for piece in pieces}
         for leaf in output.list(f"{FOLDER}/{name}")
     }
-    return [piece for piece in pieces if piece.path not in there]
+    return [piece for piece in pieces if piece.path not in committed]
 
 
 def commit(piece: Piece, output: Store) -> None:
-    """Computes the piece and writes its object, as a whole or not at all."""
+    """Computes the piece and writes its file, as a whole or not at all."""
     rows = piece.compute(**piece.arguments, **piece.where)
     pq.write_table(pa.Table.from_pylist(rows), stream := io.BytesIO(), compression="zstd")
     output.write(piece.path, stream.getvalue())
 
 
 def load(pieces: Sequence[Piece], output: Store) -> list[Row]:
-    """All rows of the pieces, in their order."""
+    """All rows of the pieces, in the order of the pieces."""
     tables = in_threads(lambda piece: pq.read_table(io.BytesIO(output.read(piece.path))), pieces)
     return [row for table in tables for row in table.to_pylist()]
 
 
 def compute_on_ray(pieces: Sequence[Piece], output: Store, retries: int = 2) -> Iterator[Finished]:
-    """Commits every piece in a Ray task of one CPU; yields each as it ends. One that fails does not stop the others.
+    """Commits every piece in a Ray task of one CPU, and yields each piece as it ends.
 
-    A task whose process died is tried again `retries` times; an exception of the piece's own is final.
+    A failed piece does not stop the others. Ray retries a task up to `retries` times if its process dies; an exception
+    that the piece itself raises is final. If the caller stops early, the running tasks are cancelled.
     """
     task = ray.remote(num_cpus=1, max_retries=retries)(_run)
     waiting, running = list(pieces)[::-1], {}
     try:
         while waiting or running:
+            # Read again in every round: an autoscaled cluster grows while the study runs.
             limit = IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
             while waiting and len(running) < limit:
                 piece = waiting.pop()
@@ -115,8 +118,8 @@ def compute_on_ray(pieces: Sequence[Piece], output: Store, retries: int = 2) -> 
                 piece = running.pop(reference)
                 try:
                     seconds, error = ray.get(reference)
-                except RayError as lost:  # its process died again and again
-                    seconds, error = 0.0, f"{type(lost).__name__}: {clean(str(lost), 300)}"
+                except RayError as death:  # the process died at every try
+                    seconds, error = 0.0, f"{type(death).__name__}: {clean(str(death), 300)}"
                 yield Finished(piece, seconds, error)
     finally:
         for reference in running:
@@ -124,6 +127,7 @@ def compute_on_ray(pieces: Sequence[Piece], output: Store, retries: int = 2) -> 
 
 
 def _run(piece: Piece, output: Store) -> tuple[float, str]:
+    """Commits the piece in its task: (seconds, error). The error is text, because an exception may not pickle."""
     started = time.perf_counter()
     try:
         commit(piece, output)

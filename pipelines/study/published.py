@@ -1,9 +1,9 @@
-"""What follows from the published tables alone: ranks, relative scores, and where the printed p-value comes from.
+"""Recomputes ranks, relative scores and the printed p-value from the published tables alone.
 
 Findings, each pinned by a test:
-- All 31 printed ranks follow from one rule: rank the printed scores per benchmark, ties share the average rank.
-- The printed p = 0.028 is not that of all 33 scores, which is far smaller. Of all one-sided variants only
-  LLaVA-1.5-13B alone, by the normal approximation with continuity correction, gives it.
+- All 31 printed ranks follow from one rule: rank the printed scores per benchmark; ties share the average rank.
+- The printed p = 0.028 is not the p of all 33 scores, which is far smaller. Only one of the one-sided variants gives
+  0.028: the scores of LLaVA-1.5-13B alone, by the normal approximation with continuity correction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from pipelines.study.published_tables import ONE_SHOT, ORIGINAL, TABLE_1, Row
 
 
 def average_ranks(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Mean over benchmarks of each method's rank, 1 for the highest score; equal scores share the mean of their ranks.
+    """Mean over benchmarks of each method's rank. Rank 1 is the highest score; equal scores share their mean rank.
 
     Args:
-        scores: method -> scores, one per benchmark, the same benchmarks for all and higher is better.
+        scores: method -> scores, one per benchmark in the same order for all methods; higher is better.
 
     Raises:
-        ValueError: without methods or benchmarks, or if methods have different numbers of scores.
+        ValueError: if there are no methods or no benchmarks, or if methods have different numbers of scores.
     """
     if not scores or len({len(row) for row in scores.values()}) != 1 or not len(next(iter(scores.values()))):
         raise ValueError(f"scores must be one row of equal length >= 1 per method, got {dict(scores)}")
@@ -33,7 +33,7 @@ def average_ranks(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def published_ranks(model: str) -> dict[str, tuple[float, float | None]]:
-    """(average rank, one-shot rank or None) of every pruned method in Table 1's block of `model`, recomputed."""
+    """The recomputed (average rank, one-shot rank or None) of every pruned method in Table 1's block of `model`."""
     scores = {method: row.scores for method, row in _block(model).items() if method != ORIGINAL}
     ranks = average_ranks(scores)
     one_shot = average_ranks({method: scores[method] for method in ONE_SHOT})
@@ -56,7 +56,7 @@ def relative_gains(model: str, method: str = "OTPrune", baseline: str = "DivPrun
 
 @dataclass(frozen=True, kw_only=True)
 class WilcoxonVariant:
-    """One way to run the signed-rank test. `scores`: a model's name, or "all"."""
+    """One way to run the signed-rank test. `scores` is the name of a model, or "all"."""
 
     scores: str
     alternative: str
@@ -68,8 +68,9 @@ class WilcoxonVariant:
 def wilcoxon_variants() -> list[WilcoxonVariant]:
     """Every reading of "signed-rank test of the relative gains over DivPrune" on the printed scores.
 
-    Scores of each model alone and of all; one-sided (greater) and two-sided; exact, and the normal approximation with
-    and without continuity correction. Zero gains are dropped, as Wilcoxon did; an exact p of tied gains is SciPy's.
+    The readings are the product of three choices: the scores of one model or of all; one-sided (greater) or two-sided;
+    exact, or the normal approximation with or without continuity correction. Zero gains are dropped, as Wilcoxon did.
+    With tied gains, the exact p is the one that SciPy computes.
 
     Raises:
         ImportError: if SciPy is not installed.

@@ -1,7 +1,7 @@
-"""The tables that OTPrune (arXiv 2602.20205) prints, as numbers. Rows as printed, rounding included.
+"""The tables of the OTPrune paper (arXiv 2602.20205) as numbers, as printed and as rounded there.
 
-Except for OTPrune's own, the rows of Table 1 equal DivPrune's (arXiv 2503.02175). CIDEr is on the raw 0-10 scale, MME
-in points, everything else in percent.
+The rows of Table 1 equal those of the DivPrune paper (arXiv 2503.02175), except for OTPrune's own. CIDEr is on the raw
+0-10 scale, MME in points, every other score in percent.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ BENCHMARKS = ("COCO", "Flickr30k", "GQA", "MMBench", "MME", "MMMU", "NoCaps", "O
 
 @dataclass(frozen=True)
 class Row:
-    """One line of Table 1: scores in the order of BENCHMARKS; None where the paper prints nothing or "variable"."""
+    """One line of Table 1. Scores are in the order of BENCHMARKS. None: the paper prints nothing, or "variable"."""
 
     scores: tuple[float, ...]
     tflops: float | None
@@ -22,7 +22,7 @@ class Row:
 
 ORIGINAL = "Original"
 ONE_SHOT = ("VTW", "FastV", "DivPrune", "OTPrune")
-"""The methods that prune at a fixed ratio, without calibration or training: those with a one-shot rank."""
+"""The methods with a one-shot rank: they prune at a fixed ratio, without calibration or training."""
 
 TABLE_1 = {
     "llava-1.5-7b": {
@@ -75,7 +75,7 @@ TABLE_1 = {
 """Table 1: model -> method -> row."""
 
 WILCOXON_P = 0.028
-"""Section 5's one-sided p of OTPrune over DivPrune; which scores entered is not said."""
+"""The one-sided p of OTPrune over DivPrune in section 5. The paper does not say of which scores."""
 
 
 @dataclass(frozen=True)
@@ -100,4 +100,4 @@ TABLE_2 = (
     SyntheticRow(100, 80, 50, 10_000_000, False, 92.14, 95.80, 100.00, 100.00),
     SyntheticRow(1000, 256, 100, 10_000_000, False, 97.59, 97.71, 100.00, 100.00),
 )
-"""Table 2. The data's distribution, the number of data sets and gamma are not stated."""
+"""Table 2. The paper does not state the distribution of the data, the number of data sets or gamma."""

@@ -1,4 +1,4 @@
-"""The printed ranks and the printed p-value, recomputed from the printed scores."""
+"""The pieces that recompute the printed ranks and the printed p-value from the printed scores."""
 
 from dataclasses import asdict
 
@@ -11,17 +11,17 @@ def recomputed_ranks() -> list[Row]:
     """One row for each printed rank: model, method, kind (average | one-shot), printed, recomputed, agrees."""
     rows = []
     for model, block in TABLE_1.items():
-        for method, ours in published_ranks(model).items():
+        for method, recomputed in published_ranks(model).items():
             printed = (block[method].average_rank, block[method].one_shot_rank)
-            for kind, theirs, value in zip(("average", "one-shot"), printed, ours, strict=True):
-                if theirs is not None and value is not None:
-                    agrees = abs(value - theirs) <= 0.005 + 1e-9  # two decimals are printed
+            for kind, rank, value in zip(("average", "one-shot"), printed, recomputed, strict=True):
+                if rank is not None and value is not None:
+                    agrees = abs(value - rank) <= 0.005 + 1e-9  # two decimals are printed
                     rows.append(
                         {
                             "model": model,
                             "method": method,
                             "kind": kind,
-                            "printed": theirs,
+                            "printed": rank,
                             "recomputed": value,
                             "agrees": agrees,
                         }

@@ -1,8 +1,9 @@
-"""The study as a job: checks, computes what is missing on Ray, concludes, reports.
+"""The study job: checks the configuration, computes the missing pieces on Ray, concludes, and reports.
 
-pieces/<experiment>/<name>-<digest>.parquet   what was computed, the unit of commit and of resume
-results/<table>.parquet                       what follows from the pieces
-study.html, study.json                        the page; findings, metrics, configuration (written last)
+pieces/<experiment>/<name>-<digest>.parquet   the rows of one piece, the unit of commit and of resume
+results/<table>.parquet                       the tables concluded from the pieces
+study.html                                    the page
+study.json                                    findings, metrics, configuration; written last
 """
 
 import io
@@ -40,7 +41,7 @@ RECORD = "study.json"
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study, before any cluster is touched."""
+    """A study whose configuration, model and output are checked, before any cluster starts."""
 
     config: StudyConfig
     names: tuple[str, ...]
@@ -50,7 +51,7 @@ class Study:
 
 
 def prepare_study(config: StudyConfig) -> Study:
-    """Checks configuration, model and output, in seconds, and plans what is left to compute.
+    """Checks the configuration, the model and the output in seconds, and plans the pieces left to compute.
 
     Raises:
         UserError: for anything that the user has to correct.
@@ -70,9 +71,10 @@ def prepare_study(config: StudyConfig) -> Study:
 
 
 def run_study(study: Study) -> tuple[Outcome, dict[str, Conclusion]]:
-    """Computes what is missing, then concludes every experiment whose pieces are all there, and writes the results.
+    """Computes the missing pieces, concludes every experiment whose pieces are complete, and writes the results.
 
-    Never raises for what the study itself can run into: a piece that fails leaves its experiment out, with exit code 1.
+    A failed piece raises nothing: the outcome has exit code 1, and the results leave out the experiment of the piece.
+    An interruption raises nothing either; it gives the exit code of interrupted runs and no conclusions.
     """
     outcome, started = Outcome(), time.perf_counter()
     failed: dict[str, str] = {}
@@ -91,18 +93,18 @@ def run_study(study: Study) -> tuple[Outcome, dict[str, Conclusion]]:
         "wall_seconds": time.perf_counter() - started,
     }
     if failed:
-        first, why = next(iter(failed.items()))
+        first, error = next(iter(failed.items()))
         outcome.code = FAILED
-        outcome.message = f"{len(failed)} pieces failed, the first {first}: {why}; the same command tries them again"
+        outcome.message = f"{len(failed)} pieces failed, the first {first}: {error}; the same command tries them again"
     _write(study, outcome, conclusions)
     return outcome, conclusions
 
 
 def open_study(config: StudyConfig) -> Store:
-    """The store to write to.
+    """The store of the study's output.
 
     Raises:
-        UserError: if it is not set, cannot be written, or is the output of a caption job.
+        UserError: if output.path is not set, cannot be written, or holds the output of another job.
     """
     if not config.output.path:
         raise UserError("output.path must be set; --help lists the keys")
@@ -120,12 +122,12 @@ def open_study(config: StudyConfig) -> Store:
 
 
 def _compute(study: Study, started: float) -> dict[str, str]:
-    """Computes the missing pieces; path -> error of those that failed."""
+    """Computes the missing pieces and logs the progress; experiment/name -> error of every failed piece."""
     failed: dict[str, str] = {}
     total = Counter(piece.experiment for piece in study.pieces)
     done = total - Counter(piece.experiment for piece in study.missing)
     logger.info("%d of %d pieces to compute", len(study.missing), len(study.pieces))
-    said = time.perf_counter()
+    last_logged = time.perf_counter()
     for finished in compute_on_ray(study.missing, study.output):
         piece = finished.piece
         if finished.error:
@@ -133,14 +135,15 @@ def _compute(study: Study, started: float) -> dict[str, str]:
             logger.warning("%s/%s failed: %s", piece.experiment, piece.name, finished.error)
             continue
         done[piece.experiment] += 1
-        if time.perf_counter() - said >= study.config.run.progress_seconds:
-            said = time.perf_counter()
+        if time.perf_counter() - last_logged >= study.config.run.progress_seconds:
+            last_logged = time.perf_counter()
             parts = ", ".join(f"{name} {done[name]}/{count}" for name, count in total.items())
-            logger.info("%d/%d pieces (%s), %.0f s", done.total(), total.total(), parts, said - started)
+            logger.info("%d/%d pieces (%s), %.0f s", done.total(), total.total(), parts, last_logged - started)
     return failed
 
 
 def _conclude(study: Study, failed: Mapping[str, str]) -> dict[str, Conclusion]:
+    """The conclusions of all experiments without a failed piece."""
     incomplete = {name.split("/")[0] for name in failed}
     conclusions = {}
     for name in study.names:
@@ -151,6 +154,7 @@ def _conclude(study: Study, failed: Mapping[str, str]) -> dict[str, Conclusion]:
 
 
 def _write(study: Study, outcome: Outcome, conclusions: Mapping[str, Conclusion]) -> None:
+    """Writes tables, MLflow runs, page and record. The record is last: with it, `track_study` adds no further run."""
     page = render_study(study.config, conclusions, outcome)
     for conclusion in conclusions.values():
         for name, rows in conclusion.tables.items():
@@ -168,9 +172,9 @@ def _write(study: Study, outcome: Outcome, conclusions: Mapping[str, Conclusion]
 
 
 def track_study(study: Study, conclusions: Mapping[str, Conclusion], outcome: Outcome, page: str) -> str:
-    """One MLflow run for the study and, inside it, one for each experiment; says where they are.
+    """Tracks one MLflow run for the study and, below it, one for each experiment; returns the address of the parent.
 
-    A complete study that is only reported again leaves no further run.
+    Nothing is tracked if this run computed nothing and the study is reported already: the address is empty then.
     """
     if not study.missing and study.output.exists(RECORD):
         return ""
@@ -186,18 +190,18 @@ def track_study(study: Study, conclusions: Mapping[str, Conclusion], outcome: Ou
     parent.start(params, tags, to_yaml(study.config))
     parent.log(outcome.metrics, 0)
     parent.artifact("study.html", page)
-    said = parent.finish(status)
-    of_parent = parent.run_id if isinstance(parent, MlflowTracker) else None
+    address = parent.finish(status)
+    parent_id = parent.run_id if isinstance(parent, MlflowTracker) else None
     for name, conclusion in conclusions.items():
         child = tracker(name)
         own = {k: v for k, v in params.items() if k.startswith(f"{name}.")} | {"resamples": study.config.resamples}
-        child.start(own, tags | ({"mlflow.parentRunId": of_parent} if of_parent else {}), to_yaml(study.config))
+        child.start(own, tags | ({"mlflow.parentRunId": parent_id} if parent_id else {}), to_yaml(study.config))
         child.log(conclusion.metrics, 0)
         child.artifact("findings.txt", "\n".join(conclusion.findings))
         for table, rows in conclusion.tables.items():
             child.artifact(f"{table}.parquet", _parquet(rows))
         child.finish("FINISHED")
-    return said
+    return address
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:

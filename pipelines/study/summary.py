@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_study(study: "Study", outcome: "Outcome", conclusions: "Mapping[str, Conclusion]") -> None:
-    """What each experiment found, on stdout, and where everything is."""
+    """Prints the findings of each experiment, the counts of pieces, and the paths of the page and the tables."""
     console = make_console()
     for name, conclusion in conclusions.items():
         console.print(f"{name}")

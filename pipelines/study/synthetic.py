@@ -1,18 +1,20 @@
 """The paper's synthetic experiment (Table 2), as pure functions.
 
-Protocol. V [N, D] is iid N(0, 1); a method keeps k rows; its value is the trace objective q of `otprune.distance` on V
-as drawn, compared with a pool of subsets of the same size (every subset where that is feasible, else random ones):
+Protocol. V [N, D] is iid N(0, 1), and a method keeps k of its rows. The value of the method is the trace objective q of
+`otprune.distance` on V as drawn. It is compared with a pool of subsets of the same size: every subset if that is
+feasible, else random ones:
 
     win     = share of the pool that the method strictly beats
     q ratio = q / (best q), f ratio = its square, both at most 1; Eq. 4 squares, Table 2 mostly fits q
 
-each the mean over data sets, with the standard deviation over data sets.
+Every result is a mean over data sets, with the standard deviation over data sets.
 
 Departures:
-- The paper gives neither the data's distribution, nor the number of data sets, nor whether covariances are centred:
-  iid normals fit best, 20 data sets show the spread, and both forms of covariance are reported.
-- Not 10 million random subsets, nor all 30 million of (30, 20, 10) unless asked for: a win rate needs fewer. Their
-  best is extrapolated (mean + 5.2 SD of the pool's q, which is close to normal) or found by swaps from the pool's best.
+- The paper does not give the distribution of the data, the number of data sets, or whether covariances are centred.
+  Here iid normals fit best, 20 data sets show the spread, and both forms of covariance are reported.
+- By default a pool is not 10 million random subsets, nor all 30 million of (30, 20, 10): a win rate needs fewer. The
+  best of the larger pool is extrapolated (mean + 5.2 SD of the pool's q, which is close to normal) or found by swaps
+  from the pool's best.
   test_the_extrapolated_best_is_close_to_a_larger_pools_best, test_swaps_find_the_best_of_all_subsets
 - The selectors scale columns to unit length themselves; the objective sees the tokens as drawn.
 """
@@ -38,8 +40,8 @@ from pipelines.study.subsets import (
 )
 
 METHODS = ("divprune", "otprune")
-PAPER_POOL = 10_000_000
-SWAP_STARTS = 8
+PAPER_POOL = 10_000_000  # random subsets in the paper's pool
+SWAP_STARTS = 8  # subsets of the pool, the best first, from which swaps start
 
 TABLE_2_POOLS: dict[tuple[int, int, int], tuple[int | None, str]] = {
     (20, 10, 5): (None, "pool"),
@@ -48,13 +50,13 @@ TABLE_2_POOLS: dict[tuple[int, int, int], tuple[int | None, str]] = {
     (100, 80, 50): (2000, "extrapolated"),
     (1000, 256, 100): (400, "extrapolated"),
 }
-"""Table 2's sizes (num_tokens, width, keep) and the (num_subsets, best) to judge each by in `synthetic_study`: about 45
-seconds on one core in all, at 20 data sets."""
+"""Table 2's sizes (num_tokens, width, keep) -> the (num_subsets, best) that `synthetic_study` judges each size by. All
+sizes together take about 45 seconds on one core, at 20 data sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSetResult:
-    """One method on one data set, against (a block of) its pool; `best` is what its q is to be divided by."""
+    """One method on one data set, against its pool or a block of its pool; `best` is the divisor of the q ratio."""
 
     num_tokens: int
     width: int
@@ -71,7 +73,7 @@ class DataSetResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticResult:
-    """One method at one size, in percent: means over data sets, and standard deviations over data sets."""
+    """One method at one size: means and standard deviations over data sets, in percent."""
 
     num_tokens: int
     width: int
@@ -103,8 +105,8 @@ def synthetic_study(
 
     Args:
         num_subsets: size of the random pool; None tries every subset.
-        best: what ratios are relative to. pool: the best subset in the pool. extrapolated: the expected best of 10
-            million, for N >= 100. search: the best found by swaps, close to that of all subsets.
+        best: the divisor of the ratios. pool: the best subset in the pool. extrapolated: the expected best of 10
+            million subsets, for N >= 100. search: the best that swaps find, close to the best of all subsets.
 
     Raises:
         ValueError: on sizes out of range or an unknown `best`.
@@ -137,7 +139,8 @@ def judge_data_set(
 
     Args:
         num_subsets, best: as in `synthetic_study`.
-        block: with num_subsets=None, only the subsets of these ranks [start, stop), so that millions are shared out.
+        block: with num_subsets=None, only the subsets with ranks in [start, stop), so that several pieces share
+            millions of subsets.
 
     Raises:
         ValueError: as `synthetic_study`.
@@ -160,7 +163,7 @@ def judge_data_set(
         pool_q = trace_of_subsets(tokens, pool, centered=centered)
         best_q = _best(best, tokens, pool, pool_q, centered)
         for method, q in zip(methods, trace_of_subsets(tokens, kept, centered=centered).tolist(), strict=True):
-            # An exhaustive pool holds the method's own subset, which rounding must not turn into one it beats.
+            # An exhaustive pool holds the method's own subset. Rounding must not count it as beaten.
             beaten = int((q > pool_q * (1 + 1e-12)).sum())
             results.append(
                 DataSetResult(
@@ -181,11 +184,11 @@ def judge_data_set(
 
 
 def summarize_data_sets(results: Sequence[DataSetResult]) -> list[SyntheticResult]:
-    """Means and standard deviations over the data sets of each size, method and form; blocks of a pool are joined."""
+    """Means and standard deviations over the data sets of each size, method and form. Blocks of one pool are joined."""
     data_sets: dict[tuple[Any, ...], dict[int, list[DataSetResult]]] = {}
-    for one in results:
-        line = (one.num_tokens, one.width, one.keep, one.method, one.centered)
-        data_sets.setdefault(line, {}).setdefault(one.seed, []).append(one)
+    for result in results:
+        line = (result.num_tokens, result.width, result.keep, result.method, result.centered)
+        data_sets.setdefault(line, {}).setdefault(result.seed, []).append(result)
     return [_summary(list(by_seed.values())) for by_seed in data_sets.values()]
 
 
@@ -199,7 +202,7 @@ def _best(best: str, tokens: Tensor, pool: Tensor, pool_q: Tensor, centered: boo
 
 
 def _summary(data_sets: list[list[DataSetResult]]) -> SyntheticResult:
-    """Of the data sets, each in blocks, of one size, method and form."""
+    """The result at one size, method and form, from the blocks of each data set."""
     win, q_ratio, f_ratio = zip(*(_percent(blocks) for blocks in data_sets), strict=True)
     first = data_sets[0][0]
     return SyntheticResult(
@@ -221,6 +224,7 @@ def _summary(data_sets: list[list[DataSetResult]]) -> SyntheticResult:
 
 
 def _percent(blocks: list[DataSetResult]) -> tuple[float, float, float]:
+    """Win rate, q ratio and f ratio of one data set, in percent, over all blocks of its pool."""
     win = sum(block.num_beaten for block in blocks) / sum(block.num_subsets for block in blocks)
     ratio = min(blocks[0].q / max(block.best for block in blocks), 1.0)
     return 100 * win, 100 * ratio, 100 * ratio**2

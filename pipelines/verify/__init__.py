@@ -1,1 +1,1 @@
-"""Proofs that an output holds every input row exactly once."""
+"""Proves that an output holds every input row, or every question, exactly once."""

@@ -1,4 +1,4 @@
-"""What verification found."""
+"""The result of verifying an output."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,20 +7,20 @@ from typing import Literal
 from pipelines.output.unit import parse_part
 from pipelines.store import Store
 
-MAX_SHOWN = 20  # differences kept in words; all are counted
+MAX_SHOWN = 20  # differences that keep their text; all differences are counted
 
 
 @dataclass(slots=True)
 class Verdict:
-    """Counts of what was found, and where it is not what it must be."""
+    """Counts of the output's rows, images and captions, and the differences from what the output must hold."""
 
     counted: Literal["rows", "questions"] = "rows"
-    rows: int = 0  # of the input, as far as input.limit asks; or questions
-    captioned: int = 0  # images with their captions or answers
-    captions: int = 0  # one for each prompt; or answers
+    rows: int = 0  # rows of the input up to input.limit, or questions
+    captioned: int = 0  # images with captions or answers
+    captions: int = 0  # one for each prompt of an image, or answers
     unanswered: int = 0  # questions about images in quarantine
-    objects: int = 0  # committed
-    reasons: Counter[str] = field(default_factory=Counter)  # of the quarantined images
+    parts: int = 0  # committed
+    reasons: Counter[str] = field(default_factory=Counter)  # reason -> quarantined images
     num_differences: int = 0
     differences: list[str] = field(default_factory=list)  # the first MAX_SHOWN
 
@@ -29,39 +29,40 @@ class Verdict:
         return self.reasons.total()
 
     def lines(self) -> list[str]:
-        """What was found, for people."""
+        """The counts as lines of text for people."""
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common())
         where = f"{self.quarantined:,} images{f' ({reasons})' if reasons else ''}"
         if self.counted == "questions":
             return [
                 f"input        {self.rows:,} questions",
-                f"answered     {self.captions:,} questions about {self.captioned:,} images in {self.objects:,} objects",
+                f"answered     {self.captions:,} questions about {self.captioned:,} images in {self.parts:,} parts",
                 f"unanswered   {self.unanswered:,} questions about {where} in quarantine",
             ]
         return [
             f"input        {self.rows:,} rows",
-            f"captioned    {self.captioned:,} images, {self.captions:,} captions in {self.objects:,} objects",
+            f"captioned    {self.captioned:,} images, {self.captions:,} captions in {self.parts:,} parts",
             f"quarantined  {where}",
         ]
 
     def differ(self, text: str) -> None:
+        """Counts a difference, and keeps its text if it is among the first MAX_SHOWN."""
         self.num_differences += 1
         if len(self.differences) < MAX_SHOWN:
             self.differences.append(text)
 
 
 def committed_names(output: Store, folder: str, verdict: Verdict) -> list[str]:
-    """Sorted names of the committed objects; whatever else lies in `folder` or the quarantine is a difference."""
-    found = {each: sorted(output.list(each)) for each in (folder, "quarantine")}
+    """Sorted names of the committed parts. Any other file in `folder` or in the quarantine is a difference."""
+    files = {listed: sorted(output.list(listed)) for listed in (folder, "quarantine")}
     names = []
-    for name in found[folder]:
+    for name in files[folder]:
         try:
             parse_part(name)
         except ValueError:
-            verdict.differ(f"{folder}/{name} is no object of this job")
+            verdict.differ(f"{folder}/{name} is not a part of this job")
         else:
             names.append(name)
-    for name in sorted({*found["quarantine"]} - {*names}):
-        verdict.differ(f"quarantine/{name} belongs to no {folder} object: its unit was never committed")
-    verdict.objects = len(names)
+    for name in sorted({*files["quarantine"]} - {*names}):
+        verdict.differ(f"quarantine/{name} belongs to no part in {folder}: its unit was never committed")
+    verdict.parts = len(names)
     return names

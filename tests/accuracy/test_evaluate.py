@@ -396,7 +396,7 @@ SCIENCEQA = "ScienceQA/ScienceQA-IMG/test-00000-of-00001-f0.parquet"
         (
             "pope",
             lambda f: rewrite(f / POPE, set_image_to_null),
-            "'pope'.*'image' must hold an image in every row, got 1 without in rows 0 to 1",
+            "'pope'.*'image' must hold an image in every row, got 1 missing in rows 0 to 1",
         ),
         (
             "gqa",

@@ -388,7 +388,7 @@ def test_variants_of_a_method_stand_beside_it_with_settings_of_their_own(scenes:
         (["grid.methods=[]"], "grid.methods and grid.retentions must name at least one"),
         (["grid.retentions=[0.5,1.5]"], "grid.retentions must be above 0 and at most 1, got 1.5"),
         (["grid.settings={fastv: {layer: 2}}"], "grid.settings must be of methods in grid.methods, got 'fastv'"),
-        (["grid.methods=[otprune:mine]"], "grid.settings must say what 'otprune:mine' is"),
+        (["grid.methods=[otprune:mine]"], "grid.settings must define the variant 'otprune:mine'"),
         (["grid.settings.otprune=2"], "grid.settings of otprune must map settings to values, got 2"),
         (["grid.settings.otprune.gamma=-1"], "prune.gamma must be above 0, got -1"),
         (["grid.settings.otprune.gamma_scale=mine"], "prune.gamma_scale"),

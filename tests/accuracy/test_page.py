@@ -49,6 +49,13 @@ def test_a_method_over_budget_everywhere_is_in_the_table_and_in_no_plot_over_ret
     lines, dots = re.findall(r'<p class="legend">(.*?)</p>', page)
     assert "m3" not in lines
     assert "m3" in dots  # its distance is measured, so it has a dot
+    sections = dict(re.findall(r"<h2>(.*?)</h2>(.*?)(?=<h2|\Z)", page, re.DOTALL))
+    left_out = re.search(r"stand in this table and among the distances, and are left out of (.*?)\.</li>", page)
+    assert left_out
+    for name in re.findall('"(.*?)"', left_out[1]):
+        assert "m3" not in re.sub(r"Not compared .*?: m3\.", "", sections[name])
+    distances = sections["Does the distance between kept and all tokens predict accuracy?"]
+    assert "<tr><td>10 %</td><td>5</td>" in distances  # the rank correlation counts m3
     relative, exist, by_distance = (
         ElementTree.fromstring(each) for each in re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     )

@@ -92,7 +92,7 @@ def test_an_evaluation_is_proven_question_by_question(evaluated: Evaluated, chec
     code, text = check()
     assert code == 0
     assert "4 questions" in text
-    assert "4 questions about 2 images in 1 objects" in text
+    assert "4 questions about 2 images in 1 parts" in text
     assert "every question is in one of the two, once" in text
 
 

@@ -89,7 +89,7 @@ def test_a_whole_output_is_proven_and_counted(output, unit, check):
     code, text = check()
     assert code == 0
     assert "10 rows" in text
-    assert "8 images, 16 captions in 2 objects" in text
+    assert "8 images, 16 captions in 2 parts" in text
     assert "2 images (missing 2)" in text
 
 
@@ -116,7 +116,7 @@ def test_overlapping_objects_are_found(output, unit, check):
     output.commit(unit(4, 10))
     code, text = check()
     assert code == 1
-    assert "rows 4 to 5 are in two objects" in text
+    assert "rows 4 to 5 are in two parts" in text
 
 
 def test_a_row_both_captioned_and_quarantined_is_found(output, unit, check):
@@ -164,9 +164,9 @@ def test_stray_and_damaged_objects_are_found(output, unit, check):
     code, text = check()
     assert code == 1
     assert f"{damaged} is damaged" in text
-    assert "captions/notes.parquet is no object of this job" in text
+    assert "captions/notes.parquet is not a part of this job" in text
     assert "captions/part-000000000000-000000000-000000005.parquet is of a file that is not in the input" in text
-    assert "quarantine/part-000000000000-000000007-000000008.parquet belongs to no captions object" in text
+    assert "quarantine/part-000000000000-000000007-000000008.parquet belongs to no part in captions" in text
 
 
 def test_a_folder_of_image_files_is_proven_file_by_file(tmp_path, output, check):
@@ -185,7 +185,7 @@ def test_a_folder_of_image_files_is_proven_file_by_file(tmp_path, output, check)
     assert code == 1
     assert "2.png has no output" in text
     assert "3.png has no output" in text
-    assert "0.png is in 2 objects" in text
+    assert "0.png is in 2 parts" in text
 
 
 def test_what_is_no_output_or_no_input_exits_with_2(tmp_path, corpus, output, capsys):
