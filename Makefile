@@ -35,7 +35,7 @@ test: $(INSTALLED)  ## every test that needs no GPU and no minutes; JOBS=4 on a 
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)  ## the tests that take minutes each
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile
 
 test-vllm:  ## the vLLM engine on the CPU build of vLLM, in an environment of its own
 	PYTHON=$(PYTHON) tests/vllm/install .venv-vllm

@@ -23,6 +23,8 @@ from pipelines.stages.prune import Pruner
 SCENES = [scene_at("corpus", index) for index in range(40)]
 RETENTION = 0.05
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clip():

@@ -105,6 +105,7 @@ def test_the_huge_header_claims_sixty_thousand_pixels_a_side(monkeypatch):
         assert image.size == (60_000, 60_000)
 
 
+@pytest.mark.slow
 def test_building_again_gives_the_same_bytes_and_another_seed_other_scenes(folder, tmp_path):
     again = build_corpus(tmp_path / "again", scenes=SCENES)
     for path in folder.iterdir():
@@ -114,6 +115,7 @@ def test_building_again_gives_the_same_bytes_and_another_seed_other_scenes(folde
     assert Scene.from_dict(json.loads(first["scene"])) == scene_at("corpus", MAX_SCENES)
 
 
+@pytest.mark.slow
 def test_a_whole_corpus_is_used_again_and_another_one_replaced(tmp_path):
     folder = build_corpus(tmp_path / "corpus", scenes=10)
     before = (folder / "scenes-00000.parquet").stat().st_mtime_ns

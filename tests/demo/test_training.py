@@ -24,6 +24,8 @@ from demo.world import GRID, scene_at
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():

@@ -86,7 +86,8 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("auth", ["token", pytest.param("disabled", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("auth", ["token", "disabled"])
 def test_a_submitted_job_captions_its_corpus(auth, short_folder, tmp_path, scene_parquet):
     corpus = scene_parquet(tmp_path / "in" / "a.parquet", 8)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}

@@ -137,6 +137,7 @@ def test_a_model_path_without_a_model_is_named(refused, tmp_path: Path, demo_mod
     assert "is neither a folder here" in refused("model.path=nobody/no-such-model")
 
 
+@pytest.mark.slow
 def test_no_cluster_at_the_address_is_said_quickly(tmp_path: Path, corpus: Path):
     """In a process of its own, as this one has a Ray; so this shows the real exit code as well."""
     arguments = [f"input.path={corpus}", f"output.path={tmp_path / 'out'}", f"ray.address=127.0.0.1:{free_port()}"]
