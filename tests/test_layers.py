@@ -75,6 +75,19 @@ def test_the_rooms_of_the_dataflow_lean_one_way():
     assert not wrong
 
 
+def test_no_files_of_the_dataflow_import_each_other_in_a_circle():
+    """Imports within functions count: a circle that Python never meets is one that a reader walks."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sources("pipelines")}
+    leans_on = {}
+    for name, path in files.items():
+        found = {each if each in files else each.rpartition(".")[0] for each in imports(path)}
+        leans_on[name] = (found & files.keys()) - {name}
+    while free := [name for name, others in leans_on.items() if not others & leans_on.keys()]:
+        for name in free:
+            del leans_on[name]
+    assert not leans_on
+
+
 def test_the_tree_of_the_readme_is_the_tree_of_the_folders():
     """Every folder of the package stands in README's tree, in the order in which they lean on each other."""
     tree = (ROOT / "README.md").read_text().split("\npipelines/", 1)[1].split("\njobs/", 1)[0]

@@ -22,8 +22,7 @@ from otprune.models import Checkpoint, Completion, load_prompter
 from pipelines.config.keys import EngineConfig, GenerateConfig
 from pipelines.engines.one_size_at_a_time import EqualGate
 from pipelines.engines.requests import Request, RequestMaker, as_answer, give_answers
-from pipelines.engines.vllm_client import EngineDiedError, Generated, VllmEngine
-from pipelines.engines.vllm_engine import engine_arguments
+from pipelines.engines.vllm_client import EngineDiedError, Generated, VllmEngine, engine_arguments
 from pipelines.stages.batches import SYSTEMATIC, Suspicion
 from pipelines.stages.gpu import Place
 from pipelines.stages.seeds import sampling_seed

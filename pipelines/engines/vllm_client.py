@@ -3,11 +3,18 @@
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from pipelines.config.keys import EngineConfig
 from pipelines.engines.kill_with_parent import guard
+
+if TYPE_CHECKING:  # imports torch
+    from pipelines.stages.gpu import Place
+
+MAX_PICTURES = 8  # pictures of one prompt; benchmarks ask about up to seven
+DEFAULT_MAX_NUM_SEQS = 256
 
 
 class EngineDiedError(RuntimeError):
@@ -84,3 +91,25 @@ def sampling_params(sampling: dict[str, Any]) -> Any:
     if structured := params.pop("structured_outputs", None):
         params["structured_outputs"] = StructuredOutputsParams(**structured)
     return SamplingParams(**params, detokenize=bool(params.get("stop")), output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+def engine_arguments(engine: EngineConfig, images: bool, place: "Place") -> dict[str, Any]:
+    """Arguments of vLLM's engine: those that follow from the job, overridden by `engine.kwargs`.
+
+    With `images` the engine encodes images itself; otherwise it gets visual tokens.
+    """
+    arguments: dict[str, Any] = {
+        "max_num_seqs": DEFAULT_MAX_NUM_SEQS,
+        "mm_processor_cache_gb": 0,  # a cache would not help: no image comes twice
+        "disable_log_stats": True,
+        # With a limit of 0 images vLLM does not load the vision tower, which the encode stage holds.
+        "limit_mm_per_prompt": {"image": MAX_PICTURES if images else 0},
+        "enable_mm_embeds": not images,
+        # The same dtype as in the encode stage. By default vLLM would take the dtype in which the checkpoint was saved.
+        "dtype": str(place.torch_dtype).removeprefix("torch."),
+    }
+    if place.device == "cpu":
+        arguments["enforce_eager"] = True  # on a CPU, compiling takes longer than it saves
+    elif place.gpu_share < 1:
+        arguments["gpu_memory_utilization"] = round(min(0.9, place.gpu_share), 2)  # the rest belongs to the encoder
+    return arguments | engine.kwargs

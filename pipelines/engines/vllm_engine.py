@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config.keys import Config, EngineConfig
+from pipelines.config.keys import Config
 from pipelines.engines.engine import Engine, whole_identity
+from pipelines.engines.vllm_client import DEFAULT_MAX_NUM_SEQS
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:  # both modules import torch
@@ -58,9 +59,7 @@ NEUTRAL = frozenset(
 They change an answer no more than another batch size does.
 """
 
-MAX_PICTURES = 8  # pictures of one prompt; benchmarks ask about up to seven
 MAX_UNITS_IN_FLIGHT = 16
-DEFAULT_MAX_NUM_SEQS = 256
 
 
 def check(config: Config) -> None:
@@ -159,28 +158,6 @@ def arguments(config: Config, checkpoint: "Checkpoint", settings: dict[str, Any]
         "images": takes_images(config, checkpoint),
         "place": place,
     }
-
-
-def engine_arguments(engine: EngineConfig, images: bool, place: "Place") -> dict[str, Any]:
-    """Arguments of vLLM's engine: those that follow from the job, overridden by `engine.kwargs`.
-
-    With `images` the engine encodes images itself; otherwise it gets visual tokens.
-    """
-    arguments: dict[str, Any] = {
-        "max_num_seqs": DEFAULT_MAX_NUM_SEQS,
-        "mm_processor_cache_gb": 0,  # a cache would not help: no image comes twice
-        "disable_log_stats": True,
-        # With a limit of 0 images vLLM does not load the vision tower, which the encode stage holds.
-        "limit_mm_per_prompt": {"image": MAX_PICTURES if images else 0},
-        "enable_mm_embeds": not images,
-        # The same dtype as in the encode stage. By default vLLM would take the dtype in which the checkpoint was saved.
-        "dtype": str(place.torch_dtype).removeprefix("torch."),
-    }
-    if place.device == "cpu":
-        arguments["enforce_eager"] = True  # on a CPU, compiling takes longer than it saves
-    elif place.gpu_share < 1:
-        arguments["gpu_memory_utilization"] = round(min(0.9, place.gpu_share), 2)  # the rest belongs to the encoder
-    return arguments | engine.kwargs
 
 
 def _vllm_folder() -> Path | None:

@@ -15,7 +15,8 @@ from pipelines.config.keys import Config, EngineConfig
 from pipelines.config.load import load_config
 from pipelines.engines.engine import Engine, collect
 from pipelines.engines.registry import ENGINES, check_engine, get_engine, identity
-from pipelines.engines.vllm_engine import engine_arguments, known_names
+from pipelines.engines.vllm_client import engine_arguments
+from pipelines.engines.vllm_engine import known_names
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import fingerprint
 from pipelines.run.cluster import check_room
