@@ -51,9 +51,9 @@ def record_run(store: Store, run: str, usd: float | None, wall_seconds: float, n
     store.write(f"{FOLDER}/{run}.json", json.dumps(record, indent=1).encode())
 
 
-def read_spent(store: Store, without: str = "") -> Spent:
-    """The cost of all runs of an output except the run named `without`. Logs and skips unreadable records."""
-    names = [name for name in store.list(FOLDER) if name.endswith(".json") and name != f"{without}.json"]
+def read_spent(store: Store) -> Spent:
+    """The cost of all runs of an output. Logs and skips unreadable records."""
+    names = [name for name in store.list(FOLDER) if name.endswith(".json")]
     spent = Spent()
     for name, content in zip(names, in_threads(lambda name: store.read(f"{FOLDER}/{name}"), names), strict=True):
         try:

@@ -28,12 +28,6 @@ class GreedyResult:
     share_optimal: float
 
 
-def greedy_study(num_tokens: int, width: int, keep: int, *, gamma: float = 0.01, num_seeds: int = 20) -> GreedyResult:
-    """Compares OTPrune's greedy set with the best of all subsets, by OTPrune's surrogate (paper Eq. 8 and 9)."""
-    ratios = [greedy_ratio(num_tokens, width, keep, seed, gamma=gamma) for seed in range(num_seeds)]
-    return summarize_greedy(num_tokens, width, keep, gamma, ratios)
-
-
 def greedy_ratio(num_tokens: int, width: int, keep: int, seed: int, *, gamma: float = 0.01) -> float:
     """Surrogate of the greedy set / surrogate of the best of all subsets, on the data set of `seed`."""
     tokens = normal_tokens(num_tokens, width, seed)

@@ -40,13 +40,6 @@ def published_ranks(model: str) -> dict[str, tuple[float, float | None]]:
     return {method: (ranks[method], one_shot.get(method)) for method in scores}
 
 
-def mean_relative_score(model: str, method: str) -> float:
-    """Mean over the benchmarks of pruned / unpruned score, in percent."""
-    block = _block(model)
-    pairs = zip(block[method].scores, block[ORIGINAL].scores, strict=True)
-    return 100 * fmean(pruned / original for pruned, original in pairs)
-
-
 def relative_gains(model: str, method: str = "OTPrune", baseline: str = "DivPrune") -> list[float]:
     """Improvement of `method` over `baseline` on each benchmark, in percent of the baseline's printed score."""
     block = _block(model)

@@ -50,7 +50,7 @@ TABLE_2_POOLS: dict[tuple[int, int, int], tuple[int | None, str]] = {
     (100, 80, 50): (2000, "extrapolated"),
     (1000, 256, 100): (400, "extrapolated"),
 }
-"""Table 2's sizes (num_tokens, width, keep) -> the (num_subsets, best) that `synthetic_study` judges each size by. All
+"""Table 2's sizes (num_tokens, width, keep) -> the (num_subsets, best) that `judge_data_set` judges each size by. All
 sizes together take about 45 seconds on one core, at 20 data sets."""
 
 
@@ -91,39 +91,6 @@ class SyntheticResult:
     f_ratio_sd: float
 
 
-def synthetic_study(
-    num_tokens: int,
-    width: int,
-    keep: int,
-    *,
-    methods: Sequence[str] = METHODS,
-    num_seeds: int = 20,
-    num_subsets: int | None = 2000,
-    best: str = "pool",
-) -> list[SyntheticResult]:
-    """One line of Table 2: each method, with second moments about zero and with centred covariances.
-
-    Args:
-        num_subsets: size of the random pool; None tries every subset.
-        best: the divisor of the ratios. pool: the best subset in the pool. extrapolated: the expected best of 10
-            million subsets, for N >= 100. search: the best that swaps find, close to the best of all subsets.
-
-    Raises:
-        ValueError: on sizes out of range or an unknown `best`.
-    """
-    if num_seeds < 2:
-        raise ValueError(f"sizes must be judged on two seeds or more, got num_seeds={num_seeds}")
-    return summarize_data_sets(
-        [
-            result
-            for seed in range(num_seeds)
-            for result in judge_data_set(
-                num_tokens, width, keep, seed, methods=methods, num_subsets=num_subsets, best=best
-            )
-        ]
-    )
-
-
 def judge_data_set(
     num_tokens: int,
     width: int,
@@ -138,12 +105,14 @@ def judge_data_set(
     """Each method on the data set of `seed`, by second moments about zero and by centred covariances.
 
     Args:
-        num_subsets, best: as in `synthetic_study`.
+        num_subsets: size of the random pool; None tries every subset.
+        best: the divisor of the ratios. pool: the best subset in the pool. extrapolated: the expected best of 10
+            million subsets, for N >= 100. search: the best that swaps find, close to the best of all subsets.
         block: with num_subsets=None, only the subsets with ranks in [start, stop), so that several pieces share
             millions of subsets.
 
     Raises:
-        ValueError: as `synthetic_study`.
+        ValueError: on sizes out of range or an unknown `best`.
     """
     if not 1 <= keep < num_tokens or (num_subsets is not None and num_subsets < 2):
         raise ValueError(

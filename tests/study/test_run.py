@@ -16,11 +16,11 @@ from pipelines.run.outcome import Outcome
 from pipelines.store import Store
 from pipelines.study.config import StudyConfig
 from pipelines.study.experiments import EXPERIMENTS
-from pipelines.study.greedy import greedy_study
+from pipelines.study.greedy import greedy_ratio, summarize_greedy
 from pipelines.study.page import render_study
 from pipelines.study.pieces import Model, Piece, commit, load, missing
 from pipelines.study.run import prepare_study, run_study, track_study
-from pipelines.study.synthetic import synthetic_study
+from pipelines.study.synthetic import judge_data_set, summarize_data_sets
 from pipelines.tracker import MlflowTracker
 from tests.conftest import REPOSITORY
 
@@ -57,10 +57,12 @@ def test_a_rerun_computes_what_is_missing_and_gives_the_numbers_of_direct_calls(
     assert len(study.pieces) == len(study.missing) == 2 * 2 + 2 + 2  # seeds x blocks, seeds, ranks and p-values
     outcome, conclusions = run_study(study)
     assert (outcome.code, outcome.metrics["pieces_computed"]) == (0, 8)
-    direct = [asdict(result) for result in synthetic_study(20, 10, 5, num_seeds=2, num_subsets=None)]
+    judged = [result for seed in (0, 1) for result in judge_data_set(20, 10, 5, seed, num_subsets=None)]
+    direct = [asdict(result) for result in summarize_data_sets(judged)]
     ours = table(study.output, "table2")
     assert [{name: row[name] for name in direct[0]} for row in ours] == direct
-    assert table(study.output, "greedy") == [asdict(greedy_study(8, 4, 3, gamma=1.0, num_seeds=2))]
+    ratios = [greedy_ratio(8, 4, 3, seed, gamma=1.0) for seed in (0, 1)]
+    assert table(study.output, "greedy") == [asdict(summarize_greedy(8, 4, 3, 1.0, ratios))]
 
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in (piece.path for piece in study.pieces)}
     lost = {study.pieces[1].path, study.pieces[5].path}
