@@ -1,1 +1,1 @@
-"""Measurements. Each script prints ratios of one run; RESULTS.md keeps what was measured, where and how."""
+"""Measurements. Each script prints ratios within one run. RESULTS.md keeps the results, with machine and method."""

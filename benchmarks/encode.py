@@ -1,19 +1,22 @@
-"""Images a second through vision tower and projector, and what selecting tokens adds to that.
+"""Images a second through vision tower and projector, and the time that selecting tokens adds.
 
     python -m benchmarks.encode [--vision-width 384 --vision-layers 12] [--width 768] [--batch 8] [--runs 5]
     python -m benchmarks.encode --device cuda --vision-width 1024 --vision-layers 24 --width 4096 --batch 64
 
 The second line has LLaVA-1.5-7B's shapes.
 
-Random weights, 336-pixel images, 576 visual tokens. Every method alternates with the unpruned pass in one process; on a
-GPU so do batches whose pictures are uploaded ahead (`stages/upload.py`) and batches uploaded when their turn comes.
-Prints medians and, as its last line, JSON: seconds an image, and of each method its share of the encode stage.
+Random weights, 336-pixel images, 576 visual tokens. In one process, every method alternates with the unpruned pass. On
+a GPU, two kinds of batches alternate as well: batches uploaded ahead of their turn (`stages/upload.py`), and batches
+uploaded at their turn. Prints medians. The last line is JSON: seconds an image, and the share of the encode stage that
+each method takes.
 """
 
+import argparse
 import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +29,7 @@ from pipelines.stages.batches import run_batched
 from pipelines.stages.upload import CudaCopy, Uploader
 
 METHODS = ("none", "otprune", "logdet_linear", "divprune", "random")
-UNIT = 8  # batches whose upload is measured
+UNIT = 8  # batches in the unit whose upload is measured
 
 
 def main() -> None:
@@ -52,7 +55,7 @@ def main() -> None:
         features.cpu()
 
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    for run in range(options.runs + 1):  # the first warms up
+    for run in range(options.runs + 1):  # the first run warms up
         for method in METHODS:
             synchronize(options.device)
             start = time.perf_counter()
@@ -60,19 +63,8 @@ def main() -> None:
             if run:
                 seconds[method].append((time.perf_counter() - start) / options.batch)
     if options.device != "cpu":
-        unit, copy = pixels.repeat(UNIT, 1, 1, 1), CudaCopy(options.device)
-        for run in range(options.runs + 1):
-            for name in ("otprune, unit", "otprune, unit uploaded ahead"):
-                synchronize(options.device)
-                start = time.perf_counter()
-                with Uploader(unit, copy) as upload:
-                    ahead = upload.ahead if name.endswith("ahead") else lambda indices: None
-                    failed = run_batched(
-                        list(range(len(unit))), options.batch, lambda i, up=upload: encode("otprune", up(i)), ahead
-                    )
-                    assert not failed, failed
-                if run:
-                    seconds.setdefault(name, []).append((time.perf_counter() - start) / len(unit))
+        unit = pixels.repeat(UNIT, 1, 1, 1)
+        seconds |= time_uploads(unit, lambda pictures: encode("otprune", pictures), options)
     medians = {method: statistics.median(times) for method, times in seconds.items()}
     shares = {method: max(0.0, 1 - medians["none"] / median) for method, median in medians.items()}
     for method, median in medians.items():
@@ -83,6 +75,27 @@ def main() -> None:
     if options.device != "cpu":
         result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     print(json.dumps(shape | {"device": options.device, "batch": options.batch, "kept": k} | result))
+
+
+def time_uploads(
+    unit: torch.Tensor, encode: Callable[[torch.Tensor], None], options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Seconds an image to encode a unit whose batches are uploaded at their turn, and ahead of it; one value a run."""
+    seconds: dict[str, list[float]] = {"otprune, unit": [], "otprune, unit uploaded ahead": []}
+    copy = CudaCopy(options.device)
+    for run in range(options.runs + 1):  # the first run warms up
+        for name, times in seconds.items():
+            synchronize(options.device)
+            start = time.perf_counter()
+            with Uploader(unit, copy) as upload:
+                ahead = upload.ahead if name.endswith("ahead") else lambda indices: None
+                failed = run_batched(
+                    list(range(len(unit))), options.batch, lambda indices, up=upload: encode(up(indices)), ahead
+                )
+                assert not failed, failed
+            if run:
+                times.append((time.perf_counter() - start) / len(unit))
+    return seconds
 
 
 if __name__ == "__main__":

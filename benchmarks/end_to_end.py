@@ -1,10 +1,10 @@
-"""The whole job with all visual tokens and with the kept ones: what is left of the saving once everything is paid for.
+"""The whole job with all visual tokens and with the kept ones: the saving of pruning, overheads included.
 
     python -m benchmarks.end_to_end [--rows 64] [--width 768 --layers 12] [--runs 2]
 
-Captions a generated corpus by a random model of LLaVA's proportions in which decoding dominates, on one Ray; both
-settings alternate. Rates count from the first unit that is done, so they hold no start-up. Prints images/s and seconds
-of each stage, and as its last line JSON with the ratio.
+Captions a generated corpus on one Ray, with a random model of LLaVA's proportions in which decoding dominates. The two
+settings alternate. Rates count from the first finished unit, so they exclude start-up. Prints images/s and the seconds
+of each stage. The last line is JSON with the ratio.
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""The same corpus end to end three ways: stock Ray Data LLM with vLLM, ours with vLLM, ours with transformers.
+"""The same corpus end to end on three engines: stock Ray Data LLM with vLLM, this job with vLLM and with transformers.
 
     .venv-vllm/bin/python -m benchmarks.engines [--images 32] [--arms stock,vllm,transformers]
 
-Needs an environment with vLLM. A random model with LLaVA-1.5-7B's proportions: 336 pixels, 576 visual tokens, a
-language model of 12 layers x 768 and a vision tower of 9 layers x 192, which are its 32 x 4096 and 24 x 1024 with depth
-and width divided by the same numbers; 32 new tokens an image. (`--vision 12x384` is a tower five times as heavy.) One
-arm after the other, each a process of its own. images/s count from the first unit, so they hold no start-up; the last
-line is JSON. KV memory is what one prompt and its answer hold: 2 x layers x width x 4 bytes a token. On a GPU every arm
-runs in bfloat16, 2 bytes, and vLLM with its CUDA graphs; on a CPU in float32 and without them.
+Needs an environment with vLLM. The model is random, with LLaVA-1.5-7B's proportions: 336 pixels, 576 visual tokens, a
+language model of 12 layers x 768 and a vision tower of 9 layers x 192. LLaVA-1.5-7B has 32 x 4096 and 24 x 1024; both
+depths and both widths are divided by the same numbers. (`--vision 12x384` is a tower five times as heavy.) Each image
+gets 32 new tokens. The arms run one after the other, each in a process of its own. images/s count from the first unit,
+so they exclude start-up; the last line is JSON. KV memory is that of one prompt with its answer: 2 x layers x width x 4
+bytes a token. On a GPU, every arm runs in bfloat16 (2 bytes), and vLLM uses CUDA graphs; on a CPU, every arm runs in
+float32 without them.
 """
 
 import argparse
@@ -32,7 +33,7 @@ SLOTS, UNIT = 16, 4
 ON_GPU = torch.cuda.is_available()
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 ENGINE = {"max_num_seqs": SLOTS, "max_model_len": 1024, "kv_cache_memory_bytes": 2**31}
-STOCK = {"dtype": str(DTYPE).removeprefix("torch."), "enforce_eager": not ON_GPU}  # as ours has both by itself
+STOCK = {"dtype": str(DTYPE).removeprefix("torch."), "enforce_eager": not ON_GPU}  # this job sets both by itself
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def write_corpus(path: Path, count: int) -> Path:
-    """Photographs' size and entropy, roughly: smooth noise, as JPEG."""
+    """Writes `count` JPEGs of smooth noise, which have roughly the size and the entropy of photographs."""
     import io
 
     from PIL import Image
@@ -101,7 +102,7 @@ def ours(name: str, model: Path, corpus: Path, folder: Path) -> dict[str, Any]:
         "generate.max_new_tokens": NEW_TOKENS,
         "generate.batch_size": SLOTS,
         "unit.images": UNIT,
-        "encode.num_cpus": 2,  # threads: stock's vision tower runs in vLLM, which takes every core too
+        "encode.num_cpus": 2,  # threads; the stock arm's vision tower runs in vLLM, which also uses every core
         "run.samples": 0,
         "mlflow.enabled": "false",
     }

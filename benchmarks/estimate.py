@@ -1,9 +1,9 @@
-"""Estimates beside the full runs that they foretell, each in a process of its own, one right after the other.
+"""Compares estimates with the full runs that they predict. Each runs in a process of its own, one after the other.
 
     OMP_NUM_THREADS=1 python -m benchmarks.estimate [--settings otprune,none,random] [dotted.key=value ...]
 
-Prints a row for each setting as it is done: estimated seconds, dollars and bytes with their 90 % intervals, and what
-the run on the whole corpus then took. The corpus is the demo's.
+Prints a row for each setting when it is done: estimated seconds, dollars and bytes with their 90 % intervals, and the
+true values of the run on the whole corpus. The corpus is the demo's.
 """
 
 import argparse
@@ -29,7 +29,7 @@ COMMON = ["--config", str(REPOSITORY / "conf" / "demo.yaml"), "mlflow.enabled=fa
 
 
 def one(arguments: list[str]) -> dict:
-    """An estimate or a run, in this process."""
+    """Runs an estimate or a job in this process; returns its numbers."""
     job = prepare(load_config([*COMMON, *arguments]))
     if job.config.run.estimate:
         return run_estimate(job)[0].to_dict()
@@ -45,26 +45,26 @@ def in_a_process(*arguments: str) -> dict:
 
 
 def compare(name: str, more: list[str]) -> str:
-    """A row of the table."""
+    """A row of the table: the estimate of a setting, and the truth."""
     folder = Path(tempfile.mkdtemp(prefix="estimate-"))
     try:
         arguments = [f"output.path={folder / 'out'}", *SETTINGS[name], *more]
-        foretold = in_a_process(*arguments, "run.estimate=true")
+        estimate = in_a_process(*arguments, "run.estimate=true")
         truth = in_a_process(*arguments)
     finally:
         shutil.rmtree(folder)
-    cells = [name, f"{foretold['sample_images']}"]
+    cells = [name, f"{estimate['sample_images']}"]
     pairs = (
-        (foretold["here"]["seconds"], truth["wall_seconds"], "{:.1f}"),
-        (foretold["here"]["usd"], truth["usd_total"], "{:.5f}"),
-        (foretold["output_bytes"], truth["output_bytes"], "{:.0f}"),
-        (foretold["images"], truth["images_captioned"], "{:.0f}"),
+        (estimate["here"]["seconds"], truth["wall_seconds"], "{:.1f}"),
+        (estimate["here"]["usd"], truth["usd_total"], "{:.5f}"),
+        (estimate["output_bytes"], truth["output_bytes"], "{:.0f}"),
+        (estimate["images"], truth["images_captioned"], "{:.0f}"),
     )
     for amount, real, shown in pairs:
         interval = f"{shown.format(amount['low'])} to {shown.format(amount['high'])}"
         outside = "" if amount["low"] <= real <= amount["high"] else " OUTSIDE"
         cells += [f"{shown.format(amount['value'])} ({interval})", f"{shown.format(real)}{outside}"]
-    cells += [f"{foretold['fixed_seconds']:.1f}", f"{truth['startup_seconds']:.1f}"]
+    cells += [f"{estimate['fixed_seconds']:.1f}", f"{truth['startup_seconds']:.1f}"]
     return " | ".join(cells)
 
 

@@ -1,11 +1,12 @@
-"""An evaluation beside the same questions one at a time: whether the answers are the same, and how long both take.
+"""Compares an evaluation with answering the same questions one at a time: are answers equal, and how long do both take?
 
     OMP_NUM_THREADS=1 python -m benchmarks.evaluate_batch1 [--limit 32] [--config conf/evaluate_demo.yaml] [key=value]
 
-The job is `jobs/evaluate.py` on its own Ray: every image encoded once, prompts decoded in batches, stages side by side.
-Beside it, as the papers' harness goes: for each question in turn decode its image, encode, select and generate, in one
-process without Ray, with the same encoder, selection and decoder. The last line is JSON: questions a second of both,
-neither with the start of Ray or the loading of models, their ratio, and how many answers are the same.
+The job is `jobs/evaluate.py` on an embedded Ray: it encodes every image once, decodes prompts in batches and overlaps
+the stages. The comparison works like the harness of the papers: for one question after the other, it decodes the image,
+encodes, selects and generates, in one process without Ray, with the same encoder, selection and decoder. The last line
+is JSON: questions a second of both, without the start of Ray and the loading of models; their ratio; and the number of
+equal answers.
 """
 
 import argparse
@@ -57,20 +58,20 @@ def main(argv: list[str]) -> int:
             for benchmark, records in read_records(evaluation.job.output).items()
             for record in records
         }
-    alone, seconds = answer_one_by_one(evaluation)
-    rate = len(alone) / seconds
+    single, seconds = answer_one_by_one(evaluation)
+    rate = len(single) / seconds
     job_rate = outcome.metrics["questions_per_second"]
-    same = sum(answers[key] == text for key, text in alone.items())
-    print(f"{len(alone)} questions, {same} answers the same; load of the machine {os.getloadavg()[0]:.1f}")
+    same = sum(answers[key] == text for key, text in single.items())
+    print(f"{len(single)} questions, {same} answers the same; load of the machine {os.getloadavg()[0]:.1f}")
     print(f"job {job_rate:.1f} questions/s once started ({outcome.metrics['wall_seconds']:.0f} s in all)")
     print(f"batch 1 without Ray {rate:.1f} questions/s")
-    numbers = {"questions": len(alone), "same": same, "job_per_s": job_rate, "batch1_per_s": rate}
+    numbers = {"questions": len(single), "same": same, "job_per_s": job_rate, "batch1_per_s": rate}
     print(json.dumps({name: round(value, 2) for name, value in {**numbers, "ratio": job_rate / rate}.items()}))
-    return 0 if same == len(alone) == len(answers) else 1
+    return 0 if same == len(single) == len(answers) else 1
 
 
 def answer_one_by_one(evaluation: Evaluation) -> tuple[dict[tuple[str, str], str], float]:
-    """(benchmark, question id) -> answer, and the seconds for all, with the models loaded already."""
+    """{(benchmark, question id): answer}, and the seconds for all of them without loading the models."""
     job, config = evaluation.job, evaluation.config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch_dtype(config.model.dtype, device)
@@ -98,7 +99,7 @@ def answer_one_by_one(evaluation: Evaluation) -> tuple[dict[tuple[str, str], str
 
 
 def wanted_questions(evaluation: Evaluation) -> Iterator[tuple[Benchmark, Row]]:
-    """The evaluation's questions, benchmark by benchmark, file by file."""
+    """The questions of the evaluation, benchmark by benchmark and file by file."""
     asked = evaluation.asked
     for bench in evaluation.benchmarks:
         wanted = asked.wanted.get(bench.name)

@@ -1,10 +1,10 @@
-"""Captions a second from all visual tokens and from the kept ones: what pruning saves where the money goes.
+"""Captions a second with all visual tokens and with the kept ones: the saving in the stage that costs most.
 
     python -m benchmarks.generate [--device cpu] [--width 768 --layers 12] [--batch 8] [--new-tokens 32] [--runs 5]
     python -m benchmarks.generate --device cuda --width 4096 --layers 32 --batch 64     # LLaVA-1.5-7B's layers
 
-Random weights: speed does not depend on them. Both settings alternate in one process; prints medians, beside them the
-first batch of each, which sets up libraries, and, as its last line, JSON with the ratio; on a GPU also the peak memory.
+Weights are random: speed does not depend on them. Both settings alternate in one process. Prints medians, the first
+batch of each setting, which also sets up libraries, and on a GPU the peak memory. The last line is JSON with the ratio.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from otprune.models import LlavaDecoder, load_decoder
 
 
 def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: int, device: str) -> float:
-    """Seconds to caption `batch` images of `num_tokens` visual tokens each; the end token is forbidden."""
-    decoder.end_tokens = []  # every answer runs to its full length, so that both settings decode the same number
+    """Seconds to caption `batch` images of `num_tokens` visual tokens each, with `new_tokens` in every caption."""
+    decoder.end_tokens = []  # no caption ends early, so both settings decode the same number of tokens
     width = decoder.model.config.hidden_size
     visual = [torch.randn(num_tokens, width, device=device, dtype=decoder.model.dtype) * 0.02 for _ in range(batch)]
     prompts = [decoder.encode_prompt("describe the image .")] * batch
@@ -35,7 +35,7 @@ def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: i
 
 
 def peak_gib(decoder: LlavaDecoder, count: int, options: argparse.Namespace) -> float:
-    """Memory of one batch at its peak, where nothing else is held."""
+    """Peak GPU memory of one batch, in GiB, weights included."""
     torch.cuda.reset_peak_memory_stats()
     time_batch(decoder, count, options.batch, options.new_tokens, options.device)
     return torch.cuda.max_memory_allocated() / 2**30
@@ -47,14 +47,14 @@ def synchronize(device: str) -> None:
 
 
 def timing_parser(doc: str) -> argparse.ArgumentParser:
-    """The options of every benchmark of one stage."""
+    """A parser with the options that all benchmarks of one stage share."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--retention", type=float, default=0.098)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; an actor of the job has one")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; an actor of the job has one")
     return parser
 
 

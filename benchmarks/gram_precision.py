@@ -1,12 +1,12 @@
-"""How exact OTPrune's two products must be: their operands rounded as hardware rounds them, on a CPU.
+"""How precise OTPrune's two matrix products must be: rounds their operands on a CPU as hardware rounds them.
 
     python benchmarks/gram_precision.py
 
-About five minutes on one core. For every kind of tokens, size, seed and gamma, the greedy set found from rounded
-products is compared with the float64 greedy set: the ratio of their log determinants, taken in float64, and whether any
-token changed. A precision is a pair: that of the tokens' G = V V^T and that of the kernel's G G^T. Sums are exact, so
-that only the operands are judged. The last line is JSON: of each pair the worst ratio, how many ratios fell below
-0.9999 and how many sets changed.
+Takes about five minutes on one core. For every kind of tokens, size, seed and gamma, compares the greedy set from
+rounded products with the greedy set in float64: the ratio of their log-determinants, computed in float64, and whether
+any token changed. A precision is a pair: of the tokens' product G = V V^T, and of the kernel's product G G^T. Sums are
+exact, so that only the rounding of operands matters. The last line is JSON: for each pair the worst ratio, the number
+of ratios below 0.9999 and the number of sets that changed.
 """
 
 import json
@@ -21,15 +21,17 @@ CASES = [(576, 4096, 56, 1), (576, 1024, 56, 8), (256, 192, 26, 8)]  # N, D, k, 
 
 
 def rounded(values: Tensor, bits: int) -> Tensor:
-    """To the nearest float32 with `bits` explicit bits of mantissa: 10 is TF32, 7 is bfloat16."""
+    """Rounds to `bits` explicit bits of mantissa, ties to even, as float32. 10 bits are TF32, 7 are bfloat16."""
     drop = 23 - bits
+    # On the integer of a float32, adding just under half of the last kept bit carries into mantissa and exponent as
+    # rounding does. The kept bit itself is added to break ties to even.
     raw = values.float().contiguous().view(torch.int32)
     raw = (raw + (1 << (drop - 1)) - 1 + ((raw >> drop) & 1)) >> drop << drop
     return raw.view(torch.float32)
 
 
 def truncated(values: Tensor) -> Tensor:
-    """What tensor cores read of a float32 given to them as TF32: its last 13 bits are ignored."""
+    """A float32 as tensor cores read it in TF32: they ignore its last 13 bits."""
     return (values.float().contiguous().view(torch.int32) >> 13 << 13).view(torch.float32)
 
 
@@ -38,6 +40,7 @@ def product(rows: Tensor) -> Tensor:
 
 
 def bf16x3(rows: Tensor) -> Tensor:
+    """The product from three bfloat16 products: operands are split into high and low parts; low x low is dropped."""
     high = rounded(rows, 7)
     low = rounded(rows.float() - high, 7)
     cross = high.double() @ low.double().T

@@ -1,4 +1,4 @@
-"""A LLaVA checkpoint of any shape with random weights, for measuring speed and memory, which values do not change."""
+"""Makes LLaVA checkpoints of any shape with random weights, to measure speed and memory: weights affect neither."""
 
 import json
 import re
@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "demo" / "checkpoint"
 
@@ -25,18 +32,36 @@ def make_checkpoint(
 ) -> Path:
     """Writes a checkpoint with patches of 14 pixels, (image_size / 14)^2 visual tokens and the demo's tokenizer.
 
-    Heads are 64 wide, in language models of width 4096 and more 128, as LLaMA's are. The vocabulary has 128 tokens,
-    LLaVA-1.5's 32,000: at width 4096 its head would be another 0.13e9 parameters on the 6.5e9 of 32 layers, and an
-    embedding as large would be held.
+    Attention heads are 64 wide, and 128 wide in language models of width 4096 and more, as in LLaMA. The vocabulary has
+    128 tokens, while LLaVA-1.5 has 32,000: at width 4096, its output head would add 0.13e9 parameters to the 6.5e9 of
+    32 layers, and its embedding would add as many.
 
-    Tensors are named as released checkpoints name them, since vLLM knows no other names. With `endless` the model never
-    says the token that ends an answer: every answer has its full length.
+    Tensors have the names of released checkpoints, because vLLM knows no other names. With `endless`, the model never
+    generates the token that ends an answer, so every answer has its full length. A folder that holds a checkpoint is
+    returned as it is.
     """
     if (folder / "config.json").is_file():
         return folder
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    num_tokens, num_heads = (image_size // 14) ** 2, max(1, width // (128 if width >= 4096 else 64))
-    vision = CLIPVisionConfig(
+    config = LlavaConfig(
+        vision_config=_vision_config(image_size, vision_width, vision_layers),
+        text_config=_text_config(tokenizer, width, layers),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(image_size // 14) ** 2,
+    )
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(config).to(dtype)
+    if endless:
+        end = model.lm_head.weight[tokenizer.eos_token_id]
+        torch.nn.init.zeros_(end)  # its logit is always 0, which is never the largest of 128
+    model.save_pretrained(folder)
+    _write_processor(folder, image_size)
+    _rename_tensors(folder / "model.safetensors")
+    return folder
+
+
+def _vision_config(image_size: int, vision_width: int, vision_layers: int) -> CLIPVisionConfig:
+    return CLIPVisionConfig(
         hidden_size=vision_width,
         intermediate_size=4 * vision_width,
         num_hidden_layers=vision_layers,
@@ -45,7 +70,11 @@ def make_checkpoint(
         patch_size=14,
         projection_dim=vision_width,
     )
-    text = LlamaConfig(
+
+
+def _text_config(tokenizer: PreTrainedTokenizerBase, width: int, layers: int) -> LlamaConfig:
+    num_heads = max(1, width // (128 if width >= 4096 else 64))
+    return LlamaConfig(
         vocab_size=128,
         hidden_size=width,
         intermediate_size=int(width * 2.6875) // 64 * 64,
@@ -57,16 +86,10 @@ def make_checkpoint(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    image_token = tokenizer.convert_tokens_to_ids("<image>")
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=image_token, image_seq_length=num_tokens
-    )
-    torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config).to(dtype)
-    if endless:
-        end = model.lm_head.weight[tokenizer.eos_token_id]
-        torch.nn.init.zeros_(end)  # a logit of 0 is never the largest of 128
-    model.save_pretrained(folder)
+
+
+def _write_processor(folder: Path, image_size: int) -> None:
+    """Writes the demo's tokenizer, and the demo's image processor with another image size."""
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((TOKENIZER / name).read_bytes())
     processor = json.loads((TOKENIZER / "processor_config.json").read_text())
@@ -75,10 +98,12 @@ def make_checkpoint(
         "crop_size": {"height": image_size, "width": image_size},
     }
     (folder / "processor_config.json").write_text(json.dumps(processor))
-    path = folder / "model.safetensors"
+
+
+def _rename_tensors(path: Path) -> None:
+    """Renames the tensors in a file as released checkpoints name them."""
     renamed = {
         re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name): tensor
         for name, tensor in load_file(path).items()
     }
     save_file(renamed, path, {"format": "pt"})
-    return folder

@@ -1,10 +1,10 @@
-"""Memory and seconds per stage of a whole job over many rows: does anything grow with the corpus?
+"""Memory and seconds of each stage in a job over many rows: does anything grow with the corpus?
 
     python benchmarks/scale.py [--rows 20000] [--out .cache/scale]
 
-Captions a generated corpus (JPEG, several Parquet files, one with a single large row group) by a two-layer random
-model in a process of its own, and samples the memory of the driver and of every Ray process meanwhile. Prints the
-samples' medians by quarter of the run, and as its last line JSON. Plots memory over time to OUT/memory.png.
+Captions a generated corpus (JPEG, several Parquet files, one with a single large row group) with a two-layer random
+model, in a process of its own. Meanwhile samples the memory of the driver and of every Ray process. Prints the medians
+of each quarter of the run, and JSON as the last line. Plots memory over time to OUT/memory.png.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SAMPLE_SECONDS = 2.0
 
 
 def make_corpus(folder: Path, rows: int) -> Path:
-    """`rows` JPEGs of 320 x 240 in files of 4,000: the first as one row group, the others in row groups of 100."""
+    """`rows` JPEGs of 320 x 240 in files of 4,000. The first is one row group, the others have row groups of 100."""
     if folder.is_dir():
         return folder
     rng = np.random.default_rng(0)
@@ -67,7 +67,7 @@ def sample_memory(driver: psutil.Process) -> dict[str, float]:
 
 
 def watch(command: list[str]) -> tuple[int, list[tuple[float, dict[str, float]]]]:
-    """Runs `command` and samples its memory until it ends."""
+    """Runs `command`; returns its exit code and samples of its memory: (seconds since the start, {process: MiB})."""
     start, samples = time.perf_counter(), []
     process = subprocess.Popen(command, cwd=REPOSITORY)
     driver = psutil.Process(process.pid)

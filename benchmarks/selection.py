@@ -1,16 +1,17 @@
-"""Selection: milliseconds an image, ours beside a loop written from the description of the released code.
+"""Selection: milliseconds an image, beside a reference loop written from the description of the released code.
 
     python benchmarks/selection.py [--device cpu|cuda] [--quick]
 
-About three minutes on two CPU cores, half a minute with --quick. Every ratio comes from one run: reference and ours
-take turns on the same images and the medians of the turns are compared. `ratio` is that of the clock, `cpu_ratio` that
-of processor time, which a busy machine disturbs less. The last line is JSON, one entry per shape and batch.
+Takes about three minutes on two CPU cores, half a minute with --quick. Every ratio comes from one run: the reference
+and `select_tokens` take turns on the same images, and the medians of the turns are compared. `ratio` compares wall
+time, `cpu_ratio` compares processor time, which a busy machine disturbs less. The last line is JSON, one entry per
+shape and batch.
 
-The reference loop takes one image, as the released code does, so its time an image is the same at every batch size. It
-is at its best here: float32 throughout and no environment variables, windows or model around it.
+The reference loop takes one image, as the released code does, so its time an image is the same at every batch size. The
+loop is in its best conditions here: float32 throughout, and no environment variables, windows or model around it.
 
-On CUDA the features are float16, batch 64 is added, and so are two floors: bytes (reading the features once at the
-memory rate measured here) and FLOPs (one Gram matrix at the TF32 rate measured here).
+On CUDA, the features are float16 and batch 64 is added. Two lower bounds are added as well: bytes (reading the features
+once at the memory rate measured here) and FLOPs (one Gram matrix at the TF32 rate measured here).
 """
 
 import argparse
@@ -34,7 +35,10 @@ OTHERS = ("logdet_linear", "divprune")
 
 
 def reference_otprune(features_ND: Tensor, k: int, gamma: float = 0.01) -> list[int]:
-    """The released method as described: all of the N x N kernel, and the host asked for every pick."""
+    """The released method as described: it builds the whole N x N kernel and copies every pick to the host.
+
+    features_ND: float [N, D]. Returns the sorted indices of the picks.
+    """
     tokens_ND = features_ND.float()
     tokens_ND = tokens_ND / tokens_ND.norm(dim=-2, keepdim=True)
     similarity_NN = tokens_ND @ tokens_ND.T
@@ -54,7 +58,7 @@ def reference_otprune(features_ND: Tensor, k: int, gamma: float = 0.01) -> list[
 
 
 class Times(NamedTuple):
-    """Median milliseconds of one call: on the clock, and of this process's processors."""
+    """Median milliseconds of one call: wall time, and processor time of this process."""
 
     wall: float
     cpu: float
@@ -64,7 +68,10 @@ class Times(NamedTuple):
 
 
 def take_turns(calls: dict[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Times]:
-    """The calls alternate, so that whatever else the machine does falls on all of them."""
+    """Times the calls in turns, so that other work on the machine slows all of them alike.
+
+    Each call gets at least 3 turns, and turns go on for `seconds`.
+    """
     turns: dict[str, list[Times]] = {name: [] for name in calls}
     for call in calls.values():
         call()  # warm up: threads, allocator, kernels to compile
@@ -85,7 +92,7 @@ def synchronize(device: str) -> None:
 
 
 def image_tokens(batch: int, num_tokens: int, width: int, device: str) -> Tensor:
-    """Tokens with what real ones have: a shared mean, a falling spectrum, and a tail of large norms."""
+    """Tokens [batch, N, D] that resemble real ones: a shared mean, a falling spectrum and a tail of large norms."""
     generator = torch.Generator().manual_seed(0)
     rank = min(256, width)
     falling = torch.arange(1, rank + 1) ** -0.5
@@ -98,7 +105,7 @@ def image_tokens(batch: int, num_tokens: int, width: int, device: str) -> Tensor
 
 @functools.cache
 def gpu_rates() -> tuple[float, float]:
-    """Bytes and TF32 FLOPs a millisecond, measured."""
+    """Measured rates of this GPU: (bytes a millisecond, TF32 FLOPs a millisecond)."""
     block = torch.empty(2**28, device="cuda")
     square = torch.randn(8192, 8192, device="cuda")
     torch.set_float32_matmul_precision("high")
@@ -109,7 +116,8 @@ def gpu_rates() -> tuple[float, float]:
 
 def measure(num_tokens: int, width: int, k: int, batch: int, device: str, seconds: float) -> dict[str, float]:
     features = image_tokens(batch, num_tokens, width, device)
-    # As many images a turn as ours, so that a burst of other work hits both alike; one of those that take seconds.
+    # The reference takes as many images a turn as `select_tokens`, so that a burst of other work hits both alike.
+    # Large images, which take the reference seconds, come one a turn.
     images, num_reference = itertools.cycle(features), batch if num_tokens < 1000 else 1
     calls: dict[str, Callable[[], object]] = {
         "reference": lambda: [reference_otprune(image, k) for image in itertools.islice(images, num_reference)],

@@ -1,11 +1,11 @@
-"""The unpruned baseline: a corpus captioned by stock `ray.data.llm` with vLLM.
+"""The unpruned baseline: captions a corpus with stock `ray.data.llm` and vLLM.
 
     python -m benchmarks.stock_ray_llm --model FOLDER --input FILE.parquet [--engine '{"max_num_seqs": 32}']
 
 Rows hold the prompt and the decoded image, which vLLM preprocesses and encodes. Ray's documentation passes images as
-chat messages instead; its stage for that (Ray 2.60) imports a module that vLLM 0.32 no longer has. Prints one JSON
-line: images, seconds from the first answers to the last, images/s in between, which hold nothing of the start-up, and
-seconds of the whole run. Nothing of this package's dataflow is used.
+chat messages instead, but the stage for them (Ray 2.60) imports a module that vLLM 0.32 no longer has. Prints one JSON
+line: images, seconds from the first answers to the last, images/s in this time, which excludes start-up, and seconds of
+the whole run. Uses nothing of this package's dataflow.
 """
 
 import argparse
@@ -21,7 +21,12 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from transformers import AutoTokenizer
 
 PROMPT = "describe the image ."
-OFF = ("prepare_multimodal_stage", "chat_template_stage", "tokenize_stage", "detokenize_stage")  # vLLM does this itself
+OFF = (
+    "prepare_multimodal_stage",
+    "chat_template_stage",
+    "tokenize_stage",
+    "detokenize_stage",
+)  # vLLM does this work itself
 
 
 def main() -> None:
@@ -36,11 +41,11 @@ def main() -> None:
 
 
 def measure(model: Path, input: Path, max_tokens: int, batch_size: int, engine: dict[str, Any]) -> dict[str, Any]:
-    """Images, seconds and images/s of the run."""
+    """Captions the corpus; returns images, seconds, images/s and tokens."""
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=8)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.target_max_block_size = 4096  # answers are handed on one by one, so that the time of each is seen
+    context.target_max_block_size = 4096  # so small that each answer is a block: its time is seen
     started = time.perf_counter()
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0
     config = vLLMEngineProcessorConfig(
@@ -49,7 +54,7 @@ def measure(model: Path, input: Path, max_tokens: int, batch_size: int, engine: 
         batch_size=batch_size,
         concurrency=1,
         **{stage: {"enabled": False} for stage in OFF},
-        log_engine_metrics=has_gpu,  # the exporter does not work with the CPU build
+        log_engine_metrics=has_gpu,  # the exporter of metrics fails with the CPU build
         placement_group_config=None if has_gpu else {"bundle_per_worker": {"CPU": 1}},
     )
     prompt = chat_prompt(model)
@@ -72,7 +77,9 @@ def measure(model: Path, input: Path, max_tokens: int, batch_size: int, engine: 
     for row in processor(images).iter_rows():
         rows.append(row)
         times.append(time.perf_counter())
-    first = next((i for i, t in enumerate(times) if t > times[0] + 0.2), 0)  # the first block comes as a whole
+    first = next(
+        (i for i, t in enumerate(times) if t > times[0] + 0.2), 0
+    )  # answers of the first block arrive together
     return {
         "images": len(rows),
         "seconds": round(times[-1] - times[0], 2),
@@ -84,7 +91,7 @@ def measure(model: Path, input: Path, max_tokens: int, batch_size: int, engine: 
 
 
 def chat_prompt(model: Path) -> str:
-    """The request in the checkpoint's own format, with its placeholder for the image."""
+    """The prompt in the checkpoint's chat format, with the placeholder for the image."""
     content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
     tokenizer = AutoTokenizer.from_pretrained(model)
     return tokenizer.apply_chat_template(

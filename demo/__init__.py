@@ -1,13 +1,15 @@
-"""The demo: a small LLaVA that was really trained, the synthetic world it knows, and a corpus to caption."""
+"""The demo: a small trained LLaVA, the synthetic world that it was trained on, and a corpus to caption."""
 
 from pathlib import Path
 
-CORPUS = ".cache/demo_corpus"  # as the demo configurations name it
+CORPUS = ".cache/demo_corpus"  # the name in the demo configurations
 
 
 def ensure_corpus(path: str) -> None:
-    """Generates the demo corpus if `path` is where the demo configurations expect it and nothing is there yet."""
+    """Generates the demo corpus if `path` is the demo configurations' corpus and does not exist yet."""
     if path == CORPUS and not Path(path).exists():
-        from demo.corpus import build_corpus  # draws and encodes images: only where that is needed
+        from demo.corpus import (
+            build_corpus,
+        )  # a late import: it loads drawing libraries, which other corpora do not need
 
         build_corpus(Path(path))

@@ -4,15 +4,15 @@
 
     scenes-00000.parquet ...  held-out scenes (PNG, every fourth JPEG), row groups of 5 to 256 rows
     photos.parquet            real photographs in many formats and colour modes; no references
-    broken.parquet            rows that a decoder must survive: truncated, empty, null, text, a 60,000 x 60,000 header
-    _corpus.json              what was built; written last, so its presence means the folder is whole
+    broken.parquet            images that decoding must survive: truncated, empty, null, text, a 60,000 x 60,000 header
+    _corpus.json              version, seed and row counts; written last, so it marks a complete folder
 
 Columns: `id` string; `image` struct<bytes: binary, path: string>; `references` list<string>, four for a scene;
 `questions` list<struct<task, question, answer>>; `scene` string, the scene as JSON (null in photos and broken).
 
-Scenes come from the "corpus" split of `demo.world`, whose seeds training never draws. A whole folder of the same
-version, seed and size is used again; everything else is built beside it and swapped in by renames, so a killed build
-leaves nothing that looks like a corpus.
+Scenes come from the "corpus" split of `demo.world`, whose seeds training never draws. A complete folder of the same
+version, seed and size is reused. Otherwise the corpus is built in a folder beside it and renamed into place, so a
+killed build leaves nothing that looks like a corpus.
 """
 
 import argparse
@@ -40,10 +40,10 @@ MARKER = "_corpus.json"
 MAX_SCENES = 1 << 20  # each corpus seed owns this many scene numbers
 NUM_SEEDS = SPLIT_SIZE // MAX_SCENES
 SCENE_FILES = [(0.30, 256), (0.55, 64), (0.75, 33), (0.90, 16), (1.00, 5)]  # (share up to here, rows per row group)
-MIN_SCENES = 10  # below that a file would be empty
+MIN_SCENES = 10  # with fewer scenes, a file would be empty
 
 _TEXT = pa.string()
-_FEATURES = {  # what `datasets` would write; it makes the column an image there
+_FEATURES = {  # the metadata of Hugging Face `datasets`, which makes `image` an image column there
     "id": {"dtype": "string", "_type": "Value"},
     "image": {"_type": "Image"},
     "references": {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
@@ -66,7 +66,7 @@ SCHEMA = pa.schema(
 
 
 def build_corpus(folder: Path = DEFAULT_FOLDER, *, scenes: int = 512, seed: int = 0) -> Path:
-    """Build the corpus, or find it whole; returns the folder. Same bytes for the same library versions.
+    """Build the corpus, or reuse a complete one; returns the folder. Same bytes for the same library versions.
 
     Raises:
         ValueError: if scenes is outside [10, 2**20], the seed outside [0, 4096), or the folder holds something else.
@@ -87,26 +87,26 @@ def build_corpus(folder: Path = DEFAULT_FOLDER, *, scenes: int = 512, seed: int 
         fresh.mkdir()
         rows = _write_files(fresh, scenes=scenes, first=seed * MAX_SCENES)
         (fresh / MARKER).write_text(json.dumps({**plan, "rows": rows}, indent=2) + "\n")
-        if not _is_built(folder, plan):  # another builder may have been faster; its readers keep their files
+        if not _is_built(folder, plan):  # another process may have finished first: its readers keep their files
             _swap_in(fresh, folder, Path(scratch) / "old")
     return folder
 
 
 def corpus_info(folder: Path) -> dict | None:
-    """The marker of a whole corpus (version, seed, scenes, `rows` {file: count}), or None."""
+    """The marker of a complete corpus (version, seed, scenes, `rows` {file: count}), or None."""
     marker = Path(folder) / MARKER
     return json.loads(marker.read_text()) if marker.is_file() else None
 
 
 def _is_built(folder: Path, plan: dict) -> bool:
-    found = corpus_info(folder)
-    if found is None or {key: found.get(key) for key in plan} != plan:
+    info = corpus_info(folder)
+    if info is None or {key: info.get(key) for key in plan} != plan:
         return False
-    return all((folder / name).is_file() for name in found["rows"])
+    return all((folder / name).is_file() for name in info["rows"])
 
 
 def _swap_in(fresh: Path, folder: Path, old: Path) -> None:
-    """Put the fresh folder in its place; if another builder does so in between, its corpus stays."""
+    """Rename the fresh folder into place. If another process does so first, its corpus stays."""
     if folder.exists():
         os.replace(folder, old)
     try:
@@ -170,14 +170,14 @@ def _encode(image: Image.Image, *, jpeg: bool) -> tuple[bytes, str]:
 
 
 def _bare_row(name: str, path: str, data: bytes | None) -> dict:
-    """A row without references; no bytes at all means a null image."""
+    """A row without references and questions. Without `data`, the image is null."""
     image = None if data is None else {"bytes": data, "path": path}
     return {"id": name, "image": image, "references": [], "questions": [], "scene": None}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m demo.corpus", description="Build the demo corpus, or find it whole."
+        prog="python -m demo.corpus", description="Build the demo corpus, or reuse a complete one."
     )
     parser.add_argument("--scenes", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,12 @@
-"""Teacher-forced exact match of every answer: equal to greedy decoding's, at a tenth of its cost.
+"""Exact match of every answer by teacher forcing: the same result as greedy decoding at a tenth of its cost.
 
     python -m demo.evaluate --model demo/checkpoint --scenes 160 [--split validation] [--retention 0.1 --method otprune
         --gamma 0.5 --gamma-scale trace]
 
-An answer counts if every token of it, the stop token included, is the most likely one given the right tokens before it;
-then, and only then, greedy decoding writes it. Prints one JSON object: exact match per task, "qa" their mean,
-"caption" exact match and "caption_tokens", the share of caption tokens right.
+An answer matches if each of its tokens, the stop token included, is the most likely token after the right ones before
+it. Greedy decoding writes the right answer exactly in this case. Prints one JSON object: exact match of each task;
+"qa", the mean over tasks; "caption", exact match of captions; "caption_tokens", the share of caption tokens that are
+right.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def evaluate(
                 matches[task].append(float(tokens.all()))
                 if task == "caption":
                     matches["caption_tokens"].append(tokens.float().mean().item())
-    scores = {task: float(np.mean(found)) for task, found in sorted(matches.items())}
+    scores = {task: float(np.mean(values)) for task, values in sorted(matches.items())}
     return {"qa": float(np.mean([scores[task] for task in TASKS if task in scores])), **scores, "scenes": len(scenes)}
 
 

@@ -1,17 +1,17 @@
-"""How good the demo's CLIP is: whether a caption finds its image, and where a patch's relevance to a question lies.
+"""Evaluates the demo's CLIP: does a caption find its image, and which patches are relevant to a question?
 
     python -m demo.evaluate_clip [--clip demo/clip] [--scenes 500]
 
 Prints one JSON object, on held-out scenes:
 
-    top1       share of captions whose own image is the nearest of 100
-    exist      AUC of an image's cosine to "is there a red star ?", scenes that have one against the others
+    top1       share of captions whose own image is the nearest of 100 images
+    exist      AUC of an image's cosine to "is there a red star ?": scenes with a red star against the other scenes
     clip       AUC of CDPruner's relevance (the negative cosine) to "is there a red star ?" for the patches of that
-               star: "all" against all other patches, "items" against those of other shapes and digits alone. Under one
-               half, patches are aligned with the text that names them, over it they are anti-aligned
+               star: "all" against all other patches, "items" against patches of other shapes and digits. Below one
+               half, patches are aligned with the text that names them; above it, they are anti-aligned
     words      the same for relevance to the question's word embeddings in the language model, which has no minus sign
 
-Patches that an item merely touches (`demo.labels`) count on neither side.
+Patches that an item only touches (`demo.labels`) are left out.
 """
 
 import argparse
@@ -42,7 +42,7 @@ PAIRS = [(color, kind) for color in COLORS for kind in KINDS]
 
 
 def whole_clip(folder: Path = SHIPPED, model_folder: Path = LLAVA) -> CLIPModel:
-    """The complete CLIP, float32: what `demo.train_clip` wrote, and the tower of the LLaVA checkpoint."""
+    """The complete CLIP, float32: the weights from `demo.train_clip`, and the vision tower of the LLaVA checkpoint."""
     llava = LlavaForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
     tower = {f"vision_model.{name}": weight for name, weight in llava.model.vision_tower.state_dict().items()}
     clip = CLIPModel(CLIPConfig.from_pretrained(folder))
@@ -52,33 +52,36 @@ def whole_clip(folder: Path = SHIPPED, model_folder: Path = LLAVA) -> CLIPModel:
 
 @torch.inference_mode()
 def unit_images(clip: CLIPModel, scenes: list[Scene]) -> Tensor:
+    """Image embeddings of length 1, [scenes, P]."""
     return normalize(clip.visual_projection(see_scenes(clip, scenes)), dim=-1)
 
 
 @torch.inference_mode()
 def unit_texts(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+    """Text embeddings of length 1, [texts, P]."""
     return normalize(embed(clip, tokenizer, texts), dim=-1)
 
 
 def retrieval(texts: Tensor, images: Tensor, among: int = AMONG) -> float:
-    """Share of unit text embeddings nearest to the image of the same number; what fills no group is left out."""
-    whole = len(texts) // among * among
-    groups = zip(texts[:whole].split(among), images[:whole].split(among), strict=True)
-    right = [(said @ seen.T).argmax(dim=1) == torch.arange(among) for said, seen in groups]
+    """Share of texts [T, P] whose nearest image in a group of `among` has the same index. The rest is left out."""
+    count = len(texts) // among * among
+    groups = zip(texts[:count].split(among), images[:count].split(among), strict=True)
+    right = [(text @ image.T).argmax(dim=1) == torch.arange(among) for text, image in groups]
     return torch.cat(right).float().mean().item()
 
 
 def answering(questions: Tensor, images: Tensor, scenes: list[Scene]) -> float:
-    """Mean AUC, over colours and kinds, of the cosine between a question's embedding and those of scenes: yes or no."""
-    found = []
-    for said, pair in zip(questions, PAIRS, strict=True):
+    """Mean AUC over (colour, kind) pairs of the question's cosine: scenes with the pair against scenes without."""
+    aucs = []
+    for question, pair in zip(questions, PAIRS, strict=True):
         yes = torch.tensor([pair in {(shape.color, shape.kind) for shape in scene.shapes} for scene in scenes])
-        found.append(auc((images @ said)[yes], (images @ said)[~yes]))
-    return float(np.nanmean(found))  # none for what is in no scene
+        cosines = images @ question
+        aucs.append(auc(cosines[yes], cosines[~yes]))
+    return float(np.nanmean(aucs))  # NaN for a pair that is in no scene
 
 
 def pointing(relevance: Relevance, encoder: LlavaEncoder, scenes: list[Scene]) -> dict[str, float]:
-    """Mean AUC over all shapes of all scenes, each asked about by its colour and kind."""
+    """Mean AUC over all shapes of all scenes; the question names the colour and the kind of the shape."""
     found: dict[str, list[float]] = {"all": [], "items": []}
     for scene in scenes:
         drawing = render(scene)
@@ -96,18 +99,18 @@ def pointing(relevance: Relevance, encoder: LlavaEncoder, scenes: list[Scene]) -
 
 
 def shows(marks: Tensor, color: str, kind: str) -> Tensor:
-    """bool [N]: the patches of the shape of that colour and kind, of which a scene has at most one."""
+    """bool [N]: the patches of the shape with this colour and kind. A scene has at most one such shape."""
     return (marks[:, lab.COLOR] == list(COLORS).index(color)) & (marks[:, lab.KIND] == KINDS.index(kind))
 
 
 def auc(inside: Tensor, outside: Tensor) -> float:
-    """The chance that a score of `inside` is above one of `outside`; ties count half."""
+    """The probability that a score of `inside` is above a score of `outside`; ties count half."""
     above, level = (compare(inside[:, None], outside).float().mean() for compare in (torch.gt, torch.eq))
     return (above + level / 2).item()
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m demo.evaluate_clip", description="How good the demo's CLIP is.")
+    parser = argparse.ArgumentParser(prog="python -m demo.evaluate_clip", description="Evaluate the demo's CLIP.")
     parser.add_argument("--clip", type=Path, default=SHIPPED)
     parser.add_argument("--model", type=Path, default=LLAVA)
     parser.add_argument("--split", choices=SPLITS, default="validation")
@@ -117,14 +120,14 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     transformers_logging.disable_progress_bar()
     scenes = [scene_at(arguments.split, index) for index in range(arguments.scenes)]
-    whole, tokenizer = whole_clip(arguments.clip, arguments.model), AutoTokenizer.from_pretrained(arguments.clip)
-    images = unit_images(whole, scenes)
-    top1 = retrieval(unit_texts(whole, tokenizer, [caption(scene) for scene in scenes]), images)
-    exist = answering(unit_texts(whole, tokenizer, [ASK.format(*pair) for pair in PAIRS]), images, scenes)
+    full_clip, tokenizer = whole_clip(arguments.clip, arguments.model), AutoTokenizer.from_pretrained(arguments.clip)
+    images = unit_images(full_clip, scenes)
+    top1 = retrieval(unit_texts(full_clip, tokenizer, [caption(scene) for scene in scenes]), images)
+    exist = answering(unit_texts(full_clip, tokenizer, [ASK.format(*pair) for pair in PAIRS]), images, scenes)
     place = {"dtype": torch.float32, "device": "cpu"}
     encoder = load_encoder(arguments.model, **place)
     clip, words = ClipRelevance(arguments.clip, **place), WordRelevance(arguments.model, **place)
-    aucs = {name: pointing(each, encoder, scenes) for name, each in (("clip", clip), ("words", words))}
+    aucs = {name: pointing(relevance, encoder, scenes) for name, relevance in (("clip", clip), ("words", words))}
     print(json.dumps({"top1": top1, "exist": exist, **aucs, "scenes": len(scenes)}))
     return 0
 

@@ -1,4 +1,4 @@
-"""What a patch shows: dense supervision for the vision tower, read off the drawing's opacities.
+"""Labels for every patch: dense supervision for the vision tower, computed from the opacities of a drawing.
 
 Patches are in raster order, N = 256 of them.
 """
@@ -10,21 +10,21 @@ from demo.world import COLORS, GRID, KINDS, PATCH, RADII, SIDE, Digit, Scene, Sh
 
 COLOR, KIND, SIZE, ROW, COLUMN, X_BIN, Y_BIN = range(7)  # label columns
 NUM_LABELS = 7
-NOTHING = len(KINDS) + 10  # the "kind" of a patch without an item; digits lie between the shapes and it
+NOTHING = len(KINDS) + 10  # the "kind" of a patch without an item, after shapes and digits
 IGNORE = -1
 CELL = 7  # object masks are predicted in 2 x 2 pixel cells, 7 x 7 of them a patch
 
-_FULL, _TOUCHED = (
-    0.12,
-    0.01,
-)  # opacity of a patch that counts as an item, and of one that is neither item nor background
+_FULL = 0.12  # from this mean opacity of an item on, a patch counts as part of the item
+_TOUCHED = 0.01  # above this opacity and below _FULL, a patch is neither item nor background
 
 
 def patch_labels(scene: Scene, alpha: np.ndarray) -> np.ndarray:
     """int8 [N, 7]: colour, kind, size, row, column, and the item centre's patch column and row; -1 where undefined.
 
-    A background patch is labelled with its own place, an item's patch with the place of the item. Patches that an item
-    only touches are ignored altogether.
+    A background patch has its own place as label, a patch of an item has the place of the item. Patches that an item
+    only touches are ignored: all their labels are -1.
+
+    alpha: float32 [items, 224, 224], see `demo.render.Drawing`.
     """
     labels = np.full((GRID, GRID, NUM_LABELS), IGNORE, np.int8)
     patch = np.arange(GRID)
@@ -49,6 +49,6 @@ def _item_label(item: Shape | Digit) -> list[int]:
 
 
 def patch_masks(alpha: np.ndarray) -> np.ndarray:
-    """float32 [N, 49]: opacity of whatever item covers each 2 x 2 pixel cell of each patch."""
+    """float32 [N, 49]: the highest opacity of an item, as a mean over each 2 x 2 pixel cell of each patch."""
     cells = alpha.max(0).reshape(SIDE // 2, 2, SIDE // 2, 2).mean((1, 3))
     return cells.reshape(GRID, CELL, GRID, CELL).transpose(0, 2, 1, 3).reshape(GRID * GRID, CELL * CELL)

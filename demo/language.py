@@ -1,7 +1,7 @@
-"""What can be said about a scene: a caption, references, eight kinds of question.
+"""Texts about a scene: a caption, reference captions and eight kinds of questions with answers.
 
-The vocabulary is closed, about 100 words. Tokens are separated by single spaces, punctuation included, so that a
-word-level tokenizer splits as `str.split` does.
+The vocabulary is closed and has about 100 words. Single spaces separate all tokens, punctuation included, so a
+word-level tokenizer splits a text as `str.split` does.
 """
 
 import random
@@ -19,7 +19,7 @@ _FRAME_WORDS = (
     "left right of above below how many shapes are yes no A B C D written none in an answer question caption this "
     "detail please object objects it picture not"
 )
-RELATION_GAP = 16  # pixels; closer centres are neither left nor right, neither above nor below
+RELATION_GAP = 16  # pixels; nothing is asked about the relation of centres that are closer along its axis
 _RELATIONS: dict[str, Callable[[Shape, Shape], float]] = {  # positive where the relation holds
     "left of": lambda a, b: b.x - a.x,
     "right of": lambda a, b: a.x - b.x,
@@ -29,13 +29,13 @@ _RELATIONS: dict[str, Callable[[Shape, Shape], float]] = {  # positive where the
 
 
 def caption(scene: Scene) -> str:
-    """The caption the model is trained to give: shapes from left to right, background, digit."""
+    """The caption that the model learns: shapes from left to right, background, digit."""
     digit = f" with the digit {scene.digit.value}" if scene.digit else ""
     return f"{_list(scene.shapes)} {_on(scene)}{digit} ."
 
 
 def references(scene: Scene) -> list[str]:
-    """Four true captions, as four people might put it; the first is `caption`."""
+    """Four true captions in different words; the first is `caption`."""
     shapes = scene.shapes
     by_size = sorted(shapes, key=lambda shape: (shape.size, shape.x))
     by_height = sorted(shapes, key=lambda shape: shape.y)
@@ -48,23 +48,23 @@ def references(scene: Scene) -> list[str]:
 
 
 def question(scene: Scene, task: str, rng: random.Random) -> tuple[str, str] | None:
-    """(question, answer) of a task, or None where the scene does not allow the one that was drawn."""
+    """(question, answer) of a task. None if the scene does not allow the question that was drawn."""
     return _ASK[task](scene, rng)
 
 
 def questions(scene: Scene, rng: random.Random) -> list[dict[str, str]]:
-    """One question of every task that this scene allows: dicts of task, question, answer."""
+    """One question of every task that the scene allows, as dicts of task, question and answer."""
     asked = [(task, question(scene, task, rng)) for task in TASKS]
     return [{"task": task, "question": pair[0], "answer": pair[1]} for task, pair in asked if pair]
 
 
 def position_words(x: float, y: float) -> tuple[str, str]:
-    """Row and column of the thirds of the image that hold a point."""
+    """The words for the third of the image, by row and by column, in which a point lies. x and y in pixels."""
     return ROWS[min(2, int(3 * y / SIDE))], COLUMNS[min(2, int(3 * x / SIDE))]
 
 
 def words() -> list[str]:
-    """The closed vocabulary; its order is the order of the tokenizer's ids."""
+    """The closed vocabulary, in the order of the tokenizer's ids."""
     frame = _FRAME_WORDS.split()
     world = [*COLORS, *KINDS, *RADII, *BACKGROUNDS, *DIGITS, *NUMBERS, *ROWS, *COLUMNS]
     return list(dict.fromkeys(frame + world))
@@ -80,7 +80,7 @@ def _on(scene: Scene) -> str:
 
 
 def _ask_exist(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Half yes; of the no's, six in ten share a colour or a kind with something that is there."""
+    """Half of the answers are yes. Of the others, six in ten share a colour or a kind with a shape of the scene."""
     if rng.random() < 0.5:
         shape = rng.choice(scene.shapes)
         return f"is there a {shape.color} {shape.kind} ?", "yes"
@@ -116,9 +116,9 @@ def _ask_kind(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 
 def _choose_unique(shapes: Sequence[Shape], key: Callable[[Shape], str], rng: random.Random) -> Shape | None:
-    """A shape that its colour (or kind) alone points out; None if there is none."""
-    seen = Counter(map(key, shapes))
-    unique = [shape for shape in shapes if seen[key(shape)] == 1]
+    """A random shape whose `key`, its colour or kind, no other shape has; None if there is no such shape."""
+    counts = Counter(map(key, shapes))
+    unique = [shape for shape in shapes if counts[key(shape)] == 1]
     return rng.choice(unique) if unique else None
 
 

@@ -1,4 +1,4 @@
-"""The demo model: LLaVA-1.5's architecture at 3 million parameters.
+"""The demo model: the architecture of LLaVA-1.5 with 3 million parameters.
 
 CLIP vision tower 224 px / patch 14 (256 tokens, width 128, 5 layers, features of layer -2, class token dropped),
 projector 128 -> 192 -> 192, Llama of width 192 with 4 layers and tied embeddings, a word-level tokenizer.
@@ -29,8 +29,8 @@ from demo.language import words
 from demo.world import GRID, PATCH, SIDE
 
 VISION_WIDTH, VISION_LAYERS, TEXT_WIDTH, TEXT_LAYERS, HEAD_WIDTH = 128, 5, 192, 4, 32
-MIDDLE_LAYER = 2  # object masks are read here
-MAX_NEW_TOKENS = 64  # the longest caption has 38; a starved model may never stop by itself
+MIDDLE_LAYER = 2  # training predicts object masks from this layer
+MAX_NEW_TOKENS = 64  # the longest caption has 38 tokens; with few visual tokens the model may never stop by itself
 _SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 _CHAT_TEMPLATE = (  # LLaVA-1.5's: USER: <image>\n question ASSISTANT:
@@ -69,14 +69,14 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token; without it placeholders are off by one
+        num_additional_image_tokens=1,  # the class token; without it, the number of placeholders is off by one
         image_token="<image>",
         chat_template=_CHAT_TEMPLATE,
     )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
-    """A randomly initialised model, float32, on the CPU; the global torch generator is left as it was."""
+    """A randomly initialised model, float32, on the CPU. The global generator of torch is not changed."""
     vocabulary = tokenizer.get_vocab()
     vision = CLIPVisionConfig(
         hidden_size=VISION_WIDTH,
@@ -119,7 +119,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
 
 
 def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], normalised as the image processor does (no resizing)."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], normalised like the image processor does, without resizing."""
     pixels_B3HW = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
     return (pixels_B3HW - mean) / std
@@ -130,8 +130,8 @@ def encode_patches(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(middle [B, N, D], features [B, N, D], class token [B, D] | None) of whole images or of windows cut from them.
 
-    `places_BN` are the patches' raster numbers in the whole image, so that a window keeps its true position embeddings.
-    The last layer serves the class token alone and is run only for whole images.
+    `places_BN` holds the raster numbers of the patches in the whole image, so that a window has its true position
+    embeddings. Only the class token needs the last layer, so the last layer runs only for whole images.
     """
     embeddings = tower.embeddings
     patches_BND = embeddings.patch_embedding(pixels_B3HW).flatten(2).transpose(1, 2)
@@ -151,7 +151,10 @@ def encode_patches(
 
 
 def export(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a float16 checkpoint with the released llava-hf tensor names, for transformers and vLLM."""
+    """Write a float16 checkpoint with the tensor names of the released llava-hf models, for transformers and vLLM.
+
+    The model itself is moved to the CPU and converted to float16.
+    """
     model = model.cpu().half()
     settings = model.generation_config
     settings.do_sample, settings.max_new_tokens, settings.pad_token_id = False, MAX_NEW_TOKENS, tokenizer.pad_token_id
@@ -162,5 +165,5 @@ def export(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerF
 
 
 def _released_name(name: str) -> str:
-    """transformers 5 drops a level that the released checkpoints have; it reads both, vLLM only the released names."""
+    """The released name of a tensor: transformers 5 writes names without `vision_model.`, which vLLM does not read."""
     return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)

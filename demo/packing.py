@@ -1,9 +1,9 @@
-"""Several questions behind one image in one forward pass: a dozen answers trained or scored for the price of one.
+"""Packs several questions behind one image into one forward pass: a dozen answers for the price of one.
 
     <s> USER :  [visual tokens]  question 1 ASSISTANT : answer 1  |  question 2 ASSISTANT : answer 2  | ...
 
-A block mask keeps the questions from seeing each other and every question starts at the same position, so each answer's
-logits are those of the question asked alone.
+A block mask hides the questions from each other, and every question starts at the same position. The logits of each
+answer are therefore the same as if its question were asked alone.
 
 Shape suffixes: B images, K visual tokens, T text tokens, S = 3 + K + T, D text width, V vocabulary.
 """
@@ -28,10 +28,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Row b holds the questions about image b; `segment` is 1, 2, ... by question, 0 in the prefix, -1 in padding."""
+    """Row b has the questions about image b. `segment` is 1, 2, ... by question, 0 in the prefix, -1 in padding."""
 
     tokens: Tensor  # [B, T]
-    targets: Tensor  # [B, T]  # the next token where it belongs to an answer, else NO_TARGET
+    targets: Tensor  # [B, T]: the next token if it belongs to an answer, else NO_TARGET
     weights: Tensor  # [B, T]
     segment: Tensor  # [B, T]
     positions: Tensor  # [B, S]
@@ -39,12 +39,12 @@ class Packed:
 
 
 def prefix_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of what stands before the visual tokens."""
+    """Token ids in front of the visual tokens."""
     return tokenizer("USER :").input_ids
 
 
 def pack(asked: Sequence[Sequence[Asked]], tokenizer: PreTrainedTokenizerBase, num_visual: int) -> Packed:
-    """Lay out the questions of each image behind `num_visual` visual tokens, padded on the right."""
+    """Pack the questions of each image behind `num_visual` visual tokens, padded on the right."""
     prefix = len(prefix_ids(tokenizer)) + num_visual
     rows = [_pack_row(questions, tokenizer, prefix) for questions in asked]
     length = max(len(row[0]) for row in rows)
@@ -57,30 +57,34 @@ def pack(asked: Sequence[Sequence[Asked]], tokenizer: PreTrainedTokenizerBase, n
     positions_BS = torch.cat([torch.arange(prefix).expand(len(rows), -1), positions], 1)
     causal_SS = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()
     visible_BSS = (segment_BS[:, None] == 0) | (segment_BS[:, None] == segment_BS[:, :, None])
-    mask_BSS = causal_SS & visible_BSS | torch.eye(prefix + length, dtype=torch.bool)  # no row may be all masked
+    mask_BSS = causal_SS & visible_BSS | torch.eye(
+        prefix + length, dtype=torch.bool
+    )  # a row of all masked positions would give NaN
     return Packed(tokens, targets, weights, segment, positions_BS, mask_BSS[:, None])
 
 
 def _pack_row(questions: Sequence[Asked], tokenizer: PreTrainedTokenizerBase, start: int) -> tuple[list, ...]:
-    """(tokens, targets, weights, segment, positions) of one image; the stop token is a target but never an input."""
+    """(tokens, targets, weights, segment, positions) of one image. The stop token is a target but never an input."""
     vocabulary, stop = tokenizer.get_vocab(), tokenizer.eos_token_id
     tokens, targets, weights, segment, positions = [], [], [], [], []
     for number, (task, question, answer) in enumerate(questions, start=1):
-        asked = [vocabulary[word] for word in f"{question} ASSISTANT :".split()]
-        told = [vocabulary[word] for word in answer.split()]
+        question_ids = [vocabulary[word] for word in f"{question} ASSISTANT :".split()]
+        answer_ids = [vocabulary[word] for word in answer.split()]
         weight = _CAPTION_WEIGHT if task == "caption" else _ANSWER_WEIGHT
-        tokens += asked + told
-        targets += [NO_TARGET] * (len(asked) - 1) + [*told, stop]
-        weights += [0.0] * (len(asked) - 1) + [weight] * len(told) + [_STOP_FACTOR * weight]
-        segment += [number] * (len(asked) + len(told))
-        positions += range(start, start + len(asked) + len(told))
+        length = len(question_ids) + len(answer_ids)
+        tokens += question_ids + answer_ids
+        # A position predicts the token after it: the last token of the question has the answer's first as its target.
+        targets += [NO_TARGET] * (len(question_ids) - 1) + [*answer_ids, stop]
+        weights += [0.0] * (len(question_ids) - 1) + [weight] * len(answer_ids) + [_STOP_FACTOR * weight]
+        segment += [number] * length
+        positions += range(start, start + length)
     return tokens, targets, weights, segment, positions
 
 
 def answer_logits(
     model: LlavaForConditionalGeneration, prefix: list[int], visual_BKD: Tensor, packed: Packed
 ) -> tuple[Tensor, Tensor]:
-    """(logits float32 [M, V], is_target bool [B, T]) at the M positions that predict an answer token, in row order."""
+    """(logits float32 [M, V], is_target bool [B, T]) at the M positions that predict an answer token, row by row."""
     device, decoder = visual_BKD.device, model.model.language_model
     before_BPD = decoder.embed_tokens(torch.tensor(prefix, device=device)).expand(len(visual_BKD), -1, -1)
     text_BTD = decoder.embed_tokens(packed.tokens.to(device))

@@ -1,7 +1,7 @@
-"""Real photographs and hostile bytes, to exercise decoding: every format and colour mode a web corpus brings.
+"""Real photographs and broken images, to test decoding in every format and colour mode of a web corpus.
 
-The photographs are files that the scikit-image wheel ships, so nothing is downloaded. The demo model knows only its own
-world: its captions of them mean nothing.
+The photographs are files of the scikit-image wheel, so nothing is downloaded. The demo model knows only its synthetic
+world, so its captions of photographs mean nothing.
 """
 
 import io
@@ -19,12 +19,12 @@ _ROTATED_90_CW = 6  # the stored pixels must be turned 90 degrees clockwise to s
 
 
 def photographs() -> dict[str, bytes]:
-    """File name -> encoded bytes of real photographs, in a dozen and more formats and modes."""
+    """File name -> encoded bytes of real photographs, in more than a dozen formats and colour modes."""
     return {name: encode(_shipped(source)) for name, (source, encode) in _PHOTOS.items()}
 
 
 def broken_images() -> dict[str, bytes | None]:
-    """Kind of damage -> bytes (None: a null image). Only `one_pixel` is a valid image."""
+    """Kind of damage -> bytes, or None for a null image. Only `one_pixel` is a valid image."""
     jpeg = _jpeg(_shipped("rocket.jpg"))
     png = _save("PNG")(_shipped("rocket.jpg").resize((64, 64)))
     return {
@@ -62,20 +62,20 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _rotated_jpeg(image: Image.Image) -> bytes:
-    """Stored lying on its side, with the EXIF tag that stands it up again."""
+    """A JPEG stored rotated by 90 degrees, with the EXIF orientation that turns it upright."""
     exif = Image.Exif()
     exif[_EXIF_ORIENTATION] = _ROTATED_90_CW
     return _save("JPEG", "RGB", quality=90, exif=exif)(image.transpose(Image.Transpose.ROTATE_90))
 
 
 def _sixteen_bit_png(image: Image.Image) -> bytes:
-    """Grey values spread over 0..65535; a reader that clips at 255 shows white."""
+    """Grey values spread over 0..65535. A decoder that clips values at 255 shows white."""
     values = np.asarray(image.convert("L"), np.uint16) * 257
     return _save("PNG")(Image.fromarray(values))
 
 
 def _alpha_png(image: Image.Image) -> bytes:
-    """A round window: fully transparent corners."""
+    """A round image with fully transparent corners."""
     y, x = np.mgrid[-1 : 1 : image.height * 1j, -1 : 1 : image.width * 1j]
     image = image.convert("RGBA")
     image.putalpha(Image.fromarray(((x**2 + y**2 < 1) * 255).astype(np.uint8)))
@@ -83,14 +83,14 @@ def _alpha_png(image: Image.Image) -> bytes:
 
 
 def _animated_gif(image: Image.Image) -> bytes:
-    """Three frames: the image, then two that differ."""
+    """Three frames: the image, its mirror image and its rotation."""
     small = image.convert("RGB").resize((180, 120))
     frames = [small.transpose(turn) for turn in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180)]
     return _save("GIF", save_all=True, append_images=frames, duration=100, loop=0)(small)
 
 
 def _png_header(width: int, height: int) -> bytes:
-    """A PNG whose header claims width x height and whose data hold one row: a decompression bomb in few bytes."""
+    """A PNG whose header announces width x height but whose data hold one row: a decompression bomb in few bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""Draw a scene: 224 x 224 RGB with texture, shading, colour jitter and pixel noise. 3 to 5 ms a scene on one core."""
+"""Draws scenes: 224 x 224 RGB with texture, shading, colour jitter and pixel noise. 3 to 5 ms a scene on one core."""
 
 import math
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from demo.world import BACKGROUNDS, COLORS, SIDE, Digit, Scene, Shape
 
-SUPERSAMPLE = 3  # masks are drawn this much larger and averaged down: anti-aliased edges
-FONT = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"  # read, never imported as a plotting stack
+SUPERSAMPLE = 3  # masks are drawn larger by this factor and averaged down, which smooths edges
+FONT = (
+    Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans-Bold.ttf"
+)  # only the font file is used, not the plotting library
 
 _ARM = 0.3  # half the width of a cross's arm
 _POLYGONS = {
@@ -39,14 +41,14 @@ _POLYGONS = {
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """`pixels` uint8 [224, 224, 3]; `alpha` float32 [items, 224, 224], each item's opacity in [0, 1]."""
+    """`pixels` uint8 [224, 224, 3]; `alpha` float32 [items, 224, 224], the opacity of each item in [0, 1]."""
 
     pixels: np.ndarray
     alpha: np.ndarray
 
 
 def render(scene: Scene) -> Drawing:
-    """Draw the scene; the same scene gives the same pixels for a given Pillow, numpy and font version."""
+    """Draw the scene. The same scene gives the same pixels with the same versions of Pillow, numpy and the font."""
     rng = np.random.default_rng(scene.seed)
     canvas = _background(scene, rng)
     alpha = np.zeros((len(scene.items), SIDE, SIDE), np.float32)
@@ -65,7 +67,7 @@ _YY, _XX = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) / SIDE
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """float32 [224, 224, 3]: tint plus a low-frequency field, and a gradient or stripes at a random angle."""
+    """float32 [224, 224, 3]: a tint plus a low-frequency field, with a gradient or stripes at a random angle."""
     noise = Image.fromarray((rng.random((9, 9)) * 255).astype(np.uint8))
     low = np.asarray(noise.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32) / 255 - 0.5
     angle = rng.uniform(0, 2 * math.pi)
@@ -89,7 +91,7 @@ def _item_color(item: Shape | Digit, scene: Scene, rng: np.random.Generator) -> 
 
 
 def item_mask(item: Shape | Digit) -> tuple[np.ndarray, int, int]:
-    """(opacity float32 [h, w], left, top) of the item's box, cut at the image border."""
+    """(opacity float32 [h, w], left, top) of the box of the item, cut at the border of the image."""
     mask = _mask(item.value if isinstance(item, Digit) else item.kind, item.radius)
     left, top = round(item.x - mask.shape[1] / 2), round(item.y - mask.shape[0] / 2)
     cut_left, cut_top = max(0, -left), max(0, -top)
@@ -98,7 +100,7 @@ def item_mask(item: Shape | Digit) -> tuple[np.ndarray, int, int]:
 
 
 def _mask(name: str, radius: float) -> np.ndarray:
-    """Opacity of a shape or digit centred in a square of odd side."""
+    """Opacity of a shape or digit, float32 in [0, 1], centred in a square with an odd side."""
     side = 2 * (math.ceil(radius) + 1) + 1
     canvas = Image.new("L", (side * SUPERSAMPLE, side * SUPERSAMPLE), 0)
     draw, center, r = ImageDraw.Draw(canvas), side * SUPERSAMPLE / 2, radius * SUPERSAMPLE

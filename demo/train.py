@@ -1,13 +1,13 @@
-"""Train the demo model from nothing, with one command; kill it at any moment and run it again to go on.
+"""Train the demo model from scratch with one command. If it is killed, the same command resumes.
 
     python -m demo.train --out runs/demo_model [--seed 0] [--threads 1] [--device auto]
-    python -m demo.train --out /tmp/quick --quick        # seconds; checks the machinery, learns nothing
+    python -m demo.train --out /tmp/quick --quick        # seconds; tests the code, learns nothing
 
 Three stages: "vision" (`demo.train_vision`), "words" and "answers" (`demo.train_language`). Writes into the folder:
 
     train.jsonl     one line per logged step        vision.pt words.pt answers.pt   state of the stages
     features/       the frozen tower's features     checkpoint/   the model in the Hugging Face layout, float16
-    metrics.json    exact match per task on held-out scenes; written last
+    metrics.json    exact match of each task on held-out scenes; written last
 """
 
 import argparse
@@ -32,18 +32,18 @@ from demo.vision_data import whole_batch, window_batch
 from demo.world import GRID, scene_at
 
 Log = Callable[[dict], None]
-SCENES_PER_SEED = 1 << 24  # training scene numbers that a seed owns: first half for "vision", second for the others
+SCENES_PER_SEED = 1 << 24  # scene numbers of each seed: the first half for "vision", the second for the other stages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is trained, how long, on how much."""
+    """The stages with their lengths, and the amount of data for each."""
 
     vision: Stage
     words: Stage
     answers: Stage
     vision_scenes: int = 8  # per step
-    whole_from: float = 0.85  # share of the vision steps after which windows give way to whole images
+    whole_from: float = 0.85  # share of the vision steps after which whole images replace windows
     language_scenes: int = 12  # per step
     cached_scenes: int = 4096
     words_extra: tuple[str, ...] = ("exist", "attr", "rel", "mc", "letter")
@@ -69,10 +69,10 @@ QUICK = Plan(
 
 
 def train(out: Path, plan: Plan = FULL, *, seed: int = 0, device: torch.device, log: Log) -> dict[str, float]:
-    """Run or finish all stages, export, evaluate; returns the metrics.
+    """Run or resume all stages, export the checkpoint and evaluate it; returns the metrics.
 
     Raises:
-        ValueError: if the seed is outside [0, 256), or the folder was begun with another plan or seed.
+        ValueError: if the seed is outside [0, 256), or the folder was started with another plan or seed.
     """
     _claim(out, plan, seed)
     tokenizer = build_tokenizer()
@@ -94,7 +94,7 @@ def train(out: Path, plan: Plan = FULL, *, seed: int = 0, device: torch.device, 
 
 @dataclass(frozen=True)
 class _Run:
-    """What all stages share."""
+    """The state that all stages share."""
 
     model: LlavaForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
@@ -112,19 +112,19 @@ class _Run:
         return self.first_vision_scene + SCENES_PER_SEED // 2
 
     def draws(self, stage: Stage, step: int) -> np.random.Generator:
-        """Everything random about a step: a function of seed, stage and step, so a resumed run draws the same."""
+        """The random generator of a step. It depends on seed, stage and step alone, so a resumed run draws the same."""
         return np.random.default_rng([self.seed, *stage.name.encode(), step])
 
 
 def _claim(out: Path, plan: Plan, seed: int) -> None:
-    """Write down plan and seed, or check that the folder was begun with the same."""
+    """Write plan and seed to the folder, or check that the folder was started with the same plan and seed."""
     if not 0 <= seed < 256:
         raise ValueError(f"seed must be in [0, 256), got {seed}")
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps({"seed": seed, **asdict(plan)}))
     path = out / "plan.json"
     if path.is_file() and json.loads(path.read_text()) != settings:
-        raise ValueError(f"out must be a new folder or one begun with the same plan and seed, got {out}")
+        raise ValueError(f"out must be a new folder or one started with the same plan and seed, got {out}")
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -174,7 +174,7 @@ def _train_language(run: _Run, stage: Stage, extra: tuple[str, ...], cached: tup
 
 
 def _num_visual(plan: Plan, stage: Stage, step: int, rng: np.random.Generator) -> int:
-    """Visual tokens that this step keeps of each image."""
+    """The number of visual tokens that the step keeps of each image."""
     if stage is plan.words:
         return GRID**2 // 4
     if step >= plan.whole_only_from * stage.steps:
@@ -183,7 +183,7 @@ def _num_visual(plan: Plan, stage: Stage, step: int, rng: np.random.Generator) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model from nothing.")
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model from scratch.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,19 +1,19 @@
-"""Train the demo's CLIP: a text tower around the demo model's own vision tower, none of whose weights change.
+"""Train the demo's CLIP: a new text tower for the frozen vision tower of the demo model.
 
-    python -m demo.train_clip --out runs/demo_clip [--steps 600]      # goes on where it was killed
-    python -m demo.evaluate_clip --clip runs/demo_clip/clip           # how good it is
+    python -m demo.train_clip --out runs/demo_clip [--steps 600]      # the same command resumes
+    python -m demo.evaluate_clip --clip runs/demo_clip/clip           # evaluates it
     python jobs/caption_corpus.py prune.method=cdpruner prune.settings.clip=runs/demo_clip/clip
 
-CDPruner's relevance needs the CLIP that the vision tower comes from, and a LLaVA checkpoint holds no text tower. Image
-embedding: class token, closing normalisation, projection; loss: CLIP's symmetric contrastive one, once over what people
-say of a whole scene and once over short texts that name things in it.
+CDPruner's relevance needs the CLIP that the vision tower belongs to, and a LLaVA checkpoint holds no text tower. The
+image embedding is the class token after the final normalisation and the projection. The loss is CLIP's symmetric
+contrastive loss, applied twice: to references of whole scenes, and to short texts that name things in a scene.
 
-The folder that comes out lacks the vision encoder's weights, which are the LLaVA checkpoint's;
-`demo.evaluate_clip.whole_clip` joins them.
+The written folder does not hold the weights of the vision encoder, which are in the LLaVA checkpoint.
+`demo.evaluate_clip.whole_clip` joins both.
 
 Departures from CLIP:
 - The vision tower was trained before, on other tasks, and is frozen: only its projection learns here.
-- A batch's short texts may be true of several of its scenes. CLIP ignores that too, but there it is rare.
+- A short text may be true of several scenes of a batch. CLIP ignores such cases too, but in its data they are rare.
 """
 
 import argparse
@@ -36,29 +36,29 @@ from demo.world import Scene, Shape, scene_at
 
 SHIPPED = Path(__file__).resolve().parent / "clip"
 LLAVA = SHIPPED.parent / "checkpoint"
-FIRST_SCENE = 201 << 24  # training scenes of a seed of their own, as in demo/train_m3.py
-TEXT_WIDTH, TEXT_LAYERS, LONGEST = 128, 2, 34  # LONGEST: words of the longest thing that demo.language says
+FIRST_SCENE = 201 << 24  # training scenes of an unused seed, as in demo/train_m3.py
+TEXT_WIDTH, TEXT_LAYERS, LONGEST = 128, 2, 34  # LONGEST: number of words in the longest text of demo.language
 _END = "<end>"
 _ENCODER = ("vision_model.embeddings.", "vision_model.pre_layrnorm.", "vision_model.encoder.")
 _MAX_LOG_SCALE = 4.6052  # CLIP's: logits are at most 100 times the cosine
 
 
 def train_clip(model_folder: Path, out: Path, *, stage: Stage, batch: int, cached: int) -> Path:
-    """Runs or finishes the stage; returns the folder of the CLIP."""
+    """Runs or resumes the stage; returns the folder of the CLIP."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_text_tokenizer()
     clip = build_clip(tokenizer, model_folder)
     scenes = [scene_at("train", FIRST_SCENE + index) for index in range(cached)]
-    seen = see_scenes(clip, scenes)
+    features = see_scenes(clip, scenes)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([*stage.name.encode(), step])
         index = rng.choice(cached, batch, replace=False)
-        drawn, saying = [scenes[number] for number in index], random.Random(int(rng.integers(1 << 62)))
-        images = clip.visual_projection(seen[torch.from_numpy(index)])
-        told = contrast(clip, images, embed(clip, tokenizer, [saying.choice(references(scene)) for scene in drawn]))
-        named = contrast(clip, images, embed(clip, tokenizer, [short_text(scene, saying) for scene in drawn]))
-        return told + named, {"told": told.item(), "named": named.item(), "scale": clip.logit_scale.exp().item()}
+        drawn, text_rng = [scenes[number] for number in index], random.Random(int(rng.integers(1 << 62)))
+        images = clip.visual_projection(features[torch.from_numpy(index)])
+        whole = contrast(clip, images, embed(clip, tokenizer, [text_rng.choice(references(scene)) for scene in drawn]))
+        short = contrast(clip, images, embed(clip, tokenizer, [short_text(scene, text_rng) for scene in drawn]))
+        return whole + short, {"told": whole.item(), "named": short.item(), "scale": clip.logit_scale.exp().item()}
 
     run_stage(stage, nn.ModuleDict({"clip": clip}), loss_at, out, json_lines(out / "train.jsonl"))
     export_clip(clip, out / "clip")
@@ -66,8 +66,11 @@ def train_clip(model_folder: Path, out: Path, *, stage: Stage, batch: int, cache
 
 
 def build_text_tokenizer() -> PreTrainedTokenizerFast:
-    """The demo's, with a token of its own for a text's end, where CLIP pools: transformers takes number 2, which the
-    demo's `</s>` has, for an old configuration and would pool at the highest number instead."""
+    """The demo's tokenizer with a new token for the end of a text, where CLIP pools.
+
+    The demo's `</s>` has id 2. transformers takes an end token of id 2 for an old configuration, and would then pool at
+    the highest id instead of the end of the text.
+    """
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"eos_token": _END})
     tokenizer.padding_side = "right"
@@ -102,14 +105,14 @@ def build_clip(tokenizer: PreTrainedTokenizerFast, model_folder: Path, seed: int
 
 @torch.no_grad()
 def see_scenes(clip: CLIPModel, scenes: list[Scene], batch: int = 16) -> Tensor:
-    """Class tokens [scenes, W] behind the closing normalisation: all of an image that the projection reads."""
+    """Class tokens [scenes, W] after the final normalisation, which are the input of the projection."""
     groups = [scenes[start : start + batch] for start in range(0, len(scenes), batch)]
     pixels = (to_pixels(np.stack([render(scene).pixels for scene in group])) for group in groups)
-    return torch.cat([clip.vision_model(pixel_values=each).pooler_output for each in pixels])
+    return torch.cat([clip.vision_model(pixel_values=batch_pixels).pooler_output for batch_pixels in pixels])
 
 
 def short_text(scene: Scene, rng: random.Random) -> str:
-    """Something in the scene, or a question about it; none whose answer is no, which may name what is not there."""
+    """The name of an item, or a question about the scene; none with the answer no, which may name a missing item."""
     if rng.random() < 0.5:
         item = rng.choice(scene.items)
         return item.phrase if isinstance(item, Shape) else f"the digit {item.value}"
@@ -120,7 +123,7 @@ def short_text(scene: Scene, rng: random.Random) -> str:
 
 
 def embed(clip: CLIPModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """Texts -> [texts, P]. What pads a text stands behind its end, where no token before looks."""
+    """Text embeddings [texts, P]. Padding follows the end of a text, so causal attention never sees it."""
     ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
     return clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
 
@@ -134,10 +137,10 @@ def contrast(clip: CLIPModel, images_BP: Tensor, texts_BP: Tensor) -> Tensor:
 
 
 def export_clip(clip: CLIPModel, folder: Path) -> None:
-    """Everything but the vision encoder, float16."""
+    """Writes all weights except those of the vision encoder, in float16."""
     clip.config.architectures, clip.config.dtype = ["CLIPModel"], torch.float16
     clip.config.save_pretrained(folder)
-    build_text_tokenizer().save_pretrained(folder)  # a new one: a tokenizer in use remembers how it padded
+    build_text_tokenizer().save_pretrained(folder)  # a new one: a used tokenizer saves its padding settings
     kept = {name: weight.half() for name, weight in clip.state_dict().items() if not name.startswith(_ENCODER)}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
 

@@ -1,15 +1,16 @@
-"""Stages "words" and "answers": with the tower frozen, projector and language model learn to caption and to answer.
+"""Stages "words" and "answers": projector and language model learn to caption and to answer; the tower is frozen.
 
-The tower's features of the training scenes are computed once and kept on disk. Each step packs a dozen questions behind
-every image (`demo.packing`).
+The tower's features of the training scenes are computed once and stored on disk. Each step packs a dozen questions
+behind every image (`demo.packing`).
 
-* "words": 64 of 256 visual tokens, all of an image's items and random background, so a step costs a third
-* "answers": 256 (half of the steps), 128 or 64 tokens chosen that way; 256 only at the end. Counting needs this stage.
+* "words": 64 of 256 visual tokens, namely all patches of items and random background, so a step costs a third
+* "answers": 256 (half of the steps), 128 or 64 tokens selected in this way; at the end only 256. Counting needs this
+  stage.
 
-So the language model has seen images without some of their background tokens, but never one that had lost an item.
+The language model thus learns from images without some of their background tokens, but never without an item.
 
 Departures from the recipe that made the shipped checkpoint: more relation and multiple-choice questions, and a
-text-only exercise that teaches the hard half of multiple choice, finding the letter in front of a known option.
+text-only exercise that teaches the hard half of multiple choice: finding the letter in front of a known option.
 """
 
 import random
@@ -30,12 +31,12 @@ from demo.render import render
 from demo.training import autocast
 from demo.world import COLORS, GRID, KINDS, Scene, scene_at
 
-CHUNK = 256  # scenes per feature file: the unit that a killed run computes again
+CHUNK = 256  # scenes in one feature file; a killed run loses at most one file
 _NUM_PATCHES = GRID**2
 
 
 def ask(scene: Scene, rng: random.Random, extra: Sequence[str] = ()) -> list[Asked]:
-    """The caption, one question of each task and of each `extra` one ("letter" is the exercise), where possible."""
+    """The caption and a question of each task, also of those in `extra` ("letter" is the exercise), where possible."""
     asked = [Asked("caption", CAPTION_PROMPT, caption(scene))]
     for task in (*TASKS, *extra):
         pair = _letter_exercise(rng) if task == "letter" else question(scene, task, rng)
@@ -54,7 +55,7 @@ def _letter_exercise(rng: random.Random) -> tuple[str, str]:
 def cache_features(
     model: LlavaForConditionalGeneration, first: int, count: int, folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of `count` training scenes: bfloat16 bits as int16 [count, N, D]; bool [count, N], item or not."""
+    """Features of `count` scenes, bfloat16 bits as int16 [count, N, D]; whether a patch is an item, bool [count, N]."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for start in range(0, count, CHUNK):
@@ -85,7 +86,7 @@ def _encode_scenes(model: LlavaForConditionalGeneration, scenes: list[Scene]) ->
 
 
 def scene_features(model: LlavaForConditionalGeneration, images: np.ndarray) -> Tensor:
-    """uint8 [B, 224, 224, 3] -> the tower's features [B, N, D] in front of the projector."""
+    """The tower's features [B, N, D], before the projector, of images uint8 [B, 224, 224, 3]."""
     places = torch.arange(_NUM_PATCHES, device=model.device).expand(len(images), -1)
     return encode_patches(model.model.vision_tower, to_pixels(images, model.device), places, whole=True)[1]
 
@@ -96,7 +97,7 @@ def language_loss(
     features_BND: Tensor,
     asked: list[list[Asked]],
 ) -> tuple[Tensor, dict[str, float]]:
-    """Weighted cross entropy of all answers behind each image's features; and the share of answer tokens right."""
+    """Weighted cross entropy of all answers, and the share of answer tokens that are right."""
     packed = pack(asked, tokenizer, features_BND.shape[1])
     with autocast(features_BND.device):
         visual = model.model.multi_modal_projector(features_BND)
@@ -110,10 +111,11 @@ def language_loss(
 def load_batch(
     features: np.ndarray, occupied: np.ndarray, index: np.ndarray, keep: int, rng: np.random.Generator
 ) -> Tensor:
-    """float32 [B, keep, D]: items first, then random background, in raster order."""
+    """Features float32 [B, keep, D] of the kept patches in raster order: all items, then random background."""
     rows = torch.from_numpy(features[index]).view(torch.bfloat16).float()
     if keep == _NUM_PATCHES:
         return rows
+    # Random ranks in [0, 1), lowered by 1 for items: the smallest ranks are all items, then random background.
     order = rng.random((len(index), _NUM_PATCHES)) - occupied[index]
     kept = torch.from_numpy(np.sort(np.argsort(order, 1)[:, :keep], 1))
     return rows.gather(1, kept[..., None].expand(-1, -1, VISION_WIDTH))

@@ -1,10 +1,10 @@
-"""Train the demo model's M3 variant: projector and language model learn to read every pooled grid (arXiv 2405.17430).
+"""Train the demo model's M3 variant: projector and language model learn to read all pooled grids (arXiv 2405.17430).
 
-    python -m demo.train_m3 --out runs/demo_m3 [--steps 600]      # goes on where it was killed
+    python -m demo.train_m3 --out runs/demo_m3 [--steps 600]      # the same command resumes
     python jobs/caption_corpus.py model.path=runs/demo_m3/checkpoint --config conf/demo.yaml prune.method=m3
 
-Starts from a trained checkpoint (`--model`), its vision tower frozen. On a checkpoint without this training, pooling is
-another method and its results are labelled "vanilla".
+Starts from a trained checkpoint (`--model`) with its vision tower frozen. Without this training, pooling is another
+method, whose results are labelled "vanilla".
 
 Departures:
 - Each step draws one grid; M3 averages the loss over all of them at every step. The mean over steps is the same.
@@ -29,12 +29,12 @@ from demo.world import GRID, scene_at
 from otprune.methods.m3 import m3_grids, m3_pool
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoint"
-FIRST_SCENE = 200 << 24  # training scenes of a seed of their own: none that the shipped model saw
+FIRST_SCENE = 200 << 24  # training scenes of an unused seed: the shipped model never saw them
 EXTRA = ("exist", "count", "rel", "mc")
 
 
 def train_m3(model_folder: Path, out: Path, *, stage: Stage, scenes: int, cached: int, device: torch.device) -> Path:
-    """Runs or finishes the stage; returns the folder of the checkpoint."""
+    """Runs or resumes the stage; returns the folder of the checkpoint."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     model = LlavaForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
@@ -64,7 +64,7 @@ def pooled_loss(
     asked: list[list[Asked]],
     grid: int,
 ) -> Tensor:
-    """Weighted cross entropy of all answers behind each image's tokens, pooled to grid x grid after the projector."""
+    """Weighted cross entropy of all answers, with each image's tokens pooled to grid x grid after the projector."""
     packed = pack(asked, tokenizer, grid**2)
     with autocast(features_BND.device):
         visual = m3_pool(model.model.multi_modal_projector(features_BND), grid)
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=SHIPPED)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--scenes", type=int, default=12, help="of one step")
+    parser.add_argument("--scenes", type=int, default=12, help="scenes of one step")
     parser.add_argument("--cached", type=int, default=2048, help="scenes to learn from")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args(argv)

@@ -1,13 +1,13 @@
-"""Stage "vision": the tower, the projector and the word embeddings learn to say what every patch shows.
+"""Stage "vision": the tower, the projector and the word embeddings learn what every patch shows.
 
-Each patch's projected feature, normalised, must point at the *word embeddings* of its colour, its kind, its size and
-its place, so the language model later finds visual tokens that already speak its words. What else mattered, in order:
+The normalised, projected feature of each patch must point at the *word embeddings* of its colour, kind, size and place.
+Visual tokens then have the meaning of words before the language model is trained. What else mattered, in this order:
 
-* windows of 8 x 8 patches centred on items, at their true absolute positions, for 85 % of the steps: 4 times cheaper
-  and 4 times denser in items; whole images close the gap at the end
-* a PCA-whitened patch embedding, without which mean colour drowns geometry, and 2-D sine position embeddings
-* predicting object masks in 2 x 2 pixel cells from layer 2: kinds stay on a plateau for long without it
-* a class token that must name the whole scene, so that its attention means something
+* windows of 8 x 8 patches centred on items, at their true absolute positions, for 85 % of the steps: they are 4 times
+  cheaper and 4 times denser in items. Whole images at the end close the gap.
+* a PCA-whitened patch embedding, because otherwise the mean colour hides the geometry, and 2-D sine position embeddings
+* predicting object masks in 2 x 2 pixel cells from layer 2: without it, kinds stay on a plateau for long
+* a class token that must name the whole scene, so that its attention is meaningful
 
 Shape suffixes: B images, N visual tokens, D vision width, M = B * N patches.
 """
@@ -25,7 +25,7 @@ from demo.training import autocast
 from demo.vision_data import Batch, window_batch
 from demo.world import BACKGROUNDS, COLORS, DIGITS, GRID, KINDS, MAX_SHAPES, PATCH, RADII, Scene, scene_at
 
-_BACKGROUND_PATCH = 0.15  # weight of a background patch in the attribute losses, an item's patch counts 1
+_BACKGROUND_PATCH = 0.15  # weight of a background patch in the attribute losses; a patch of an item has weight 1
 _PAIRS = [(color, kind) for color in COLORS for kind in KINDS]
 _CLASS_SPLIT = [
     len(_PAIRS),
@@ -36,7 +36,7 @@ _CLASS_SPLIT = [
 
 
 class VisionHeads(nn.Module):
-    """Linear read-outs that only training uses."""
+    """Linear heads that only training uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class VisionHeads(nn.Module):
 
 @torch.no_grad()
 def initialise_tower(model: LlavaForConditionalGeneration, first_train_scene: int) -> None:
-    """Whiten the patch embedding over patches of training windows; write sines into the position embeddings."""
+    """Set the patch embedding to a PCA whitening of training patches, and the position embeddings to sines."""
     embeddings = model.model.vision_tower.embeddings
     scenes = [scene_at("train", first_train_scene + index) for index in range(100)]
     pixels = to_pixels(window_batch(scenes, np.random.default_rng(0)).pixels)
@@ -57,7 +57,7 @@ def initialise_tower(model: LlavaForConditionalGeneration, first_train_scene: in
     centred = (patches - mean).double()
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
     values, vectors = values.flip(0)[:VISION_WIDTH], vectors.flip(1)[:, :VISION_WIDTH]
-    vectors = vectors * vectors.sum(0).sign()  # eigenvectors have no sign of their own
+    vectors = vectors * vectors.sum(0).sign()  # fixes the sign, which an eigenvector leaves open
     whiten = 0.5 * (vectors / (values + values[VISION_WIDTH // 2]).sqrt()).T.float()
     embeddings.patch_embedding.weight.copy_(whiten.view(VISION_WIDTH, 3, PATCH, PATCH))
     embeddings.position_embedding.weight[0] = 0
@@ -66,7 +66,7 @@ def initialise_tower(model: LlavaForConditionalGeneration, first_train_scene: in
 
 
 def _sines(side: int, width: int) -> Tensor:
-    """[side * side, width]: sines and cosines of the row in the first half, of the column in the second."""
+    """[side * side, width]: sines and cosines of the row in the first half, of the column in the second half."""
     frequency = 1 / 60 ** (torch.arange(width // 4) / (width // 4))
     angle = torch.arange(side)[:, None] * frequency
     line = torch.cat([angle.sin(), angle.cos()], 1)
@@ -77,7 +77,7 @@ def _sines(side: int, width: int) -> Tensor:
 def vision_loss(
     model: LlavaForConditionalGeneration, heads: VisionHeads, words: dict[int, Tensor], batch: Batch, *, whole: bool
 ) -> tuple[Tensor, dict[str, float]]:
-    """The sum of all patch losses (and, for whole images, the scene loss), and accuracies on item patches."""
+    """The sum of all patch losses, with the scene loss for whole images; and the accuracies on patches of items."""
     device = heads.x.weight.device
     with autocast(device):
         places = torch.from_numpy(batch.places).to(device)
@@ -89,7 +89,7 @@ def vision_loss(
     marks = marks.long()
     speak = F.rms_norm(visual, visual.shape[-1:]) @ model.model.language_model.embed_tokens.weight.T
 
-    bounded = 1e-3 * (visual.square().mean() - 1).square()  # keeps the scale of visual tokens
+    bounded = 1e-3 * (visual.square().mean() - 1).square()  # keeps the mean square of visual tokens near 1
     named, numbers = _named_loss(speak, marks, words)
     placed = _place_loss(heads, features, marks)
     tinted = _tint_loss(speak[:, words[_TINT]], marks, batch.scenes)
@@ -101,7 +101,7 @@ def vision_loss(
 
 
 def _named_loss(speak: Tensor, marks: Tensor, words: dict[int, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Each attribute's word among the words of its kind; also each attribute's accuracy on item patches."""
+    """Cross entropy of each attribute's word among its words; also the accuracy on patches of items."""
     is_item = (marks[:, lab.KIND] >= 0) & (marks[:, lab.KIND] < lab.NOTHING)
     losses, numbers = [], {}
     for label, name, factor in _SPOKEN:
@@ -113,14 +113,14 @@ def _named_loss(speak: Tensor, marks: Tensor, words: dict[int, Tensor]) -> tuple
 
 
 def _place_loss(heads: VisionHeads, features: Tensor, marks: Tensor) -> Tensor:
-    """The patch row and column of the item's centre."""
+    """Cross entropy of the patch column and row of the item's centre."""
     weight = _patch_weight(marks)
     columns = _weighted_cross_entropy(heads.x(features), marks[:, lab.X_BIN], weight)
     return columns + _weighted_cross_entropy(heads.y(features), marks[:, lab.Y_BIN], weight)
 
 
 def _tint_loss(logits: Tensor, marks: Tensor, scenes: list[Scene]) -> Tensor:
-    """Background patches name the background's colour."""
+    """Cross entropy of the background's colour on background patches."""
     tints = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes], device=logits.device)
     is_empty = marks[:, lab.KIND] == lab.NOTHING
     return F.cross_entropy(logits[is_empty], tints.repeat_interleave(len(marks) // len(scenes))[is_empty])
@@ -147,7 +147,7 @@ _SPOKEN = [
 
 
 def word_groups(tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dict[int, Tensor]:
-    """Label column -> ids of the words that its values are called."""
+    """{label column: token ids of the words for its values}."""
     groups = {
         lab.COLOR: list(COLORS),
         lab.KIND: [*KINDS, *DIGITS, "background"],
@@ -162,7 +162,7 @@ def word_groups(tokenizer: PreTrainedTokenizerBase, device: torch.device) -> dic
 
 
 def _scene_loss(logits: Tensor, scenes: list[Scene]) -> Tensor:
-    """Which (colour, kind) pairs are there, how many shapes, which digit, which background."""
+    """Loss of the class token: (colour, kind) pairs in the scene, number of shapes, digit and background."""
     pairs = torch.zeros(len(scenes), len(_PAIRS))
     for row, scene in enumerate(scenes):
         for shape in scene.shapes:

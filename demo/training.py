@@ -1,7 +1,7 @@
-"""One resumable training stage: AdamW, warm-up and cosine, state on disk, JSON lines.
+"""A resumable training stage: AdamW, warm-up and cosine decay, state on disk, a log of JSON lines.
 
-The batch of a step is a function of (seed, stage, step) alone, so a stage that is killed and started again goes on from
-its last saved step and ends, on the same machine, with the very weights of an unbroken run.
+The batch of a step depends on (seed, stage, step) alone. A stage that was killed therefore resumes from its last saved
+step, and ends on the same machine with exactly the weights of an uninterrupted run.
 """
 
 import json
@@ -21,7 +21,7 @@ _ADAM_BETAS, _WEIGHT_DECAY, _MAX_GRAD_NORM = (0.9, 0.98), 0.05, 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """How long and how fast; `final_lr` is a share of `lr`."""
+    """The length and the learning rates of a stage; `final_lr` is a share of `lr`."""
 
     name: str
     steps: int
@@ -36,9 +36,9 @@ LossAt = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
 def run_stage(stage: Stage, trained: nn.ModuleDict, loss_at: LossAt, folder: Path, log: Callable[[dict], None]) -> None:
-    """Train `trained` in place on `loss_at(step) -> (loss, numbers to log)`; finished stages only load their weights.
+    """Train `trained` in place on `loss_at(step) -> (loss, numbers to log)`. A finished stage only loads its weights.
 
-    State lives in `folder/<stage>.pt`: step, weights, and while the stage runs the optimizer's moments.
+    `folder/<stage>.pt` holds the state: the step, the weights, and until the stage ends the optimizer's moments.
     """
     path = folder / f"{stage.name}.pt"
     optimizer = _optimizer(trained, stage.lr)
@@ -88,13 +88,13 @@ def _schedule(step: int, stage: Stage) -> float:
 
 
 def save_atomically(state: dict, path: Path) -> None:
-    """A reader sees the old file or the new one, never half of one."""
+    """Write to a temporary file and rename it, so that a reader never sees half a file."""
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
 
 def json_lines(path: Path) -> Callable[[dict], None]:
-    """A log that appends to a file and prints."""
+    """A function that logs an entry: it prints the entry and appends it to the file as a JSON line."""
 
     def log(entry: dict) -> None:
         rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in entry.items()}
@@ -107,5 +107,5 @@ def json_lines(path: Path) -> Callable[[dict], None]:
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
-    """bfloat16 products over float32 weights: twice as fast on CPUs that have them, and exact enough here."""
+    """Compute in bfloat16 with float32 weights: twice as fast on CPUs with bfloat16, and precise enough here."""
     return torch.autocast(device.type, torch.bfloat16)

@@ -1,10 +1,9 @@
 """The demo world: scenes of one to five shapes, drawn from a seeded sampler.
 
-A scene is plain data. `demo.render` draws it, `demo.language` talks about it, `demo.labels` marks its patches.
-Lengths are pixels of a 224 x 224 image, x to the right, y downwards.
+A scene is plain data. `demo.render` draws it, `demo.language` describes it, `demo.labels` labels its patches. Lengths
+are in pixels of a 224 x 224 image; x points to the right and y downwards.
 
-Each split takes its scenes from seeds of its own (`scene_at`), so what a model is trained on never turns up in the
-corpus it is judged on.
+Each split draws its scenes from its own seeds (`scene_at`), so no training scene occurs in the corpus.
 """
 
 import math
@@ -31,12 +30,12 @@ TEXTURES = ["noise", "gradient", "stripes", "blobs"]
 DIGITS = [str(value) for value in range(10)]
 MAX_SHAPES = 5
 DIGIT_RADIUS = 13.0
-DIGIT_SHARE = 0.4  # scenes that carry a digit
-LATTICE = 7  # centres lie on half patches; free positions took the vision tower far longer to learn
-CLEARANCE = 3  # gap between two circumscribed circles
+DIGIT_SHARE = 0.4  # share of scenes with a digit
+LATTICE = 7  # centres lie on a grid of half patches; free positions took the vision tower far longer to learn
+CLEARANCE = 3  # least gap between two circumscribed circles
 
 SPLITS = ("train", "validation", "corpus")
-SPLIT_SIZE = 1 << 32  # scenes in a split
+SPLIT_SIZE = 1 << 32  # number of scenes in a split
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Digit:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Shapes from left to right, perhaps a digit, a background; `seed` fixes noise and shading."""
+    """Shapes from left to right, a digit or none, and a background. `seed` sets noise and shading."""
 
     shapes: tuple[Shape, ...]
     digit: Digit | None
@@ -90,10 +89,10 @@ class Scene:
 
 
 def scene_at(split: str, index: int) -> Scene:
-    """Scene number `index` of a split: any index alone, in any order, on any machine.
+    """Scene number `index` of a split, the same on every machine and in any order.
 
-    The seed is text, which `random` hashes. Numbers would not do: Python's generator starts alike from 3 and from
-    2 * 2**32 + 3, and disjoint ranges of them did share scenes.
+    The seed is text, which `random` hashes. An integer seed is not safe: Python's generator gives the same numbers for
+    some pairs of them, such as 3 and 2 * 2**32 + 3, so disjoint ranges of integers shared scenes.
 
     Raises:
         ValueError: if the split is unknown or the index is outside [0, 2**32).
@@ -106,7 +105,7 @@ def scene_at(split: str, index: int) -> Scene:
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Draw a scene. The order of the draws is fixed: it defines the data the shipped checkpoint has learned."""
+    """Draw a scene. The order of the random draws must not change: it defines the training data of the checkpoint."""
     wanted = rng.randint(1, MAX_SHAPES)
     shapes: list[Shape] = []
     for _ in range(200):
@@ -122,7 +121,7 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def _try_shape(rng: random.Random, placed: list[Shape]) -> Shape | None:
-    """One attempt; None if it would touch another shape or repeat a colour and kind."""
+    """One attempt at a shape. None if it touches another shape, or repeats the colour and kind of one."""
     size = rng.choice(list(RADII))
     radius = rng.uniform(*RADII[size])
     x, y = _coordinate(rng, radius), _coordinate(rng, radius)
@@ -131,7 +130,7 @@ def _try_shape(rng: random.Random, placed: list[Shape]) -> Shape | None:
     color, kind = rng.choice(list(COLORS)), rng.choice(KINDS)
     if any((shape.color, shape.kind) == (color, kind) for shape in placed):
         return None
-    rng.random()  # once a rotation, now always zero; the draw stays so that seeds keep their scenes
+    rng.random()  # an unused draw: without it, seeds would give other scenes
     return Shape(kind, color, size, x, y, radius)
 
 
@@ -144,7 +143,7 @@ def _try_digit(rng: random.Random, placed: list[Shape]) -> Digit | None:
 
 
 def _coordinate(rng: random.Random, radius: float) -> float:
-    rng.uniform(0, 1)  # once the free position, now unused; see `_try_shape`
+    rng.uniform(0, 1)  # an unused draw; see `_try_shape`
     low, high = math.ceil((radius + 1) / LATTICE), math.floor((SIDE - radius - 1) / LATTICE)
     return float(LATTICE * rng.randint(low, high))
 

@@ -1,14 +1,14 @@
-"""Find settings of pruning inside the language model on your own images: FitPrune's recipe, VTW's layer.
+"""Calibrate pruning inside the language model on your own images: find FitPrune's recipe or VTW's layer.
 
 Usage: python jobs/calibrate.py [--config FILE] [section.key=value ...]
 
 Examples:
-    python jobs/calibrate.py prune.method=fitprune                            # the demo, at its 9.8 %
-    python jobs/caption_corpus.py prune.method=fitprune prune.settings.recipe=runs/calibration.json   # uses the recipe
+    python jobs/calibrate.py prune.method=fitprune                            # on the demo corpus, 9.8 % of the tokens
+    python jobs/caption_corpus.py prune.method=fitprune prune.settings.recipe=runs/calibration.json   # use it
     python jobs/calibrate.py --config conf/llava15_7b.yaml input.path=... prune.method=vtw calibrate.samples=20
 
-Runs in this process, on its GPU if there is one. Writes calibrate.path, and prints what it found: VTW's layer is for
-prune.settings.layer.
+Runs in this process, on the GPU if there is one. Writes the result to calibrate.path and prints it. Set
+prune.settings.layer to VTW's layer.
 
 Exit codes:
     0    done

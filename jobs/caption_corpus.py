@@ -1,19 +1,19 @@
-"""Caption a corpus of images with a LLaVA model, visual tokens pruned, exactly once.
+"""Caption a corpus of images with a LLaVA model and pruned visual tokens. Every row is captioned exactly once.
 
 Usage: python jobs/caption_corpus.py [--config FILE] [section.key=value ...]
 
 Examples:
     python jobs/caption_corpus.py                                   # the demo
     python jobs/caption_corpus.py --config conf/llava15_7b.yaml input.path=s3://bucket/images output.path=s3://bucket/out
-    python jobs/caption_corpus.py ... run.estimate=true             # a sample only: what it would cost and take
+    python jobs/caption_corpus.py ... run.estimate=true             # caption a sample, print dollars and hours
     ray job submit --working-dir . -- python jobs/caption_corpus.py --config ... input.path=... output.path=...
 
-The same command again goes on where it stopped.
+Run the same command again to resume a job that stopped.
 
 Exit codes:
     0    done
     2    bad configuration or input
-    3    the gate failed
+    3    the gate found too little quality
     4    stopped by the spend cap
     130  interrupted
     1    anything else

@@ -1,12 +1,12 @@
-"""Score a LLaVA model with pruned visual tokens on the papers' benchmarks, or on the demo world's.
+"""Score a LLaVA model with pruned visual tokens on the benchmarks of the papers, or on the demo's tasks.
 
 Usage: python jobs/evaluate.py [--config FILE] [section.key=value ...]
 
 Examples:
     python jobs/evaluate.py                                         # the demo's nine tasks
     python jobs/evaluate.py --config conf/evaluate_llava15_7b.yaml input.path=s3://bucket/lmms-lab benchmarks=[pope,gqa]
-    python jobs/evaluate.py ... prune.method=none output.path=b     # unpruned, to compare with
-    python jobs/evaluate.py ... output.path=a baseline.path=b
+    python jobs/evaluate.py ... prune.method=none output.path=b     # unpruned, as a baseline
+    python jobs/evaluate.py ... output.path=a baseline.path=b             # compare with the baseline
 
 Exit codes:
     0    done

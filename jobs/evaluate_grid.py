@@ -1,4 +1,4 @@
-"""Score methods x retentions on benchmarks, and say what each keeps, costs and loses: one table, one page.
+"""Score every method at every retention on benchmarks: one table and one page with scores, costs and losses.
 
 Usage: python jobs/evaluate_grid.py [--config FILE] [section.key=value ...]
 
@@ -7,7 +7,7 @@ Examples:
     python jobs/evaluate_grid.py --config conf/accuracy_grid_demo.yaml limit=null "grid.methods=[otprune,random]"
     python jobs/evaluate_grid.py --config conf/evaluate_llava15_7b.yaml input.path=FOLDER output.path=OUT
 
-Every point is an evaluation (jobs/evaluate.py) in a folder of its own; the same command again goes on where it stopped.
+Every point is an evaluation (jobs/evaluate.py) with a folder of its own. Run the same command again to resume.
 
 Exit codes:
     0    done

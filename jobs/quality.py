@@ -1,14 +1,14 @@
-"""Measure captions without questions: health, agreement with other captions, scores against references, a canary.
+"""Measure the quality of captions: health, agreement with other captions, scores against references, a canary.
 
 Usage: python jobs/quality.py [--config FILE] [section.key=value ...]
 
 Examples:
-    python jobs/quality.py                                           # the demo's captions against its references
-    python jobs/quality.py input.path=CORPUS output.path=A baseline.path=B      # A's agreement with B, say unpruned
-    python jobs/quality.py --config conf/mine.yaml canary.images=64  # before a large job: does the model look at all?
+    python jobs/quality.py                                           # score the demo's captions against its references
+    python jobs/quality.py input.path=CORPUS output.path=A baseline.path=B      # agreement of A with B, e.g. unpruned
+    python jobs/quality.py --config conf/mine.yaml canary.images=64  # before a large job: do captions depend on images?
 
-Without a canary only input.* (for references), output.*, baseline.*, sample, resamples and mlflow.* matter. The canary
-runs the model on Ray. Prints a table, tracks it, and writes quality.json beside the captions.
+Prints a table, tracks it in MLflow, and writes quality.json beside the captions. Without a canary, only input.* (for
+the references), output.*, baseline.*, sample, resamples and mlflow.* have an effect. The canary runs the model on Ray.
 
 Exit codes:
     0    done

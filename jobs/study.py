@@ -1,13 +1,13 @@
-"""Run the paper's experiments again: Table 2, greedy against brute force, gamma, distance against accuracy, ranks.
+"""Repeat the paper's experiments: Table 2, greedy against brute force, gamma, distance against accuracy, ranks.
 
 Usage: python jobs/study.py [--config FILE] [section.key=value ...]
 
 Examples:
-    python jobs/study.py                                            # about ten minutes on 2 cores
+    python jobs/study.py                                            # on a small scale: about ten minutes on 2 cores
     python jobs/study.py --config conf/study.yaml output.path=s3://bucket/study        # in full
     python jobs/study.py experiments=[table2,ranks] table2.seeds=50
 
-Writes study.html and results/*.parquet. The same command resumes: finished pieces are never computed again.
+Writes study.html and results/*.parquet. Run the same command again to resume; finished pieces are not computed again.
 
 Exit codes:
     0    done

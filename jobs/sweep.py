@@ -1,4 +1,4 @@
-"""Which setting should I buy? Captions a corpus with a grid of settings, and says what each costs and loses.
+"""Find the setting to buy: caption a corpus with a grid of settings, and compare their costs and their quality.
 
 Usage: python jobs/sweep.py [--config FILE] [section.key=value ...]
 
@@ -6,13 +6,13 @@ Examples:
     python jobs/sweep.py                                            # the demo's grid
     python jobs/sweep.py --config conf/llava15_7b.yaml input.path=s3://bucket/images input.limit=2000 output.path=OUT \\
         "sweep.grid={method: [otprune], retention: [0.05, 0.1, 0.2]}"
-    python jobs/sweep.py ... sweep.dry_run=true                     # lists the points with estimated dollars
+    python jobs/sweep.py ... sweep.dry_run=true                     # list the points with estimated dollars
 
-Finished points are skipped, so the same command resumes. Prints a table and writes report.html.
+Prints a table and writes report.html. Finished points are skipped, so the same command resumes.
 
 Exit codes:
     0    every point finished
-    1    some failed, with their reasons
+    1    some points failed; the table and the report have their reasons
     2    bad configuration
     4    stopped by the spend cap
     130  interrupted

@@ -1,18 +1,18 @@
-"""Prove that an output holds every row of its input exactly once, in captions or in quarantine.
+"""Check that an output holds every row of its input exactly once, in captions or in quarantine.
 
 Usage: python jobs/verify.py [--config FILE] [section.key=value ...]
 
 Examples:
     python jobs/verify.py                                            # the demo's output
     python jobs/verify.py input.path=s3://bucket/images output.path=s3://bucket/captions
-    python jobs/verify.py output.path=runs/evaluate_demo             # of an evaluation: every question, once
+    python jobs/verify.py output.path=runs/evaluate_demo             # an evaluation: every question exactly once
 
-Takes the keys of caption_corpus.py; input.path, input.limit, output.path and how to reach them matter.
+Takes the keys of caption_corpus.py. Only input.path, input.limit, output.path and the keys of their stores matter.
 
 Exit codes:
-    0    proven
-    1    not so, with the first differences
-    2    bad configuration, no such input or output
+    0    every row is there exactly once
+    1    rows are missing, doubled or unknown; the first differences are printed
+    2    bad configuration, or no such input or output
     130  interrupted
 """
 
@@ -28,7 +28,7 @@ def run(config: Config) -> int:
     found = verify(config)
     print("\n".join(found.lines()))
     if not found.num_differences:
-        print(f"exactly once: every {found.counted[:-1]} is in one of the two, once")
+        print(f"exactly once: the output holds every {found.counted[:-1]} once")
         return 0
     print(f"NOT exactly once: {found.num_differences:,} differences, the first {len(found.differences)} are")
     for difference in found.differences:

@@ -1,4 +1,4 @@
-"""Checks merged values against the keys of a configuration, and says in words what a key must be."""
+"""Checks merged values against the keys of a configuration, and describes what a key must be."""
 
 import math
 from collections.abc import Mapping
@@ -11,17 +11,20 @@ from pipelines.errors import UserError
 
 C = TypeVar("C", bound=Config)
 
-YES, NO = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")  # in YAML 1.1 and in quotes
-NUMBERS = {int: (int, str), float: (int, float, str)}  # read from these: no fraction is rounded, and true is not 1
+YES, NO = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")  # YAML 1.1 booleans, also if quoted
+# Types that are read as a number. An int is not read from a float, so no fraction is rounded. A bool is not read as a
+# number, though it is an int in Python: true is not 1.
+NUMBERS = {int: (int, str), float: (int, float, str)}
+# Names of the types in errors and in --help: of one value, and of the values of a list.
 ONE = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Any: "any YAML"}
 MANY = {str: "text", int: "whole numbers", float: "numbers", bool: "true or false", Any: "any YAML"}
 
 
 def checked(values: Mapping[str, Any], schema: type[C]) -> C:
-    """The configuration with these values: {section: {key: value}}, and keys without a section beside the sections.
+    """The configuration with `values`: {section: {key: value}}, and {key: value} for keys without a section.
 
     Raises:
-        UserError: for the first value that its key does not take.
+        UserError: for the first value of a wrong type or out of bounds.
     """
     keys, sections = keys_of(schema), sections_of(schema)
     parts = {
@@ -34,7 +37,7 @@ def checked(values: Mapping[str, Any], schema: type[C]) -> C:
 
 
 def describe(key: Key) -> str:
-    """What the key must be, e.g. `a whole number of at least 1, or null`."""
+    """The values that the key takes, e.g. `a whole number of at least 1, or null`."""
     optional = get_origin(key.kind) is UnionType
     kind, bounds = _words(get_args(key.kind)[0] if optional else key.kind), _bounds(key)
     bounded = f"{kind} {bounds}" if bounds.startswith("above") else f"{kind} of {bounds}" if bounds else kind
@@ -42,7 +45,7 @@ def describe(key: Key) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as an error quotes it."""
+    """The value in YAML's spelling, for error messages."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
@@ -63,10 +66,10 @@ def _within(value: float, low: float = -math.inf, above: float = -math.inf, high
 
 
 def _fitting(value: Any, kind: Any) -> Any:
-    """`value` as the declared type; quoted numbers are numbers, and numbers are text where text is asked for.
+    """`value` converted to the type `kind`. A quoted number becomes a number; a number becomes text for a text key.
 
     Raises:
-        ValueError: if `value` is not of that type.
+        ValueError: if `value` does not have that type.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any or (origin is Literal and value in inner):

@@ -1,7 +1,8 @@
-"""The caption job's configuration: one frozen dataclass per section, every key with its type, default and meaning.
+"""The keys of the caption job: one frozen dataclass per section, each key with its type, default and meaning.
 
-Precedence: these defaults < the YAML file given by --config < `dotted.key=value` arguments. Jobs with keys of their own
-have a config.py beside their code, with a subclass of `Config`.
+`--help` prints the meanings, so each meaning tells a user what the key does in one or two sentences. Precedence: these
+defaults < the YAML file of --config < `dotted.key=value` arguments. A job with further keys subclasses `Config` in a
+config.py beside its code.
 """
 
 from dataclasses import dataclass, field
@@ -14,28 +15,33 @@ from pipelines.config.schema import Sections, key
 class InputConfig:
     """the corpus to caption"""
 
-    path: str = key("corpus: Parquet file, glob, folder of Parquet or of image files; local or s3://", "")
-    format: str = key("how the corpus lies in its files: auto | parquet | images; auto takes what it finds", "auto")
-    image_column: str = key("column with image bytes, {bytes, path} structs or URIs; auto finds it", "auto")
+    path: str = key("corpus: a Parquet file, a glob, or a folder of Parquet or image files; local or s3://", "")
+    format: str = key("file format of the corpus: auto | parquet | images. auto detects it from the files", "auto")
+    image_column: str = key("column of the images: bytes, {bytes, path} structs or URIs. auto finds it", "auto")
     id_column: str = key(
-        "column with the rows' own keys; auto finds id, key, image_id ...; none uses row addresses", "auto"
+        "column with the id of each row. auto looks for id, key, image_id ...; none makes ids of the form file#row",
+        "auto",
     )
-    reference_column: str = key("column with reference captions, shown in the report; auto | none | its name", "auto")
-    limit: int | None = key("caption only the first so many rows", None, low=1)
-    endpoint_url: str | None = key("S3 endpoint of the input, e.g. of MinIO")
+    reference_column: str = key("column with reference captions, shown in the report: auto | none | a name", "auto")
+    limit: int | None = key("caption only this many rows, from the start of the corpus", None, low=1)
+    endpoint_url: str | None = key("S3 endpoint of the input, if it is not AWS: e.g. the URL of a MinIO server")
     anonymous: bool = key("read S3 without credentials", False)
-    fetch_threads: int = key("parallel downloads of one read task when the column holds URIs", 16, low=1, high=256)
-    fetch_timeout: float = key("seconds before the download of one URI is given up", 30.0, above=0)
+    fetch_threads: int = key(
+        "parallel downloads in each read task, when the image column holds URIs", 16, low=1, high=256
+    )
+    fetch_timeout: float = key("seconds after which the download of one URI is given up", 30.0, above=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputConfig:
     """where captions and quarantined rows go"""
 
-    path: str = key("folder of captions and quarantine; local or s3://", "")
-    endpoint_url: str | None = key("S3 endpoint of the output")
+    path: str = key("folder for the captions, the quarantine and the report; local or s3://", "")
+    endpoint_url: str | None = key("S3 endpoint of the output, if it is not AWS")
     on_mismatch: Literal["refuse", "new"] = key(
-        "if the output holds captions of another configuration: refuse, or write to a new sibling folder", "refuse"
+        "what to do if output.path holds captions of another configuration. refuse: stop with exit code 2. new: write "
+        "to a new folder beside it",
+        "refuse",
     )
 
 
@@ -43,8 +49,10 @@ class OutputConfig:
 class ModelConfig:
     """the checkpoint that captions"""
 
-    path: str = key("LLaVA-1.5 or 1.6 checkpoint in Hugging Face format: a folder or a hub repository", "")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("auto: bfloat16 on a GPU, float32 on a CPU", "auto")
+    path: str = key("LLaVA-1.5 or LLaVA-1.6 checkpoint in Hugging Face format: a folder or a hub repository", "")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "number format of weights and activations. auto: bfloat16 on a GPU, float32 on a CPU", "auto"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,12 +60,14 @@ class PromptConfig:
     """what is asked of every image"""
 
     template: str = key(
-        "the user's text; {column} inserts a column of the row",
+        "prompt for every image; {column} inserts that column of the row",
         "Provide a one-sentence caption for the provided image.",
     )
-    more: list[str] = key("further templates asked of every image, one caption row each; the image is encoded once", [])
+    more: list[str] = key(
+        "further prompts for every image. Each gives a caption row of its own; the image is encoded only once", []
+    )
     conversation: Literal["auto", "vicuna_v1", "plain"] = key(
-        "format around the text; auto is the checkpoint's own chat template, else vicuna_v1", "auto"
+        "chat format around the prompt. auto: the checkpoint's own chat template if it has one, else vicuna_v1", "auto"
     )
 
 
@@ -66,17 +76,22 @@ class PruneConfig:
     """which visual tokens the language model sees"""
 
     method: str = key(
-        "how tokens are chosen, merged or dropped: otprune, divprune, fastv, ...; none keeps all", "otprune"
+        "method that selects, merges or drops visual tokens: otprune, divprune, fastv, ...; none keeps all of them",
+        "otprune",
     )
     retention: float = key("share of the visual tokens to keep", 0.098, above=0, high=1)
-    gamma: float | None = key("scale inside the log-det; null is the method's own default", None, above=0)
-    gamma_scale: Literal["released", "paper", "trace"] = key(
-        "meaning of gamma: of the released code, of the paper, or relative to the kernel's mean diagonal", "released"
+    gamma: float | None = key(
+        "weight of the kernel in the log-determinant; null: the method's own default", None, above=0
     )
-    seed: int = key("seed of the random method; each image adds its own hash", 0, low=0)
-    per_tile: bool = key("LLaVA-1.6: choose in each tile by itself, not among the whole image's tokens", False)
+    gamma_scale: Literal["released", "paper", "trace"] = key(
+        "convention of gamma. released: as in the authors' code; paper: as in the paper; trace: relative to the mean "
+        "diagonal of the kernel",
+        "released",
+    )
+    seed: int = key("seed of the method random, combined with each image's hash", 0, low=0)
+    per_tile: bool = key("LLaVA-1.6: select tokens within each tile, instead of among all tokens of the image", False)
     settings: dict[str, Any] = key(
-        "further settings of the method, e.g. prune.settings.layer=2; README.md lists them", {}
+        "settings that only this method has, e.g. prune.settings.layer=2. README.md lists them", {}
     )
 
 
@@ -85,68 +100,78 @@ class DecodeConfig:
     """how image bytes become pixels, and which images are quarantined unread"""
 
     aspect: Literal["pad", "crop"] = key(
-        "pad: to a square with the mean colour, LLaVA-1.5's; crop: CLIP's centre crop; LLaVA-1.6 cuts tiles instead",
+        "how an image becomes a square. pad: add bars in the mean colour, as LLaVA-1.5 does; crop: cut out the centre, "
+        "as CLIP does. LLaVA-1.6 cuts tiles instead",
         "pad",
     )
-    max_bytes: int = key("larger encoded images are quarantined", 64 * 2**20, low=1)
-    max_pixels: int = key("images of more pixels are quarantined, judged by their header", 100_000_000, low=1)
-    min_side: int = key("images with a shorter side, in pixels, are quarantined", 2, low=1)
+    max_bytes: int = key("quarantine images whose encoded file is larger than this", 64 * 2**20, low=1)
+    max_pixels: int = key("quarantine images whose header announces more pixels than this", 100_000_000, low=1)
+    min_side: int = key("quarantine images with a side shorter than this, in pixels", 2, low=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitConfig:
-    """the images that are read, committed and retried together: a work unit"""
+    """the images that are read, committed and retried together, as one work unit"""
 
-    images: int = key("images of one work unit, the grain of commit and of retry", 128, low=1, high=4096)
+    images: int = key(
+        "images in one work unit. A unit is committed as a whole, and retried as a whole if its process dies",
+        128,
+        low=1,
+        high=4096,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeConfig:
-    """the actors that run the vision tower and choose tokens"""
+    """the actors that run the vision tower and select visual tokens"""
 
-    actors: int = key("actors that encode and select", 1, low=1)
-    max_actors: int | None = key("let Ray scale the pool up to so many", None, low=1)
-    batch_size: int = key("images of one forward pass of the vision tower", 32, low=1)
-    num_gpus: float | None = key("GPUs an actor; null: 0.3 where the cluster has GPUs, else 0", None, low=0)
-    num_cpus: float = key("CPUs an actor", 1.0, low=0)
-    accelerator: str | None = key("only nodes with this accelerator, as Ray names it: A100, L4, H100 ...")
+    actors: int = key("number of actors that encode images and select tokens", 1, low=1)
+    max_actors: int | None = key(
+        "Ray may grow the pool up to this many actors; null: the pool keeps its size", None, low=1
+    )
+    batch_size: int = key("images in one forward pass of the vision tower", 32, low=1)
+    num_gpus: float | None = key("GPUs for each actor; null: 0.3 if the cluster has GPUs, else 0", None, low=0)
+    num_cpus: float = key("CPUs for each actor", 1.0, low=0)
+    accelerator: str | None = key("run only on nodes with this accelerator, in Ray's spelling: A100, L4, H100 ...")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateConfig:
     """the actors that run the language model"""
 
-    max_new_tokens: int = key("longest answer in tokens", 64, low=1)
-    temperature: float = key("0 decodes greedily", 0.0, low=0)
-    top_p: float = key("nucleus of sampling at temperature > 0", 1.0, above=0, high=1)
-    seed: int = key("seed of sampling; each image adds its own hash", 0, low=0)
+    max_new_tokens: int = key("longest caption, in tokens", 64, low=1)
+    temperature: float = key("sampling temperature; 0 decodes greedily", 0.0, low=0)
+    top_p: float = key(
+        "probability mass that nucleus sampling draws from, at a temperature above 0", 1.0, above=0, high=1
+    )
+    seed: int = key("seed of sampling, combined with each image's hash", 0, low=0)
     batch_size: int = key("prompts decoded together by the transformers engine", 32, low=1)
-    actors: int = key("actors that decode", 1, low=1)
-    max_actors: int | None = key("let Ray scale the pool up to so many", None, low=1)
-    num_gpus: float | None = key("GPUs an actor; null: 0.7 where the cluster has GPUs, else 0", None, low=0)
-    num_cpus: float = key("CPUs an actor", 1.0, low=0)
-    accelerator: str | None = key("only nodes with this accelerator, as Ray names it: A100, L4, H100 ...")
+    actors: int = key("number of actors that decode captions", 1, low=1)
+    max_actors: int | None = key(
+        "Ray may grow the pool up to this many actors; null: the pool keeps its size", None, low=1
+    )
+    num_gpus: float | None = key("GPUs for each actor; null: 0.7 if the cluster has GPUs, else 0", None, low=0)
+    num_cpus: float = key("CPUs for each actor", 1.0, low=0)
+    accelerator: str | None = key("run only on nodes with this accelerator, in Ray's spelling: A100, L4, H100 ...")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """the library that decodes in the actors of generate"""
+    """the library that decodes captions in the generate actors"""
 
-    name: str = key(
-        "what decodes the pruned prompts: transformers | vllm, which is installed by the extra .[vllm]", "transformers"
-    )
+    name: str = key("engine that decodes: transformers | vllm. The extra .[vllm] installs vLLM", "transformers")
     kwargs: dict[str, Any] = key("vllm: arguments of its engine, e.g. engine.kwargs.tensor_parallel_size=2", {})
     sampling: dict[str, Any] = key(
         "vllm: further sampling parameters, e.g. engine.sampling.structured_outputs.regex='[a-z ]+'", {}
     )
     units_in_flight: int | None = key(
-        "vllm: work units an actor has at hand at once; null: enough to keep max_num_seqs busy", None, low=1
+        "vllm: work units that an actor decodes at the same time; null: enough to fill max_num_seqs", None, low=1
     )
     timeout_seconds: float = key(
-        "vllm: an engine that finishes no request for so long is taken for dead", 600.0, above=0
+        "vllm: restart an engine that has finished no request for this many seconds", 600.0, above=0
     )
     max_restarts: int = key(
-        "vllm: more engines than this that die one after the other, with no unit finished in between, fail the job",
+        "vllm: restarts in a row, with no unit finished in between, after which the job fails",
         6,
         low=0,
     )
@@ -154,35 +179,42 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FaultsConfig:
-    """what a run survives, and when it gives up"""
+    """which failures a run survives, and when it gives up"""
 
-    retries: int = key("further tries for a unit whose process died", 2, low=0)
+    retries: int = key("retries of a unit whose process died", 2, low=0)
     max_isolated: int = key(
-        "more work units than this that fail as a whole mean that the images are not to blame: stop with exit code 1",
+        "stop with exit code 1 if more units than this fail as a whole: then the fault is not in the images",
         100,
         low=0,
     )
-    no_progress_seconds: int = key("a run in which nothing moves for so long fails instead of hanging", 1800, low=1)
+    no_progress_seconds: int = key(
+        "fail the run if no stage makes progress for this many seconds, instead of hanging", 1800, low=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostConfig:
     """what the cluster costs"""
 
-    usd_per_hour: float | None = key("price of the whole cluster; null prices its nodes by cost.prices", None, low=0)
-    prices: list[str] = key(
-        "price files, YAML or SkyPilot catalogs (CSV); the first that knows an instance wins", ["conf/prices.yaml"]
+    usd_per_hour: float | None = key(
+        "price of the whole cluster in USD per hour; null: add up its nodes by cost.prices", None, low=0
     )
-    region: str | None = key("region of nodes without a ray.io/availability-region label, where prices differ")
-    spot: bool = key("nodes without a ray.io/market-type label are spot instances", False)
+    prices: list[str] = key(
+        "price files: YAML or SkyPilot catalogs (CSV). The first file that lists an instance sets its price",
+        ["conf/prices.yaml"],
+    )
+    region: str | None = key("region of nodes that have no ray.io/availability-region label; prices depend on it")
+    spot: bool = key("price nodes that have no ray.io/market-type label as spot instances", False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetConfig:
-    """what the output may cost"""
+    """the spend cap of the output"""
 
     max_usd: float | None = key(
-        "stop cleanly, resumable, when all runs of this output have cost so much (exit code 4)", None, above=0
+        "stop when all runs of this output together have cost this many USD (exit code 4); a higher cap resumes",
+        None,
+        above=0,
     )
 
 
@@ -190,60 +222,63 @@ class BudgetConfig:
 class EstimateConfig:
     """the sample that run.estimate=true captions"""
 
-    images: int = key("images that run.estimate captions, drawn over the whole corpus", 1024, low=1)
+    images: int = key("images in the sample, drawn from the whole corpus", 1024, low=1)
     instances: list[str] = key(
-        "instances of cost.prices to estimate for: NAME, or NAME:SPEED with its images/s relative to this cluster's", []
+        "instances of cost.prices to estimate as well: NAME, or NAME:SPEED with its images/s relative to this cluster",
+        [],
     )
     seed: int = key("seed of the sample", 0, low=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
-    """a check of quality on a sample before the run begins"""
+    """a check of caption quality on a sample, before the run begins"""
 
     min_quality: float | None = key(
-        "quality relative to unpruned, on a sample, that the lower end of its 95 % interval must reach before the run "
-        "begins (exit code 3 if not); null asks nothing",
+        "least quality relative to the unpruned model, e.g. 0.95. Exit code 3 if the 95 % interval measured on a "
+        "sample begins below it; null: no check",
         None,
         above=0,
     )
-    images: int = key("images of the sample, captioned with and without pruning", 256, low=16)
+    images: int = key("images in the sample; each is captioned with and without pruning", 256, low=16)
     seed: int = key("seed of the sample", 0, low=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MlflowConfig:
-    """how the run is tracked"""
+    """tracking of the run in MLflow"""
 
-    enabled: bool = key("track the run", True)
-    tracking_uri: str | None = key("tracking server; null is a sqlite store beside the output")
-    experiment: str = key("experiment name", "captions")
-    run_name: str | None = key("run name; null is method, retention and fingerprint")
+    enabled: bool = key("track the run in MLflow", True)
+    tracking_uri: str | None = key("MLflow tracking server; null: a SQLite store beside the output")
+    experiment: str = key("name of the MLflow experiment", "captions")
+    run_name: str | None = key("name of the MLflow run; null: method, retention and fingerprint")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RayConfig:
-    """the cluster to join, or the Ray that the job starts by itself"""
+    """the Ray cluster to join, or the embedded Ray that the job starts"""
 
     address: str | None = key(
-        "cluster to join; null is the submitted job's own, else an embedded one; none runs the stages in this process, "
-        "where breakpoints work and nothing is isolated"
+        "cluster to join. null: the cluster that the job was submitted to, else an embedded Ray. none: no Ray; all "
+        "stages run in this process, where breakpoints work but a crash ends the job"
     )
     num_cpus: int | None = key(
-        "logical CPUs of the embedded Ray; null is what the machine and the pools need", None, low=1
+        "logical CPUs of the embedded Ray; null: those of the machine, or more if the pools need more", None, low=1
     )
-    object_store_mb: int | None = key("object store of the embedded Ray in MiB; null is Ray's default", None, low=80)
+    object_store_mb: int | None = key("object store of the embedded Ray, in MiB; null: Ray's default", None, low=80)
     dashboard: bool = key("start the dashboard of the embedded Ray", False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """how the run reports"""
+    """what the run reports, and how often"""
 
-    estimate: bool = key("caption a sample, write nothing, and say what the run would cost and take", False)
-    progress_seconds: float = key("seconds between progress lines and metric points", 5.0, above=0)
-    heartbeat_seconds: float = key("seconds between writes of heartbeat.json beside the output", 5.0, above=0)
-    samples: int = key("captioned images shown in the report and in MLflow", 24, low=0, high=512)
+    estimate: bool = key(
+        "caption a sample, write nothing, and print the dollars, hours and bytes of the whole run", False
+    )
+    progress_seconds: float = key("seconds between progress lines, and between metric points in MLflow", 5.0, above=0)
+    heartbeat_seconds: float = key("seconds between updates of heartbeat.json in the output folder", 5.0, above=0)
+    samples: int = key("number of captioned images shown in the report and in MLflow", 24, low=0, high=512)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

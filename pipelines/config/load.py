@@ -1,8 +1,8 @@
-"""From the command line to a checked configuration: defaults < YAML file < key=value, merged by OmegaConf.
+"""Loads the configuration of a job: defaults < YAML file < key=value arguments, merged by OmegaConf.
 
-OmegaConf merges plain values and resolves `${...}`; `pipelines.config.check` then checks what came out. OmegaConf's own
-typed merge reports in prose, lets a list of lists pass as a list of text, and raises a TypeError without a key where a
-list meets a mapping.
+OmegaConf merges plain values and resolves `${...}`; `pipelines.config.check` then checks types and bounds. OmegaConf's
+own typed merge is not used: its errors do not always name the key, it accepts a list of lists as a list of text, and it
+raises a bare TypeError when a list replaces a mapping.
 """
 
 import difflib
@@ -30,8 +30,8 @@ C = TypeVar("C", bound=Config)
 def load_config(argv: Sequence[str], schema: type[C] = Config, demo: Path = DEMO_CONFIG) -> C:
     """The configuration for `[--config FILE] [dotted.key=value ...]`.
 
-    Without --config and without model.path the demo configuration is the base, since its settings
-    belong to the demo model. Values are YAML, but text is text: `yes`, `#` and braces stay as they are.
+    Without --config and model.path, the file `demo` is loaded, because its settings belong to the demo model. Values
+    are YAML, except those of text keys: `yes`, `#` and braces stay as typed.
 
     Raises:
         UserError: unknown key (with the nearest one), wrong type, value out of bounds, unreadable file.
@@ -44,7 +44,7 @@ def load_config(argv: Sequence[str], schema: type[C] = Config, demo: Path = DEMO
 
 
 def with_values(config: C, values: Mapping[str, Any]) -> C:
-    """The configuration with other values of some dotted keys.
+    """A copy of the configuration with new values for some dotted keys.
 
     Raises:
         UserError: as `load_config`.
@@ -53,10 +53,10 @@ def with_values(config: C, values: Mapping[str, Any]) -> C:
 
 
 def read_yaml(file: Path, key: str) -> dict[Any, Any]:
-    """The mapping in a YAML file that `key` names.
+    """The mapping in a YAML file. Errors name `key`, the key or option whose value the file is.
 
     Raises:
-        UserError: if there is no such file, or it holds something else.
+        UserError: if there is no such file, or it does not hold a mapping.
     """
     if not file.is_file():
         raise UserError(f"{key} must name a YAML file, found none at {file}")
@@ -101,7 +101,8 @@ def _of_file(file: Path, schema: type[Config]) -> Iterable[tuple[str, Any]]:
 
 
 def _of_override(override: str, schema: type[Config]) -> tuple[str, Any]:
-    """Key and value of `key=value`. The value of a text key is no YAML, unless it is quoted or an optional's null."""
+    """Key and value of `key=value`. The value of a text key is parsed as YAML only if it is quoted, or null if that is
+    allowed."""
     name, _, text = override.partition("=")
     kind = keys_of(schema)[name].kind if name in keys_of(schema) else None
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
@@ -116,13 +117,14 @@ def _of_override(override: str, schema: type[Config]) -> tuple[str, Any]:
 
 
 def _merged(config: C, given: Iterable[tuple[str, Any]]) -> C:
-    """The configuration with the given values of keys and sections, checked."""
+    """The checked configuration with the given values of keys and sections."""
     schema, name = type(config), ""
+    # A plain mapping, not OmegaConf.structured: the typed merge would report its own errors before `checked`.
     merged = OmegaConf.create(asdict(config))
     try:
         for name, value in _by_key(given, schema):
             before = OmegaConf.select(merged, name, throw_on_resolution_failure=False)
-            both = OmegaConf.is_dict(before) and isinstance(value, Mapping)  # anything else replaces what was there
+            both = OmegaConf.is_dict(before) and isinstance(value, Mapping)  # lists and values replace
             OmegaConf.update(merged, name, value, merge=both)
         values: Any = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
@@ -131,9 +133,9 @@ def _merged(config: C, given: Iterable[tuple[str, Any]]) -> C:
 
 
 def _by_key(given: Iterable[tuple[str, Any]], schema: type[Config]) -> Iterator[tuple[str, Any]]:
-    """Dotted names of keys with their values, where sections with their keys may stand as well.
+    """(dotted key, value) pairs: a section is flattened to its keys, and an empty section gives none.
 
-    A section that is left empty has no keys. Names may go on below a key: prune.settings.layer.
+    A name may go on below a key whose value is a mapping: prune.settings.layer.
     """
     known, sections = keys_of(schema), sections_of(schema)
     for name, value in given:
@@ -150,7 +152,7 @@ def _by_key(given: Iterable[tuple[str, Any]], schema: type[Config]) -> Iterator[
 
 
 def _unknown(name: object, schema: type[Config]) -> UserError:
-    """Names the nearest key: among those with the same last word if there are some, else among all."""
+    """The error for an unknown key. It names the nearest key, preferring keys that end with the same word."""
     word = str(name).rpartition(".")[2]
     known = [*keys_of(schema), *sections_of(schema)]
     same = [key for key in known if key.rpartition(".")[2] == word]

@@ -1,4 +1,4 @@
-"""What a configuration consists of: keys in sections, each key with its type, default, bounds and meaning."""
+"""The building blocks of a configuration: keys in sections, each key with its type, default, bounds and meaning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 
 def key(meaning: str, default: Any = None, **bounds: float) -> Any:
-    """A configuration field: its one-line meaning, its default, and its bounds (`low`, `high`, `above`)."""
+    """A configuration field. `bounds` are `low` and `high`, which are inclusive, and `above`, which is exclusive."""
     metadata = {"meaning": meaning, "bounds": bounds}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
@@ -35,7 +35,7 @@ class Sections:
 
 @cache
 def keys_of(schema: type) -> dict[str, Key]:
-    """Every key by its dotted name, in the order of `Sections.dotted`."""
+    """Every key by its dotted name. Keys without a section come first."""
     hints = get_type_hints(schema)
     keys = [_key(k.name, hints[k.name], k) for k in fields(schema) if k.name not in sections_of(schema)]
     for section, kind in sections_of(schema).items():

@@ -1,1 +1,1 @@
-"""The page and the terminal summary of a caption job, and the plots of every page."""
+"""The report and the terminal summary of a caption job, and the plots and the base template of every page."""

@@ -1,4 +1,4 @@
-"""The one Jinja environment of all pages: self-contained HTML that opens offline and runs no script."""
+"""Renders HTML pages with Jinja. A page is one self-contained file that opens offline and runs no script."""
 
 import platform
 from datetime import UTC, datetime
@@ -9,17 +9,17 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-TEMPLATES = Path(__file__).parents[1]  # a page names its template by the folder that it lies in
+TEMPLATES = Path(__file__).parents[1]  # template names are relative to pipelines/, e.g. sweep/sweep.html.jinja
 PACKAGES = ("otprune", "torch", "transformers", "ray", "mlflow")
 
 
 def render_page(
     template: str, *, kind: str, fingerprint: str, config_yaml: str, machines: tuple[str, ...] = (), **shown: Any
 ) -> str:
-    """A page that extends report/base.html.jinja, e.g. "sweep/sweep.html.jinja".
+    """Renders a template that extends report/base.html.jinja, e.g. "sweep/sweep.html.jinja"; returns HTML.
 
-    The head says the `kind` of the page, the `fingerprint` and the date; the foot says the packages, the `machines` and
-    the configuration.
+    The head of the page shows the `kind`, the `fingerprint` and the date; the foot shows the packages, the `machines`
+    and the configuration. `shown` are the names that the template uses.
 
     Raises:
         jinja2.UndefinedError: if the template uses a name that is not in `shown`.
@@ -41,7 +41,7 @@ def render_page(
 
 
 def packages() -> dict[str, str]:
-    """Python and the packages that decide speed, with their versions."""
+    """Versions of Python and of the packages that affect speed, by name."""
     return {"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page that says what a run did, cost and looked like; opens offline."""
+"""Renders report.html of a caption job: what the run did, what it cost, and samples of its captions."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 STAGES = ("read", "decode", "encode", "generate", "write")
 COMPARED = ("source", "row", "prompt", "pruned", "unpruned", "references", "jpeg", "kept", "num_tokens")
 SHOWN_COMPARED = 12
-THUMBNAIL = 224  # of the page, in pixels a side
+THUMBNAIL = 224  # side of a card's image, in SVG units
 
 
 def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
-    """The page for one run and the output that it wrote to."""
+    """The page, as HTML, for one run and for the output that the run wrote to."""
     metrics, gate = outcome.metrics, outcome.gate
     dollars = [
         (name, metrics[f"usd/{name}"]) for name in (*STAGES, "gate", "startup", "idle") if f"usd/{name}" in metrics
@@ -37,7 +37,7 @@ def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
         metrics=metrics,
         dollars=[(name, usd, 100 * usd / max(1e-12, metrics["usd_total"])) for name, usd in dollars],
         gate=gate,
-        compared=[_compared(each) for each in gate.compared[:SHOWN_COMPARED]] if gate else [],
+        compared=[_compared(image) for image in gate.compared[:SHOWN_COMPARED]] if gate else [],
         totals=totals,
         num_rows=job.plan.num_rows,
         stages=[(stage, value, 100 * value / longest) for stage, value in seconds],
@@ -47,21 +47,22 @@ def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
 
 
 def _sample(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sampled image with a caption for each prompt."""
+    """A sampled image with `labelled`, its (prompt, caption) pairs."""
     captions = [done["caption"] for done in sample["captions"]]
-    return {**sample, "said": list(zip(sample["prompts"], captions, strict=True)), "shade": pruned_area(sample)}
+    return {**sample, "labelled": list(zip(sample["prompts"], captions, strict=True)), "shade": pruned_area(sample)}
 
 
-def _compared(each: Any) -> dict[str, Any]:
-    """An image of the gate's sample, with its captions under both settings."""
-    image = {name: getattr(each, name) for name in COMPARED}
+def _compared(compared: Any) -> dict[str, Any]:
+    """An image of the gate's sample, with its pruned and its unpruned caption."""
+    image = {name: getattr(compared, name) for name in COMPARED}
     return image | {"shade": pruned_area(image)}
 
 
 def pruned_area(sample: dict[str, Any]) -> str:
-    """SVG path over the thumbnail, to be filled by the even-odd rule: everything but the kept tokens' patches.
+    """SVG path that covers the thumbnail except the patches of the kept tokens; fill it by the even-odd rule.
 
-    Merged tokens show the patch that they grew from; those of no one place show none.
+    A merged token shows the patch that it grew from. A token without a place of its own (index -1) shows no patch. The
+    path is empty if all tokens were kept, or if the tokens do not form a square.
     """
     side = math.isqrt(sample["num_tokens"])
     if side * side != sample["num_tokens"] or len(sample["kept"]) == sample["num_tokens"]:

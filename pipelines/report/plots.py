@@ -1,7 +1,7 @@
-"""The plots of every page, as inline SVG: no script, no network, readable in print.
+"""Plots as inline SVG: no script, no network, readable in print.
 
-Colours of lines and marks are fixed and stand out on light and dark ground; frame and text take theirs from the style
-sheet of the page (base.html.jinja). Every mark has a tooltip, its `title`.
+The colours of lines and marks are fixed; they are visible on light and dark backgrounds. The style sheet of the page
+(base.html.jinja) sets the colours of frame and text. Every mark has a tooltip, its `title`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +19,12 @@ GRAYS = ("#7d8796", "#8a94a6")
 DASHES = {"solid": "", "dashed": "5 3", "dotted": "1.5 3"}
 SMALL, LARGE = (340, 240), (760, 400)
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 26, 46
-ROW, NAMES = 21, 240  # height of a row of `intervals`, and the width of what stands before it
+ROW, NAMES = 21, 240  # of `intervals`: height of a row, and width of the column of labels
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a series looks; `line` is a key of DASHES and a CSS border style."""
+    """The look of a series. `line` is a key of DASHES, which is also a CSS border style."""
 
     color: str
     line: str = "solid"
@@ -32,7 +32,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A mark at (x, y) with the ends of its intervals, if it has any, a text beside it and a tooltip."""
+    """A mark at (x, y), with the ends of its intervals if it has any, a `label` beside it and a tooltip, `title`."""
 
     x: float
     y: float
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one name and style, in the order of the line through them, if they are `joined`."""
+    """Points of one name and style. If `joined`, a line goes through them in their order."""
 
     name: str
     points: Sequence[Point]
@@ -55,7 +55,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value from low to high, and what is printed elsewhere for the same, if anything."""
+    """A value with its interval, and `printed`, the published value of the same quantity if there is one."""
 
     label: str
     value: float
@@ -66,7 +66,7 @@ class Interval:
 
 
 def styles_of(names: Iterable[str], quiet: Sequence[str] = ("none",)) -> dict[str, Style]:
-    """A style for each name, the same for the same names; gray and broken lines for the `quiet`."""
+    """A style for each name. The same names give the same styles. Names in `quiet` get gray, broken lines."""
     names = list(dict.fromkeys(names))
     loud = [name for name in names if name not in quiet]
     lines = ("solid", "dashed", "dotted")
@@ -74,6 +74,7 @@ def styles_of(names: Iterable[str], quiet: Sequence[str] = ("none",)) -> dict[st
         name: Style(COLORS[i % len(COLORS)], lines[min(i // len(COLORS), len(lines) - 1)])
         for i, name in enumerate(loud)
     }
+    # Quiet names differ by line before they differ by gray.
     for i, name in enumerate(name for name in names if name in quiet):
         styles[name] = Style(GRAYS[i // 2 % len(GRAYS)], lines[1 + i % 2])
     return styles
@@ -89,28 +90,32 @@ def plot(
     front: Sequence[tuple[float, float]] = (),
     size: tuple[int, int] = SMALL,
 ) -> Markup:
-    """Lines and points over common axes.
+    """Draws lines and points over common axes; returns SVG.
 
-    `levels` are named dashed lines at heights y; `front` is a dotted line through (x, y) under everything else.
+    `levels` are (y, name) of horizontal dashed lines. `front` is a dotted line through (x, y), under everything else.
     """
     width, height = size
     across = Scale(x, LEFT, width - RIGHT)
     up = Scale(y, height - BOTTOM, TOP if title else TOP / 2)
+    # SVG paints in order: frame, levels and front lie under the series.
     parts = [_frame(across, up, title)]
     for value, text in levels:
         parts.append(_rule(across.start, up(value), across.stop, up(value), "level"))
         parts.append(_text(across.stop - 3, up(value) - 5, text, "end"))
     if front:
         parts.append(_line([(across(a), up(b)) for a, b in front], Style(GRAYS[0], "dotted")))
-    for one in series:
-        if one.joined and len(one.points) > 1:
-            parts.append(_line([(across(p.x), up(p.y)) for p in one.points], one.style))
-        parts += [_point(point, one, across, up) for point in one.points]
+    for line in series:
+        if line.joined and len(line.points) > 1:
+            parts.append(_line([(across(p.x), up(p.y)) for p in line.points], line.style))
+        parts += [_point(point, line, across, up) for point in line.points]
     return _svg(parts, size, title or f"{y.label} over {x.label}")
 
 
 def intervals(rows: Sequence[Interval], axis: Axis, *, level: float | None = None, width: int = 640) -> Markup:
-    """A row for each value: a dot with its interval, a hollow diamond for what is printed; `level` is a dashed line."""
+    """Draws a row for each value: a dot with its interval, and a hollow diamond at the printed value.
+
+    `level` is a vertical dashed line.
+    """
     bottom = TOP / 2 + ROW * len(rows)
     across = Scale(axis, NAMES, width - RIGHT - 8)
     parts = []
@@ -132,7 +137,7 @@ def intervals(rows: Sequence[Interval], axis: Axis, *, level: float | None = Non
 
 
 def legend(styles: Mapping[str, Style], *, dots: bool = False) -> Markup:
-    """Names with their lines, or with dots, as HTML."""
+    """The names beside samples of their lines, or beside dots, as HTML."""
     kind = "dot" if dots else "stroke"
     items = (
         f'<span><i class="{kind}" style="border-color:{style.color};border-top-style:{style.line}"></i>'
@@ -143,12 +148,12 @@ def legend(styles: Mapping[str, Style], *, dots: bool = False) -> Markup:
 
 
 def beside(i: int, count: int) -> float:
-    """How far to move the i-th of `count` series on an axis of names, so that no interval hides another."""
+    """Offset of the i-th of `count` series on an axis of names: series side by side do not hide each other."""
     return min(0.05, 0.6 / count) * (i - (count - 1) / 2)
 
 
 def _frame(across: Scale, up: Scale, title: str) -> str:
-    """Grid, ticks, axis and names; `up` begins at the bottom."""
+    """Grid, ticks, axes and labels. `up` maps its low end to the bottom, since y grows downwards in SVG."""
     left, right, bottom = across.start, across.stop, up.start
     parts = [
         _rule(left, pixel, right, pixel, "grid") + _text(left - 6, pixel + 4, text, "end") for pixel, text in up.ticks()
@@ -181,7 +186,7 @@ def _point(point: Point, series: Series, across: Scale, up: Scale) -> str:
 
 
 def _mark(x: float, y: float, color: str, bars: str, title: str, more: str = "") -> str:
-    """A dot over its intervals; `bars` is their path."""
+    """A dot over its intervals. `bars` is the SVG path of the intervals."""
     path = f'<path d="{bars}" stroke="{color}" stroke-opacity=".6" stroke-width="1.5"/>' if bars else ""
     dot = f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{color}"/>'
     return f"<g><title>{escape(title)}</title>{path}{dot}{more}</g>"

@@ -1,4 +1,4 @@
-"""The last thing that a job prints: what came out, what it cost, and where everything is."""
+"""What a caption job prints at its end: its results, its cost, and where the output is."""
 
 import sys
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_summary(job: "Job", outcome: "Outcome") -> None:
-    """A table on stdout."""
+    """Prints the summary of a run as a table on stdout."""
     metrics = outcome.metrics
     table = Table(show_header=False, box=None, pad_edge=False)
     if outcome.message:
@@ -61,6 +61,9 @@ def _interval(ends: tuple[float, float], scale: float, sign: str) -> str:
 
 
 def make_console() -> Console:
-    """Prints text as it is: captions and paths may hold brackets, which rich would read as markup."""
+    """A console that prints text unchanged: rich would read brackets in captions and paths as markup.
+
+    Output that is not a terminal gets 200 columns, so that logs do not break paths.
+    """
     width = None if sys.stdout.isatty() else 200
     return Console(width=width, highlight=False, markup=False, emoji=False)

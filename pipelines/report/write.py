@@ -1,4 +1,4 @@
-"""What a caption job leaves for people: report.html, samples.json, and both in MLflow."""
+"""Writes the report of a caption job: report.html and samples.json in the output, and both in MLflow."""
 
 import json
 from typing import Any
@@ -11,7 +11,10 @@ from pipelines.tracker import Tracker
 
 
 def report_captions(job: Job, outcome: Outcome, totals: Totals, tracker: Tracker) -> dict[str, Any]:
-    """Writes report.html and samples.json, and tracks the report with the samples' captions."""
+    """Writes report.html and samples.json, and tracks the report and a table of the samples in MLflow.
+
+    Returns an empty mapping: `run_job` adds the mapping of its `conclude` function to run.json.
+    """
     report = render_report(job, outcome, totals)
     tracker.artifact("report.html", report)
     if outcome.samples:

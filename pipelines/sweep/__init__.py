@@ -1,1 +1,1 @@
-"""Grids of whole jobs, and which setting to buy."""
+"""Runs a grid of caption jobs, and advises which setting to buy."""

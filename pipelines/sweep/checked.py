@@ -1,4 +1,4 @@
-"""A checked sweep: its grid and its points, before anything runs."""
+"""Checks a sweep before it runs: its grid, its models and its output."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ NOT_IN_SWEEP = ("run.estimate", "gate.min_quality")
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A checked sweep, before anything runs."""
+    """A checked sweep: its configuration, its points in the order in which they run, and its output."""
 
     config: SweepConfig
     points: list[Point]
@@ -23,14 +23,14 @@ class Sweep:
 
 
 def prepare_sweep(config: SweepConfig, actors: Actors = ENGINES_OWN) -> Sweep:
-    """Checks grid, model and output, in seconds.
+    """Makes the points and checks them and the output. Takes seconds and starts no Ray.
 
     Raises:
         UserError: for anything that the user has to correct.
     """
     for name in NOT_IN_SWEEP:
         if config.dotted()[name] != Config().dotted()[name]:
-            raise UserError(f"{name} has no meaning here: a sweep measures every point, whatever comes of it")
+            raise UserError(f"{name} cannot be set for a sweep, which runs and measures every point")
     points = make_points(config)
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     try:

@@ -1,8 +1,9 @@
-"""The dry run of a sweep: its points with the dollars that they will cost, before any of them runs.
+"""The dry run of a sweep: estimates the dollars of every point before any point runs.
 
-A finished point costs nothing more. For the others a trial captions a few images unpruned and with the fewest tokens of
-the grid; seconds an image are taken to grow linearly with the tokens kept in between, and start-up to be the trial's.
-Neither the method nor the pools are in it: what two machines make of a second actor is what the sweep is there to find.
+A finished point costs nothing more. For the other points, a trial captions a few images with the fewest and with the
+most tokens of the grid. The estimate assumes that the seconds of an image grow linearly with the retention between
+these two trials, and that start-up takes as long as in the trial. It ignores the method and the pool sizes: how speed
+depends on them is what the sweep measures.
 """
 
 import logging
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a few images took."""
+    """The measured speed at one retention."""
 
     retention: float
     seconds_per_image: float
@@ -39,7 +40,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A point, and the seconds and dollars that are still to come; None where nothing is known."""
+    """The seconds and dollars that a point still needs; None where they are not known."""
 
     point: Point
     finished: bool
@@ -50,7 +51,7 @@ class Estimate:
 
 
 def estimate_points(sweep: Sweep) -> list[Estimate]:
-    """Every point with what it will take.
+    """An estimate for every point, in their order.
 
     Raises:
         UserError: if the trial cannot run.
@@ -62,10 +63,10 @@ def estimate_points(sweep: Sweep) -> list[Estimate]:
 
 
 def run_trials(sweep: Sweep, here: Sequence[Point]) -> list[Trial]:
-    """At most two, of the fewest and of the most tokens; in a folder of their own that does not stay."""
+    """Runs one or two trials: at the lowest and the highest retention of the points `here`. Their output is deleted."""
     ends = {point.config.prune.retention: point for point in sorted(here, key=lambda p: p.config.prune.retention)}
     chosen = [ends[retention] for retention in dict.fromkeys((min(ends), max(ends)))]
-    folder = f"trial-{secrets.token_hex(4)}"  # in the sweep's output, which every node of the cluster reaches
+    folder = f"trial-{secrets.token_hex(4)}"  # inside the sweep's output, because every node can reach that
     path = f"{sweep.output.path}/{folder}"
     with Session(sweep) as session:
         session.join()
@@ -81,7 +82,7 @@ def _trial(sweep: Sweep, point: Point, folder: str) -> Trial:
     outcome = run_job(prepare(with_values(point.config, values), sweep.actors))
     metrics = outcome.metrics
     if outcome.code != DONE or metrics["images_per_second"] <= 0:
-        raise UserError(f"the trial of {point.name} came to nothing: {outcome.message or 'no image was captioned'}")
+        raise UserError(f"the trial of {point.name} failed: {outcome.message or 'no image was captioned'}")
     seconds = 1 / metrics["images_per_second"]
     return Trial(point.config.prune.retention, seconds, metrics["startup_seconds"], metrics.get("usd_per_hour"))
 
@@ -91,16 +92,16 @@ def _estimate(point: Point, trials: Sequence[Trial], finished: bool) -> Estimate
     if finished:
         return Estimate(point, True, images, 0.0, 0.0, "finished")
     if point.address is not None:
-        return Estimate(point, False, images, None, None, f"runs at {point.address}: not known before")
+        return Estimate(point, False, images, None, None, f"runs at {point.address}: not estimated")
     if not trials:
-        return Estimate(point, False, images, None, None, "sweep.trial_images=0: not known before")
+        return Estimate(point, False, images, None, None, "sweep.trial_images=0: not estimated")
     seconds = trials[-1].startup_seconds + images * seconds_per_image(point.config.prune.retention, trials)
     per_hour = point.config.cost.usd_per_hour or trials[-1].usd_per_hour
     return Estimate(point, False, images, seconds, None if per_hour is None else per_hour * seconds / 3600)
 
 
 def seconds_per_image(retention: float, trials: Sequence[Trial]) -> float:
-    """On the line through the trials; their mean where fewer tokens seem to take longer, which is noise."""
+    """Seconds on the line through the trials. If fewer tokens seem to take longer, which is noise, the trials' mean."""
     few, many = trials[0], trials[-1]
     if few.seconds_per_image >= many.seconds_per_image:
         return (few.seconds_per_image + many.seconds_per_image) / 2
@@ -110,7 +111,7 @@ def seconds_per_image(retention: float, trials: Sequence[Trial]) -> float:
 
 @cache
 def num_images(chosen: InputConfig) -> int:
-    """Rows of a corpus, as far as its limit lets us go."""
+    """Rows of the corpus, or `input.limit` if that is less."""
     store = make_store(chosen.path, endpoint_url=chosen.endpoint_url, anonymous=chosen.anonymous)
     corpus = find_corpus(
         store,

@@ -1,10 +1,10 @@
-"""The grid of a sweep: from axes and their values to points, each the whole configuration of one caption job.
+"""Expands the grid of a sweep into points. A point is the whole configuration of one caption job.
 
 An axis is `method`, `retention`, `engine`, `batch`, `cluster` or any key of the caption job, and holds a list of
-values. A method with settings of its own is a mapping, such as `{fastv: {layer: 2}}`. A cluster is a mapping of keys
-(pool sizes, accelerators, prices ...), with a `name`, and with the `address` of a Ray dashboard if the point is to be
-submitted to another cluster. `none` keeps every token, so it is one point whatever the retentions; it comes first,
-since the others are measured against it.
+values. A method with settings is a mapping, such as `{fastv: {layer: 2}}`. A cluster is a mapping of keys (pool sizes,
+accelerators, prices ...). It may have a `name`, and it has the `address` of a Ray dashboard if its points are submitted
+to another cluster. The method `none` keeps every token, so it makes one point for all retentions. It runs first,
+because the quality of the other points is measured against it.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ AXES = {
     "batch": "generate.batch_size",
 }
 ALWAYS = (UNPRUNED, *BASELINES)
-POINTS = "points"  # folder of the sweep's output
-CAPTIONS_ALIKE = ("method", "retention", "batch", "cluster")  # what does not change what the unpruned model says
-NOT_SPEED = ("engine.timeout_seconds", "engine.max_restarts")  # what a finished point never met
-NOT_OF_POINTS = (
+POINTS = "points"  # subfolder of the sweep's output
+CAPTIONS_ALIKE = ("method", "retention", "batch", "cluster")  # axes that do not change unpruned captions
+NOT_SPEED = ("engine.timeout_seconds", "engine.max_restarts")  # a point that finished was not affected by them
+NOT_OF_POINTS = (  # keys that cannot be an axis: they belong to the sweep, or change no result
     "input.path",
     "output.path",
     "output.on_mismatch",
@@ -50,18 +50,18 @@ NOT_OF_POINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One setting, and the configuration of its caption job."""
+    """One combination of axis values, and the configuration of its caption job."""
 
-    name: str  # of its folder and of its run
-    values: dict[str, Any]  # axis -> value, as shown; the cluster by its name
+    name: str  # name of the folder and of the MLflow run
+    values: dict[str, Any]  # axis -> value; for the axis cluster, the name of the cluster
     config: Config
     checkpoint: Checkpoint
-    address: str | None  # of the cluster that it is submitted to; None is the connected one
-    key: str  # changes with everything that changes captions or speed
+    address: str | None  # dashboard of the cluster that the job is submitted to; None: the connected cluster
+    key: str  # digest of everything that changes captions or speed
 
     @property
     def group(self) -> str:
-        """Points of a group caption alike without pruning."""
+        """Points of one group have the same unpruned captions."""
         return json.dumps({axis: value for axis, value in self.values.items() if axis not in CAPTIONS_ALIKE})
 
     @property
@@ -81,6 +81,7 @@ def make_points(config: SweepConfig) -> list[Point]:
     if len(own) < len(methods):
         raise UserError("sweep.grid must hold every value of an axis once")
     settings = [(UNPRUNED, 1.0)] * (UNPRUNED in own) + [(m, r) for m in own if m != UNPRUNED for r in retentions]
+    # Only axes with several values are in the names of points, which stay short.
     varied = {name for name, values in axes.items() if len(values) > 1}
     clusters = axes.pop("cluster")
     points = []
@@ -95,10 +96,10 @@ def make_points(config: SweepConfig) -> list[Point]:
 
 
 def read_axes(config: SweepConfig) -> dict[str, list[Any]]:
-    """Axis -> its values, the four axes that every sweep has first.
+    """Axis -> its values. `method`, `retention` and `cluster` are always axes; the configuration sets their default.
 
     Raises:
-        UserError: unless every axis is a known key with a list of values.
+        UserError: if an axis is not a known key, or does not hold a list of values.
     """
     grid = config.sweep.grid
     if isinstance(grid, str):
@@ -115,7 +116,7 @@ def read_axes(config: SweepConfig) -> dict[str, list[Any]]:
         "method": list(grid.get("method", [config.prune.method])),
         "retention": [_share(value) for value in grid.get("retention", [config.prune.retention])],
         **{axis: list(values) for axis, values in grid.items() if axis not in ("method", "retention", "cluster")},
-        "cluster": [_read_cluster(config, each) for each in grid.get("cluster", [{}])],
+        "cluster": [_read_cluster(config, cluster) for cluster in grid.get("cluster", [{}])],
     }
     if config.sweep.baselines:
         axes["method"] += [method for method in ALWAYS if method not in axes["method"]]
@@ -126,7 +127,7 @@ def read_axes(config: SweepConfig) -> dict[str, list[Any]]:
 
 
 def _read_method(method: Any) -> tuple[str, dict[str, Any]]:
-    """The method and its own settings."""
+    """A method of the grid as (name, settings)."""
     if isinstance(method, str):
         return method, {}
     if isinstance(method, dict) and len(method) == 1 and all(isinstance(value, dict) for value in method.values()):
@@ -141,7 +142,10 @@ def _share(value: Any) -> float:
 
 
 def _read_cluster(config: SweepConfig, cluster: Any) -> dict[str, Any]:
-    """`{"name": ..., "address": ..., "values": {key: value}}`."""
+    """A cluster of the grid as `{"name": ..., "address": ..., "values": {key: value}}`.
+
+    A cluster without a name is named by its pools: `e1g2-A100` has 1 encode actor and 2 generate actors on A100s.
+    """
     if not isinstance(cluster, dict):
         raise UserError(f"sweep.grid: a cluster must be a mapping of keys, got {cluster!r}")
     values = {str(key): value for key, value in cluster.items() if key not in ("name", "address")}
@@ -165,12 +169,14 @@ def _make_point(
     config: SweepConfig, values: dict[str, Any], own: dict[str, Any], cluster: dict[str, Any], varied: set[str]
 ) -> Point:
     sections: dict[str, Any] = {part.name: getattr(config, part.name) for part in fields(Config)}
+    # Settings belong to one method: a point of another method must not inherit them.
     plain = replace(Config(**sections), prune=replace(config.prune, settings={}))
     keys = {AXES.get(axis, axis): value for axis, value in values.items()} | cluster["values"]
     keys["prune.settings"] = own or (config.prune.settings if values["method"] == config.prune.method else {})
     job = with_values(plain, keys | {"mlflow.enabled": False, "output.on_mismatch": "refuse"})
     checkpoint = check_model(job)
     pruning = check_pruning(job, checkpoint)
+    # Everything that changes captions or speed. A record with another digest of it is not this point's.
     decides = {
         "fingerprint": fingerprint(describe(job, checkpoint, pruning if inside_model(job) else None)),
         "input.path": make_store(job.input.path).path,
@@ -194,5 +200,5 @@ def _make_point(
 
 
 def _plain(text: str) -> str:
-    """Fit for a folder's name."""
+    """The text as a part of a folder's name."""
     return re.sub(r"[^\w.+=]+", "-", text).strip("-")[:60]

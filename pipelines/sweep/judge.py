@@ -1,9 +1,9 @@
-"""The quality of a sweep's points: by themselves, against references, and against the unpruned point's captions.
+"""Measures the quality of a sweep's points: health, scores against references, agreement with unpruned captions.
 
-`relative` is what settings are chosen by: the point's quality as a share of the unpruned model's on the same images.
-With references it is the ratio of the two CIDEr scores, with an interval from resampling images (both captions of an
-image together); without, the mean ROUGE-L of the point's captions against the unpruned ones, which then is agreement,
-not accuracy.
+The advice uses `relative`: the quality of a point as a share of the unpruned model's quality on the same images. If the
+corpus has references, `relative` is the ratio of the two CIDEr scores. Its interval comes from resampling images, with
+both captions of an image together. Without references, `relative` is the mean ROUGE-L of the point's captions against
+the unpruned captions, which is agreement, not accuracy.
 """
 
 import heapq
@@ -38,14 +38,16 @@ Interval = tuple[float, float, float]  # value and the ends of its 95 % interval
 
 @dataclass(slots=True)
 class Judge:
-    """Holds what every point is measured against: the corpus's references, once they are read."""
+    """Measures points. Reads the references of each image once and keeps them for all points."""
 
     config: SweepConfig
     _references: dict[Address, list[str]] = field(default_factory=dict)
-    _asked: set[Address] = field(default_factory=set)
+    _looked_up: set[Address] = field(default_factory=set)
 
     def measure(self, output: Store, unpruned: Store | None) -> dict[str, Any]:
-        """What a point's captions are like; `references`, `agreement` and `relative` are None without their other side.
+        """The quality of a point's captions, as it stands in the record of the point.
+
+        `references` is None without references; `agreement` and `relative` are None without a common unpruned image.
 
         Raises:
             UserError: if the output holds no captions.
@@ -70,12 +72,12 @@ class Judge:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides a point's quality beside its captions."""
+        """The settings that a measured quality depends on, beside the captions."""
         sweep = self.config.sweep
         return {"sample": sweep.sample, "resamples": sweep.resamples, "references": self.config.input.reference_column}
 
     def relative(self, captions: Mapping[Address, str], unpruned: Mapping[Address, str]) -> Interval | None:
-        """Quality as a share of the unpruned model's; None if the two have no image in common."""
+        """Quality as a share of the unpruned model's quality; None if the two have no image in common."""
         references = self.references(captions)
         common = [address for address in (references or captions) if address in unpruned and address in captions]
         if not common:
@@ -92,25 +94,25 @@ class Judge:
         value = float(combine(table.sum(axis=0))["relative"])
         return (value, *bootstrap(table, combine, resamples=self.config.sweep.resamples)["relative"])
 
-    def difference(self, ours: Store, theirs: Store) -> Interval | None:
-        """Quality of one point minus that of another on the same images, in CIDEr (raw); None without references."""
-        a, b = ({address_of(row): row["caption"] for row in self._rows(store)} for store in (ours, theirs))
+    def difference(self, output: Store, other: Store) -> Interval | None:
+        """CIDEr (raw scale) of one output minus CIDEr of another, on the same images; None without references."""
+        a, b = ({address_of(row): row["caption"] for row in self._rows(store)} for store in (output, other))
         references = self.references(a)
         common = [address for address in references if address in b]
         if not common:
             return None
         pairs = zip(*(scores(texts, references, common) for texts in (a, b)), strict=True)
-        table = sum_by_image(common, [[our - their, 1] for our, their in pairs])
+        table = sum_by_image(common, [[score - other_score, 1] for score, other_score in pairs])
         sums = resampled_sums(table, self.config.sweep.resamples)
         total, count = table.sum(axis=0)
         return (float(total / count), *percentile_interval(sums[:, 0] / sums[:, 1]))
 
     def references(self, captions: Mapping[Address, str]) -> dict[Address, list[str]]:
-        """References of the captioned images, where the corpus has some. A row is looked up once."""
-        if missing := [address for address in captions if address not in self._asked]:
-            asked = QualityConfig(input=self.config.input, output=self.config.output)
-            self._references |= read_references(asked, missing)
-            self._asked.update(missing)
+        """The references of the captioned images that have some. Each row is looked up only once."""
+        if missing := [address for address in captions if address not in self._looked_up]:
+            config = QualityConfig(input=self.config.input, output=self.config.output)
+            self._references |= read_references(config, missing)
+            self._looked_up.update(missing)
         return {address: texts for address, texts in self._references.items() if address in captions}
 
     def _rows(self, output: Store) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""report.html of a sweep: which setting to buy and why, on one self-contained page that opens offline."""
+"""Renders report.html of a sweep: the advice, its reasons and all points, on one page that opens offline."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,22 @@ from pipelines.report.plots import LARGE, Point, Series, legend, plot, styles_of
 from pipelines.report.scale import axis_of_names, axis_over
 from pipelines.run.outcome import SAMPLES
 from pipelines.store import read_json
-from pipelines.sweep.advice import Advice, Setting, advise_sweep, has_prices, percent, settings_of
+from pipelines.sweep.advice import Advice, advise_sweep
 from pipelines.sweep.point import FINISHED, Record, machines_of, store_of
+from pipelines.sweep.setting import Setting, has_prices, percent, settings_of
 
 if TYPE_CHECKING:
     from pipelines.sweep.checked import Sweep
     from pipelines.sweep.judge import Judge
 
-Figure = dict[str, Markup]  # a plot and its legend
+Figure = dict[str, Markup]  # {"plot": ..., "legend": ...}
 
 SHOWN_IMAGES, SHOWN_LINES = 12, 6
-WIDE = 3.0  # costs that differ by more go on a logarithmic axis
+WIDE = 3.0  # costs that differ by more than this factor get a logarithmic axis
 
 
 def render_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") -> str:
-    """The page for what is known so far; records by the name of their point."""
+    """The page, as HTML, for the points that have a record so far; `records` by the name of their point."""
     known = [records[point.name] for point in sweep.points if point.name in records]
     advice, settings = advise_sweep(sweep, records, judge), settings_of(known)
     cluster = advice.buy.values["cluster"] if advice.buy else settings[0].values["cluster"] if settings else None
@@ -66,8 +67,9 @@ def render_sweep(sweep: "Sweep", records: Mapping[str, Record], judge: "Judge") 
 
 
 def pareto_front(settings: Sequence[Setting]) -> list[Setting]:
-    """Settings that no other one beats in cost and quality at once, cheapest first."""
+    """The settings that no other setting beats in both cost and quality, cheapest first."""
     front: list[Setting] = []
+    # By rising cost, and at equal cost by falling quality: a setting is on the front if its quality is a new maximum.
     for setting in sorted(settings, key=lambda s: (s.cost[0], -(s.quality or (0,))[0])):
         if setting.quality and (not front or setting.quality[0] > front[-1].quality[0]):  # pyright: ignore
             front.append(setting)
@@ -75,7 +77,7 @@ def pareto_front(settings: Sequence[Setting]) -> list[Setting]:
 
 
 def pareto_plot(settings: Sequence[Setting], advice: Advice, priced: bool, tolerance: float) -> Figure | None:
-    """Cost against quality; None with fewer than two settings whose quality is known, as without an unpruned point."""
+    """Cost against quality. None if fewer than two settings have a known quality, e.g. without an unpruned point."""
     shown = [setting for setting in settings if setting.quality]
     if len(shown) < 2:
         return None
@@ -84,7 +86,8 @@ def pareto_plot(settings: Sequence[Setting], advice: Advice, priced: bool, toler
     for setting in shown:
         points[setting.values["method"]].append(_cost_point(setting, advice, priced))
     series = [Series(method, points[method], style, joined=False) for method, style in styles.items()]
-    drawn = [point for one in series for point in one.points]
+    drawn = [point for line in series for point in line.points]
+    # The axes must hold the ends of the intervals too, and the line of the tolerance.
     floor, costs = 100 * (1 - tolerance), [end for point in drawn for end in (point.x, *(point.x_ends or ()))]
     is_wide = min(costs) > 0 and max(point.x for point in drawn) > WIDE * min(point.x for point in drawn)
     x_label = f"{'dollars' if priced else 'hours'} per million images, at steady speed"
@@ -99,7 +102,7 @@ def pareto_plot(settings: Sequence[Setting], advice: Advice, priced: bool, toler
 
 
 def _cost_point(setting: Setting, advice: Advice, priced: bool) -> Point:
-    value, low, high = (100 * each for each in setting.quality or (0.0, 0.0, 0.0))
+    value, low, high = (100 * end for end in setting.quality or (0.0, 0.0, 0.0))
     return Point(
         x=setting.cost[0],
         y=value,
@@ -112,7 +115,10 @@ def _cost_point(setting: Setting, advice: Advice, priced: bool) -> Point:
 
 
 def scaling_plot(sweep: "Sweep", settings: Sequence[Setting], advice: Advice) -> Figure | None:
-    """Images a second over clusters, of the unpruned model, the advised setting and its method at other retentions."""
+    """Images a second on each cluster, for the unpruned model and for the advised method at its retentions.
+
+    None with one cluster, or without an advice.
+    """
     names = list(dict.fromkeys(point.values["cluster"] for point in sweep.points))
     if len(names) < 2 or advice.buy is None:
         return None
@@ -124,8 +130,8 @@ def scaling_plot(sweep: "Sweep", settings: Sequence[Setting], advice: Advice) ->
             points.setdefault(setting.label, []).append(_rate_point(setting, names))
     points = dict(list(points.items())[:SHOWN_LINES])
     styles = styles_of(points, quiet=("unpruned",))
-    series = [Series(label, sorted(mine, key=lambda p: p.x), styles[label]) for label, mine in points.items()]
-    rates = [end for mine in points.values() for point in mine for end in (point.y, *(point.y_ends or ()))]
+    series = [Series(label, sorted(marks, key=lambda p: p.x), styles[label]) for label, marks in points.items()]
+    rates = [end for marks in points.values() for point in marks for end in (point.y, *(point.y_ends or ()))]
     x, y = axis_of_names(names, "cluster (pool sizes)"), axis_over([0, *rates], "images a second, steady", zero=True)
     return {"plot": plot(series, x, y, size=LARGE), "legend": legend({label: styles[label] for label in points})}
 
@@ -138,13 +144,13 @@ def _rate_point(setting: Setting, names: Sequence[str]) -> Point:
 
 
 def _cost_text(cost: float, priced: bool) -> str:
-    """Three digits or cents, whichever is more: corpora cost cents on toys and thousands on clusters."""
+    """The cost with two decimals, or with three significant digits below 1: a demo costs cents, a corpus thousands."""
     text = f"{cost:,.2f}" if cost >= 1 else f"{cost:.3g}"
     return f"${text}" if priced else f"{text} h"
 
 
 def _splits(settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """`_split` of each, with the bars of its stages as shares of the longest."""
+    """`_split` of every setting, with a bar for each stage, in per cent of the longest."""
     splits, styles = [_split(setting) for setting in settings], styles_of(STAGES)
     longest = max((sum(split["parts"].values()) for split in splits), default=0.0) or 1.0
     for split in splits:
@@ -154,7 +160,7 @@ def _splits(settings: Sequence[Setting]) -> list[dict[str, Any]]:
 
 
 def _split(setting: Setting) -> dict[str, Any]:
-    """Milliseconds of work an image in each stage, and the shares of time in which the actors of a pool waited."""
+    """Milliseconds of work for an image in each stage, and the share of time in which each pool waited."""
     metrics = setting.record["metrics"]
     images = max(1.0, metrics.get("images_captioned", 0) + metrics.get("images_quarantined", 0))
     parts = {stage: 1000 * metrics.get(f"seconds/{stage}", 0.0) / images for stage in STAGES}
@@ -162,6 +168,7 @@ def _split(setting: Setting) -> dict[str, Any]:
     pools = {
         stage: int(setting.record["pools"][stage]) for stage in ("encode", "generate") if "pools" in setting.record
     }
+    # Pools work in parallel: a pool of n actors has n seconds of capacity for each second after start-up.
     idle = {
         stage: max(0.0, 1 - metrics.get(f"seconds/{stage}", 0.0) / (size * steady)) for stage, size in pools.items()
     }
@@ -169,7 +176,7 @@ def _split(setting: Setting) -> dict[str, Any]:
 
 
 def _shown_setting(advice: Advice, here: Sequence[Setting]) -> Setting | None:
-    """The pruned setting whose images are shown: the advised one, else the best that is not."""
+    """The pruned setting whose images the page shows: the advised one, else the best one of `here`."""
     if advice.buy and not advice.buy.is_unpruned:
         return advice.buy
     pruned = [setting for setting in here if not setting.is_unpruned and setting.quality]
@@ -177,9 +184,9 @@ def _shown_setting(advice: Advice, here: Sequence[Setting]) -> Setting | None:
 
 
 def worst_images(sweep: "Sweep", shown: Setting, advice: Advice) -> list[dict[str, Any]]:
-    """The sampled images whose pruned caption is furthest from the unpruned one (by ROUGE-L), those first.
+    """The sampled images whose pruned and unpruned captions agree least, by ROUGE-L; worst first.
 
-    Images with references come before all others: with them one sees which of the two is right.
+    Images with references come before all others, because a reference shows which of the two captions is right.
     """
     by_name = {point.name: point for point in sweep.points}
     pruned = read_json(store_of(by_name[shown.name]), SAMPLES) or []
@@ -206,7 +213,10 @@ def worst_images(sweep: "Sweep", shown: Setting, advice: Advice) -> list[dict[st
 
 
 def _reasons(records: Sequence[Record]) -> list[tuple[str, str, int]]:
-    """Quarantine of one finished point; images that cannot be read are the same in every one."""
+    """(reason, stage, count) of the finished point with most quarantined images.
+
+    Unreadable images are the same in every point, so one point stands for all.
+    """
     counts = [Counter(record["totals"]["reasons"]) for record in records if record["status"] == FINISHED]
     return [
         (reason, REASONS.get(reason, ""), n)

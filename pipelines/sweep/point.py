@@ -1,9 +1,10 @@
-"""One point of a sweep: its caption job on the connected cluster, and the record that says what came of it.
+"""Runs the caption job of one point on the connected cluster, and writes the point's record.
 
     <sweep>/points/<point>/               the job's own output
     <sweep>/points/<point>/point.json     the record, written last: status, reason, metrics, quality
 
-A record is of one key, which changes with everything that changes captions or speed; only finished ones are skipped.
+A record holds the key of its point, which changes with everything that changes captions or speed. A sweep skips a point
+only if its record has the same key and is finished.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 RECORD = "point.json"
 FINISHED, FAILED = "finished", "failed"
-ENOUGH = 0.5  # share of a point's images that one run must have captioned for its speed to be the point's
+ENOUGH = 0.5  # share of a point's images that one run must caption, so that its speed stands for the point
 
 Record = dict[str, Any]
 
@@ -43,7 +44,7 @@ def store_of(point: Point) -> Store:
 
 
 def read_record(point: Point) -> Record | None:
-    """What an earlier sweep left of this very point, finished or failed."""
+    """The record of an earlier run of the sweep, finished or failed; None if its key is another one."""
     record = read_json(store_of(point), RECORD)
     return record if record is not None and record.get("key") == point.key else None
 
@@ -56,21 +57,24 @@ def run_here(point: Point, actors: Actors) -> Outcome:
     """Runs the point's job on the Ray that this process is connected to, or in this process.
 
     Raises:
-        UserError: if something about the point has to be corrected, or its pools do not fit the cluster.
+        UserError: if the configuration of the point is wrong, or its pools do not fit the cluster.
     """
     if not is_local(point.config):
         grows = bool(point.config.ray.address)
         check_room(point.config, point.checkpoint, ray.cluster_resources(), may_grow=grows)
     job = prepare(point.config, actors)
+    # An interrupted job resumes, but a few remaining images do not measure the speed of the point.
     if not can_be_measured(job):
-        logger.info("%s: begun and interrupted, too little is left to measure its speed; starting it over", point.name)
+        logger.info(
+            "%s was interrupted and too few images are left to measure its speed: the point starts over", point.name
+        )
         clear(job.output)
         job = prepare(point.config, actors)
     return run_job(job, conclude=report_captions)
 
 
 def can_be_measured(job: Job) -> bool:
-    """Whether what is left, or what the last run did, is enough of the point to stand for its speed."""
+    """Whether enough images are left to measure the speed, or the finished last run captioned enough of them."""
     left = job.plan.num_rows - job.plan.num_done
     if left:
         return left >= ENOUGH * job.plan.num_rows
@@ -79,7 +83,7 @@ def can_be_measured(job: Job) -> bool:
 
 
 def clear(output: Store) -> None:
-    """Removes what a point's job has committed; what it cost stays on the books."""
+    """Removes the committed captions and quarantine of a point. The ledger stays: the dollars were spent."""
     for folder in ("captions", "quarantine"):
         for name in output.list(folder):
             output.delete(f"{folder}/{name}")
@@ -95,7 +99,7 @@ def finished_record(point: Point, quality: Mapping[str, Any]) -> Record:
     """The record of a point whose job is done.
 
     Raises:
-        UserError: if the job's output does not say how it went.
+        UserError: if the output holds no run.json of a finished job.
     """
     run = read_json(store_of(point), RUN_RECORD)
     if run is None or not run.get("finished"):
@@ -116,15 +120,15 @@ def finished_record(point: Point, quality: Mapping[str, Any]) -> Record:
 
 
 def tariff_digest(config: Config) -> str:
-    """Stands for everything that decides what a node costs."""
+    """Digest of everything that decides the price of a node. Records with the same digest have comparable dollars."""
     return hashlib.sha256(repr(make_tariff(config.cost)).encode()).hexdigest()[:12]
 
 
 def price_again(point: Point, record: Record) -> Record:
-    """The record of a finished point by the prices of now.
+    """The record of a finished point, with dollars by the current prices.
 
-    One price for the whole cluster makes new dollars of the point's seconds. With prices by node the old dollars stay,
-    and `stale_price` says that they are not to be compared with others.
+    With one price for the whole cluster, the dollars are computed again from the point's seconds. With prices by node
+    this is not possible: the dollars stay, and `stale_price` says that they do not compare with those of other points.
     """
     if record.get("priced_by") == tariff_digest(point.config):
         return record | {"stale_price": False}
@@ -132,12 +136,12 @@ def price_again(point: Point, record: Record) -> Record:
     if per_hour is None:
         return record | {"stale_price": True}
     metrics = attribution.price_again(record["metrics"], per_hour)
-    tracked = {"tracked": None, "tracked_before": record.get("tracked")}  # its run in MLflow is written again
+    tracked = {"tracked": None, "tracked_before": record.get("tracked")}  # the sweep writes its MLflow run again
     return record | {"metrics": metrics, "priced_by": tariff_digest(point.config), "stale_price": False} | tracked
 
 
 def machines_of(record: Record) -> str:
-    """What a point ran on, in words, without the dashboard's address, which changes; empty if it is not known."""
+    """The machines of the point's cluster, in words, without the address of the dashboard; empty if not known."""
     ran_on = record.get("ran_on")
     cluster = read_cluster(ran_on)
     return cluster.machines if cluster else ran_on or ""
@@ -148,12 +152,12 @@ def failed_record(point: Point, reason: str) -> Record:
 
 
 def _identity(point: Point) -> Record:
-    known = {"name": point.name, "key": point.key, "values": point.values, "group": point.group}
-    return {**known, "ended": time.time()}
+    identity = {"name": point.name, "key": point.key, "values": point.values, "group": point.group}
+    return {**identity, "ended": time.time()}
 
 
 def unpruned_of(point: Point, points: Sequence[Point], records: Mapping[str, Record]) -> Point | None:
-    """The finished unpruned point of the same group, on the same cluster and with the same batch where there is one."""
+    """The finished unpruned point of the same group; preferably of the same cluster and the same batch."""
     done = (other for other in points if records.get(other.name, {}).get("status") == FINISHED)
     found = [other for other in done if other.is_unpruned and other.group == point.group]
 

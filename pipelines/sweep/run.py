@@ -1,7 +1,8 @@
-"""A sweep: one caption job after the other, each with its record; what is finished is skipped, what fails is noted.
+"""Runs a sweep: one caption job after the other, with a record for each. Finished points are skipped.
 
-Points of the connected cluster share one Ray session, so that each costs the start of its actors and no more; those of
-other clusters are submitted there. The unpruned point of each group runs first: quality is measured against it.
+Points on the connected cluster share one Ray session, so each of them pays only for the start of its actors. Points on
+other clusters are submitted there. The unpruned point of each group runs first, because the quality of the other points
+is measured against it. A point that fails leaves its reason in its record, and the sweep goes on.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ FILE = "sweep.json"
 
 @dataclass(slots=True)
 class SweepOutcome:
-    """How a sweep ended; records by the name of their point."""
+    """The end of a sweep: its exit code, and the records by the name of their point."""
 
     code: int = DONE
     message: str = ""
@@ -58,7 +59,7 @@ class SweepOutcome:
 
 
 def run_sweep(sweep: Sweep) -> SweepOutcome:
-    """Runs what is not finished, and reports after each point.
+    """Runs the points that are not finished, and writes the report after each of them.
 
     Raises:
         UserError: if the connected cluster cannot be joined.
@@ -67,8 +68,8 @@ def run_sweep(sweep: Sweep) -> SweepOutcome:
     done = [name for name, record in outcome.records.items() if record["status"] == FINISHED]
     outcome.skipped = len(done)
     todo = [point for point in sweep.points if point.name not in done]
-    before = read_json(sweep.output, FILE) or {}
-    tracker = SweepTracker(sweep.config, sweep.output.path, before.get("mlflow_run"))
+    earlier = read_json(sweep.output, FILE) or {}
+    tracker = SweepTracker(sweep.config, sweep.output.path, earlier.get("mlflow_run"))
     logger.info("%d points, %d of them finished before", len(sweep.points), len(done))
     judge, session = Judge(sweep.config), Session(sweep)
     for point in sweep.points:
@@ -89,7 +90,7 @@ def run_sweep(sweep: Sweep) -> SweepOutcome:
                     break
                 write_record(point, record)
                 outcome.records[point.name] = record
-                if point.is_unpruned:
+                if point.is_unpruned:  # points that ran before it can now be compared with it
                     _judge_again(sweep, outcome, judge)
                 tracker.point(point, record)
                 _report(sweep, outcome, judge, tracker)
@@ -100,10 +101,14 @@ def run_sweep(sweep: Sweep) -> SweepOutcome:
 
 
 class Session(contextlib.AbstractContextManager):
-    """The connected Ray of all points that run on it: joined when the first one needs it, and anew after a failure."""
+    """The Ray session that the points of the connected cluster share.
+
+    `join` connects when the first point needs Ray, and again after `leave`, which the sweep calls after a failure.
+    """
 
     def __init__(self, sweep: Sweep):
         here = [(point.config, point.checkpoint) for point in sweep.points if point.address is None]
+        # An embedded Ray is as large as the largest pools need.
         self._pools = max(here, key=lambda pools: actor_cpus(*pools), default=(sweep.config, None))
         self._stack = contextlib.ExitStack()
         self.cluster: Cluster | None = None
@@ -111,7 +116,7 @@ class Session(contextlib.AbstractContextManager):
     def join(self) -> None:
         if self.cluster is None:
             self.cluster = self._stack.enter_context(connected(*self._pools))
-            self._stack.enter_context(interruptible())  # Ray installs a handler of its own as it starts
+            self._stack.enter_context(interruptible())  # again: Ray replaces the signal handler as it starts
 
     def leave(self) -> None:
         self._stack.close()
@@ -122,7 +127,7 @@ class Session(contextlib.AbstractContextManager):
 
 
 def _run_point(sweep: Sweep, point: Point, session: Session, judge: Judge, outcome: SweepOutcome) -> Record | None:
-    """The record of the point; None if the sweep is to stop, with code and message set."""
+    """The record of the point. None if the sweep must stop; then `outcome` has the code and the message."""
     cap = sweep.config.budget.max_usd
     if cap is not None:
         others = _spent_on_others(sweep, point)
@@ -130,12 +135,13 @@ def _run_point(sweep: Sweep, point: Point, session: Session, judge: Judge, outco
             outcome.code = CAPPED
             outcome.message = f"stopped at budget.max_usd={cap:g}: ${others:.4f} spent; a higher cap resumes"
             return None
+        # The cap is for the whole sweep, while the job counts only the dollars of its own output.
         point = replace(point, config=with_values(point.config, {"budget.max_usd": cap - others}))
     try:
         if point.address is None:
             session.join()
     except UserError as error:
-        outcome.code, outcome.message = FAILED, f"the cluster is gone: {error}; the same command resumes"
+        outcome.code, outcome.message = FAILED, f"the cluster is not reachable: {error}; the same command resumes"
         return None
     try:
         if point.address is None:
@@ -148,39 +154,38 @@ def _run_point(sweep: Sweep, point: Point, session: Session, judge: Judge, outco
             outcome.code, outcome.message = CAPPED, ran.message
             return None
         if ran.code != DONE:
-            session.leave()  # whatever broke, the next point meets a fresh one
+            session.leave()  # the failure may have broken Ray: the next point gets a fresh session
             return _failed(point, ran.message)
         record = finished_record(point, judge.measure(store_of(point), _unpruned_store(sweep, point, outcome)))
         return record | {"ran_on": session.cluster.to_dict()} if point.address is None and session.cluster else record
-    except UserError as error:  # an unreachable cluster among them
+    except UserError as error:  # includes UnreachableError of another cluster
         return _failed(point, str(error))
-    except Exception as error:  # one point is never worth the sweep
+    except Exception as error:  # no point may end the sweep
         logger.debug("%s", point.name, exc_info=True)
         session.leave()
         return _failed(point, f"{type(error).__name__}: {clean(str(error))}")
 
 
 def _spent_on_others(sweep: Sweep, point: Point) -> float:
-    """Dollars of everything under points/, those of earlier grids too, but for this point's own."""
+    """Dollars spent on all other points under points/, including points of earlier grids."""
     own, root = store_of(point).path, f"{sweep.output.path}/{POINTS}"
     others = (replace(sweep.output, path=f"{root}/{name}") for name in sweep.output.folders(POINTS))
     return sum(read_spent(other).usd for other in others if other.path != own)
 
 
 def _judge_again(sweep: Sweep, outcome: SweepOutcome, judge: Judge) -> None:
-    """Measures finished points whose quality was taken in other ways, or before there was an unpruned point."""
+    """Measures a finished point again if its quality was measured with other settings or without an unpruned point."""
     for point in sweep.points:
         record = outcome.records.get(point.name)
         if record is None or record["status"] != FINISHED:
             continue
         unpruned, quality = _unpruned_store(sweep, point, outcome), record["quality"]
-        stands = quality.get("judged") == judge.settings and (quality["relative"] is not None or unpruned is None)
-        if stands:
+        if quality.get("judged") == judge.settings and (quality["relative"] is not None or unpruned is None):
             continue
         try:
             record["quality"] = judge.measure(store_of(point), unpruned)
         except (UserError, *STORE_ERRORS) as error:
-            logger.warning("%s keeps the quality that it had: %s", point.name, clean(str(error)))
+            logger.warning("%s keeps its earlier quality: %s", point.name, clean(str(error)))
             continue
         record["tracked_before"] = record.pop("tracked", None)
         write_record(point, record)
@@ -199,7 +204,7 @@ def _unpruned_store(sweep: Sweep, point: Point, outcome: SweepOutcome) -> Store 
 
 
 def _report(sweep: Sweep, outcome: SweepOutcome, judge: Judge, tracker: SweepTracker) -> str:
-    """Writes sweep.json and report.html as of now; returns the page."""
+    """Writes sweep.json and report.html for the current records; returns the page."""
     page = render_sweep(sweep, outcome.records, judge)
     record: dict[str, Any] = {
         "grid": sweep.config.sweep.grid,
@@ -218,7 +223,7 @@ def _conclude(sweep: Sweep, outcome: SweepOutcome, judge: Judge, tracker: SweepT
         failed = [record for record in outcome.records.values() if record["status"] != FINISHED]
         outcome.code = FAILED
         outcome.message = (
-            f"{len(failed)} of {len(sweep.points)} points failed, the first by: {failed[0]['reason']}; "
+            f"{len(failed)} of {len(sweep.points)} points failed; reason of the first: {failed[0]['reason']}; "
             "the same command tries them again"
         )
     page = _report(sweep, outcome, judge, tracker)
@@ -232,4 +237,5 @@ def _conclude(sweep: Sweep, outcome: SweepOutcome, judge: Judge, tracker: SweepT
     metrics |= headline_metrics(outcome.advice)
     artifacts = {"report.html": page, FILE: sweep.output.read(FILE).decode()}
     outcome.tracked = tracker.finish(pairs, metrics, artifacts, status)
+    # Again: `finish` adds the ids of child runs to the records, and may have created the parent run.
     _report(sweep, outcome, judge, tracker)

@@ -1,7 +1,7 @@
-"""Points on other clusters: submitted to their Ray dashboards, polled, and read from the output that they share.
+"""Runs points on other clusters: submits their jobs to Ray dashboards, polls them, and reads the shared output.
 
-A point's submission is named after it, so a sweep that was killed finds a job that is still running and waits for it
-instead of paying twice.
+The submission id of a job contains the name of its point. A sweep that was killed therefore finds a job that still runs
+and waits for it, instead of paying twice.
 """
 
 import json
@@ -25,9 +25,9 @@ from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 15.0  # within which a dashboard that is there answers
-SILENCE_SECONDS = 60.0  # for which a dashboard may not answer while a job runs
-GONE = (ConnectionError, OSError, RuntimeError)  # what the client raises when nobody answers, or says no
+ANSWER_SECONDS = 15.0  # a dashboard must answer within this time
+SILENCE_SECONDS = 60.0  # longest silence of a dashboard while a job runs
+GONE = (ConnectionError, OSError, RuntimeError)  # raised by Ray's client if the dashboard does not answer or refuses
 
 
 class UnreachableError(UserError):
@@ -38,7 +38,7 @@ def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster whose dashboard is at `address`.
 
     Raises:
-        UnreachableError: if none answers there.
+        UnreachableError: if no dashboard answers there.
     """
     wanted = "the cluster's address must be that of a Ray dashboard, such as http://host:8265"
     if not address.startswith(("http://", "https://")):
@@ -46,7 +46,7 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_SECONDS).close()
     except urllib.error.HTTPError:
-        pass  # it answers; the client brings the token that it may ask for
+        pass  # the dashboard answers; Ray's client adds the token if one is required
     except (OSError, ValueError) as error:
         raise UnreachableError(f"no Ray dashboard answers at {address}: {clean(str(error))}") from error
     try:
@@ -56,14 +56,14 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def run_there(point: Point, poll_seconds: float) -> Outcome:
-    """Submits the point's job, or finds it running, and waits for its end. Ctrl-C stops the job over there too.
+    """Submits the point's job, or finds it running, and waits for its end. Ctrl-C also stops the job on that cluster.
 
     Raises:
         UnreachableError: if the cluster does not answer, or stops answering.
     """
     assert point.address is not None
     client = connect(point.address)
-    before = _last_beat(point)
+    earlier_beat = _last_beat(point)
     try:
         submission = submit(client, point)
         status = wait(client, submission, poll_seconds)
@@ -74,12 +74,14 @@ def run_there(point: Point, poll_seconds: float) -> Outcome:
         return Outcome(code=DONE)
     info = client.get_job_info(submission)
     code = CAPPED if getattr(info, "driver_exit_code", None) == CAPPED else FAILED
-    return Outcome(code=code, message=f"job {submission} {status.lower()}: {_why(client, submission, point, before)}")
+    return Outcome(
+        code=code, message=f"job {submission} {status.lower()}: {_why(client, submission, point, earlier_beat)}"
+    )
 
 
 def submit(client: JobSubmissionClient, point: Point) -> str:
-    """The submission id of the point's job, which is running already or is submitted now."""
-    for attempt in range(1000):
+    """The submission id of the point's job. Submits the job unless it runs already."""
+    for attempt in range(1000):  # Ray accepts an id once: a job that ended keeps its id, the next try takes a new one
         name = f"{point.name}-{attempt}"
         known = _status(client, name)
         if known is not None and known.is_terminal():
@@ -99,32 +101,32 @@ def submit(client: JobSubmissionClient, point: Point) -> str:
 
 
 def entrypoint(config: Config) -> str:
-    """The command of the point's job over there. Local stores go by absolute paths, which both sides must share."""
+    """The command of the point's job on the other cluster. Local paths become absolute: both sides must share them."""
     paths = {
         "input.path": make_store(config.input.path).path,
         "output.path": make_store(config.output.path).path,
     }
-    there, default = with_values(config, paths).dotted(), Config().dotted()
-    changed = {name: value for name, value in there.items() if value != default[name] and name != "ray.address"}
+    values, default = with_values(config, paths).dotted(), Config().dotted()
+    changed = {name: value for name, value in values.items() if value != default[name] and name != "ray.address"}
     arguments = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in changed.items()]
     return shlex.join(["python", "jobs/caption_corpus.py", *arguments])
 
 
 def wait(client: JobSubmissionClient, submission: str, poll_seconds: float) -> JobStatus:
-    """The status that the job ends with.
+    """Polls until the job ends; returns its last status.
 
     Raises:
-        UnreachableError: if the dashboard does not answer for SILENCE_SECONDS; the job may go on, and is found again.
+        UnreachableError: if the dashboard is silent for SILENCE_SECONDS. The job may go on; the next sweep finds it.
     """
-    heard = time.monotonic()
+    last_answer = time.monotonic()
     while True:
         try:
             status = client.get_job_status(submission)
-            heard = time.monotonic()
+            last_answer = time.monotonic()
             if status.is_terminal():
                 return status
         except GONE as error:
-            if time.monotonic() - heard > SILENCE_SECONDS:
+            if time.monotonic() - last_answer > SILENCE_SECONDS:
                 raise UnreachableError(
                     f"the cluster stopped answering while {submission} ran: {clean(str(error))}"
                 ) from error
@@ -132,7 +134,7 @@ def wait(client: JobSubmissionClient, submission: str, poll_seconds: float) -> J
 
 
 def _status(client: JobSubmissionClient, submission: str) -> Any:
-    """None if there is no such job."""
+    """The status of a job; None if there is no such job."""
     try:
         return client.get_job_status(submission)
     except RuntimeError as error:
@@ -144,8 +146,8 @@ def _status(client: JobSubmissionClient, submission: str) -> Any:
 def _stop(client: JobSubmissionClient, point: Point) -> None:
     try:
         for job in client.list_jobs():
-            mine = (job.metadata or {}).get("point") == point.name and not job.status.is_terminal()
-            if mine and job.submission_id:
+            is_own = (job.metadata or {}).get("point") == point.name and not job.status.is_terminal()
+            if is_own and job.submission_id:
                 client.stop_job(job.submission_id)
                 logger.info("%s: stopped on %s", job.submission_id, point.address)
     except GONE as error:
@@ -160,12 +162,15 @@ def _last_beat(point: Point) -> dict[str, Any] | None:
     return read_json(make_store(output.path, endpoint_url=output.endpoint_url), HEARTBEAT)
 
 
-def _why(client: JobSubmissionClient, submission: str, point: Point, before: dict[str, Any] | None) -> str:
-    """Why the job ended: its heartbeat says so, unless the heartbeat is still as it was `before`. A job that ended
-    before it began a run (exit code 2) leaves only its log: its `error:` line, else the last line."""
+def _why(client: JobSubmissionClient, submission: str, point: Point, earlier_beat: dict[str, Any] | None) -> str:
+    """Why the job ended, from its heartbeat, or from its log if the job did not write a heartbeat.
+
+    A job that ends before its run begins (exit code 2) leaves the heartbeat of an earlier run, which is `earlier_beat`.
+    Its log then holds the reason: the `error:` line, else the last line.
+    """
     beat = _last_beat(point)
-    if beat and beat != before and beat["message"]:
+    if beat and beat != earlier_beat and beat["message"]:
         return clean(beat["message"])
     lines = [line.strip() for line in client.get_job_logs(submission).splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith("error:")]
-    return clean((ours or lines or ["it left no log"])[-1])
+    errors = [line for line in lines if line.startswith("error:")]
+    return clean((errors or lines or ["it left no log"])[-1])

@@ -1,18 +1,18 @@
-"""The last thing that a sweep prints: its points, the advice, and where everything is."""
+"""What a sweep prints at its end: its points, the advice, and where the results are."""
 
 from collections.abc import Sequence
 
 from rich.table import Table
 
 from pipelines.report.terminal import make_console
-from pipelines.sweep.advice import has_prices, percent, settings_of
 from pipelines.sweep.checked import Sweep
 from pipelines.sweep.dry_run import Estimate
 from pipelines.sweep.run import SweepOutcome
+from pipelines.sweep.setting import has_prices, percent, settings_of
 
 
 def print_sweep(sweep: Sweep, outcome: SweepOutcome) -> None:
-    """The finished points, cheapest first, and the advice, on stdout."""
+    """Prints the finished points, cheapest first, and the advice."""
     out, records = make_console(), list(outcome.records.values())
     unit = "$" if has_prices(records) else "hours"
     columns = ["setting", "cluster", f"{unit} per million", "95 % interval", "images/s", "quality, % of unpruned"]
@@ -38,15 +38,15 @@ def print_sweep(sweep: Sweep, outcome: SweepOutcome) -> None:
 
 
 def print_estimates(estimates: Sequence[Estimate]) -> None:
-    """A table of the points with what is still to come, and its sum, on stdout."""
+    """Prints the points with the seconds and dollars that each still needs, and their sum."""
     table = Table("point", "images", "seconds", "$", "", box=None, pad_edge=False)
-    for each in estimates:
-        seconds = "?" if each.seconds is None else f"{each.seconds:,.0f}"
-        usd = "?" if each.usd is None else f"{each.usd:.4f}"
-        table.add_row(each.point.name, f"{each.images:,}", seconds, usd, each.note)
-    known = [each for each in estimates if each.seconds is not None]
-    dollars = [each.usd for each in known if each.usd is not None]
-    total = f"{sum(each.seconds or 0.0 for each in known):,.0f}"
+    for estimate in estimates:
+        seconds = "?" if estimate.seconds is None else f"{estimate.seconds:,.0f}"
+        usd = "?" if estimate.usd is None else f"{estimate.usd:.4f}"
+        table.add_row(estimate.point.name, f"{estimate.images:,}", seconds, usd, estimate.note)
+    known = [estimate for estimate in estimates if estimate.seconds is not None]
+    dollars = [estimate.usd for estimate in known if estimate.usd is not None]
+    total = f"{sum(estimate.seconds or 0.0 for estimate in known):,.0f}"
     table.add_row(f"{len(estimates)} points", "", total, f"{sum(dollars):.4f}" if dollars else "?", "in all")
     out = make_console()
     out.print(table)

@@ -1,7 +1,7 @@
-"""A sweep in MLflow: the parent run is the sweep, a child run each point, written from its record when it ends.
+"""Tracks a sweep in MLflow: a parent run for the sweep, and a child run for each point, written when the point ends.
 
-A server that is down costs the sweep nothing but one wait: records keep everything, and children that could not be
-written are written at the end, or by the next run of the same sweep.
+If the server is down, the sweep waits for it once and goes on. The records keep everything, so the missing child runs
+are written at the end, or by the next run of the same sweep.
 """
 
 import logging
@@ -18,13 +18,13 @@ from pipelines.tracker import Content, MlflowTracker, Tracker, make_tracker
 logger = logging.getLogger(__name__)
 
 PARENT_TAG = "mlflow.parentRunId"
-START_SECONDS = 60.0  # longest wait for the parent run; a sqlite store is created in it
+START_SECONDS = 60.0  # longest wait for the parent run; includes creating a SQLite store
 
 Pair = tuple[Point, Record]
 
 
 class SweepTracker:
-    """`run_id` is the parent's; `problem` is the first thing that went wrong, and is told at the end."""
+    """`run_id` is the id of the parent run; `problem` is the first failure, which `finish` reports."""
 
     def __init__(self, config: SweepConfig, output: str, resume: str | None):
         self.config, self.output, self.problem, self.run_id = config, output, "", resume
@@ -39,7 +39,7 @@ class SweepTracker:
         return self.is_on and any(not record.get("tracked") for record in records)
 
     def start(self, num_points: int) -> None:
-        """Creates the parent run, or goes on with that of an earlier, killed run of this sweep."""
+        """Creates the parent run, or continues the parent run of an earlier run of this sweep."""
         self._parent = self._tracker(self.config.mlflow.run_name or "sweep", self.run_id)
         tags = {"kind": "sweep", "points": str(num_points), "model": self.config.model.path} | git_tag()
         self._parent.start(self.config.dotted(), tags, to_yaml(self.config))
@@ -50,10 +50,11 @@ class SweepTracker:
             self.run_id = run_id or self.run_id
 
     def point(self, point: Point, record: Record) -> None:
-        """Writes the child run of a point, and its id into the point's record; not while the server is down."""
+        """Writes the child run of a point, and its id into the record. Does nothing while the server is down."""
         if not self.is_on or self.problem or self.run_id is None or record.get("tracked"):
             return
         ended, seconds = record.get("ended"), (record.get("metrics") or {}).get("wall_seconds", 0.0)
+        # The child run gets the times at which the point ran, not those at which it is written.
         times = None if ended is None else (ended - seconds, ended)
         tracker = self._tracker(point.name.removesuffix(f"-{point.key}"), record.pop("tracked_before", None), times)
         cluster = point.address or point.config.ray.address or "local"
@@ -68,17 +69,17 @@ class SweepTracker:
         }
         axes = {f"axis.{axis}": value for axis, value in point.values.items()}
         params = axes | point.config.dotted()
-        del params["output.path"]  # another one in every point: MLflow would compare the points by it
+        del params["output.path"]  # differs in every point: MLflow would list it first in comparisons
         tracker.start(params, tags, to_yaml(point.config))
         tracker.log(point_metrics(record), 0)
         if record["reason"]:
             tracker.artifact("reason.txt", record["reason"])
         if (page := store_of(point)).exists("report.html"):
             tracker.artifact("report.html", page.read("report.html").decode())
-        said = tracker.finish("FINISHED" if record["status"] == "finished" else "FAILED")
-        if said.startswith("incomplete"):
-            self.problem = said
-            logger.warning("MLflow: %s; the sweep goes on and writes its runs later", said)
+        ending = tracker.finish("FINISHED" if record["status"] == "finished" else "FAILED")
+        if ending.startswith("incomplete"):
+            self.problem = ending
+            logger.warning("MLflow: %s; the sweep goes on and writes its runs later", ending)
         elif isinstance(tracker, MlflowTracker):
             record["tracked"] = tracker.run_id
             write_record(point, record)
@@ -86,11 +87,11 @@ class SweepTracker:
     def finish(
         self, pairs: Iterable[Pair], metrics: Mapping[str, float], artifacts: Mapping[str, Content], status: str
     ) -> str:
-        """Writes what is left, and ends the parent run; says in one line where it is, or what is missing."""
+        """Writes the missing child runs and ends the parent run. Returns one line: where it is, or what is missing."""
         if not self.is_on:
             return "off"
         pairs = [pair for pair in pairs if not pair[1].get("tracked")]
-        if self.problem:  # once more: it may be up again
+        if self.problem:  # try once more: the server may be up again
             self.problem = ""
             self._retry(lambda: self.start(len(pairs)))
         for point, record in pairs:
@@ -114,7 +115,7 @@ class SweepTracker:
 
 
 def point_metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """A point's metrics under their MLflow names, quality as `accuracy/<against>/<metric>` with `_low` and `_high`."""
+    """Metrics of a point by MLflow name. Quality is `accuracy/<against>/<metric>`, also with `_low` and `_high`."""
     quality = record.get("quality") or {}
     metrics = dict(record.get("metrics") or {})
     metrics |= {f"health/{name}": value for name, value in (quality.get("health") or {}).items()}

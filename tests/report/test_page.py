@@ -92,12 +92,12 @@ def test_the_page_shows_its_numbers(page, job: Job):
         "1,000 / 1,000 rows accounted for",
         "990 images captioned",
         "10 quarantined",
-        "$1,500.00 a million images at steady speed",
-        "$1.5000 for the last run of it $0.0150 for 1 s of start-up",
+        "$1,500.00 per million images at steady speed",
+        "$1.5000 for the last run including $0.0150 for 1 s of start-up",
         "12.5 images a second",
         "346 generated tokens a second",
         "10.0 tokens a caption",
-        "10.0 % cut at 48",
+        "10.0 % cut at 48 tokens",
         "31 tokens prefilled a caption",
         "generate 60.0 s",
         job.fingerprint,
@@ -112,7 +112,10 @@ def test_dollars_by_stage_and_idle_time_are_shown_where_they_are_known(page):
     busy = {"gpu_busy/encode": 0.25, "gpu_busy/generate": 0.5}
     text = text_of(page(Outcome(metrics=METRICS | DOLLARS | more | busy)))
     assert "encode $0.3000 20 % generate $0.6000 40 % start-up $0.4000 27 % idle $0.2000 13 %" in text
-    assert "the encode actors worked 25 % and the generate actors 50 %. 40 % of what was paid for stood idle." in text
+    assert (
+        "the encode actors worked 25 % of their time and the generate actors 50 %. 40 % of the paid capacity was idle."
+        in text
+    )
 
 
 def test_the_dollars_of_a_resumed_output_and_nodes_without_a_price_are_said(page):
@@ -122,7 +125,7 @@ def test_the_dollars_of_a_resumed_output_and_nodes_without_a_price_are_said(page
     partly = METRICS | {"usd_total": 1.5, "usd_of_output": 1.5, "nodes_unpriced": 8}
     text = text_of(page(Outcome(metrics=partly)))
     assert "$ ? 8 nodes have no price the others cost $1.5000" in text
-    assert "a million images" not in text
+    assert "per million images" not in text
 
 
 def test_without_a_price_the_page_says_how_to_see_dollars(page, job: Job):
@@ -171,7 +174,7 @@ def test_the_gates_images_show_both_captions(page):
     compared = Compared("a.parquet", 7, "describe", "a dog", "a cat", ["a red cat"], image["jpeg"], [0, 3], 4, 0.5)
     gate = Gate(True, 0.9, 0.97, (0.93, 1.01), "cider", 1.0, 1.03, 100, 100, 12.0, [compared])
     text = text_of(page(Outcome(metrics=METRICS | DOLLARS, gate=gate)))
-    assert "97 % of the unpruned quality 95 %: 93 to 101 %, on 100 images; the gate asks for 90 %" in text
+    assert "97 % of the unpruned quality 95 %: 93 to 101 %, on 100 images; the gate requires 90 %" in text
     assert "otprune a dog unpruned a cat reference a red cat a.parquet row 7, 2 of 4 tokens" in text
 
 

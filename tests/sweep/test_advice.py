@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from pipelines.run.outcome import Cluster
-from pipelines.sweep.advice import Advice, advise, settings_of
+from pipelines.sweep.advice import Advice, advise
+from pipelines.sweep.setting import settings_of
 
 
 def record(method: str, retention: float, cost, quality, cluster: str = "e1g1", **more: Any) -> dict[str, Any]:
@@ -115,7 +116,9 @@ def test_it_says_when_fewer_tokens_seem_to_cost_more():
 def test_failed_points_are_named_and_do_not_count():
     failed = {"name": "otprune-0.1-x", "status": "failed", "reason": "out of memory", "values": {}}
     found = advice([*RECORDS, failed])
-    assert found.warnings == ["1 points failed and are not in this advice, the first (otprune-0.1-x) by: out of memory"]
+    assert found.warnings == [
+        "1 points failed and are not in this advice; reason of the first (otprune-0.1-x): out of memory"
+    ]
 
 
 def test_without_an_unpruned_point_there_is_no_advice():

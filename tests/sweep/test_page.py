@@ -11,11 +11,11 @@ import pytest
 
 from pipelines.config.load import load_config, with_values
 from pipelines.run.outcome import SAMPLES
-from pipelines.sweep.advice import settings_of
 from pipelines.sweep.checked import Sweep, prepare_sweep
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.page import pareto_front, render_sweep
 from pipelines.sweep.point import store_of
+from pipelines.sweep.setting import settings_of
 from tests.report.test_page import sample, text_of
 from tests.sweep.test_advice import RECORDS, UNPRUNED, around, record
 

@@ -93,7 +93,7 @@ def test_an_evaluation_is_proven_question_by_question(evaluated: Evaluated, chec
     assert code == 0
     assert "4 questions" in text
     assert "4 questions about 2 images in 1 parts" in text
-    assert "every question is in one of the two, once" in text
+    assert "the output holds every question once" in text
 
 
 def test_questions_about_an_image_in_quarantine_are_accounted_for(evaluated: Evaluated, check):
