@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipelines.report.write import report_captions
 from pipelines.run.job import Actors, Job, prepare
 from pipelines.run.outcome import Outcome
 from pipelines.run.run import run_job
+from pipelines.run.stages import Stages, make_stages
 from pipelines.stages.unit_batch import Answer, Question, UnitBatch
 from pipelines.store import Store
 
@@ -76,12 +78,23 @@ def run_fake(
     In this process, unless the test asks what Ray does.
     """
     actors = Actors(encoder or fake_encoder(), generator or fake_generator())
-    return run_captions(prepare(load_config([*QUICK, *([] if on_ray else [LOCAL]), *arguments]), actors))
+    job = prepare(load_config([*QUICK, *([] if on_ray else [LOCAL]), *arguments]), actors)
+    return run_captions(job, stages=light_stages)
 
 
-def run_captions(job: Job) -> Outcome:
+def run_captions(job: Job, stages: Callable[[Job], Stages] = make_stages) -> Outcome:
     """The job with its gate and its report, as jobs/caption_corpus.py runs it."""
-    return run_job(job, before=pass_gate, conclude=report_captions)
+    return run_job(job, before=pass_gate, conclude=report_captions, stages=stages)
+
+
+def light_stages(job: Job) -> Stages:
+    """The stages of a job whose actors hold no models: of the arguments they get the one that loads no torch.
+
+    On Ray each actor is a process, which would import torch and transformers for arguments that it ignores.
+    """
+    stages, arguments = make_stages(job), {"prune": job.config.prune}
+    encode = stages.encode and replace(stages.encode, arguments=arguments)
+    return replace(stages, encode=encode, generate=replace(stages.generate, arguments=arguments))
 
 
 def question(prompt: str = "what ?", **fields: Any) -> Question:
