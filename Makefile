@@ -32,10 +32,10 @@ study: $(INSTALLED)  ## the paper's experiments on a small scale; conf/study.yam
 	$(BIN)/python jobs/study.py
 
 test: $(INSTALLED)  ## every test that needs no GPU and no minutes; JOBS=4 on a larger machine
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-slow: $(INSTALLED)  ## the tests that take minutes each
-	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m slow
 
 test-vllm:  ## the vLLM engine on the CPU build of vLLM, in an environment of its own
 	PYTHON=$(PYTHON) tests/vllm/install .venv-vllm

@@ -100,6 +100,7 @@ def test_actors_killed_from_outside_in_mid_unit_lose_and_double_nothing(tmp_path
     assert verify(arguments) == 0
 
 
+@pytest.mark.slow
 def test_of_images_that_kill_their_encoder_every_time_each_one_is_quarantined_and_no_other(tmp_path, arguments, images):
     """Two in one unit, one in another, two actors, the default number of tries."""
     victims = [5, 6, 16]
@@ -145,6 +146,7 @@ def deadly_reader(victim: bytes) -> type:
     return DeadlyReader
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_its_decoder_is_isolated_from_all_units_of_its_task(tmp_path, images):
     """One row group larger than a unit: five units share one read task."""
     corpus = write_corpus(tmp_path / "in" / "a.parquet", images, rows_per_group=20)

@@ -17,7 +17,7 @@ from jobs.verify import main as verify
 from pipelines.store import Store
 from tests.helpers import QUICK, Driver, addresses, captions_of, s3_server, write_corpus
 
-pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 
 ROWS, BROKEN = 60, (5, 30, 31)
 UNITS = 32  # three row groups of 16 rows and one of 12, two rows a unit
@@ -51,7 +51,7 @@ def in_one_go(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessio
     return captions
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest, corpus: Path, tmp_path: Path) -> Iterator[Place]:
     if request.param == "local":
         yield Place([f"input.path={corpus}", f"output.path={tmp_path / 'out'}"], Store(str(tmp_path / "out")))
@@ -80,7 +80,7 @@ def test_a_driver_killed_three_times_ends_with_the_captions_of_one_that_was_not(
     assert verify(place.arguments) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_driver_that_is_asked_to_stop_exits_130_and_is_resumed(number, corpus, in_one_go, tmp_path):
     output = Store(str(tmp_path / "out"))
     arguments = [*SLOWLY, f"input.path={corpus}", f"output.path={output.path}"]
