@@ -109,6 +109,7 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests on Ray first and in one process; of the others, each file in one process.
 
