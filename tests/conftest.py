@@ -109,14 +109,18 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray first and in one process; of the others, each file in one process.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests on Ray run in one process, and the others of each file in one process.
 
     Two embedded Rays on two cores take the processors from each other: each test would last three times as long.
     """
-    on_ray = {item.nodeid for item in items if {"ray_session"} & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        group = "ray" if item.nodeid in on_ray else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.nodeid not in on_ray)
+    item.add_marker(pytest.mark.xdist_group("ray" if is_on_ray(item) else str(item.path)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on Ray first: they are the longest group."""
+    items.sort(key=lambda item: not is_on_ray(item))
+
+
+def is_on_ray(item: pytest.Item) -> bool:
+    return "ray_session" in getattr(item, "fixturenames", ())
