@@ -32,7 +32,8 @@ study: $(INSTALLED)  ## the paper's experiments on a small scale; conf/study.yam
 	$(BIN)/python jobs/study.py
 
 test: $(INSTALLED)  ## every test that needs no GPU and no minutes; JOBS=4 on a larger machine
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and not on_ray" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "on_ray and not slow"
 
 test-slow: $(INSTALLED)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -110,17 +110,9 @@ def ray_session() -> Iterator[None]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests on Ray run in one process, and the others of each file in one process.
+    """Marks the tests on Ray, which `make test` runs in one process, after all others.
 
     Two embedded Rays on two cores take the processors from each other: each test would last three times as long.
     """
-    item.add_marker(pytest.mark.xdist_group("ray" if is_on_ray(item) else str(item.path)))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray first: they are the longest group."""
-    items.sort(key=lambda item: not is_on_ray(item))
-
-
-def is_on_ray(item: pytest.Item) -> bool:
-    return "ray_session" in getattr(item, "fixturenames", ())
+    if "ray_session" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.on_ray)
