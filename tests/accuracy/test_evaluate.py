@@ -323,6 +323,7 @@ def test_questions_about_a_broken_image_count_as_wrong(copy: Path, tmp_path: Pat
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_an_image_that_kills_its_process_costs_its_own_questions_alone(copy: Path, tmp_path: Path):
     bench, path = get_benchmark("coco2017_cap_val"), copy / "COCO-Caption2017" / "data" / "val-00000-of-00002.parquet"

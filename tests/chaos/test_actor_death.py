@@ -209,6 +209,7 @@ def test_a_model_that_breaks_after_it_was_checked_stops_the_job(tmp_path, argume
     assert read_rows(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_an_actor_whose_process_dies_whenever_it_starts_stops_the_job(tmp_path, arguments):
     """As for want of memory: no exception, just a dead process, which Ray starts again without end."""
 

@@ -70,6 +70,7 @@ def test_an_actor_works_on_several_units_at_once_and_each_comes_out_once(tmp_pat
     assert starts(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_its_engine_is_quarantined_and_its_neighbours_are_not(tmp_path, corpus):
     out = tmp_path / "out"
     on_ray(f"input.path={corpus}", f"output.path={out}", *VLLM, generator=fake_async_generator(tmp_path))
@@ -82,6 +83,7 @@ def test_an_image_that_kills_its_engine_is_quarantined_and_its_neighbours_are_no
     assert [row for _, row, _ in captions_of(again)] == [row for row in range(IMAGES) if row != 5]
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_again_and_again_fails_the_job_and_what_was_committed_stays(tmp_path, corpus):
     out = tmp_path / "out"
     generator = fake_async_generator(tmp_path, deadly_after=2)

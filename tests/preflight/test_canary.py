@@ -103,6 +103,7 @@ def test_captions_of_other_rows_show_in_the_swap(corpus: Path, tmp_path: Path):
     assert result.follows_swap[0] < 0.9
 
 
+@pytest.mark.slow
 def test_a_model_without_a_projector_fails_the_gate_with_code_3(
     corpus: Path, tmp_path: Path, demo_model: Path, ray_session: None, capsys
 ):

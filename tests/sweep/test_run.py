@@ -181,6 +181,7 @@ def test_seconds_an_image_grow_with_the_tokens_and_never_fall():
     assert seconds_per_image(0.1, [few]) == 0.1
 
 
+@pytest.mark.slow
 def test_a_point_that_fails_and_a_cluster_out_of_reach_cost_only_themselves(sweep_of, tmp_path, ray_session):
     nobody = f"http://127.0.0.1:{free_port()}"
     huge, rare = "{name: huge, encode.actors: 99}", "{name: rare, generate.accelerator: B200}"
