@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pipelines.config.schema import Sections, key
 
+NO_RAY = "none"  # value of ray.address for a run in this process
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputConfig:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config.keys import Config
+from pipelines.config.keys import NO_RAY, Config
 from pipelines.engines.engine import Engine, whole_identity
 from pipelines.engines.vllm_client import DEFAULT_MAX_NUM_SEQS
 from pipelines.errors import UserError
@@ -71,7 +71,7 @@ def check(config: Config) -> None:
     """
     engine = config.engine
     folder = _vllm_folder()
-    if folder is None and config.ray.address in (None, "none"):  # both start the engine on this machine
+    if folder is None and config.ray.address in (None, NO_RAY):  # both start the engine on this machine
         raise UserError("engine.name=vllm must find vLLM installed: pip install '.[vllm]' (README.md, vLLM)")
     arguments, sampling = known_names(folder) if folder else (None, None)
     _check_names("engine.kwargs", engine.kwargs, OURS, arguments)

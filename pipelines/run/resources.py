@@ -9,11 +9,10 @@ from typing import Any
 import ray
 
 from otprune.models import Checkpoint
-from pipelines.config.keys import Config
+from pipelines.config.keys import NO_RAY, Config
 from pipelines.engines.registry import get_engine, takes_images
 from pipelines.run.placement import SINK_CPUS, Stage, share_a_gpu
 
-NO_RAY = "none"  # value of ray.address for a run in this process
 TASK_CPUS = 2  # of an embedded Ray, for the tasks that read, decode and write beside the actors
 
 
