@@ -340,7 +340,8 @@ from tests.sweep.test_run import shortening_encoder, wording_generator
 from pipelines.sweep.config import SweepConfig
 from pipelines.config.load import load_config
 from pipelines.run.job import Actors
-from pipelines.sweep.run import prepare_sweep, run_sweep
+from pipelines.sweep.checked import prepare_sweep
+from pipelines.sweep.run import run_sweep
 
 class Slow(shortening_encoder()):
     def __call__(self, row):
