@@ -1,0 +1,26 @@
+"""The model families that can caption, one record each; `family.py` defines the records.
+
+To add a family, write one file with its record, then import the record here and list it in FAMILIES.
+"""
+
+from otprune.families.family import Facts, Family, ImageProcessor, Options, collect
+from otprune.families.geometry import Frame, Geometry, Size, Span, Way
+from otprune.families.llava import LLAVA
+from otprune.families.llava_next import LLAVA_NEXT
+
+__all__ = [
+    "FAMILIES",
+    "Facts",
+    "Family",
+    "Frame",
+    "Geometry",
+    "ImageProcessor",
+    "Options",
+    "Size",
+    "Span",
+    "Way",
+    "collect",
+]
+
+FAMILIES = collect(LLAVA, LLAVA_NEXT)
+"""`model_type` -> family."""
