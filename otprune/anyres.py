@@ -12,6 +12,8 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from otprune.families.llava_next import unpadded
+
 
 def pack_tiles(crops_TND: Tensor, *, grid: tuple[int, int], image_size: tuple[int, int], newline_D: Tensor) -> Tensor:
     """The token sequence [tokens, D] of an image.
@@ -33,21 +35,10 @@ def pack_tiles(crops_TND: Tensor, *, grid: tuple[int, int], image_size: tuple[in
     if rows * columns + 1 != T or side * side != N:
         raise ValueError(f"crops must be {rows * columns + 1} of a square number of tokens, got {T} of {N}")
     tiles = crops_TND[1:].reshape(rows, columns, side, side, D).transpose(1, 2)
-    picture_HWD = _unpad(tiles.reshape(rows * side, columns * side, D), *image_size)
+    covered_rows, covered_columns = unpadded(rows * side, columns * side, image_size)
+    picture_HWD = tiles.reshape(rows * side, columns * side, D)[
+        covered_rows.start : covered_rows.stop, covered_columns.start : covered_columns.stop
+    ]
     newlines = newline_D.to(picture_HWD).expand(len(picture_HWD), 1, D)
     return torch.cat([crops_TND[0], torch.cat([picture_HWD, newlines], dim=1).flatten(0, 1)])
 
-
-def _unpad(picture_HWD: Tensor, image_height: int, image_width: int) -> Tensor:
-    """The rows and columns that the image covers, when it is scaled to fit and centred.
-
-    The rounding to 7 digits is that of transformers' `unpad_image`, so that both give the same number of tokens.
-    """
-    height, width, _ = picture_HWD.shape
-    if image_width / image_height > width / height:
-        covered = int(round(image_height * (width / image_width), 7))
-        margin = (height - covered) // 2
-        return picture_HWD[margin : height - margin]
-    covered = int(round(image_width * (height / image_height), 7))
-    margin = (width - covered) // 2
-    return picture_HWD[:, margin : width - margin]

@@ -1,22 +1,26 @@
-"""Model families: only these files know the internals of a model.
+"""What computes: only these files and `otprune.families` know the internals of a model.
 
 The two halves of a model load separately, so that an actor holds only the half that it runs: an encoder (vision tower
 and projector) and a decoder (language model and tokenizer).
 """
 
+import torch
+
 from otprune.models.checkpoint import Checkpoint, CheckpointError, read_checkpoint, resolve_checkpoint, weights_digest
-from otprune.models.encoder import LlavaEncoder, load_encoder
-from otprune.models.llava import LlavaDecoder, load_decoder
+from otprune.models.decoder import Decoder, load_decoder
+from otprune.models.encoder import Encoder, Kept, Region
 from otprune.models.prompts import Completion, Prompt, Prompter, load_prompter
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Completion",
-    "LlavaDecoder",
-    "LlavaEncoder",
+    "Decoder",
+    "Encoder",
+    "Kept",
     "Prompt",
     "Prompter",
+    "Region",
     "load_decoder",
     "load_encoder",
     "load_prompter",
@@ -24,3 +28,16 @@ __all__ = [
     "resolve_checkpoint",
     "weights_digest",
 ]
+
+
+def load_encoder(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: bool = False) -> Encoder:
+    """Loads the vision tower and projector of a checkpoint, without reading the language model.
+
+    Args:
+        attention: also compute the class token's attention, for the methods that require it.
+
+    Raises:
+        CheckpointError: if weights are missing.
+        ValueError: with `attention`, if the tower has no class token or no layer behind its features.
+    """
+    return checkpoint.record.load_encoder(checkpoint, dtype=dtype, device=device, attention=attention)

@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
 
+from otprune.families import FAMILIES, Family, Geometry, ImageProcessor, Options
+from otprune.families.family import CLIP_MEAN, CLIP_STD
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
 
-ANYRES = "llava_next"
-FAMILIES = ("llava", ANYRES)
 WHOLE_FILE_BYTES = 64 * 2**20  # files up to this size are hashed completely
 BLOCK_BYTES = 4096  # of larger files, three blocks of this size are hashed for each tensor
 INDEX = "model.safetensors.index.json"
@@ -26,80 +26,75 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The facts about a LLaVA checkpoint that a job needs: numbers and names, no weights. It can be pickled."""
+    """The facts about a checkpoint that a job needs: numbers and names, no weights. It can be pickled."""
 
     path: Path  # the folder, absolute and with links resolved
     name: str  # as the user gave it
-    family: str  # `model_type`, one of FAMILIES
+    family: str  # `model_type`, a key of FAMILIES
+    architecture: str  # the class that config.json names, e.g. LlavaForConditionalGeneration
     language: LanguageShape
     language_type: str  # `model_type` of the language model
-    vision: VisionShape  # up to the layer that LLaVA reads
-    num_visual_tokens: int  # of one square image, before pruning
+    max_length: int  # longest context, in tokens
+    vision: VisionShape  # up to the layer that the model reads
+    geometry: Geometry
     mean: tuple[float, ...]  # of each channel, for values in [0, 1]
     std: tuple[float, ...]
-    resolutions: tuple[tuple[int, int], ...]  # (height, width) in pixels of LLaVA-1.6's tiled images; () without tiles
     image_token: int  # token id of an image's placeholder
+    levels: int  # DeepStack levels; a row of the language model's input is (1 + levels) * hidden wide
     digest: str  # from `weights_digest`
+
+    @property
+    def record(self) -> Family:
+        """The record of the family."""
+        return FAMILIES[self.family]
 
     @property
     def shape(self) -> ModelShape:
         return ModelShape(vision=self.vision, language=self.language)
 
     @property
-    def has_tiles(self) -> bool:
-        """Whether the model is a LLaVA-1.6, which cuts images into tiles: numbers of visual tokens differ."""
-        return self.family == ANYRES
-
-    @property
-    def most_visual_tokens(self) -> int:
-        """Visual tokens of the largest image; in LLaVA-1.6 all patches of the most crops, without newline tokens."""
-        area = self.vision.image_size**2
-        most_tiles = max((height * width // area for height, width in self.resolutions), default=0)
-        return self.vision.num_patches * (1 + most_tiles)
+    def row_width(self) -> int:
+        """Numbers that the language model gets for each visual token."""
+        return self.language.hidden * (1 + self.levels)
 
 
-def read_checkpoint(path: str) -> Checkpoint:
+def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
     """The facts about the checkpoint at `path`, a local folder or a hub repository. config.json is read once.
 
     Raises:
-        CheckpointError: as `resolve_checkpoint`, or if config.json does not describe a LLaVA.
+        CheckpointError: as `resolve_checkpoint`, or if config.json does not describe a model of its family that can
+            run with these options.
     """
-    folder, stored = _find(path, FAMILIES, "model.path")
+    folder, stored = _find(path, tuple(FAMILIES), "model.path")
     config = json.loads(stored)
+    family, processor = FAMILIES[config["model_type"]], image_processor(folder)
     try:
-        parsed: Any = CONFIG_MAPPING[config["model_type"]].from_dict(config)  # fills in the family's defaults
-        facts = _facts(parsed)
+        parsed: Any = CONFIG_MAPPING[family.name].from_dict(config)  # fills in the family's defaults
+        facts = family.read(parsed, processor, options or Options())
+        language = LanguageShape.from_config(parsed.text_config)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder / 'config.json'} must describe a LLaVA: {reason}") from error
+        raise CheckpointError(f"{folder / 'config.json'} must describe a {family.title}: {reason}") from error
     folder = folder.resolve()
-    mean, std = image_statistics(folder)
     return Checkpoint(
-        path=folder, name=path, mean=tuple(mean), std=tuple(std), digest=weights_digest(folder, config=stored), **facts
+        path=folder,
+        name=path,
+        family=family.name,
+        architecture=(config.get("architectures") or [""])[0],
+        language=language,
+        language_type=parsed.text_config.model_type,
+        max_length=parsed.text_config.max_position_embeddings,
+        vision=facts.vision,
+        geometry=facts.geometry,
+        mean=processor.mean,
+        std=processor.std,
+        image_token=facts.image_token,
+        levels=facts.levels,
+        digest=weights_digest(folder, config=stored),
     )
 
 
-def _facts(config: Any) -> dict[str, Any]:
-    """The fields of `Checkpoint` that follow from transformers' configuration of a LLaVA."""
-    vision, language = config.vision_config, config.text_config
-    layers, feature = vision.num_hidden_layers, config.vision_feature_layer
-    # A negative hidden state counts from the end: state 0 is the embedding, so `layers` layers have layers + 1 states.
-    deepest = max(f if f >= 0 else layers + 1 + f for f in ([feature] if isinstance(feature, int) else feature))
-    shape = VisionShape.from_config(vision, layers=deepest)
-    keeps_class_token = vision.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
-    tiled = config.image_grid_pinpoints if config.model_type == ANYRES else ()
-    return {
-        "family": config.model_type,
-        "language": LanguageShape.from_config(language),
-        "language_type": language.model_type,
-        "vision": shape,
-        "num_visual_tokens": shape.num_patches + keeps_class_token,
-        "resolutions": tuple((height, width) for height, width in tiled),
-        "image_token": config.image_token_index,
-    }
-
-
-def resolve_checkpoint(path: str, *, families: Sequence[str] = FAMILIES, key: str = "model.path") -> Path:
+def resolve_checkpoint(path: str, *, families: Sequence[str] = tuple(FAMILIES), key: str = "model.path") -> Path:
     """The local folder of a checkpoint: `path` itself, or the hub repository `owner/name` in the local hub cache.
 
     huggingface_hub downloads a repository that is not cached. `key` is the configuration key that errors name.
@@ -221,15 +216,14 @@ def _from_hub(path: str, key: str) -> Path:
         ) from error
 
 
-def image_statistics(folder: Path) -> tuple[list[float], list[float]]:
-    """The mean and standard deviation of each channel that the vision tower expects, for values in [0, 1].
-
-    They are read from processor_config.json or preprocessor_config.json; if neither has them, they are CLIP's.
-    """
+def image_processor(folder: Path) -> ImageProcessor:
+    """The image processor in processor_config.json or preprocessor_config.json; without statistics, it has CLIP's."""
+    settings: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
             stored = json.loads((folder / name).read_text())
-            stored = stored.get("image_processor", stored)
-            if "image_mean" in stored:
-                return stored["image_mean"], stored["image_std"]
-    return [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+            settings = stored.get("image_processor", stored)
+            if "image_mean" in settings:
+                mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
+                return ImageProcessor(mean=mean, std=std, settings=settings)
+    return ImageProcessor(mean=CLIP_MEAN, std=CLIP_STD, settings=settings)

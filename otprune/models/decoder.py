@@ -1,10 +1,10 @@
-"""LLaVA's second half: generates text from visual tokens and a prompt. `encoder.py` has the first half.
+"""The second half of a model: generates text from visual tokens and a prompt, with the language model alone.
 
-Both halves are written against transformers' `CLIPVisionModel` and `LlamaForCausalLM`. Any vision tower and language
-model that `AutoModel` and `AutoModelForCausalLM` build from the checkpoint's two sub-configurations work the same. The
-halves read the weight names of the released llava-hf checkpoints and those under which transformers 5 saves them.
+The language model is one of transformers' causal language models, or a family's own that acts like one. The text side
+(`prompts.py`) and the geometry of the checkpoint say where the tokens of a picture stand in a prompt (`Span`).
 
-Shapes: D language width, K visual tokens of one image, P images of one prompt.
+Shapes: D language width, R width of a visual row (D, or more with DeepStack), K visual tokens of one image, P images of
+one prompt, A axes of positions.
 
 Departures:
 - In a prompt with several images every image is pruned; the released OTPrune and DivPrune code prunes only the first
@@ -12,56 +12,61 @@ Departures:
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from otprune.families import Span
 from otprune.layerwise import Policy, generate_layerwise
+from otprune.models.checkpoint import Checkpoint
 from otprune.models.decoding import decode, draw, uniform_draws
-from otprune.models.loading import load_part
 from otprune.models.prompts import Completion, Prompt, Prompter
 
-HEAD_PREFIX = r"^(model\.)?language_model\.(?=lm_head\.)"
-LANGUAGE_PREFIX = r"^(model\.)?language_model\.(model\.)?"
+Visual = tuple[Tensor, Span]
+"""What a prompt gets for one picture: the rows [K, R] of its visual tokens, and its span."""
 
 
-def load_decoder(folder: Path, *, dtype: torch.dtype, device: str) -> "LlavaDecoder":
-    """Loads the language model and tokenizer of the checkpoint in `folder`, without reading the vision tower.
+def load_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str) -> "Decoder":
+    """Loads the language model and tokenizer of a checkpoint, without reading the vision tower.
 
     Raises:
         CheckpointError: if weights are missing.
     """
-    config = AutoConfig.from_pretrained(folder)
-    names = {HEAD_PREFIX: "", LANGUAGE_PREFIX: "model."}
-    model = load_part(AutoModelForCausalLM, folder, config.text_config, names, dtype).to(device)
+    model = checkpoint.record.load_language_model(checkpoint, dtype=dtype, device=device)
     if model.device.type == "cuda":
         # On sm_90 torch prefers cuDNN's attention, which builds a plan for every new key length, and so for every
         # decode step. The cost of the plans has not been measured.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    return LlavaDecoder(config, model, AutoTokenizer.from_pretrained(folder), folder)
+    return Decoder(checkpoint, model, AutoTokenizer.from_pretrained(checkpoint.path))
 
 
-class LlavaDecoder(Prompter):
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A prompt of L rows, ready for the language model."""
+
+    rows: Tensor  # [L, D]
+    positions: Tensor  # int64 [A, L]
+    is_visual: Tensor  # bool [L]
+    deep: tuple[Tensor, ...] = ()  # of each DeepStack level the rows [visual tokens, D]
+
+
+class Decoder(Prompter):
     """Generates text from visual tokens and prompts, with the language model alone."""
 
     # `model` is `Any` because transformers has no type for a PreTrainedModel that generates.
-    def __init__(self, config: Any, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path):
-        super().__init__(config, tokenizer, folder, model.generation_config.eos_token_id)
-        self.model = model.eval()
+    def __init__(self, checkpoint: Checkpoint, model: Any, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(checkpoint, tokenizer, model.generation_config.eos_token_id)
+        self.model, self.axes = model.eval(), checkpoint.geometry.axes
 
     @torch.inference_mode()
     def generate(
         self,
-        visual: Sequence[Tensor | Sequence[Tensor]],
+        visual: Sequence[Sequence[Visual]],
         prompts: list[Prompt],
         *,
         max_new_tokens: int,
@@ -72,10 +77,10 @@ class LlavaDecoder(Prompter):
     ) -> list[Completion]:
         """One completion for each pair of visual tokens and prompt.
 
-        The prompts are left-padded to one length and decoded together. Positions are contiguous over kept tokens.
+        The prompts are left-padded to one length and decoded together.
 
         Args:
-            visual: for each prompt, tokens [K, D] of its one image, or a sequence of P such tensors for P images.
+            visual: of each prompt, the kept tokens and the span of each of its images.
             prompts: token ids around the images, from `encode_prompt`.
             temperature: 0 decodes greedily; above 0, nucleus sampling of mass `top_p` with one of `seeds` a prompt.
             policy: deletes image tokens inside the model; every prompt must then hold one image.
@@ -87,7 +92,8 @@ class LlavaDecoder(Prompter):
         """
         if temperature > 0 and len(seeds) != len(prompts):
             raise ValueError(f"sampling needs a seed for each of {len(prompts)} prompts, got {len(seeds)}")
-        rows = [self.embed(tokens, prompt) for tokens, prompt in zip(visual, prompts, strict=True)]
+        placed = [self.place(pictures, prompt) for pictures, prompt in zip(visual, prompts, strict=True)]
+        rows = [prompt.rows for prompt in placed]
         longest = max(len(row) for row in rows)
         if longest + max_new_tokens > self.max_length:
             raise ValueError(
@@ -102,6 +108,8 @@ class LlavaDecoder(Prompter):
             self.model,
             embeds,
             mask,
+            positions=None if self.axes == 1 else _left_padded(placed, "positions"),
+            prefill=deep_stack(placed),
             max_new_tokens=max_new_tokens,
             end_tokens=self.end_tokens,
             temperature=temperature,
@@ -138,14 +146,46 @@ class LlavaDecoder(Prompter):
             choose=choose,
         )
 
-    def embed(self, visual: Tensor | Sequence[Tensor], prompt: Prompt) -> Tensor:
-        """The input rows [length, D] of a prompt: its embedded text, with each image's tokens at their place."""
-        embed = self.model.get_input_embeddings()
-        text = embed(torch.tensor([token for ids in prompt for token in ids], device=self.model.device))
-        images = (visual,) if isinstance(visual, Tensor) and visual.dim() == 2 else visual
-        pieces = text.split([len(ids) for ids in prompt])
-        pairs = ((image.to(text), after) for image, after in zip(images, pieces[1:], strict=True))
-        return torch.cat([pieces[0], *(part for pair in pairs for part in pair)])
+    def place(self, pictures: Sequence[Visual], prompt: Prompt) -> Placed:
+        """The rows of a prompt with their positions: its embedded text, and the span of each picture at its place.
+
+        Text counts on from where it stands, on every axis. A picture's positions count from where its span begins, and
+        its extent says where the text behind it goes on.
+        """
+        device = self.model.device
+        ids, positions, at = [], [], 0
+        for i, text in enumerate(prompt):
+            if i:
+                span = pictures[i - 1][1]
+                ids.append(span.tokens)
+                positions.append(span.positions + at)
+                at += span.extent
+            ids.append(np.array(text, np.int64))
+            positions.append(np.tile(np.arange(at, at + len(text)), (self.axes, 1)))
+            at += len(text)
+        tokens = torch.from_numpy(np.concatenate(ids)).to(device)
+        is_visual = tokens == self.image_token
+        rows = self.model.get_input_embeddings()(tokens)
+        kept = torch.cat([tokens.to(rows) for tokens, _ in pictures])
+        width = rows.shape[1]
+        rows[is_visual] = kept[:, :width]
+        deep = kept[:, width:].split(width, dim=1) if kept.shape[1] > width else ()
+        return Placed(rows, torch.from_numpy(np.concatenate(positions, axis=1)).to(device), is_visual, deep)
+
+
+def deep_stack(placed: Sequence[Placed]) -> dict[str, Any]:
+    """The arguments with which a language model adds DeepStack's rows to its first layers; {} without such rows."""
+    if not placed[0].deep:
+        return {}
+    levels = [torch.cat(rows) for rows in zip(*(prompt.deep for prompt in placed), strict=True)]
+    return {"visual_pos_masks": _left_padded(placed, "is_visual"), "deepstack_visual_embeds": levels}
+
+
+def _left_padded(placed: Sequence[Placed], name: str) -> Tensor:
+    """The field `name`, [..., L] of each prompt, as one tensor [..., B, longest L]; padding is 0."""
+    rows = [getattr(prompt, name).movedim(-1, 0) for prompt in placed]
+    padded = pad_sequence(rows, batch_first=True, padding_side="left")
+    return padded.movedim(2, 0) if padded.dim() == 3 else padded
 
 
 def image_span(prompt: Prompt, length: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ Every random number belongs to a request and not to its batch: a sampled answer 
 the batch, up to the rounding of the batch's matrix products.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ def decode(
     embeds: Tensor,
     mask: Tensor,
     *,
+    positions: Tensor | None = None,
+    prefill: Mapping[str, Any] | None = None,
     max_new_tokens: int,
     end_tokens: Sequence[int],
     temperature: float = 0.0,
@@ -39,6 +41,9 @@ def decode(
         model: a causal language model of transformers.
         embeds: [B, T, D], left-padded.
         mask: int64 [B, T], 1 for tokens and 0 for padding.
+        positions: int64 [B, T] or, of a model with several axes, [axes, B, T]; None counts the tokens of each row. Each
+            new token's position is one more than the last, on every axis.
+        prefill: further arguments of the model for the prompt alone, such as DeepStack's rows.
         end_tokens: ids that end an answer.
         temperature: 0 takes the likeliest token; above 0, tokens are drawn from the nucleus of mass `top_p`.
         seeds: one a row; row i draws with the random numbers of `seeds[i]`. Unused at temperature 0.
@@ -53,9 +58,9 @@ def decode(
     every = check_every(embeds.device)
 
     cache = DynamicCache(config=model.config)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    positions = (mask.cumsum(1) - 1).clamp_min(0) if positions is None else positions
     padded, only_2d = not mask.all(), needs_2d_mask(model.config)
-    inputs: dict[str, Tensor] = {"inputs_embeds": embeds}
+    inputs: dict[str, Any] = {"inputs_embeds": embeds, **(prefill or {})}
     open_rows = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
     for step in range(max_new_tokens):
         logits = model(
@@ -72,7 +77,7 @@ def decode(
         open_rows = open_rows & (written >= 0) & ~torch.isin(tokens, ends)
         if step + 1 == max_new_tokens:
             break
-        positions = positions[:, -1:] + 1
+        positions = positions[..., -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         if len(ends) and (step + 1) % every == 0:
             unfinished = open_rows.nonzero()[:, 0]  # waits for the device
@@ -81,7 +86,7 @@ def decode(
             if len(unfinished) <= LEAVE * len(rows):
                 cache.batch_select_indices(unfinished)
                 rows, tokens = rows[unfinished], tokens[unfinished]
-                positions, mask = positions[unfinished], mask[unfinished]
+                positions, mask = positions[..., unfinished, :], mask[unfinished]
                 open_rows = open_rows[unfinished]
         inputs = {"input_ids": tokens[:, None]}
     return settled(answers.tolist())

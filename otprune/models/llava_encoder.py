@@ -1,10 +1,10 @@
-"""LLaVA's first half: turns images into visual tokens, and computes what some methods also need from the vision tower.
+"""The first half of LLaVA-1.5 and 1.6: pictures become visual tokens, with what some methods need from the tower.
 
-Shapes: B images, H pixels a side, P positions of the tower (class token and patches), N visual tokens, W tower width
-(the sum over all feature layers), D language width.
+Shapes: B crops, H pixels a side, P positions of the tower (class token and patches), N visual tokens of a crop, W tower
+width (the sum over all feature layers), D language width.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from otprune.models.checkpoint import ANYRES, CheckpointError, image_statistics
+from otprune.anyres import pack_tiles
+from otprune.families.geometry import Geometry, Size, Way
+from otprune.families.llava_next import Tiled
+from otprune.models.checkpoint import Checkpoint, CheckpointError
+from otprune.models.encoder import Kept, Region
 from otprune.models.loading import fill, load_part, read_tensors
 
 VISION_PREFIX = r"^(model\.)?vision_tower\.(vision_model\.)?"
@@ -20,8 +24,10 @@ NEWLINE = r"^(model\.)?image_newline$"
 PROJECTOR_PREFIX = r"^(model\.)?multi_modal_projector\."
 
 
-def load_encoder(folder: Path, *, dtype: torch.dtype, device: str, attention: bool = False) -> "LlavaEncoder":
-    """Loads the vision tower and projector of the checkpoint in `folder`, without reading the language model.
+def load(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: bool = False
+) -> "LlavaEncoder":
+    """Loads the vision tower and projector of a checkpoint, without reading the language model.
 
     Args:
         attention: keep the layer that `class_attention` needs; else it is cut off.
@@ -30,14 +36,22 @@ def load_encoder(folder: Path, *, dtype: torch.dtype, device: str, attention: bo
         CheckpointError: if weights are missing.
         ValueError: with `attention`, if the tower has no class token or no layer behind its features.
     """
+    folder = checkpoint.path
     config: Any = AutoConfig.from_pretrained(folder)
     inner = "vision_model." if _has_inner_vision_model(config.vision_config) else ""
     tower = load_part(AutoModel, folder, config.vision_config, {VISION_PREFIX: inner}, dtype)
     projector = LlavaMultiModalProjector(config).to(dtype)
     fill(projector, read_tensors(folder, PROJECTOR_PREFIX), folder)
-    mean, std = image_statistics(folder)
-    encoder = LlavaEncoder(config, tower.to(device), projector.to(device).eval(), mean, std, attention=attention)
-    if config.model_type == ANYRES:
+    encoder = LlavaEncoder(
+        config,
+        tower.to(device),
+        projector.to(device).eval(),
+        checkpoint.mean,
+        checkpoint.std,
+        geometry=checkpoint.geometry,
+        attention=attention,
+    )
+    if isinstance(checkpoint.geometry, Tiled):
         newlines = read_tensors(folder, NEWLINE)
         if not newlines:
             raise CheckpointError(f"model.path must hold LLaVA-1.6's image_newline, found none in {folder}")
@@ -58,13 +72,14 @@ class LlavaEncoder(nn.Module):
         config: Any,
         tower: PreTrainedModel,
         projector: nn.Module,
-        mean: list,
-        std: list,
+        mean: Sequence[float],
+        std: Sequence[float],
         *,
+        geometry: Geometry,
         attention: bool = False,
     ):
         super().__init__()
-        self.tower, self.projector = tower, projector
+        self.tower, self.projector, self.geometry = tower, projector, geometry
         self.layer = config.vision_feature_layer
         self.drop_class_token = config.vision_feature_select_strategy == "default"
         # The cut below removes the reader from the tower. `Any`, because the parts of a CLIPEncoderLayer are untyped.
@@ -75,12 +90,58 @@ class LlavaEncoder(nn.Module):
         # CLIP's positions include the class token.
         num_positions = _transformer(tower).embeddings.position_embedding.weight.shape[0]
         self.num_tokens: int = num_positions - 1 if self.drop_class_token else num_positions
-        self.width: int = config.text_config.hidden_size
+        self.row_width: int = config.text_config.hidden_size
         device, dtype = tower.device, tower.dtype
         # Not persistent: the statistics come from the preprocessor's file and are no weights of the checkpoint.
         self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=device).view(1, 3, 1, 1), persistent=False)
         self.dtype = dtype
+
+    @torch.inference_mode()
+    def regions(
+        self, pictures: Sequence[Tensor], sizes: Sequence[Size], way: Way, *, before_projector: bool = False
+    ) -> list[list[Region]]:
+        """As of `Encoder`: the square itself, the packed sequence of a picture in crops, or each of its crops."""
+        counts = [1 if picture.dim() == 3 else len(picture) for picture in pictures]
+        crops = torch.cat([picture.reshape(-1, *picture.shape[-3:]) for picture in pictures])
+        hidden = self.see(crops)
+        patches = self.patches(hidden)
+        features = patches if before_projector else self.project(patches)
+        if way == "joint" and isinstance(self.geometry, Tiled):
+            packed = zip(features.split(counts), sizes, strict=True)
+            return [[Region(features=self._pack(crops, size))] for crops, size in packed]
+        attention, keys = self.class_attention(hidden) if self.reader is not None else (None, None)
+        regions = iter(
+            Region(
+                features=features[i],
+                patches=patches[i],
+                keys=None if keys is None else keys[i],
+                class_attention=None if attention is None else attention[i],
+            )
+            for i in range(len(crops))
+        )
+        return [[next(regions) for _ in range(count)] for count in counts]
+
+    @torch.inference_mode()
+    def join(self, size: Size, regions: Sequence[Kept], way: Way, *, before_projector: bool = False) -> Kept:
+        """As of `Encoder`."""
+        if before_projector:
+            regions = [Kept(self.project(kept.tokens), kept.source, kept.num_visual) for kept in regions]
+        if not isinstance(self.geometry, Tiled) or way == "joint":
+            (kept,) = regions
+            return kept
+        if way == "tiles":
+            return join_crops(regions)
+        tokens = self._pack(torch.stack([kept.tokens for kept in regions]), size)
+        num_visual = self.geometry.num_visual(size)
+        whole = len(tokens) == num_visual  # squares that were not pooled hold every token in its place
+        return Kept(tokens, torch.arange(num_visual) if whole else torch.full((len(tokens),), -1), num_visual)
+
+    def _pack(self, crops_TND: Tensor, size: Size) -> Tensor:
+        """The tokens [K, D] of a picture in LLaVA-1.6's order: overview, then the rows of tiles with newline tokens."""
+        assert self.newline is not None, "crops are LLaVA-1.6's"
+        frame = self.geometry.frame(size)
+        return pack_tiles(crops_TND, newline_D=self.newline, grid=(frame.rows, frame.columns), image_size=size)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
@@ -119,6 +180,18 @@ class LlavaEncoder(nn.Module):
         keys = self.reader.self_attn.k_proj(normed)
         attention = (query @ keys.float().mT / keys.shape[-1] ** 0.5).softmax(dim=-1)
         return attention[:, 0, 1:], keys[:, 1:]
+
+
+def join_crops(crops: Sequence[Kept]) -> Kept:
+    """The kept tokens of one picture from those of its crops, in order.
+
+    Sources count through the tokens of all crops, and negative sources stay.
+    """
+    sources, before = [], 0
+    for kept in crops:
+        sources.append(torch.where(kept.source < 0, kept.source, kept.source + before))
+        before += kept.num_visual
+    return Kept(torch.cat([kept.tokens for kept in crops]), torch.cat(sources), before)
 
 
 def _layer_behind(transformer: Any, layer: Any, has_class_token: bool) -> nn.Module:

@@ -7,9 +7,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from otprune.models.checkpoint import CheckpointError
+from otprune.models.checkpoint import Checkpoint, CheckpointError
+
+HEAD_PREFIX = r"^(model\.)?language_model\.(?=lm_head\.)"
+LANGUAGE_PREFIX = r"^(model\.)?language_model\.(model\.)?"
+
+
+def load_causal_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str) -> Any:
+    """The language model of a checkpoint, by the type of its `text_config`, in eval mode.
+
+    The names of the weights are those of the released llava-hf checkpoints and those under which transformers 5 saves.
+
+    Raises:
+        CheckpointError: if weights are missing.
+    """
+    config: Any = AutoConfig.from_pretrained(checkpoint.path)
+    names = {HEAD_PREFIX: "", LANGUAGE_PREFIX: "model."}
+    return load_part(AutoModelForCausalLM, checkpoint.path, config.text_config, names, dtype).to(device)
 
 
 def load_part(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype: torch.dtype) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from otprune.models.checkpoint import CheckpointError
+from otprune.models.checkpoint import Checkpoint, CheckpointError
 
 CONVERSATIONS = ("auto", "vicuna_v1", "plain")
 VICUNA_SYSTEM = (
@@ -29,30 +29,31 @@ class Completion:
     finish_reason: str
 
 
-def load_prompter(folder: Path) -> "Prompter":
-    """Loads the tokenizer and end tokens of the checkpoint in `folder`, without reading weights.
+def load_prompter(checkpoint: Checkpoint) -> "Prompter":
+    """Loads the tokenizer and end tokens of a checkpoint, without reading weights.
 
     Raises:
         CheckpointError: if the checkpoint names no end token.
     """
-    config: Any = AutoConfig.from_pretrained(folder)
     try:
-        end: Any = GenerationConfig.from_pretrained(folder).eos_token_id
+        end: Any = GenerationConfig.from_pretrained(checkpoint.path).eos_token_id
     except OSError:  # no generation_config.json
+        config: Any = AutoConfig.from_pretrained(checkpoint.path)
         end = getattr(config.text_config, "eos_token_id", None)
-    return Prompter(config, AutoTokenizer.from_pretrained(folder), folder, end)
+    return Prompter(checkpoint, AutoTokenizer.from_pretrained(checkpoint.path), end)
 
 
 class Prompter:
     """Encodes prompts to token ids and decodes generated ids to answers, for one checkpoint."""
 
-    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, end: int | list[int] | None):
-        self.tokenizer, self.folder = tokenizer, folder
-        self.image_token: int = config.image_token_index
-        self.max_length: int = config.text_config.max_position_embeddings
+    def __init__(self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, end: int | list[int] | None):
+        self.tokenizer, self.folder = tokenizer, checkpoint.path
+        self.image_token, self.max_length = checkpoint.image_token, checkpoint.max_length
         ends: Any = tokenizer.eos_token_id if end is None else end
         if ends is None:
-            raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {folder}")
+            raise CheckpointError(
+                f"model.path must name an end token (eos_token_id), found none in {checkpoint.path}"
+            )
         self.end_tokens: list[int] = [ends] if isinstance(ends, int) else list(ends)
 
     def encode_prompt(self, text: str, conversation: str = "auto", num_images: int = 1) -> Prompt:
