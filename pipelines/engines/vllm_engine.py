@@ -152,7 +152,7 @@ def arguments(config: Config, checkpoint: "Checkpoint", settings: dict[str, Any]
     """Keyword arguments of `VllmGenerator`. It takes no `settings`: the encode stage has pruned before it."""
     return {
         "checkpoint": checkpoint,
-        "conversation": config.prompt.conversation,
+        "prompt": config.prompt,
         "generate": config.generate,
         "engine": config.engine,
         "images": takes_images(config, checkpoint),
