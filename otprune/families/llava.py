@@ -23,6 +23,7 @@ class Square:
     background: Color
     fit: Fit = "pad"
     axes: int = 1
+    tiled: bool = False
 
     @property
     def fixed(self) -> int | None:
@@ -31,6 +32,13 @@ class Square:
     @property
     def most_visual(self) -> int:
         return self.num_tokens
+
+    @property
+    def most_bytes(self) -> int:
+        return 3 * self.side**2
+
+    def shrunk(self, retention: float) -> None:
+        return None
 
     def frame(self, size: Size) -> Frame:
         if min(size) * self.side < max(size):  # this check also bounds the memory of resizing
@@ -59,13 +67,16 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     keeps_class_token = (
         config.vision_config.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
     )
+    fit = "pad" if options.aspect == "auto" else options.aspect
     geometry = Square(
         side=vision.image_size,
         num_tokens=vision.num_patches + keeps_class_token,
         background=processor.color,
-        fit="pad" if options.aspect == "auto" else options.aspect,
+        fit=fit,
     )
-    return Facts(geometry=geometry, vision=vision, image_token=config.image_token_index)
+    return Facts(
+        geometry=geometry, options=Options(aspect=fit), vision=vision, image_token=config.image_token_index
+    )
 
 
 def check_fixed_size(options: Options) -> None:

@@ -38,6 +38,7 @@ class Checkpoint:
     vision: VisionShape  # up to the layer that the model reads
     geometry: Geometry  # of the pictures as the tower gets them
     whole_geometry: Geometry  # the same, unless the method sends smaller pictures
+    options: Options  # with which the geometry was read; the checkpoint's own values in place of `auto` and None
     mean: tuple[float, ...]  # of each channel, for values in [0, 1]
     std: tuple[float, ...]
     image_token: int  # token id of an image's placeholder
@@ -88,6 +89,7 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         vision=facts.vision,
         geometry=facts.geometry,
         whole_geometry=facts.geometry,
+        options=facts.options,
         mean=processor.mean,
         std=processor.std,
         image_token=facts.image_token,

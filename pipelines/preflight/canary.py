@@ -30,7 +30,7 @@ from pipelines.output.unit import Unit
 from pipelines.preflight.canary_stages import VARIANTS, ReadThreefold, collect
 from pipelines.run.cluster import connected
 from pipelines.run.job import ENGINES_OWN, Actors, Job, check_model, check_pruning, find_input
-from pipelines.run.stages import choose_flow, decode_settings, make_stages
+from pipelines.run.stages import choose_flow, make_stages
 from pipelines.run.watchdog import cause_of
 from pipelines.store import make_store
 
@@ -66,7 +66,8 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
         JobFailedError: if Ray gives up, or a unit fails as a whole.
     """
     config = replace(config, generate=replace(config.generate, temperature=0.0))
-    checkpoint, corpus = check_model(config), find_input(config)
+    config, checkpoint = check_model(config)
+    corpus = find_input(config)
     spans = sample_spans(corpus, images)
     output = make_store(config.output.path)  # the canary writes nothing there
     pruning = check_pruning(config, checkpoint)
@@ -75,7 +76,7 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
         stages = make_stages(job)
         summaries = choose_flow(config)(
             spans,
-            read=ReadThreefold(stages.read, decode_settings(job).background),
+            read=ReadThreefold(stages.read, checkpoint.geometry.background),
             encode=stages.encode,
             generate=stages.generate,
             sink=collect,

@@ -8,7 +8,6 @@ from typing import Any
 from pipelines.config.keys import Config
 from pipelines.engines.registry import get_engine, takes_images
 from pipelines.errors import JobFailedError
-from pipelines.images.decode import mean_color
 from pipelines.output.span import SpanRow
 from pipelines.run.flow import run_flow
 from pipelines.run.job import Job
@@ -90,17 +89,9 @@ def make_reader(job: Job) -> ReadDecode:
 
 
 def decode_settings(job: Job) -> DecodeSettings:
-    """The settings of the decoder: image sizes of the checkpoint, limits of the configuration."""
+    """The settings of the decoder: geometry of the checkpoint, limits of the configuration."""
     config = job.config.decode
-    return DecodeSettings(
-        size=job.checkpoint.vision.image_size,
-        resolutions=job.checkpoint.resolutions,
-        aspect=config.aspect,
-        background=mean_color(list(job.checkpoint.mean)),
-        max_bytes=config.max_bytes,
-        max_pixels=config.max_pixels,
-        min_side=config.min_side,
-    )
+    return DecodeSettings(job.checkpoint.geometry, config.max_bytes, config.max_pixels, config.min_side)
 
 
 def model_stages(job: Job) -> tuple[Stage | None, Stage]:
