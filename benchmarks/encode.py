@@ -90,7 +90,10 @@ def time_uploads(
             with Uploader(list(unit.flatten(1)), copy) as upload:
                 ahead = upload.ahead if name.endswith("ahead") else lambda indices: None
                 failed = run_batched(
-                    list(range(len(unit))), options.batch, lambda indices, up=upload: encode(torch.stack(up(indices)).view(-1, *unit.shape[1:])), ahead
+                    list(range(len(unit))),
+                    options.batch,
+                    lambda indices, up=upload: encode(torch.stack(up(indices)).view(-1, *unit.shape[1:])),
+                    ahead,
                 )
                 assert not failed, failed
             if run:

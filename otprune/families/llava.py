@@ -74,9 +74,7 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
         background=processor.color,
         fit=fit,
     )
-    return Facts(
-        geometry=geometry, options=Options(aspect=fit), vision=vision, image_token=config.image_token_index
-    )
+    return Facts(geometry=geometry, options=Options(aspect=fit), vision=vision, image_token=config.image_token_index)
 
 
 def check_fixed_size(options: Options) -> None:

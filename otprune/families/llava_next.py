@@ -112,9 +112,7 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
         background=processor.color,
     )
     aspect = "pad" if options.aspect == "auto" else options.aspect  # has no effect: the picture is cut into tiles
-    return Facts(
-        geometry=geometry, options=Options(aspect=aspect), vision=vision, image_token=config.image_token_index
-    )
+    return Facts(geometry=geometry, options=Options(aspect=aspect), vision=vision, image_token=config.image_token_index)
 
 
 def refuses(method: "Method", checkpoint: "Checkpoint") -> str | None:

@@ -32,9 +32,7 @@ __all__ = [
 ]
 
 
-def load_encoder(
-    checkpoint: Checkpoint | Path, *, dtype: torch.dtype, device: str, attention: bool = False
-) -> Encoder:
+def load_encoder(checkpoint: Checkpoint | Path, *, dtype: torch.dtype, device: str, attention: bool = False) -> Encoder:
     """Loads the vision tower and projector of a checkpoint, without reading the language model.
 
     Args:

@@ -188,7 +188,9 @@ class Decoder(Prompter):
         for picture in pictures:
             if isinstance(picture, Tensor):
                 if self.axes != 1:
-                    raise ValueError(f"visual tokens must come with spans in a model with {self.axes} axes of positions")
+                    raise ValueError(
+                        f"visual tokens must come with spans in a model with {self.axes} axes of positions"
+                    )
                 visual.append((picture, line_span(np.full(len(picture), self.image_token))))
             else:
                 visual.append(picture)

@@ -24,9 +24,7 @@ NEWLINE = r"^(model\.)?image_newline$"
 PROJECTOR_PREFIX = r"^(model\.)?multi_modal_projector\."
 
 
-def load(
-    checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: bool = False
-) -> "LlavaEncoder":
+def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: bool = False) -> "LlavaEncoder":
     """Loads the vision tower and projector of a checkpoint, without reading the language model.
 
     Args:

@@ -53,9 +53,7 @@ class Prompter:
         self.image_token, self.max_length = checkpoint.image_token, checkpoint.max_length
         ends: Any = tokenizer.eos_token_id if end is None else end
         if ends is None:
-            raise CheckpointError(
-                f"model.path must name an end token (eos_token_id), found none in {checkpoint.path}"
-            )
+            raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {checkpoint.path}")
         self.end_tokens: list[int] = [ends] if isinstance(ends, int) else list(ends)
 
     def encode_prompt(self, text: str, conversation: str = "auto", num_images: int = 1) -> Prompt:

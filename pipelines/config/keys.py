@@ -58,11 +58,13 @@ class ModelConfig:
         "number format of weights and activations. auto: bfloat16 on a GPU, float32 on a CPU", "auto"
     )
     max_pixels: int | None = key(
-        "models of free picture size: shrink larger images to this many pixels; null: 1280 visual tokens' worth", None,
+        "models of free picture size: shrink larger images to this many pixels; null: 1280 visual tokens' worth",
+        None,
         low=1,
     )
     min_pixels: int | None = key(
-        "models of free picture size: enlarge smaller images to this many pixels; null: the checkpoint's own", None,
+        "models of free picture size: enlarge smaller images to this many pixels; null: the checkpoint's own",
+        None,
         low=1,
     )
 
@@ -93,8 +95,10 @@ class PruneConfig:
         "otprune",
     )
     retention: float | None = key(
-        "share of the visual tokens to keep; null: the family's default, 0.098 for LLaVA (README.md lists them)", None,
-        above=0, high=1,
+        "share of the visual tokens to keep; null: the family's default, 0.098 for LLaVA (README.md lists them)",
+        None,
+        above=0,
+        high=1,
     )
     gamma: float | None = key(
         "weight of the kernel in the log-determinant; null: the method's own default", None, above=0

@@ -50,9 +50,7 @@ class ReadThreefold:
             *(replace(images[i], canary=CanaryCopy("true", i)) for i in chosen),
             *(replace(images[i], canary=CanaryCopy("blank", i)) for i in chosen),
             *(
-                replace(
-                    images[i], canary=CanaryCopy("swapped", i, j), sha256=images[j].sha256, sizes=images[j].sizes
-                )
+                replace(images[i], canary=CanaryCopy("swapped", i, j), sha256=images[j].sha256, sizes=images[j].sizes)
                 for i, j in pairs
             ),
         ]

@@ -29,12 +29,19 @@ class Stages:
     read: Reader
     encode: Stage | None  # None: the generate stage takes the pixels
     generate: Stage
-    sink: Sink
+    sink: Callable[[dict[str, Any]], dict[str, Any]]
 
     def run(
-        self, spans: list[SpanRow], config: Config, one_at_a_time: bool, clock: PoolClock | None = None
+        self,
+        spans: list[SpanRow],
+        config: Config,
+        one_at_a_time: bool,
+        clock: PoolClock | None = None,
+        max_lost: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Runs the units of the spans by Ray, or in this process with `ray.address=none`. Yields their summaries.
+
+        `max_lost` units may fail as a whole; None takes the number from the configuration.
 
         Raises:
             JobFailedError: if Ray gives up, or a stage in this process raises.
@@ -48,7 +55,7 @@ class Stages:
             generate=self.generate,
             sink=self.sink,
             retries=config.faults.retries,
-            max_lost=config.faults.max_isolated,
+            max_lost=config.faults.max_isolated if max_lost is None else max_lost,
             no_progress_seconds=config.faults.no_progress_seconds,
             max_restarts=get_engine(config).max_restarts(config),
             one_at_a_time=one_at_a_time,

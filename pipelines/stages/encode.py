@@ -87,9 +87,7 @@ class Encoder:
         unit_batch.rows_per_prompt = self.pruner.per_prompt
         unit_batch.arrays = pack(kept_rows, self.pruner.encoder.row_width, self.pruner.encoder.dtype)
 
-    def _prune(
-        self, unit_batch: UnitBatch, pixels: list[Tensor]
-    ) -> tuple[dict[int, list[Kept]], dict[int, Exception]]:
+    def _prune(self, unit_batch: UnitBatch, pixels: list[Tensor]) -> tuple[dict[int, list[Kept]], dict[int, Exception]]:
         """Prunes the pictures of a unit; `pixels` holds the frame of each, flattened.
 
         Returns:
