@@ -127,7 +127,7 @@ def test_a_third_engine_is_one_record(monkeypatch, tmp_path, scene_parquet):
         actor=lambda: Parrot,
         arguments=lambda config, checkpoint, settings, place: {
             "words": config.engine.sampling["words"],
-            "kept": checkpoint.num_visual_tokens,
+            "kept": checkpoint.geometry.fixed,
         },
         takes_images=lambda config, checkpoint: config.prune.method == "none",
         num_workers=lambda config: 2,
