@@ -58,7 +58,8 @@ def make_findable(executor: str | None = None) -> None:
 
 def is_findable() -> bool:
     """Whether a new process finds the plugin of this very package, by its entry point."""
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    # -P: the folder in which a process happens to start does not count.
+    done = subprocess.run([sys.executable, "-P", "-c", PROBE], capture_output=True, text=True)
     found = done.stdout.strip()
     return bool(found) and Path(found).resolve().parents[2] == ROOT
 

@@ -29,8 +29,9 @@ def image_fields(rows: Sequence[Tensor], spans: Sequence[Span], axes: int) -> di
         raise ValueError(f"axes must be 1 or {AXES}, got {axes}")
     if len(widths := {tuple(each.shape[1:]) for each in rows}) > 1:
         raise ValueError(f"rows of all pictures must have the same width, got {sorted(widths)}")
-    if wrong := [span.positions.shape for span in spans if span.positions.shape != (axes, len(span))]:
-        raise ValueError(f"positions of a span must be [{axes}, L], got {list(wrong[0])}")
+    for span in spans:
+        if span.positions.shape != (axes, len(span)):
+            raise ValueError(f"positions of a span must be [{axes}, {len(span)}], got {list(span.positions.shape)}")
     fields = {
         "image_embeds": torch.cat(list(rows)),
         "image_rows": torch.tensor([len(each) for each in rows]),
