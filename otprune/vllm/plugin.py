@@ -5,7 +5,8 @@ from otprune.vllm.architectures import ARCHITECTURES, SPAN_MODULE, span_name
 
 def register() -> None:
     """Tells vLLM about the classes that take spans. They are made when vLLM asks for one. May be called twice."""
-    from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
+    # pyright takes this very folder for vLLM, where vLLM is not installed
+    from vllm import ModelRegistry  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     known = ModelRegistry.get_supported_archs()
     for architecture in ARCHITECTURES:
