@@ -127,3 +127,9 @@ class Geometry(Protocol):
             ValueError: if positions need a place for a token that has none.
         """
         ...
+
+    def shrunk(self, retention: float) -> "Geometry | None":
+        """The geometry of the same model that gets each picture smaller: with as many tokens as possible, but not more
+        than `retention` keeps of the whole picture's. None if the tower takes one size alone.
+        """
+        ...

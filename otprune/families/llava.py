@@ -47,6 +47,9 @@ class Square:
     def span(self, size: Size, kept: np.ndarray, image_token: int) -> Span:
         return line_span(np.full(len(kept), image_token))
 
+    def shrunk(self, retention: float) -> None:
+        return None
+
 
 def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     """The facts about a LLaVA-1.5.

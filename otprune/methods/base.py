@@ -89,6 +89,8 @@ class Method:
     """Whether every token goes to the language model, whatever `retention` says."""
     keeps_grid: bool = False
     """Whether the method reduces a square crop to a square, which LLaVA-1.6 can lay out beside its neighbours."""
+    makes_tokens: bool = False
+    """Whether the method makes tokens out of several, which have no place of their own in the picture."""
     before_projector: bool = False
     """Whether the method works on the projector's input; only the tokens that it leaves are projected."""
 
