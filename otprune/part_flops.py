@@ -89,10 +89,8 @@ def projector_flops(
     return num_tokens * (vision.hidden + width) * width
 
 
-def count_tokens(
-    shape: VisionShape | PatchVisionShape, *, crops: int = 1, frame: tuple[int, int] | None = None
-) -> int:
-    """Visual tokens of a picture: every patch of its crops, or every token of its frame; arguments of `vision_flops`."""
+def count_tokens(shape: VisionShape | PatchVisionShape, *, crops: int = 1, frame: tuple[int, int] | None = None) -> int:
+    """Visual tokens of a picture: every patch of its crops, or every token of its frame (see `vision_flops`)."""
     if isinstance(shape, PatchVisionShape):
         rows, columns = _rows_and_columns(shape, frame)
         return rows * columns

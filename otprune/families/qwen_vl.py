@@ -106,25 +106,25 @@ def full_grid(size: Size, token: int, min_pixels: int, max_pixels: int) -> tuple
 
 
 def smaller_grid(rows: int, columns: int, retention: float) -> tuple[int, int]:
-    """The grid of about the shape of rows x columns with the most tokens not above retention's number.
+    """The grid of about the shape of rows x columns with at most the k tokens that retention keeps.
 
-    One side is the ideal side, sqrt(k rows / columns) or sqrt(k columns / rows), rounded down or up. The other side is
-    as long as k tokens allow, and at most its own ideal side rounded up. Of grids with equally many tokens, the nearest
-    in shape counts.
+    The ideal sides are sqrt(k rows / columns) and sqrt(k columns / rows). Each is rounded down or up, to 1 at least and
+    k at most. Of the grids that do not exceed k tokens, the one with most of them counts; of several, the nearest in
+    shape.
 
     Raises:
         ValueError: if retention is outside (0, 1].
     """
     k = num_kept(retention, rows * columns)
-    ideal_rows, ideal_columns = sqrt(k * rows / columns), sqrt(k * columns / rows)
-    most_rows, most_columns = min(ceil(ideal_rows), rows), min(ceil(ideal_columns), columns)
-    grids = [(side, min(most_columns, k // side)) for side in {max(1, floor(ideal_rows)), most_rows}]
-    grids += [(min(most_rows, k // side), side) for side in {max(1, floor(ideal_columns)), most_columns}]
+
+    def sides(ideal: float) -> set[int]:
+        return {min(max(1, side), k) for side in (floor(ideal), ceil(ideal))}
 
     def merit(grid: tuple[int, int]) -> tuple[int, float]:
         return grid[0] * grid[1], -abs(log(grid[0] * columns / (grid[1] * rows)))
 
-    return max(sorted(grid for grid in grids if min(grid) > 0), key=merit)
+    grids = [(r, c) for r in sides(sqrt(k * rows / columns)) for c in sides(sqrt(k * columns / rows)) if r * c <= k]
+    return max(sorted(grids), key=merit)
 
 
 def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:

@@ -60,7 +60,6 @@ class QwenEncoder(nn.Module):
         seen = self.tower(patches, grid_thw=torch.tensor(grids, device=patches.device))
         counts = [rows * columns // self.merge**2 for _, rows, columns in grids]
         levels: list[Tensor] = getattr(seen, "deepstack_features", None) or []
-        # One tensor for each picture, not views of one for all: a picture's tokens are to outlive the batch alone.
         features = seen.pooler_output.split(counts)
         if not levels:
             return [[Region(features=tokens)] for tokens in features]
