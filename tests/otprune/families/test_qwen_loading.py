@@ -54,7 +54,9 @@ def stored_names(folder: Path) -> set[str]:
 
 
 def test_transformers_saves_under_the_published_names(tmp_path):
-    roots = {name: {re.sub(r"(\.\d+)?\.[^.]*$", "", n) for n in stored_names(make(name, tmp_path))} for name in FAMILIES}
+    roots = {
+        name: {re.sub(r"(\.\d+)?\.[^.]*$", "", n) for n in stored_names(make(name, tmp_path))} for name in FAMILIES
+    }
     assert {"visual.blocks.0.attn.qkv", "visual.merger.mlp", "model.layers.0.self_attn.q_proj"} <= roots["qwen2_5_vl"]
     for name in ("qwen3_vl", "qwen3_vl_moe"):
         assert {"model.visual.blocks.0.attn.qkv", "model.language_model.layers.0.self_attn.q_proj"} <= roots[name]
@@ -64,7 +66,7 @@ def test_transformers_saves_under_the_published_names(tmp_path):
 def test_qwen2_5_vl_loads_from_the_layout_of_later_versions_too(tmp_path):
     folder = make("qwen2_5_vl", tmp_path)
     expected = rows_and_answer(folder)
-    rename(folder, lambda name: re.sub("^model", "model.language_model", re.sub("^visual", "model.visual", name)))
+    rename(folder, lambda name: re.sub("^visual", "model.visual", re.sub("^model", "model.language_model", name)))
     assert {"model.visual.patch_embed.proj.weight", "model.language_model.norm.weight"} <= stored_names(folder)
     found = rows_and_answer(folder)
     assert torch.equal(found[0], expected[0])
@@ -86,8 +88,8 @@ def test_a_tied_head_is_the_embedding(name, tmp_path):
     folder = make(name, tmp_path, tie=True)
     assert not any("lm_head" in stored for stored in stored_names(folder))
     model = load_decoder(read_checkpoint(str(folder)), **CPU).model
-    assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
-    assert rows_and_answer(folder)[1] != ""
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert model.lm_head.weight.std() > 0.5  # what was stored, and not what transformers draws for a missing weight
 
 
 def test_a_flat_configuration_as_qwen2_5_vl_publishes_it_is_read(tmp_path):
@@ -178,13 +180,19 @@ def test_pictures_of_another_limit_need_no_other_encoder(name, tmp_path):
     small = read_checkpoint(str(folder), Options(max_pixels=9 * 1024))
     frame = small.geometry.frame((600, 600))
     assert frame.height * frame.width <= 9 * 1024
-    [[region]] = load_encoder(small, **CPU).regions([torch.zeros(frame.shape, dtype=torch.uint8)], [(600, 600)], "joint")
+    [[region]] = load_encoder(small, **CPU).regions(
+        [torch.zeros(frame.shape, dtype=torch.uint8)], [(600, 600)], "joint"
+    )
     assert len(region.features) == small.geometry.num_visual((600, 600)) == 9
 
 
 # Methods
 
-INSIDE, CLASS, PLACE = "looks inside the language model", "reads the attention of a class token", "makes tokens of several"
+INSIDE, CLASS, PLACE = (
+    "looks inside the language model",
+    "reads the attention of a class token",
+    "makes tokens of several",
+)
 REFUSED = {
     **dict.fromkeys(("fastv", "vtw", "fitprune", "pyramiddrop"), INSIDE),
     **dict.fromkeys(("prumerge", "prumerge_plus"), CLASS),
