@@ -142,12 +142,11 @@ def definition(model: Model, prompt: Prompt, sizes: Sequence[tuple[int, int]], k
         length = ids.shape[1]
         can_see = (torch.ones(length, length).tril().bool() & visible) | torch.eye(length, dtype=torch.bool)
         embeds = inner.get_input_embeddings()(ids)
-        is_image = ids == model.checkpoint.image_token
-        embeds[is_image] = torch.cat(list(features.pooler_output))
+        embeds[0, is_image] = torch.cat(list(features.pooler_output))
         deep = {}
         if model.checkpoint.levels:
             levels = [torch.cat(list(level)) for level in features.deepstack_features]
-            deep = {"visual_pos_masks": is_image, "deepstack_visual_embeds": levels}
+            deep = {"visual_pos_masks": is_image[None], "deepstack_visual_embeds": levels}
         hidden = inner.language_model(
             inputs_embeds=embeds, position_ids=positions, attention_mask=can_see[None, None], use_cache=False, **deep
         ).last_hidden_state
@@ -155,6 +154,7 @@ def definition(model: Model, prompt: Prompt, sizes: Sequence[tuple[int, int]], k
         ids = torch.cat([ids, logits[-1].argmax().view(1, 1)], dim=1)
         positions = torch.cat([positions, positions[..., -1:] + 1], dim=2)
         visible = torch.cat([visible, visible.new_ones(1)])
+        is_image = torch.cat([is_image, is_image.new_zeros(1)])  # even if the word is the image token
     return torch.stack(logits)
 
 
