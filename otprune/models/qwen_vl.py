@@ -15,6 +15,7 @@ from otprune.families.geometry import Size, Way
 from otprune.models.checkpoint import Checkpoint
 from otprune.models.encoder import Kept, Region
 from otprune.models.loading import load_part
+from otprune.models.packed_attention import pack_attention
 
 VISION_PREFIX = r"^(model\.)?visual\."
 
@@ -42,6 +43,7 @@ class QwenEncoder(nn.Module):
     def __init__(self, tower: Any, mean: Sequence[float], std: Sequence[float], *, row_width: int):
         super().__init__()
         self.tower, self.row_width, self.dtype = tower, row_width, tower.dtype
+        self.segments = pack_attention(tower)
         config = tower.config
         self.patch, self.merge, self.frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
         # Not persistent: the statistics come from the preprocessor's file and are no weights of the checkpoint.
@@ -57,7 +59,10 @@ class QwenEncoder(nn.Module):
             raise ValueError("the tokens before the mergers are no visual tokens: methods must choose behind them")
         patches = torch.cat([self.patchify(picture) for picture in pictures])
         grids = [(1, picture.shape[0] // self.patch, picture.shape[1] // self.patch) for picture in pictures]
-        seen = self.tower(patches, grid_thw=torch.tensor(grids, device=patches.device))
+        try:
+            seen = self.tower(patches, grid_thw=torch.tensor(grids, device=patches.device))
+        finally:
+            self.segments.forget()
         counts = [rows * columns // self.merge**2 for _, rows, columns in grids]
         levels: list[Tensor] = getattr(seen, "deepstack_features", None) or []
         features = seen.pooler_output.split(counts)
