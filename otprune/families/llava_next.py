@@ -4,7 +4,7 @@ The tokens of the overview come first, then those of the tiles as they lie in th
 newline token behind each row (`otprune.anyres`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,7 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     return Facts(geometry=geometry, options=Options(aspect=aspect), vision=vision, image_token=config.image_token_index)
 
 
-def refuses(method: "Method", checkpoint: "Checkpoint") -> str | None:
+def refuses(method: "Method", checkpoint: "Checkpoint", settings: Mapping[str, Any] | None = None) -> str | None:
     """Methods that fix a number of tokens cannot prune pictures of different numbers of tokens."""
     if method.inside_model and not method.takes_tiles:
         return f"method {method.name} takes images of one size alone, so it cannot prune LLaVA-1.6"
