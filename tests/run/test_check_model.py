@@ -51,7 +51,7 @@ def test_smaller_pictures_have_a_geometry_of_their_own_beside_the_whole_one(monk
         return replace(square, num_tokens=round(retention * square.num_tokens))
 
     monkeypatch.setattr(Square, "shrunk", shrunk)
-    config, checkpoint = check_model(load_config([*DEMO, "prune.method=resize", "prune.retention=0.25"]))
+    _, checkpoint = check_model(load_config([*DEMO, "prune.method=resize", "prune.retention=0.25"]))
     assert (checkpoint.geometry.fixed, checkpoint.whole_geometry.fixed) == (64, 256)
     _, unchanged = check_model(load_config([*DEMO, "prune.method=none", "prune.retention=0.25"]))
     assert unchanged.geometry == unchanged.whole_geometry == checkpoint.whole_geometry
