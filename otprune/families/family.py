@@ -71,6 +71,8 @@ class Family:
     """`model_type` in config.json."""
     title: str
     """The family's name for people."""
+    architecture: str
+    """The class of the whole model in transformers and vLLM."""
     read: Callable[[Any, ImageProcessor, Options], Facts]
     """(transformers' configuration, image processor, options) -> facts.
 

@@ -108,6 +108,7 @@ def load_language_model(checkpoint: "Checkpoint", **place: Any) -> Any:
 LLAVA = Family(
     name="llava",
     title="LLaVA-1.5",
+    architecture="LlavaForConditionalGeneration",
     read=read,
     load_encoder=load_encoder,
     load_language_model=load_language_model,

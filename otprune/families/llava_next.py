@@ -125,6 +125,7 @@ def refuses(method: "Method", checkpoint: "Checkpoint", settings: Mapping[str, A
 LLAVA_NEXT = Family(
     name="llava_next",
     title="LLaVA-1.6",
+    architecture="LlavaNextForConditionalGeneration",
     read=read,
     load_encoder=load_encoder,
     load_language_model=load_language_model,

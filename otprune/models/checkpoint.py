@@ -31,7 +31,6 @@ class Checkpoint:
     path: Path  # the folder, absolute and with links resolved
     name: str  # as the user gave it
     family: str  # `model_type`, a key of FAMILIES
-    architecture: str  # the class that config.json names, e.g. LlavaForConditionalGeneration
     language: LanguageShape
     language_type: str  # `model_type` of the language model
     max_length: int  # longest context, in tokens
@@ -82,7 +81,6 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         path=folder,
         name=path,
         family=family.name,
-        architecture=(config.get("architectures") or [""])[0],
         language=language,
         language_type=parsed.text_config.model_type,
         max_length=parsed.text_config.max_position_embeddings,

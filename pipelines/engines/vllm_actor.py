@@ -1,5 +1,7 @@
 """The third stage with engine.name=vllm, a GPU actor: decodes captions from visual tokens or images, and prompts.
 
+Visual tokens go to vLLM as spans, which its plugin `otprune.vllm` takes: any number of them, with their positions.
+
 The stage sets `answers` of every image. If vLLM encodes the images, the stage also sets `num_visual_tokens` and
 `sample`. It drops the arrays `tokens` and `kept`, or `pixels`. Ray Data hands the actor several units at once. Their
 requests share the engine's slots, so that the slots do not run empty at the end of each unit. A request that fails
@@ -20,6 +22,7 @@ import torch
 from PIL import Image as PILImage
 
 from otprune.models import Checkpoint, Completion, load_prompter
+from otprune.vllm.request import image_fields
 from pipelines.config.keys import EngineConfig, GenerateConfig, PromptConfig
 from pipelines.engines.requests import Request, RequestMaker, Shown, as_answer, give_answers
 from pipelines.engines.vllm_client import EngineDiedError, Generated, VllmEngine, engine_arguments
@@ -176,8 +179,9 @@ class VllmGenerator:
         if self.images:
             pictures: Any = [PILImage.fromarray(np.asarray(picture.content)) for picture in request.pictures]
         else:
-            spans = [(torch.as_tensor(picture.content), picture.span) for picture in request.pictures]
-            pictures = image_fields(spans)
+            rows = [torch.as_tensor(picture.content) for picture in request.pictures]
+            spans = [picture.span for picture in request.pictures]
+            pictures = image_fields(rows, spans, self.checkpoint.geometry.axes)
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
 
     def _completion(self, request: Request, generated: Generated) -> Completion:

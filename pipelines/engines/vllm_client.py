@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from otprune.vllm.found import make_findable
 from pipelines.config.keys import EngineConfig
 from pipelines.engines.kill_with_parent import guard
 
-if TYPE_CHECKING:  # imports torch
+if TYPE_CHECKING:  # these import torch
+    from otprune.models import Checkpoint
     from pipelines.stages.gpu import Place
 
 MAX_PICTURES = 8  # pictures of one prompt; benchmarks ask about up to seven
@@ -37,6 +39,7 @@ class VllmEngine:
         # Set before the import, at which vLLM configures its logging.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        make_findable(arguments.get("distributed_executor_backend"))
         from vllm import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
         from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
 
@@ -93,23 +96,34 @@ def sampling_params(sampling: dict[str, Any]) -> Any:
     return SamplingParams(**params, detokenize=bool(params.get("stop")), output_kind=RequestOutputKind.FINAL_ONLY)
 
 
-def engine_arguments(engine: EngineConfig, images: bool, place: "Place") -> dict[str, Any]:
+def engine_arguments(
+    engine: EngineConfig, checkpoint: "Checkpoint", images: bool, place: "Place"
+) -> dict[str, Any]:
     """Arguments of vLLM's engine: those that follow from the job, overridden by `engine.kwargs`.
 
-    With `images` the engine encodes images itself; otherwise it gets visual tokens.
+    With `images` the engine encodes images itself; otherwise it gets visual tokens, and does not load the vision tower,
+    which the encode stage holds.
     """
     arguments: dict[str, Any] = {
         "max_num_seqs": DEFAULT_MAX_NUM_SEQS,
         "mm_processor_cache_gb": 0,  # a cache would not help: no image comes twice
         "disable_log_stats": True,
-        # With a limit of 0 images vLLM does not load the vision tower, which the encode stage holds.
-        "limit_mm_per_prompt": {"image": MAX_PICTURES if images else 0},
-        "enable_mm_embeds": not images,
         # The same dtype as in the encode stage. By default vLLM would take the dtype in which the checkpoint was saved.
         "dtype": str(place.torch_dtype).removeprefix("torch."),
     }
+    if images:
+        arguments["limit_mm_per_prompt"] = {"image": MAX_PICTURES, "video": 0}
+        options = checkpoint.options
+        if options.max_pixels is not None:  # pictures come in frames that vLLM's own processor must not resize again
+            limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
+            arguments["mm_processor_kwargs"] = limits
+    else:
+        from otprune.vllm.request import engine_arguments as span_arguments  # imports torch
+
+        arguments |= span_arguments(checkpoint.record.architecture)
     if place.device == "cpu":
         arguments["enforce_eager"] = True  # on a CPU, compiling takes longer than it saves
     elif place.gpu_share < 1:
         arguments["gpu_memory_utilization"] = round(min(0.9, place.gpu_share), 2)  # the rest belongs to the encoder
-    return arguments | engine.kwargs
+    overrides = engine.kwargs.get("hf_overrides", {}) | arguments.get("hf_overrides", {})
+    return arguments | engine.kwargs | ({"hf_overrides": overrides} if overrides else {})
