@@ -74,6 +74,8 @@ class PackedAttention(nn.Module):
         queries_SHE, keys_SHE = apply_rotary_pos_emb_vision(queries, keys, *position_embeddings)
         output_SHE = torch.empty_like(values_SHE, memory_format=torch.contiguous_format)
         for index_MN in self.segments.of(cu_seqlens):
-            batch = [rows_SHE[index_MN].transpose(1, 2) for rows_SHE in (queries_SHE, keys_SHE, values_SHE)]
-            output_SHE[index_MN] = scaled_dot_product_attention(*batch).transpose(1, 2)
+            queries_MHNE, keys_MHNE, values_MHNE = (
+                rows_SHE[index_MN].transpose(1, 2) for rows_SHE in (queries_SHE, keys_SHE, values_SHE)
+            )
+            output_SHE[index_MN] = scaled_dot_product_attention(queries_MHNE, keys_MHNE, values_MHNE).transpose(1, 2)
         return self.proj(output_SHE.flatten(1))

@@ -57,12 +57,14 @@ class ClipRelevance:
         self.cache: dict[str, Tensor] = {}  # prompt -> embedding, because images often share prompts
 
     @torch.inference_mode()
-    def __call__(self, patches: Tensor, tokens: Tensor, prompts: list[str]) -> Tensor:
+    def __call__(self, patches: Tensor | None, tokens: Tensor, prompts: list[str]) -> Tensor:
         """The relevance of images with one prompt each; shapes as in `Relevance`.
 
         Raises:
-            ValueError: if the hidden states are not as wide as the CLIP vision tower.
+            ValueError: if there are no hidden states, or they are not as wide as the CLIP vision tower.
         """
+        if patches is None:
+            raise ValueError("settings.relevance=clip needs the hidden states of a CLIP tower, got none")
         if patches.shape[-1] != self.projection.shape[1]:
             raise ValueError(
                 f"CLIP's tower must be {patches.shape[-1]} wide as the model's, got {self.projection.shape[1]}"
@@ -100,7 +102,7 @@ class WordRelevance:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     @torch.inference_mode()
-    def __call__(self, patches: Tensor, tokens: Tensor, prompts: list[str]) -> Tensor:
+    def __call__(self, patches: Tensor | None, tokens: Tensor, prompts: list[str]) -> Tensor:
         """The relevance of images with one prompt each; shapes as in `Relevance`."""
         text_BD = torch.stack([self._embed(prompt) for prompt in prompts])
         return (normalize(tokens.float(), dim=-1) @ text_BD[:, :, None])[:, :, 0]
@@ -113,8 +115,8 @@ class WordRelevance:
         )
 
 
-Relevance = Callable[[Tensor, Tensor, list[str]], Tensor]
-"""(hidden states [B, N, W], visual tokens [B, N, D], B prompts) -> relevance float32 [B, N]."""
+Relevance = Callable[[Tensor | None, Tensor, list[str]], Tensor]
+"""(hidden states [B, N, W] or None, visual tokens [B, N, D], B prompts) -> relevance float32 [B, N]."""
 
 
 def make_relevance(settings: dict[str, Any], model: Path, dtype: torch.dtype, device: str) -> Relevance:
