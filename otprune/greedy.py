@@ -56,7 +56,7 @@ def greedy_logdet(
         middles = [None] * len(factor_BNR) if middle_BRR is None else middle_BRR
         images = zip(factor_BNR, middles, ridge_B.tolist(), strict=True)
         return _stack([_greedy_image(factor_NR, M, ridge, k, symmetric) for factor_NR, M, ridge in images], k)
-    if middle_BRR is None and forms_kernel(*factor_BNR.shape[1:]):
+    if middle_BRR is None and forms_kernel(factor_BNR.shape[1]):
         return greedy_from_kernel(gram(factor_BNR), ridge_B, k)
     return greedy_from_rows(factor_BNR, middle_BRR, ridge_B, k)
 
@@ -117,7 +117,7 @@ class _RowsAhead:
     ) -> None:
         self.factor, self.factor_RN, self.middle_RR = factor, factor_RN, middle_RR
         num_tokens = len(factor)
-        self.has_many = num_tokens > kernel.WHOLE_KERNEL
+        self.has_many = not forms_kernel(num_tokens)
         self.columns = columns if self.has_many else None
         self.size = AHEAD_OF_MANY if self.has_many else AHEAD
         self.max_blocks = max(2, kernel.WHOLE_KERNEL**2 // (num_tokens * self.size)) if self.has_many else num_tokens
@@ -236,11 +236,14 @@ def greedy_max_min(unit_BNR: Tensor, nearest_BN: Tensor, k: int) -> Tensor:
         unit_BNR: tokens of length 1 or 0.
         nearest_BN: the distance of each token to its nearest neighbour. The first pick is the token with the largest.
     """
-    B, _, _ = unit_BNR.shape
     if unit_BNR.device.type == "cpu":
         images = zip(unit_BNR, nearest_BN.numpy(), strict=True)
         return _stack([_max_min_image(unit_NR, nearest, k) for unit_NR, nearest in images], k)
-    image_B = torch.arange(B, device=unit_BNR.device)
+    return _max_min_batch(unit_BNR, nearest_BN, k)
+
+
+def _max_min_batch(unit_BNR: Tensor, nearest_BN: Tensor, k: int) -> Tensor:
+    image_B = torch.arange(len(unit_BNR), device=unit_BNR.device)
     pick_B = nearest_BN.argmax(dim=-1)
     picks = [pick_B]
     nearest_BN = torch.full_like(nearest_BN, torch.inf)

@@ -23,18 +23,16 @@ logger = logging.getLogger(__name__)
 Settings = ParamSpec("Settings")
 
 GAMMA_SCALES = ("released", "paper", "trace")
-WHOLE_KERNEL = 4096  # up to this number of tokens, selectors may form N x N matrices at any width
-WHOLE_KERNEL_WIDTHS = 1.5  # and for wider tokens up to this many times their width: an N x N matrix is then 1.5 N D
+WHOLE_KERNEL = 4096  # up to this number of tokens, selectors may form N x N matrices: 64 MiB in float32
 WHOLE_GRAM = 256  # up to this number of tokens, computing a Gram matrix in blocks costs more calls than it saves work
 
 
-def forms_kernel(num_tokens: int, width: int) -> bool:
-    """Whether selectors form N x N matrices of one image: float32 ones of at most 64 MiB, or of 1.5 times its tokens.
+def forms_kernel(num_tokens: int) -> bool:
+    """Whether selectors may form N x N matrices of an image. Longer images get rows of the kernel as they are picked.
 
-    Other images have their kernel's rows computed as they are picked, in O(N (D + k)) memory. The rule depends on the
-    shape alone, so the batch, the budget and the device do not enter.
+    Only the number of tokens decides, so the choice of one image depends on neither its batch nor its budget.
     """
-    return num_tokens <= max(WHOLE_KERNEL, WHOLE_KERNEL_WIDTHS * width)
+    return num_tokens <= WHOLE_KERNEL
 
 
 def compute_dtype(features: Tensor) -> torch.dtype:

@@ -78,7 +78,7 @@ def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
 
     Not counted: CLIP's text tower, which runs once for each different prompt, and its projection of the patches.
     """
-    by_rows = on_cpu or not forms_kernel(num_tokens, width)
+    by_rows = on_cpu or not forms_kernel(num_tokens)
     kernel = num_tokens * width * (kept + 1 if by_rows else num_tokens)
     return kernel + num_tokens * width + num_tokens * kept * (kept - 1) // 2
 

@@ -27,7 +27,7 @@ def divprune(features_BND: Tensor, k: int) -> Tensor:
     O(N (N + k) D) time and O(N D) memory. Ties go to the lowest index.
     """
     tokens_BND = torch.nn.functional.normalize(features_BND.to(compute_dtype(features_BND)), dim=-1)
-    if not forms_kernel(*tokens_BND.shape[1:]):
+    if not forms_kernel(tokens_BND.shape[1]):
         return greedy_max_min(tokens_BND, _nearest_distance(tokens_BND), k)
     distance_BNN = 1 - gram(tokens_BND)
     distance_BNN.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
@@ -61,7 +61,7 @@ def _nearest_distance(tokens_BND: Tensor) -> Tensor:
 def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
     """Multiply-adds: N^2 D for the Gram matrix; long images, which compute it twice, add N D for each pick but the
     last."""
-    num_rows = 0 if forms_kernel(num_tokens, width) else kept - 1
+    num_rows = 0 if forms_kernel(num_tokens) else kept - 1
     return num_tokens * width * (num_tokens + num_rows)
 
 

@@ -46,7 +46,7 @@ def logdet_linear(features_BND: Tensor, k: int, *, gamma: float | None = None, c
             not what they share.
     """
     gamma = DEFAULT_GAMMA if gamma is None else gamma
-    if features_BND.device.type == "cpu" or not forms_kernel(*features_BND.shape[1:]):
+    if features_BND.device.type == "cpu" or not forms_kernel(features_BND.shape[1]):
         tokens_BND = unit_columns(features_BND, centered=centered)
         return greedy_logdet(tokens_BND, mean_square_length(tokens_BND) / gamma, k)
     # A GPU computes all of G in less time than it takes to read V once for every pick.
@@ -57,7 +57,7 @@ def logdet_linear(features_BND: Tensor, k: int, *, gamma: float | None = None, c
 def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
     """Multiply-adds: N^2 D for the kernel, or N D (k + 1) on a CPU and for long images; and N k (k - 1) / 2 for the
     earlier Cholesky columns times the row of each pick."""
-    by_rows = on_cpu or not forms_kernel(num_tokens, width)
+    by_rows = on_cpu or not forms_kernel(num_tokens)
     kernel = num_tokens * width * (kept + 1 if by_rows else num_tokens)
     return kernel + num_tokens * kept * (kept - 1) // 2
 

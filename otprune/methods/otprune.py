@@ -57,8 +57,8 @@ def otprune(
         centered: first remove the mean of each column over the image.
     """
     gamma = DEFAULT_GAMMA[gamma_scale] if gamma is None else gamma
-    _, N, D = features_BND.shape
-    if forms_kernel(N, D):
+    N = features_BND.shape[1]
+    if forms_kernel(N):
         gram_BNN = token_gram(features_BND, centered=centered)
         ridge_B = squared_kernel_ridge(gamma, gamma_scale, mean_diagonal(gram_BNN), N, k)
         return greedy_logdet(gram_BNN, ridge_B, k, symmetric=True)
@@ -72,7 +72,7 @@ def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
     and the diagonal; and N k (k - 1) / 2 for the earlier Cholesky columns times the row of each pick. Without a Gram
     matrix, N D^2 for M, N D^2 for the diagonal and (N D + D^2) k for the rows take the place of the first two."""
     explained = num_tokens * kept * (kept - 1) // 2
-    if forms_kernel(num_tokens, width):
+    if forms_kernel(num_tokens):
         return num_tokens**2 * (width + (kept + 1 if on_cpu else num_tokens)) + explained
     return 2 * num_tokens * width**2 + (num_tokens + width) * width * kept + explained
 
