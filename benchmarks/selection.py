@@ -20,6 +20,7 @@ selector. Quarter of an hour on one core.
 """
 
 import argparse
+import ctypes
 import functools
 import itertools
 import json
@@ -155,6 +156,7 @@ def measure_long(num_tokens: int, width: int, retention: float) -> list[dict[str
     for method in ("otprune", *OTHERS):
         select_tokens(features[:, :64], 8, method=method)  # warm up
         turns: list[Times] = []
+        ctypes.CDLL(None).malloc_trim(0)  # memory that is free but resident would hide some of what is allocated next
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak starts again from what is resident now
         before, end = _resident("VmRSS"), time.perf_counter() + 1
