@@ -1,6 +1,7 @@
 """Selection: milliseconds an image, beside a reference loop written from the description of the released code.
 
     python benchmarks/selection.py [--device cpu|cuda] [--quick]
+    python benchmarks/selection.py --long [--tokens 4096,15301] [--widths 2048,3584]
 
 Takes about three minutes on two CPU cores, half a minute with --quick. Every ratio comes from one run: the reference
 and `select_tokens` take turns on the same images, and the medians of the turns are compared. `ratio` compares wall
@@ -12,9 +13,14 @@ loop is in its best conditions here: float32 throughout, and no environment vari
 
 On CUDA, the features are float16 and batch 64 is added. Two lower bounds are added as well: bytes (reading the features
 once at the memory rate measured here) and FLOPs (one Gram matrix at the TF32 rate measured here).
+
+`--long` takes one image of each number of tokens, up to 15,301, at two retentions, without the reference: the least
+milliseconds, wall and processor time, and the most memory above the image's own features (MiB, from Linux) of each
+selector. Quarter of an hour on one core.
 """
 
 import argparse
+import ctypes
 import functools
 import itertools
 import json
@@ -27,11 +33,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from otprune import select_tokens
+from otprune import num_kept, select_tokens
 
 SHAPES = [(576, 4096, 56), (576, 1024, 56), (256, 256, 25), (2880, 4096, 282)]  # N, D, k
 BATCHES = {"cpu": (1, 16), "cuda": (1, 16, 64)}
 OTHERS = ("logdet_linear", "divprune")
+LONG_TOKENS = (256, 576, 1024, 2880, 4096, 8192, 15301)
+LONG_WIDTHS = (2048, 3584)
+LONG_RETENTIONS = (0.098, 0.25)
 
 
 def reference_otprune(features_ND: Tensor, k: int, gamma: float = 0.01) -> list[int]:
@@ -137,13 +146,50 @@ def measure(num_tokens: int, width: int, k: int, batch: int, device: str, second
     return result
 
 
+def measure_long(num_tokens: int, width: int, retention: float) -> list[dict[str, float | str]]:
+    """Milliseconds and memory of each selector on one image: the best of as many turns as a second holds, at least 1.
+
+    Processor time is that of the turn with the least.
+    """
+    features, k = image_tokens(1, num_tokens, width, "cpu"), num_kept(retention, num_tokens)
+    results: list[dict[str, float | str]] = []
+    for method in ("otprune", *OTHERS):
+        select_tokens(features[:, :64], 8, method=method)  # warm up
+        turns: list[Times] = []
+        ctypes.CDLL(None).malloc_trim(0)  # memory that is free but resident would hide some of what is allocated next
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak starts again from what is resident now
+        before, end = _resident("VmRSS"), time.perf_counter() + 1
+        while not turns or (len(turns) < 20 and time.perf_counter() < end):
+            wall, cpu = time.perf_counter(), time.process_time()
+            select_tokens(features, k, method=method)
+            turns.append(Times((time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3))
+        best = Times(*map(min, zip(*turns, strict=True)))
+        shape = {"N": num_tokens, "D": width, "k": k, "method": method}
+        peak = _resident("VmHWM") - before
+        results.append(shape | {"ms": round(best.wall, 1), "cpu_ms": round(best.cpu, 1), "peak_mib": round(peak)})
+    return results
+
+
+def _resident(name: str) -> float:
+    """Resident memory of this process in MiB: VmRSS now, VmHWM its peak."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Milliseconds an image to select tokens, ours beside a reference loop."
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer turns, and 2,880 tokens at batch 1 only")
+    parser.add_argument("--long", action="store_true", help="one image of each length, time and memory, on the CPU")
+    parser.add_argument("--tokens", default=",".join(map(str, LONG_TOKENS)), help="with --long: numbers of tokens")
+    parser.add_argument("--widths", default=",".join(map(str, LONG_WIDTHS)), help="with --long: feature widths")
     arguments = parser.parse_args()
+    if arguments.long:
+        print_long(*([int(number) for number in text.split(",")] for text in (arguments.tokens, arguments.widths)))
+        return
     device = arguments.device
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device must be cpu on this machine, got cuda")
@@ -158,6 +204,17 @@ def main() -> None:
             seconds = (1 if arguments.quick else 8) * (1 if num_tokens < 1000 else 2)
             results.append(measure(num_tokens, width, k, batch, device, seconds))
             print("  ".join(f"{name} {value:g}" for name, value in results[-1].items()), flush=True)
+    print(json.dumps(results))
+
+
+def print_long(lengths: list[int], widths: list[int]) -> None:
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"cpu: {threads} threads, torch {torch.__version__}, load {load:.1f}; one image")
+    results = []
+    for shape in itertools.product(lengths, widths, LONG_RETENTIONS):
+        results += measure_long(*shape)
+        for result in results[-len(OTHERS) - 1 :]:
+            print("  ".join(f"{name} {value}" for name, value in result.items()), flush=True)
     print(json.dumps(results))
 
 

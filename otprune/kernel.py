@@ -23,7 +23,16 @@ logger = logging.getLogger(__name__)
 Settings = ParamSpec("Settings")
 
 GAMMA_SCALES = ("released", "paper", "trace")
+WHOLE_KERNEL = 4096  # up to this number of tokens, selectors may form N x N matrices: 64 MiB in float32
 WHOLE_GRAM = 256  # up to this number of tokens, computing a Gram matrix in blocks costs more calls than it saves work
+
+
+def forms_kernel(num_tokens: int) -> bool:
+    """Whether selectors may form N x N matrices of an image. Longer images get rows of the kernel as they are picked.
+
+    Only the number of tokens decides, so the choice of one image depends on neither its batch nor its budget.
+    """
+    return num_tokens <= WHOLE_KERNEL
 
 
 def compute_dtype(features: Tensor) -> torch.dtype:
@@ -62,6 +71,11 @@ def mean_diagonal(gram_BNN: Tensor) -> Tensor:
     return torch.from_numpy(np.einsum("bnn->b", gram_BNN.numpy()) / gram_BNN.shape[-1])
 
 
+def mean_square_length(tokens_BND: Tensor) -> Tensor:
+    """The mean squared length [B] of each image's tokens, from the tokens."""
+    return torch.linalg.vector_norm(tokens_BND, dim=(1, 2)).square() / tokens_BND.shape[1]
+
+
 def token_gram(features_BND: Tensor, *, centered: bool = False) -> Tensor:
     """G = V V^T [B, N, N], with V from `unit_columns`, in float32 (float64 for float64).
 
@@ -96,6 +110,24 @@ def gram(rows_BNR: Tensor) -> Tensor:
             torch.mm(rows_NR[start:stop], rows_NR[start:].T, out=gram_NN[start:stop, start:])
             mirrored[stop:, start:stop] = mirrored[start:stop, stop:].T
     return gram_BNN
+
+
+def product_diagonal(factor_BNR: Tensor, middle_BRR: Tensor) -> Tensor:
+    """The diagonal [B, N] of F M F^T, for a symmetric M [B, R, R]. O(N R) memory.
+
+    M is read in panels of columns, each from its diagonal block down. What lies below the block counts twice, so that
+    a wide factor takes 9/16 of the multiplications of F M.
+    """
+    R = factor_BNR.shape[-1]
+    diagonal_BN = factor_BNR.new_zeros(factor_BNR.shape[:2])
+    size = max(256, -(-R // 8))
+    for start in range(0, R, size):
+        stop = start + size
+        panel_BRP = middle_BRR[:, start:, start:stop].clone()
+        panel_BRP[:, size:] *= 2
+        product_BNP = factor_BNR[:, :, start:] @ panel_BRP
+        diagonal_BN += product_BNP.mul_(factor_BNR[:, :, start:stop]).sum(dim=-1)
+    return diagonal_BN
 
 
 def fused(values: Tensor) -> ModuleType | None:

@@ -21,14 +21,15 @@ from torch import Tensor
 
 from otprune.choice import choose_tokens
 from otprune.greedy import greedy_logdet
-from otprune.kernel import compute_dtype
+from otprune.kernel import compute_dtype, forms_kernel
 from otprune.methods.base import Reducer
 from otprune.methods.reduction import Reduced, Seen, keep_rows
 from otprune.methods.settings import Setting
 
 
 def cdpruner(features: Tensor, k: int, relevance: Tensor, *, theta: float | None = None) -> Tensor:
-    """Token indices int64 [B, k] in the order picked. O(N k (D + k)) time, O(N (D + k)) memory an image, on a CPU.
+    """Token indices int64 [B, k] in the order picked. O(N k (D + k)) time, O(N (D + k)) memory an image, on a CPU and
+    for long images (`kernel.forms_kernel`).
 
     `functools.partial(cdpruner, relevance=scores)` is a method for `select_tokens`.
 
@@ -72,12 +73,13 @@ def _reduce(seen: Seen, k: int, *, theta: float | None, **of_relevance: Any) -> 
 
 
 def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
-    """Multiply-adds: N^2 D for the kernel, or N D (k + 1) on a CPU; N D to compare the tokens with a prompt; and
-    N k (k - 1) / 2 for the earlier Cholesky columns times the row of each pick.
+    """Multiply-adds: N^2 D for the kernel, or N D (k + 1) on a CPU and for long images; N D to compare the tokens with
+    a prompt; and N k (k - 1) / 2 for the earlier Cholesky columns times the row of each pick.
 
     Not counted: CLIP's text tower, which runs once for each different prompt, and its projection of the patches.
     """
-    kernel = num_tokens * width * (kept + 1 if on_cpu else num_tokens)
+    by_rows = on_cpu or not forms_kernel(num_tokens)
+    kernel = num_tokens * width * (kept + 1 if by_rows else num_tokens)
     return kernel + num_tokens * width + num_tokens * kept * (kept - 1) // 2
 
 

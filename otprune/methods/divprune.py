@@ -11,8 +11,11 @@ Departures:
 import torch
 from torch import Tensor
 
-from otprune.kernel import compute_dtype, gram, image_by_image_on_cpu
+from otprune.greedy import greedy_max_min
+from otprune.kernel import compute_dtype, forms_kernel, gram, image_by_image_on_cpu
 from otprune.methods.base import Selector
+
+BLOCK = 512  # rows of cosines that the search for the first pick holds at once
 
 
 @image_by_image_on_cpu
@@ -20,9 +23,12 @@ def divprune(features_BND: Tensor, k: int) -> Tensor:
     """Token indices int64 [B, k] in the order picked.
 
     The first pick is the token farthest from its nearest neighbour; every later one is farthest from the picked tokens.
-    d_ij = 1 - cos(v_i, v_j). O(N^2 D + N k) time, O(N D + N^2) memory an image. Ties go to the lowest index.
+    d_ij = 1 - cos(v_i, v_j). O(N^2 D + N k) time, O(N D + N^2) memory an image; for long images (`kernel.forms_kernel`)
+    O(N (N + k) D) time and O(N D) memory. Ties go to the lowest index.
     """
     tokens_BND = torch.nn.functional.normalize(features_BND.to(compute_dtype(features_BND)), dim=-1)
+    if not forms_kernel(tokens_BND.shape[1]):
+        return greedy_max_min(tokens_BND, _nearest_distance(tokens_BND), k)
     distance_BNN = 1 - gram(tokens_BND)
     distance_BNN.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
     picks_BK = torch.empty(features_BND.shape[0], k, dtype=torch.int64, device=features_BND.device)
@@ -39,8 +45,24 @@ def divprune(features_BND: Tensor, k: int) -> Tensor:
     return picks_BK
 
 
-METHOD = Selector(
-    name="divprune",
-    choose=divprune,
-    cost=lambda num_tokens, width, kept, on_cpu: num_tokens**2 * width,  # the Gram matrix
-)
+def _nearest_distance(tokens_BND: Tensor) -> Tensor:
+    """The distance [B, N] of each token to its nearest neighbour, from blocks of the cosines' upper triangle."""
+    B, N, _ = tokens_BND.shape
+    cosine_BN = tokens_BND.new_full((B, N), -torch.inf)
+    for start in range(0, N, BLOCK):
+        stop = start + BLOCK
+        block_BMN = tokens_BND[:, start:stop] @ tokens_BND[:, start:].mT
+        block_BMN.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)  # no token is its own neighbour
+        cosine_BN[:, start:stop] = torch.maximum(cosine_BN[:, start:stop], block_BMN.amax(dim=-1))
+        cosine_BN[:, start:] = torch.maximum(cosine_BN[:, start:], block_BMN.amax(dim=-2))
+    return 1 - cosine_BN
+
+
+def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
+    """Multiply-adds: N^2 D for the Gram matrix; long images, which compute it twice, add N D for each pick but the
+    last."""
+    num_rows = 0 if forms_kernel(num_tokens) else kept - 1
+    return num_tokens * width * (num_tokens + num_rows)
+
+
+METHOD = Selector(name="divprune", choose=divprune, cost=_cost)

@@ -19,7 +19,16 @@ from functools import partial
 from torch import Tensor
 
 from otprune.greedy import greedy_logdet
-from otprune.kernel import image_by_image_on_cpu, mean_diagonal, squared_kernel_ridge, token_gram
+from otprune.kernel import (
+    forms_kernel,
+    gram,
+    image_by_image_on_cpu,
+    mean_diagonal,
+    mean_square_length,
+    squared_kernel_ridge,
+    token_gram,
+    unit_columns,
+)
 from otprune.methods.base import Selector, Shared
 
 DEFAULT_GAMMA = {"released": 0.01, "paper": 0.01, "trace": 0.5}
@@ -34,7 +43,11 @@ def otprune(
     gamma_scale: str = "released",
     centered: bool = False,
 ) -> Tensor:
-    """Token indices int64 [B, k] in the order picked. O(N^2 (D + k)) time, O(N D + N^2 + N k) memory an image.
+    """Token indices int64 [B, k] in the order picked.
+
+    O(N^2 (D + k)) time and O(N D + N^2 + N k) memory an image where `kernel.forms_kernel` allows N x N matrices. Longer
+    images never form G: G G^T = V M V^T with M = V^T V [D, D], so that they take O(N (D^2 + D k + k^2)) time and
+    O(N (D + k) + D^2) memory.
 
     Args:
         features_BND: projected visual tokens, any floating type.
@@ -44,15 +57,24 @@ def otprune(
         centered: first remove the mean of each column over the image.
     """
     gamma = DEFAULT_GAMMA[gamma_scale] if gamma is None else gamma
-    gram_BNN = token_gram(features_BND, centered=centered)
-    ridge_B = squared_kernel_ridge(gamma, gamma_scale, mean_diagonal(gram_BNN), gram_BNN.shape[-1], k)
-    return greedy_logdet(gram_BNN, ridge_B, k, symmetric=True)
+    N = features_BND.shape[1]
+    if forms_kernel(N):
+        gram_BNN = token_gram(features_BND, centered=centered)
+        ridge_B = squared_kernel_ridge(gamma, gamma_scale, mean_diagonal(gram_BNN), N, k)
+        return greedy_logdet(gram_BNN, ridge_B, k, symmetric=True)
+    tokens_BND = unit_columns(features_BND, centered=centered)
+    ridge_B = squared_kernel_ridge(gamma, gamma_scale, mean_square_length(tokens_BND), N, k)
+    return greedy_logdet(tokens_BND, ridge_B, k, middle_BRR=gram(tokens_BND.mT))
 
 
 def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
     """Multiply-adds: N^2 D for the Gram matrix; N^3 for the kernel, or N^2 (k + 1) on a CPU, which computes only k rows
-    and the diagonal; and N k (k - 1) / 2 for the earlier Cholesky columns times the row of each pick."""
-    return num_tokens**2 * (width + (kept + 1 if on_cpu else num_tokens)) + num_tokens * kept * (kept - 1) // 2
+    and the diagonal; and N k (k - 1) / 2 for the earlier Cholesky columns times the row of each pick. Without a Gram
+    matrix, N D^2 for M, N D^2 for the diagonal and (N D + D^2) k for the rows take the place of the first two."""
+    explained = num_tokens * kept * (kept - 1) // 2
+    if forms_kernel(num_tokens):
+        return num_tokens**2 * (width + (kept + 1 if on_cpu else num_tokens)) + explained
+    return 2 * num_tokens * width**2 + (num_tokens + width) * width * kept + explained
 
 
 _GAMMA = frozenset[Shared](("gamma", "gamma_scale"))

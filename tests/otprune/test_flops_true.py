@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from transformers.models.llava.configuration_llava import LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from otprune import methods
+from otprune import kernel, methods
 from otprune.budget import make_policy
 from otprune.flops import (
     decode_flops,
@@ -151,6 +151,17 @@ def test_selectors_on_an_accelerator_cost_what_they_multiply(select, centered):
     total = counted(lambda: select(features, keep, **options))
     name = select.__name__ + "_centered" * options.get("centered", False)
     assert 2 * selector_flops(name, num_tokens, width, keep) == total + 2 * unseen
+
+
+@pytest.mark.parametrize("select", [otprune, logdet_linear, divprune])
+def test_selectors_of_long_images_cost_what_they_multiply(select, monkeypatch):
+    """The counter misses what is multiplied element by element: the second pick's Cholesky column, as above, and the
+    diagonal of the linear kernel."""
+    monkeypatch.setattr(kernel, "WHOLE_KERNEL", 0)
+    num_tokens, width, keep = 40, 24, 7
+    unseen = {otprune: num_tokens, logdet_linear: num_tokens + num_tokens * width, divprune: 0}
+    total = counted(lambda: select(torch.empty(2, num_tokens, width, device="meta"), keep))
+    assert 2 * selector_flops(select.__name__, num_tokens, width, keep) == total + 2 * unseen[select]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "cdpruner", "m3", "prumerge", "prumerge_plus"])
