@@ -66,7 +66,7 @@ def projector_flops(model: ModelShape, *, crops: int = 1, num_tokens: int | None
     """Multiply-adds of LLaVA's two-layer MLP on `num_tokens`; None is every patch of `crops` square images."""
     width = model.language.hidden
     num_tokens = crops * model.vision.num_patches if num_tokens is None else num_tokens
-    return num_tokens * (model.vision.hidden + width) * width
+    return num_tokens * (model.vision.width + width) * width
 
 
 def selector_prefill(shape: LanguageShape, num_text: int, num_visual: int, retention: float) -> int:

@@ -13,8 +13,6 @@ from otprune.families.geometry import Color, Geometry
 from otprune.shapes import VisionShape
 
 if TYPE_CHECKING:  # these import torch
-    from otprune.methods import Method
-    from otprune.models.checkpoint import Checkpoint
     from otprune.models.encoder import Encoder
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -61,6 +59,8 @@ class Facts:
     """Token id of a picture's placeholder."""
     levels: int = 0
     """DeepStack levels: the language model gets rows of (1 + levels) times its width, one after the other."""
+    class_attention: bool = False
+    """Whether the encoder can compute a class token's attention to the patches that the projector reads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,8 +81,8 @@ class Family:
     """(Checkpoint, dtype=, device=) -> a causal language model of transformers, or what acts like one."""
     image_text: Callable[[str], str] = lambda image_token: image_token
     """(text of the image token) -> what stands for a picture in a prompt without a chat template."""
-    refuses: Callable[["Method", "Checkpoint"], str | None] = lambda method, checkpoint: None
-    """Why a method cannot run in this family; None if it can."""
+    refuses: Callable[..., str | None] = lambda method, checkpoint, settings=None: None
+    """(Method, Checkpoint, the method's settings or None) -> why it cannot run with this checkpoint; None if it can."""
 
 
 def collect(*families: Family) -> dict[str, Family]:

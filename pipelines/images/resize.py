@@ -1,4 +1,4 @@
-"""Resizes an RGB image to a square uint8 array as LLaVA's and CLIP's processors do, without holding the padding.
+"""Resizes an RGB image to a uint8 array as the models' processors do, without holding the padding.
 
 A JPEG may have been decoded at 1/scale of its size. The decoder rounds such a raster up to whole pixels, so the true
 image is a box with fractional edges inside the raster. Every function here resamples that box. Resampling the whole
@@ -36,6 +36,11 @@ class Raster:
     left: float = 0.0  # position of the true image's corner within `pixels`
     top: float = 0.0
 
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of the true image within `pixels`."""
+        return (self.left, self.top, self.left + self.width / self.scale, self.top + self.height / self.scale)
+
 
 def upright(raster: Raster, orientation: int) -> Raster:
     """The raster turned upright by its EXIF `orientation` (1 to 8; any other value means 1)."""
@@ -50,6 +55,14 @@ def upright(raster: Raster, orientation: int) -> Raster:
     return Raster(pixels, width, height, raster.scale, left, top)
 
 
+def resize_stretch(raster: Raster, height: int, width: int) -> np.ndarray:
+    """The image as uint8 [height, width, 3], each side scaled by itself (bicubic).
+
+    At scale 1 the result equals, pixel for pixel, what transformers' processors that work with Pillow compute.
+    """
+    return np.array(raster.pixels.resize((width, height), Image.Resampling.BICUBIC, raster.box))
+
+
 def resize_crop(raster: Raster, size: int) -> np.ndarray:
     """The image as uint8 [size, size, 3] by CLIP's protocol: shortest edge to `size` (bicubic), then the centre.
 
@@ -58,13 +71,7 @@ def resize_crop(raster: Raster, size: int) -> np.ndarray:
     """
     short = min(raster.width, raster.height)
     width, height = (int(size * length / short) for length in (raster.width, raster.height))
-    box = (
-        raster.left,
-        raster.top,
-        raster.left + raster.width / raster.scale,
-        raster.top + raster.height / raster.scale,
-    )
-    resized = raster.pixels.resize((width, height), Image.Resampling.BICUBIC, box)
+    resized = raster.pixels.resize((width, height), Image.Resampling.BICUBIC, raster.box)
     left, top = (width - size) // 2, (height - size) // 2
     return np.array(resized.crop((left, top, left + size, top + size)))
 
