@@ -217,9 +217,11 @@ def _fill(
         else:
             return rendered
     reasons = "; ".join(f"{form}, {reason}" for form, reason in failures.items())
+    wanted = "one image token" if num_images == 1 else f"{num_images} image tokens"
+    told = " and of a system message" if system else ""
     raise ValueError(
-        f"the chat template of {folder} must write {num_images} image tokens and the text of a message"
-        f"{' behind a system message' if system else ''}, got: {reasons}"
+        f"the chat template of {folder} must write {wanted} and the text of a message{told}, got: {reasons}; "
+        "prompt.conversation=plain and vicuna_v1 use no template"
     )
 
 
