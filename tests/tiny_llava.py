@@ -162,7 +162,13 @@ def tiny_llava(
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(KINDS[kind].template)
     if processor:
-        (SiglipImageProcessorPil if siglip else CLIPImageProcessorPil)().save_pretrained(folder)
+        square = {"height": SIDE, "width": SIDE}
+        own = (
+            SiglipImageProcessorPil(size=square)
+            if siglip
+            else CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square)
+        )
+        own.save_pretrained(folder)
     weights = {n: w.contiguous().clone() for n, w in model.state_dict().items() if not (tied and n == "lm_head.weight")}
     if released:
         weights = {released_name(name): weight for name, weight in weights.items()}
