@@ -118,7 +118,7 @@ def encode_prompt(
         text, conversation, folder, tokenizer, num_images, system=system, image_token=token, image_text=image_text
     )
     ids: Any = tokenizer(rendered).input_ids
-    begin = tokenizer.bos_token
+    begin: Any = tokenizer.bos_token
     if begin and rendered.startswith(begin) and ids[:2] == [tokenizer.bos_token_id] * 2:
         ids = ids[1:]  # the template wrote one, and the tokenizer another in front of it
     placeholders = [i for i, token in enumerate(ids) if token == image_token]
@@ -226,9 +226,21 @@ def _fill(
 
 
 def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The checkpoint's chat template: chat_template.jinja, else chat_template.json, else the tokenizer's, else None."""
+    """The checkpoint's chat template: chat_template.jinja, else chat_template.json, else the tokenizer's, else None.
+
+    Of several templates, it is the one named `default`.
+
+    Raises:
+        CheckpointError: if chat_template.json holds none.
+    """
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text()
+    stored: Any = tokenizer.chat_template
     if (file := folder / "chat_template.json").is_file():
-        return json.loads(file.read_text())["chat_template"]
-    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+        try:
+            stored = json.loads(file.read_text())["chat_template"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{file} must be JSON with a chat_template, got {error!r}") from error
+    if isinstance(stored, dict):
+        stored = stored.get("default")
+    return stored if isinstance(stored, str) else None

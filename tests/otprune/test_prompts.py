@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from otprune.models import Prompter, load_decoder, load_prompter, read_checkpoint
+from otprune.models import CheckpointError, Prompter, load_decoder, load_prompter, read_checkpoint
 from otprune.models.prompts import VICUNA_SYSTEM, render_prompt
 from tests.tiny_llava import KINDS, tiny_llava
 
@@ -63,6 +63,13 @@ def test_auto_takes_the_checkpoints_template_wherever_it_stands_and_vicuna_witho
     said = "{{ messages[0]['content'][1]['text'] }}"
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": f"J <image> {said}"}))
     assert render() == "J <image> Hi"
+    (tmp_path / "chat_template.json").write_text(
+        json.dumps({"chat_template": {"tool_use": "no", "default": f"D <image> {said}"}})
+    )
+    assert render() == "D <image> Hi"
+    (tmp_path / "chat_template.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.json must be JSON with a chat_template, got KeyError"):
+        render()
     (tmp_path / "chat_template.jinja").write_text(f"X <image> {said}{{% if add_generation_prompt %}} A:{{% endif %}}")
     assert render() == "X <image> Hi A:"
 
