@@ -129,7 +129,7 @@ def true_flops(
     shape, method = model.language, get_method(method)
     rows = method.visual_rows(num_visual, shape.layers, **settings)
     early = method.before_projector  # the projector then reads only the tokens that are kept
-    width = model.vision.width if early else shape.hidden
+    width = model.vision.hidden if early else shape.hidden
     sizes = Sizes(shape=shape, width=width, num_text=num_text, num_visual=num_visual, rows=rows)
     return TrueFlops(
         vision=vision_flops(model.vision, crops=crops),
