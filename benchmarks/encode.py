@@ -24,7 +24,7 @@ import torch
 from benchmarks.generate import synchronize, timing_parser
 from benchmarks.random_model import make_checkpoint
 from otprune import num_kept, select_tokens
-from otprune.models import load_encoder
+from otprune.models import llava_encoder, read_checkpoint
 from pipelines.stages.batches import run_batched
 from pipelines.stages.upload import CudaCopy, Uploader
 
@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shape = {"vision_width": options.vision_width, "vision_layers": options.vision_layers, "width": options.width}
         make_checkpoint(Path(folder), **shape, layers=1, dtype=dtype)
-        encoder = load_encoder(Path(folder), dtype=dtype, device=options.device)
+        encoder = llava_encoder.load(read_checkpoint(folder), dtype=dtype, device=options.device)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (options.batch, 336, 336, 3), dtype=torch.uint8, generator=generator)
     k = num_kept(options.retention, encoder.num_tokens)
@@ -87,10 +87,13 @@ def time_uploads(
         for name, times in seconds.items():
             synchronize(options.device)
             start = time.perf_counter()
-            with Uploader(unit, copy) as upload:
+            with Uploader(list(unit.flatten(1)), copy) as upload:
                 ahead = upload.ahead if name.endswith("ahead") else lambda indices: None
                 failed = run_batched(
-                    list(range(len(unit))), options.batch, lambda indices, up=upload: encode(up(indices)), ahead
+                    list(range(len(unit))),
+                    options.batch,
+                    lambda indices, up=upload: encode(torch.stack(up(indices)).view(-1, *unit.shape[1:])),
+                    ahead,
                 )
                 assert not failed, failed
             if run:

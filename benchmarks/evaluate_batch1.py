@@ -17,21 +17,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
 
 from otprune import num_kept, select_tokens
-from otprune.models import load_decoder, load_encoder
+from otprune.models import llava_encoder, load_decoder
 from pipelines.accuracy.config import EvaluateConfig
 from pipelines.accuracy.evaluate import Evaluation, prepare_evaluation, run_evaluation
 from pipelines.accuracy.read_questions import load_images
 from pipelines.accuracy.scores import read_records
 from pipelines.benchmarks import Benchmark, Row
 from pipelines.config.load import REPOSITORY, load_config
-from pipelines.images.decode import decode_image
 from pipelines.run.stages import decode_settings
 from pipelines.stages.gpu import torch_dtype
 from pipelines.stages.seeds import image_seed
@@ -75,13 +73,13 @@ def answer_one_by_one(evaluation: Evaluation) -> tuple[dict[tuple[str, str], str
     job, config = evaluation.job, evaluation.config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch_dtype(config.model.dtype, device)
-    encoder = load_encoder(job.checkpoint.path, dtype=dtype, device=device)
-    decoder = load_decoder(job.checkpoint.path, dtype=dtype, device=device)
+    encoder = llava_encoder.load(job.checkpoint, dtype=dtype, device=device)
+    decoder = load_decoder(job.checkpoint, dtype=dtype, device=device)
     k = num_kept(config.prune.retention, encoder.num_tokens)
-    settings, prune, answers = asdict(decode_settings(job)), config.prune, {}
+    decode, prune, answers = decode_settings(job), config.prune, {}
     started = time.perf_counter()
     for bench, question in wanted_questions(evaluation):
-        pixels = torch.stack([torch.from_numpy(decode_image(data, **settings)) for data in question["images"]])
+        pixels = torch.stack([torch.from_numpy(decode(data).pixels) for data in question["images"]])
         visual = encoder(pixels)
         if prune.method != "none":
             digest = hashlib.sha256(b"".join(question["images"])).hexdigest()
@@ -93,7 +91,7 @@ def answer_one_by_one(evaluation: Evaluation) -> tuple[dict[tuple[str, str], str
         prompt = decoder.encode_prompt(bench.prompt(question), config.prompt.conversation, len(visual))
         limit = min(bench.max_new_tokens, config.generate.max_new_tokens)
         room = decoder.max_length - sum(map(len, prompt)) - visual.shape[0] * visual.shape[1]
-        [completion] = decoder.generate([visual], [prompt], max_new_tokens=min(limit, room))
+        [completion] = decoder.generate([list(visual)], [prompt], max_new_tokens=min(limit, room))
         answers[bench.name, question["question_id"]] = completion.text
     return answers, time.perf_counter() - started
 

@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.random_model import make_checkpoint
 from otprune import num_kept
-from otprune.models import LlavaDecoder, load_decoder
+from otprune.models import Decoder, load_decoder
 
 
-def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: int, device: str) -> float:
+def time_batch(decoder: Decoder, num_tokens: int, batch: int, new_tokens: int, device: str) -> float:
     """Seconds to caption `batch` images of `num_tokens` visual tokens each, with `new_tokens` in every caption."""
     decoder.end_tokens = []  # no caption ends early, so both settings decode the same number of tokens
     width = decoder.model.config.hidden_size
@@ -34,7 +34,7 @@ def time_batch(decoder: LlavaDecoder, num_tokens: int, batch: int, new_tokens: i
     return time.perf_counter() - start
 
 
-def peak_gib(decoder: LlavaDecoder, count: int, options: argparse.Namespace) -> float:
+def peak_gib(decoder: Decoder, count: int, options: argparse.Namespace) -> float:
     """Peak GPU memory of one batch, in GiB, weights included."""
     torch.cuda.reset_peak_memory_stats()
     time_batch(decoder, count, options.batch, options.new_tokens, options.device)

@@ -32,7 +32,8 @@ from demo.language import caption
 from demo.render import render
 from demo.train_clip import LLAVA, SHIPPED, embed, see_scenes
 from demo.world import COLORS, KINDS, SPLITS, Scene, scene_at
-from otprune.models import LlavaEncoder, load_encoder
+from otprune.models import llava_encoder, read_checkpoint
+from otprune.models.llava_encoder import LlavaEncoder
 from otprune.models.relevance import ClipRelevance, WordRelevance
 
 Relevance = Callable[[Tensor, Tensor, list[str]], Tensor]
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     top1 = retrieval(unit_texts(full_clip, tokenizer, [caption(scene) for scene in scenes]), images)
     exist = answering(unit_texts(full_clip, tokenizer, [ASK.format(*pair) for pair in PAIRS]), images, scenes)
     place = {"dtype": torch.float32, "device": "cpu"}
-    encoder = load_encoder(arguments.model, **place)
+    encoder = llava_encoder.load(read_checkpoint(str(arguments.model)), **place)
     clip, words = ClipRelevance(arguments.clip, **place), WordRelevance(arguments.model, **place)
     aucs = {name: pointing(relevance, encoder, scenes) for name, relevance in (("clip", clip), ("words", words))}
     print(json.dumps({"top1": top1, "exist": exist, **aucs, "scenes": len(scenes)}))

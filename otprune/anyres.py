@@ -41,4 +41,3 @@ def pack_tiles(crops_TND: Tensor, *, grid: tuple[int, int], image_size: tuple[in
     ]
     newlines = newline_D.to(picture_HWD).expand(len(picture_HWD), 1, D)
     return torch.cat([crops_TND[0], torch.cat([picture_HWD, newlines], dim=1).flatten(0, 1)])
-

@@ -4,15 +4,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from otprune.families.geometry import Color, Fit
+from otprune.families.llava import Square
 from pipelines.images.decode import DECODE_REASONS, Reject, decode_image
 from tests.hostile import LIMITS
 
 MEAN = (122, 116, 104)
-SETTINGS = {"size": 56, "aspect": "pad", "background": MEAN, **LIMITS}
 
 
-def decode(data: bytes | None, **settings) -> np.ndarray:
-    return decode_image(data, **{**SETTINGS, **settings})
+def square(size: int = 56, aspect: Fit = "pad", background: Color = MEAN) -> Square:
+    """The geometry of a LLaVA-1.5 whose patches are 14 pixels wide."""
+    return Square(side=size, num_tokens=(size // 14) ** 2, background=background, fit=aspect)
+
+
+def decode(
+    data: bytes | None, *, size: int = 56, aspect: Fit = "pad", background: Color = MEAN, **settings
+) -> np.ndarray:
+    """The pixels of an image as LLaVA-1.5 gets them."""
+    return decode_image(data, geometry=square(size, aspect, background), **{**LIMITS, **settings}).pixels
 
 
 def rejected(data: bytes | None, **settings) -> Reject:

@@ -26,6 +26,7 @@ from pipelines.run.job import Actors, Job, prepare
 from pipelines.run.outcome import Outcome
 from pipelines.run.run import run_job
 from pipelines.run.stages import Stages, make_stages
+from pipelines.stages.ragged import Ragged
 from pipelines.stages.unit_batch import Answer, Question, UnitBatch
 from pipelines.store import Store
 
@@ -125,7 +126,8 @@ def fake_encoder(folder: Path | None = None, seconds: float = 0.0) -> type:
                 time.sleep(seconds)
             for image in unit_batch.images:
                 image.num_visual_tokens = 256
-            unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), 1, 1), np.float32)}
+            rows = [np.zeros((1, 1), np.float32)] * len(unit_batch.images)
+            unit_batch.arrays = {"tokens": Ragged.of(rows, np.empty((0, 1), np.float32))}
             return unit_batch.to_row()
 
     return FakeEncoder

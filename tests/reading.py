@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from otprune.families.llava import Square
 from pipelines.corpus.file import RowGroups
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.output.span import SpanRow, with_row_groups
@@ -17,6 +18,7 @@ from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import make_store
 
 SIDE = 8
+GEOMETRY = Square(side=SIDE, num_tokens=4, background=(0, 0, 0), fit="crop")
 LIMIT = 10_000  # bytes of an image
 BINARY = pa.binary()
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -29,7 +31,16 @@ def png(number: int) -> bytes:
 
 
 def number_of(pixels: np.ndarray) -> int:
-    return int(pixels[0, 0, 0]) + 256 * int(pixels[0, 0, 1])
+    """The number of an image, by its first pixel; `pixels` may be flattened."""
+    red, green = pixels.reshape(-1)[:2].tolist()
+    return red + 256 * green
+
+
+def numbers_of(unit_batch: UnitBatch) -> list[int]:
+    """The numbers of a unit's pictures, each of which must have all the pixels of its frame."""
+    rows = unit_batch.arrays["pixels"].rows()
+    assert {len(row) for row in rows} <= {3 * SIDE * SIDE}
+    return [number_of(row) for row in rows]
 
 
 def corpus_at(path, templates=("look",), **columns) -> Corpus:
@@ -38,9 +49,7 @@ def corpus_at(path, templates=("look",), **columns) -> Corpus:
 
 
 def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0) -> ReadDecode:
-    settings = DecodeSettings(
-        size=SIDE, aspect="crop", background=(0, 0, 0), max_bytes=LIMIT, max_pixels=10**6, min_side=2
-    )
+    settings = DecodeSettings(geometry=GEOMETRY, max_bytes=LIMIT, max_pixels=10**6, min_side=2)
     return ReadDecode(
         store=corpus.store,
         format=corpus.format,

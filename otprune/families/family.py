@@ -53,6 +53,8 @@ class Facts:
     """What a family reads from a checkpoint's configuration."""
 
     geometry: Geometry
+    options: Options
+    """The options with the checkpoint's own values in place of `auto` and None."""
     vision: VisionShape
     """The tower, up to the layer that the model reads."""
     image_token: int
@@ -79,6 +81,8 @@ class Family:
     """(Checkpoint, dtype=, device=, attention=) -> vision tower and projector."""
     load_language_model: Callable[..., Any]
     """(Checkpoint, dtype=, device=) -> a causal language model of transformers, or what acts like one."""
+    retention: float = 0.098
+    """The share of visual tokens to keep where the user names none."""
     image_text: Callable[[str], str] = lambda image_token: image_token
     """(text of the image token) -> what stands for a picture in a prompt without a chat template."""
     refuses: Callable[..., str | None] = lambda method, checkpoint, settings=None: None

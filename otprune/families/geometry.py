@@ -96,8 +96,25 @@ class Geometry(Protocol):
         ...
 
     @property
+    def tiled(self) -> bool:
+        """Whether pictures are cut into tiles."""
+        ...
+
+    @property
     def most_visual(self) -> int:
         """Visual tokens of the largest picture."""
+        ...
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the largest frame, uint8."""
+        ...
+
+    def shrunk(self, retention: float) -> "Geometry | None":
+        """The geometry that sends every picture smaller, so that it has about `retention` of its visual tokens.
+
+        None if the model cannot see fewer tokens of a smaller picture.
+        """
         ...
 
     def frame(self, size: Size) -> Frame:

@@ -7,7 +7,7 @@ tower has no class token.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Square:
     background: Color
     fit: Fit = "pad"
     axes: int = 1
+    tiled: bool = False
 
     @property
     def fixed(self) -> int | None:
@@ -41,6 +42,13 @@ class Square:
     @property
     def most_visual(self) -> int:
         return self.num_tokens
+
+    @property
+    def most_bytes(self) -> int:
+        return 3 * self.side**2
+
+    def shrunk(self, retention: float) -> None:
+        return None
 
     def frame(self, size: Size) -> Frame:
         if min(size) * self.side < max(size):  # this check also bounds the memory of resizing
@@ -68,21 +76,23 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     vision = vision_shape(config)
     # The strategy "default" drops the first position, even of a tower without class token.
     dropped = config.vision_feature_select_strategy == "default"
+    fit = own_fit(processor.settings) if options.aspect == "auto" else options.aspect
     geometry = Square(
         side=vision.image_size,
         num_tokens=vision.num_patches + vision.class_tokens - dropped,
         background=processor.color,
-        fit=own_fit(processor.settings) if options.aspect == "auto" else options.aspect,
+        fit=fit,
     )
     return Facts(
         geometry=geometry,
+        options=Options(aspect=fit),
         vision=vision,
         image_token=config.image_token_index,
         class_attention=has_class_attention(config),
     )
 
 
-def own_fit(settings: Mapping[str, Any]) -> Fit:
+def own_fit(settings: Mapping[str, Any]) -> Literal["pad", "stretch"]:
     """How a checkpoint's pictures become squares, by the stored settings of its image processor.
 
     A processor that neither crops nor pads (SigLIP's) stretches: `stretch`. Every other one means `pad`, also without

@@ -36,6 +36,7 @@ class Tiled:
     background: Color
     axes: int = 1
     fixed: int | None = None
+    tiled: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -47,6 +48,13 @@ class Tiled:
         """All patches of the most crops, without newline tokens."""
         most_tiles = max((height * width // self.side**2 for height, width in self.resolutions), default=0)
         return self.num_tokens * (1 + most_tiles)
+
+    @property
+    def most_bytes(self) -> int:
+        return 3 * self.side**2 * self.most_visual // self.num_tokens
+
+    def shrunk(self, retention: float) -> None:
+        return None
 
     def frame(self, size: Size) -> Frame:
         if min(size) * self.side < max(size):
@@ -110,8 +118,10 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
         resolutions=tuple((height, width) for height, width in config.image_grid_pinpoints),
         background=processor.color,
     )
+    aspect = "pad" if options.aspect == "auto" else options.aspect  # has no effect: the picture is cut into tiles
     return Facts(
         geometry=geometry,
+        options=Options(aspect=aspect),
         vision=vision,
         image_token=config.image_token_index,
         class_attention=has_class_attention(config),

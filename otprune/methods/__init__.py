@@ -15,6 +15,7 @@ from otprune.methods.otprune import OTPRUNE, OTPRUNE_CENTERED
 from otprune.methods.positional import FIRST, LAST, RANDOM, UNIFORM
 from otprune.methods.prumerge import PRUMERGE, PRUMERGE_PLUS
 from otprune.methods.pyramiddrop import METHOD as PYRAMIDDROP
+from otprune.methods.resize import METHOD as RESIZE
 from otprune.methods.settings import Setting
 from otprune.methods.vtw import METHOD as VTW
 
@@ -65,6 +66,7 @@ METHODS = collect(
     UNIFORM,
     FIRST,
     LAST,
+    RESIZE,
     CDPRUNER,
     M3,
     PRUMERGE,

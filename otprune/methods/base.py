@@ -89,6 +89,8 @@ class Method:
     """Whether every token goes to the language model, whatever `retention` says."""
     keeps_grid: bool = False
     """Whether the method reduces a square crop to a square, which LLaVA-1.6 can lay out beside its neighbours."""
+    sends_smaller: bool = False
+    """Whether the method sends the model smaller pictures, instead of pruning their tokens."""
     before_projector: bool = False
     """Whether the method works on the projector's input; only the tokens that it leaves are projected."""
 

@@ -4,6 +4,8 @@ The two halves of a model load separately, so that an actor holds only the half 
 and projector) and a decoder (language model and tokenizer).
 """
 
+from pathlib import Path
+
 import torch
 
 from otprune.models.checkpoint import Checkpoint, CheckpointError, read_checkpoint, resolve_checkpoint, weights_digest
@@ -30,14 +32,17 @@ __all__ = [
 ]
 
 
-def load_encoder(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: bool = False) -> Encoder:
+def load_encoder(checkpoint: Checkpoint | Path, *, dtype: torch.dtype, device: str, attention: bool = False) -> Encoder:
     """Loads the vision tower and projector of a checkpoint, without reading the language model.
 
     Args:
+        checkpoint: as read already, or its folder.
         attention: also compute the class token's attention, for the methods that require it.
 
     Raises:
         CheckpointError: if weights are missing.
         ValueError: with `attention`, if the tower has no class token or no layer behind its features.
     """
+    if isinstance(checkpoint, Path):
+        checkpoint = read_checkpoint(str(checkpoint))
     return checkpoint.record.load_encoder(checkpoint, dtype=dtype, device=device, attention=attention)

@@ -36,7 +36,9 @@ class Checkpoint:
     language_type: str  # `model_type` of the language model
     max_length: int  # longest context, in tokens
     vision: VisionShape  # up to the layer that the model reads
-    geometry: Geometry
+    geometry: Geometry  # of the pictures as the tower gets them
+    whole_geometry: Geometry  # the same, unless the method sends smaller pictures
+    options: Options  # with which the geometry was read; the checkpoint's own values in place of `auto` and None
     mean: tuple[float, ...]  # of each channel, for values in [0, 1]
     std: tuple[float, ...]
     image_token: int  # token id of an image's placeholder
@@ -87,6 +89,8 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         max_length=parsed.text_config.max_position_embeddings,
         vision=facts.vision,
         geometry=facts.geometry,
+        whole_geometry=facts.geometry,
+        options=facts.options,
         mean=processor.mean,
         std=processor.std,
         image_token=facts.image_token,

@@ -13,6 +13,7 @@ Departures:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,22 +22,28 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from otprune.families import Span
+from otprune.families.geometry import Span, line_span
 from otprune.layerwise import Policy, generate_layerwise
-from otprune.models.checkpoint import Checkpoint
+from otprune.models.checkpoint import Checkpoint, read_checkpoint
 from otprune.models.decoding import decode, draw, uniform_draws
 from otprune.models.prompts import Completion, Prompt, Prompter
 
 Visual = tuple[Tensor, Span]
 """What a prompt gets for one picture: the rows [K, R] of its visual tokens, and its span."""
 
+Pictures = Tensor | Sequence[Tensor] | Sequence[Visual]
+"""The pictures of one prompt. Rows without a span take one position each, one after the other; so does a lone tensor,
+which is the one picture of its prompt."""
 
-def load_decoder(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str) -> "Decoder":
-    """Loads the language model and tokenizer of a checkpoint, without reading the vision tower.
+
+def load_decoder(checkpoint: Checkpoint | Path, *, dtype: torch.dtype, device: str) -> "Decoder":
+    """Loads the language model and tokenizer of a checkpoint (as read already, or its folder), not the vision tower.
 
     Raises:
         CheckpointError: if weights are missing.
     """
+    if isinstance(checkpoint, Path):
+        checkpoint = read_checkpoint(str(checkpoint))
     model = checkpoint.record.load_language_model(checkpoint, dtype=dtype, device=device)
     if model.device.type == "cuda":
         # On sm_90 torch prefers cuDNN's attention, which builds a plan for every new key length, and so for every
@@ -66,7 +73,7 @@ class Decoder(Prompter):
     @torch.inference_mode()
     def generate(
         self,
-        visual: Sequence[Sequence[Visual]],
+        visual: Sequence[Pictures],
         prompts: list[Prompt],
         *,
         max_new_tokens: int,
@@ -80,7 +87,7 @@ class Decoder(Prompter):
         The prompts are left-padded to one length and decoded together.
 
         Args:
-            visual: of each prompt, the kept tokens and the span of each of its images.
+            visual: the pictures of each prompt.
             prompts: token ids around the images, from `encode_prompt`.
             temperature: 0 decodes greedily; above 0, nucleus sampling of mass `top_p` with one of `seeds` a prompt.
             policy: deletes image tokens inside the model; every prompt must then hold one image.
@@ -146,17 +153,19 @@ class Decoder(Prompter):
             choose=choose,
         )
 
-    def place(self, pictures: Sequence[Visual], prompt: Prompt) -> Placed:
+    def place(self, pictures: Pictures, prompt: Prompt) -> Placed:
         """The rows of a prompt with their positions: its embedded text, and the span of each picture at its place.
 
         Text counts on from where it stands, on every axis. A picture's positions count from where its span begins, and
         its extent says where the text behind it goes on.
         """
-        device = self.model.device
+        device, visual = self.model.device, self._with_spans(pictures)
+        if len(visual) != len(prompt) - 1:
+            raise ValueError(f"the prompt must get {len(prompt) - 1} images, got {len(visual)}")
         ids, positions, at = [], [], 0
         for i, text in enumerate(prompt):
             if i:
-                span = pictures[i - 1][1]
+                span = visual[i - 1][1]
                 ids.append(span.tokens)
                 positions.append(span.positions + at)
                 at += span.extent
@@ -166,11 +175,26 @@ class Decoder(Prompter):
         tokens = torch.from_numpy(np.concatenate(ids)).to(device)
         is_visual = tokens == self.image_token
         rows = self.model.get_input_embeddings()(tokens)
-        kept = torch.cat([tokens.to(rows) for tokens, _ in pictures])
+        kept = torch.cat([tokens.to(rows) for tokens, _ in visual]) if visual else rows[:0]
         width = rows.shape[1]
         rows[is_visual] = kept[:, :width]
         deep = kept[:, width:].split(width, dim=1) if kept.shape[1] > width else ()
         return Placed(rows, torch.from_numpy(np.concatenate(positions, axis=1)).to(device), is_visual, deep)
+
+    def _with_spans(self, pictures: Pictures) -> list[Visual]:
+        if isinstance(pictures, Tensor):
+            pictures = [pictures]
+        visual = []
+        for picture in pictures:
+            if isinstance(picture, Tensor):
+                if self.axes != 1:
+                    raise ValueError(
+                        f"visual tokens must come with spans in a model with {self.axes} axes of positions"
+                    )
+                visual.append((picture, line_span(np.full(len(picture), self.image_token))))
+            else:
+                visual.append(picture)
+        return visual
 
 
 def deep_stack(placed: Sequence[Placed]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from otprune.models.checkpoint import Checkpoint, CheckpointError
+from otprune.models.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 
 CONVERSATIONS = ("auto", "vicuna_v1", "plain")
 VICUNA_SYSTEM = (
@@ -30,12 +30,14 @@ class Completion:
     finish_reason: str
 
 
-def load_prompter(checkpoint: Checkpoint) -> "Prompter":
-    """Loads the tokenizer and end tokens of a checkpoint, without reading weights.
+def load_prompter(checkpoint: Checkpoint | Path) -> "Prompter":
+    """Loads the tokenizer and end tokens of a checkpoint (as read already, or its folder), without reading weights.
 
     Raises:
         CheckpointError: if the checkpoint names no end token.
     """
+    if isinstance(checkpoint, Path):
+        checkpoint = read_checkpoint(str(checkpoint))
     try:
         end: Any = GenerationConfig.from_pretrained(checkpoint.path).eos_token_id
     except OSError:  # no generation_config.json

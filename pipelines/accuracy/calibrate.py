@@ -10,16 +10,16 @@ prefill costs no less than a selector's, as `run/pruning.py` counts the cost.
 
 import logging
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from otprune.families import Size
 from otprune.methods import METHODS, InModel, Sample
-from otprune.models import Checkpoint, load_decoder, load_encoder
-from otprune.models.llava import image_span
+from otprune.models import Checkpoint, Kept, load_decoder, load_encoder
+from otprune.models.decoder import image_span
 from pipelines.accuracy.config import CalibrateConfig
 from pipelines.errors import UserError
 from pipelines.output.plan import make_plan
@@ -47,42 +47,48 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         raise UserError(
             f"prune.method must be {' or '.join(calibrating)}, the methods that calibrate, got {config.prune.method}"
         )
-    checkpoint = check_model(config, writes=False)
+    config, checkpoint = check_model(config, writes=False)
     pictures = _pictures(config, checkpoint)
-    sample = read_sample(checkpoint.path, pictures, dtype=config.model.dtype, style=config.prompt.conversation)
+    sample = read_sample(checkpoint, pictures, dtype=config.model.dtype, style=config.prompt.conversation)
     if not sample.embeds:
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
     settings = method.calibrate(
         sample,
-        retention=config.prune.retention,
+        retention=config.prune.share,
         threshold=config.calibrate.threshold,
         first_layer=config.calibrate.first_layer,
     )
     return {"method": method.name, "model": checkpoint.digest, "samples": len(sample.embeds), **settings}
 
 
-def read_sample(model: Path, pictures: Iterable[tuple[np.ndarray, str]], *, dtype: str, style: str) -> Sample:
+def read_sample(
+    checkpoint: Checkpoint, pictures: Iterable[tuple[np.ndarray, Size, str]], *, dtype: str, style: str
+) -> Sample:
     """The prompts of `pictures` as the language model reads them: input embeddings and the span of the image in each.
 
-    A picture is a decoded image with one prompt. The vision tower runs on a GPU if this process sees one.
+    A picture is the frame of a decoded image, its size, and one prompt. The vision tower runs on a GPU if this process sees one.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = load_encoder(model, dtype=torch_dtype(dtype, device), device=device)
-    decoder = load_decoder(model, dtype=torch_dtype(dtype, device), device=device)
+    encoder = load_encoder(checkpoint, dtype=torch_dtype(dtype, device), device=device)
+    decoder = load_decoder(checkpoint, dtype=torch_dtype(dtype, device), device=device)
     embeds, spans = [], []
     pictures = list(pictures)
     for start in range(0, len(pictures), BATCH):
-        pixels, texts = zip(*pictures[start : start + BATCH], strict=True)
-        for tokens, text in zip(encoder(as_tensor(np.stack(pixels))), texts, strict=True):
+        frames, sizes, texts = zip(*pictures[start : start + BATCH], strict=True)
+        seen = encoder.regions([as_tensor(frame) for frame in frames], sizes, "grid")
+        for regions, size, text in zip(seen, sizes, texts, strict=True):
+            every = [Kept(r.features, torch.arange(len(r.features)), len(r.features)) for r in regions]
+            kept = encoder.join(size, every, "grid")
+            span = checkpoint.geometry.span(size, kept.source.numpy(), checkpoint.image_token)
             prompt = decoder.encode_prompt(text, style)
-            embeds.append(decoder.embed(tokens, prompt))
+            embeds.append(decoder.place([(kept.tokens, span)], prompt).rows)
             spans.append(image_span(prompt, len(embeds[-1])))
     logger.info("calibrating on %d images", len(embeds))
     return Sample(decoder.model, embeds, spans)
 
 
-def _pictures(config: CalibrateConfig, checkpoint: Checkpoint) -> Iterator[tuple[np.ndarray, str]]:
-    """Decoded pictures with their first prompts, in the order of the corpus."""
+def _pictures(config: CalibrateConfig, checkpoint: Checkpoint) -> Iterator[tuple[np.ndarray, Size, str]]:
+    """Decoded pictures with their sizes and first prompts, in the order of the corpus."""
     corpus = find_input(config)
     # An empty output makes the plan hold every image, whatever an earlier run committed to output.path.
     with TemporaryDirectory() as empty_folder:
@@ -96,5 +102,7 @@ def _pictures(config: CalibrateConfig, checkpoint: Checkpoint) -> Iterator[tuple
             unit_batch = UnitBatch.from_row(row)
             if unit_batch.error is not None:
                 raise UserError(f"input.path must be readable: {unit_batch.error}")
+            pixels = unit_batch.arrays["pixels"].rows()
             for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
-                yield unit_batch.arrays["pixels"][rows.start], image.prompts[0]
+                frame = pixels[rows.start].reshape(checkpoint.geometry.frame(image.sizes[0]).shape)
+                yield frame, image.sizes[0], image.prompts[0]

@@ -7,7 +7,6 @@ points.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from otprune import num_kept, select_tokens
 from otprune.distance import gaussian_w2, trace_objective
 from otprune.methods import Selector, get_method
-from otprune.models import load_encoder
+from otprune.models import Checkpoint, load_encoder
 from pipelines.accuracy.evaluate import make_question_reader
 from pipelines.accuracy.find_questions import Questions, first_spans
 from pipelines.accuracy.read_questions import ReadQuestions
@@ -37,12 +36,12 @@ IMAGES_AT_A_TIME = 16
 def without_distance(measured: Sequence[Measured], num_images: int) -> list[Measured]:
     """The points whose distances must be measured; fills in the distances that an earlier run stored in their outputs.
 
-    Points of methods without a distance, and all points of models that cut images into tiles, are never measured.
+    Points of methods without a distance, and all points of models whose images differ in tokens, are never measured.
     """
     missing = []
     for point in measured:
         is_selector = isinstance(get_method(point.job.config.prune.method), Selector)
-        if num_images == 0 or not is_selector or point.job.checkpoint.has_tiles:
+        if num_images == 0 or not is_selector or point.job.checkpoint.geometry.fixed is None:
             continue
         stored = json.loads(point.job.output.read(FILE)) if point.job.output.exists(FILE) else {}
         if stored.items() >= _definition(num_images).items():
@@ -63,7 +62,7 @@ def measure_distances(config: Config, questions: Questions, points: Sequence[Mea
     settings = [
         {
             "method": point.job.config.prune.method,
-            "retention": point.job.config.prune.retention,
+            "retention": point.job.config.prune.share,
             "gamma": point.job.config.prune.gamma,
             "gamma_scale": point.job.config.prune.gamma_scale,
             "seed": point.job.config.prune.seed,
@@ -72,7 +71,7 @@ def measure_distances(config: Config, questions: Questions, points: Sequence[Mea
         for point in points
     ]
     device = "cuda" if actor_gpus(config, job.checkpoint)[0] else "cpu"
-    arguments = first_spans(questions, num_images), str(job.checkpoint.path), config.model.dtype, device, settings
+    arguments = first_spans(questions, num_images), job.checkpoint, config.model.dtype, device, settings
     means = call_on_cluster(config, job.checkpoint, distances, read, *arguments)
     for point, values in zip(points, means, strict=True):
         point.distance.update(values)
@@ -85,14 +84,19 @@ def _definition(num_images: int) -> dict[str, Any]:
 
 
 def distances(
-    read: ReadQuestions, spans: list[SpanRow], model_path: str, dtype: str, device: str, settings: list[dict[str, Any]]
+    read: ReadQuestions,
+    spans: list[SpanRow],
+    checkpoint: Checkpoint,
+    dtype: str,
+    device: str,
+    settings: list[dict[str, Any]],
 ) -> list[dict[str, float]]:
     """Means over the images of `spans`, for each entry of `settings` (arguments of `select_tokens`, and a retention).
 
     Raises:
         RuntimeError: if a unit cannot be read.
     """
-    encoder = load_encoder(Path(model_path), dtype=torch_dtype(dtype, device), device=device)
+    encoder = load_encoder(checkpoint, dtype=torch_dtype(dtype, device), device=device)
     sums = torch.zeros(len(settings), 2, dtype=torch.float64)
     count = 0
     for span in spans:
@@ -101,11 +105,14 @@ def distances(
             if unit_batch.error is not None:
                 raise RuntimeError(unit_batch.error)
             hashes = [image.sha256 for image in unit_batch.images for _ in range(image.num_pictures)]
-            pixels = as_tensor(unit_batch.arrays["pixels"])
-            for start in range(0, len(pixels), IMAGES_AT_A_TIME):
-                features = encoder(pixels[start : start + IMAGES_AT_A_TIME])
-                batch = hashes[start : start + IMAGES_AT_A_TIME]
-                sums += torch.stack([_sum_distances(features, batch, **selection) for selection in settings])
+            sizes = [size for image in unit_batch.images for size in image.sizes]
+            pixels = [as_tensor(row) for row in unit_batch.arrays["pixels"].rows()]
+            frames = [row.view(checkpoint.geometry.frame(size).shape) for row, size in zip(pixels, sizes, strict=True)]
+            for start in range(0, len(frames), IMAGES_AT_A_TIME):
+                batch = slice(start, start + IMAGES_AT_A_TIME)
+                regions = encoder.regions(frames[batch], sizes[batch], "joint")
+                features = torch.stack([region.features for (region,) in regions])
+                sums += torch.stack([_sum_distances(features, hashes[batch], **selection) for selection in settings])
                 count += len(features)
     means = (sums / max(1, count)).tolist()
     return [{"trace_objective": trace, "gaussian_w2": w2, "images": count} for trace, w2 in means]

@@ -86,7 +86,7 @@ def prepare_evaluation(
         if config.dotted()[name] != default[name]:
             raise UserError(f"{name} has no meaning here: each benchmark has its own prompts and columns")
     make_tariff(config.cost)
-    checkpoint = check_model(config)
+    config, checkpoint = check_model(config)
     benches = tuple(choose_benchmarks(config.benchmarks))
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
     questions = questions or find_questions(store, benches, config.limit)

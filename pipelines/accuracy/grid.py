@@ -131,7 +131,7 @@ def check_points(config: AccuracyConfig, points: Sequence[Point]) -> Checkpoint:
     configs = [point_config(config, point, recipe={}) for point in points]  # recipes may not be fitted yet
     for of_point in configs:
         check_keys(of_point)
-    checkpoint = check_model(configs[0])
+    _, checkpoint = check_model(configs[0])
     # Resolving a point logs its budget. Every point is resolved again when it is prepared, so nothing is logged here.
     budget_logger = logging.getLogger(resolve_pruning.__module__)
     level = budget_logger.level

@@ -25,8 +25,8 @@ def measure_work(job: Job) -> dict[str, float | None]:
                                          its layers
     tflops_per_image                     multiply-adds / 1e12 to encode one image, select its tokens and answer one
                                          mean question. The selection counts as the algorithm of the device that ran
-                                         it. None for LLaVA-1.6, whose images have different numbers of crops, and if
-                                         no question was answered
+                                         it. None for models whose images differ in tokens, and if no question was
+                                         answered
     budget                               prefill cost / the cost of a prefill with retention x N tokens in every layer,
                                          which a selector pays; a ratio of tokens if multiply-adds are unknown
     images_per_second                    rate of the point's last run, from its first finished unit on
@@ -66,7 +66,7 @@ def encoded_on_cpu(record: dict[str, Any]) -> bool:
 
 def _flops(job: Job, means: dict[str, float], *, select_on_cpu: bool) -> TrueFlops | None:
     method, kept, visual = get_method(job.config.prune.method), means["num_kept_tokens"], means["num_visual_tokens"]
-    if job.checkpoint.has_tiles or not visual:  # numbers of crops differ between images; no question was answered
+    if job.checkpoint.geometry.fixed is None or not visual:  # sizes differ between images; no question was answered
         return None
     settings = method.counting.of_means(kept, visual) if isinstance(method, BeforeModel) else job.pruning
     counts = {"num_text": _num_text(job, means), "num_generated": max(1, round(means["num_generated_tokens"]))}
@@ -81,7 +81,7 @@ def _num_text(job: Job, means: dict[str, float]) -> int:
 
 def _budget(job: Job, means: dict[str, float], flops: TrueFlops | None) -> float:
     """Prefill cost / a selector's at the same retention, in multiply-adds or, if those are unknown, in tokens."""
-    retention, visual = job.config.prune.retention, means["num_visual_tokens"]
+    retention, visual = job.config.prune.share, means["num_visual_tokens"]
     if flops is None:
         return means["num_kept_tokens"] / max(1.0, retention * visual)
     shape = job.checkpoint.language

@@ -12,16 +12,14 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.benchmarks import Benchmark, Row, get_benchmark
 from pipelines.corpus.parquet import row_batches
-from pipelines.images.decode import Reject, decode_image
-from pipelines.images.tiles import Tiles, stack_pictures
+from pipelines.images.decode import Picture, Reject
 from pipelines.output.span import SpanRow
-from pipelines.stages.read import DecodeSettings, fill_units
+from pipelines.stages.read import DecodeSettings, fill_units, flat_pixels
 from pipelines.stages.unit_batch import Image, Question, QuestionSet, Rejected, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
@@ -82,33 +80,34 @@ class ReadQuestions:
         images: dict[str, Image | Rejected] = {}
         # Image id -> its questions. The image holds the same list, so a question appended here reaches the image.
         questions: dict[str, list[Question]] = {}
-        pixels: list[np.ndarray | Tiles] = []
+        pictures: list[Picture] = []
         with unit_batch.timed("decode"):
             for number, batch in unit_rows:
                 for bench, content in self._questions_about(source, number, batch):
                     key = content["image_id"]
                     if key not in images:
                         questions[key] = []
-                        images[key] = self._decode(content, source, number, questions[key], pixels)
+                        images[key] = self._decode(content, source, number, questions[key], pictures)
                     questions[key].append(self._question(bench, content, source, number))
-            unit_batch.arrays = stack_pictures(pixels, self.decode.size)
+            unit_batch.arrays = {"pixels": flat_pixels(pictures)}
         unit_batch.images = [image for image in images.values() if isinstance(image, Image)]
         unit_batch.rejected = [image for image in images.values() if isinstance(image, Rejected)]
         for image in unit_batch.images:
             image.prompts = [question.prompt for question in image.questions]
 
     def _decode(
-        self, content: Row, source: str, number: int, questions: list[Question], pixels: list[np.ndarray | Tiles]
+        self, content: Row, source: str, number: int, questions: list[Question], pictures: list[Picture]
     ) -> Image | Rejected:
-        """Decodes the image (several of MMMU count as one) and appends its pixels; the image takes over `questions`."""
+        """Decodes the image (several of MMMU count as one), adds it to `pictures`, and hands it `questions`."""
         sha256 = hashlib.sha256(b"".join(content["images"])).hexdigest()
         where = {"id": content["image_id"], "source": source, "row": number, "sha256": sha256}
         try:
-            decoded = [decode_image(data, **asdict(self.decode)) for data in content["images"]]
+            decoded = [self.decode(data) for data in content["images"]]
         except Reject as reject:
             return Rejected(**where, reason=reject.reason, detail=clean(reject.detail), questions=questions)
-        pixels += decoded
-        return Image(**where, prompts=[], question_set=QuestionSet(questions, num_pictures=len(decoded)))
+        pictures += decoded
+        sizes = [picture.size for picture in decoded]
+        return Image(**where, prompts=[], sizes=sizes, question_set=QuestionSet(questions, num_pictures=len(sizes)))
 
     def _question(self, bench: Benchmark, content: Row, source: str, number: int) -> Question:
         """The question in row `number` of a file, without its images, which the unit holds as pixels."""

@@ -51,9 +51,21 @@ class OutputConfig:
 class ModelConfig:
     """the checkpoint that captions"""
 
-    path: str = key("LLaVA-1.5 or LLaVA-1.6 checkpoint in Hugging Face format: a folder or a hub repository", "")
+    path: str = key(
+        "checkpoint in Hugging Face format of a family that README.md lists: a folder or a hub repository", ""
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "number format of weights and activations. auto: bfloat16 on a GPU, float32 on a CPU", "auto"
+    )
+    max_pixels: int | None = key(
+        "models of free picture size: shrink larger images to this many pixels; null: 1280 visual tokens' worth",
+        None,
+        low=1,
+    )
+    min_pixels: int | None = key(
+        "models of free picture size: enlarge smaller images to this many pixels; null: the checkpoint's own",
+        None,
+        low=1,
     )
 
 
@@ -68,6 +80,7 @@ class PromptConfig:
     more: list[str] = key(
         "further prompts for every image. Each gives a caption row of its own; the image is encoded only once", []
     )
+    system: str = key("system message in front of the prompt; empty: the chat format's own, if it has one", "")
     conversation: Literal["auto", "vicuna_v1", "plain"] = key(
         "chat format around the prompt. auto: the checkpoint's own chat template if it has one, else vicuna_v1", "auto"
     )
@@ -81,7 +94,12 @@ class PruneConfig:
         "method that selects, merges or drops visual tokens: otprune, divprune, fastv, ...; none keeps all of them",
         "otprune",
     )
-    retention: float = key("share of the visual tokens to keep", 0.098, above=0, high=1)
+    retention: float | None = key(
+        "share of the visual tokens to keep; null: the family's default, 0.098 for LLaVA (README.md lists them)",
+        None,
+        above=0,
+        high=1,
+    )
     gamma: float | None = key(
         "weight of the kernel in the log-determinant; null: the method's own default", None, above=0
     )
@@ -96,15 +114,22 @@ class PruneConfig:
         "settings that only this method has, e.g. prune.settings.layer=2. README.md lists them", {}
     )
 
+    @property
+    def share(self) -> float:
+        """`retention` of a configuration that has been resolved for its model (`run.job.check_model`)."""
+        assert self.retention is not None, "the configuration has not been resolved for its model"
+        return self.retention
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig:
     """how image bytes become pixels, and which images are quarantined unread"""
 
-    aspect: Literal["pad", "crop"] = key(
-        "how an image becomes a square. pad: add bars in the mean colour, as LLaVA-1.5 does; crop: cut out the centre, "
-        "as CLIP does. LLaVA-1.6 cuts tiles instead",
-        "pad",
+    aspect: Literal["auto", "pad", "crop", "stretch"] = key(
+        "how an image becomes the square of a model with one picture size. pad: add bars in the mean colour, as "
+        "LLaVA-1.5 does; crop: cut out the centre, as CLIP does; stretch: scale each side by itself, as SigLIP does; "
+        "auto: as the checkpoint's processor says",
+        "auto",
     )
     max_bytes: int = key("quarantine images whose encoded file is larger than this", 64 * 2**20, low=1)
     max_pixels: int = key("quarantine images whose header announces more pixels than this", 100_000_000, low=1)

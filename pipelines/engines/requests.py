@@ -1,15 +1,26 @@
 """Turns the prompts of a unit's images into requests, and stores the answers in the images. All engines share this."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
+from otprune.families import Geometry, Span
 from otprune.models import Completion, Prompter
 from otprune.models.prompts import Prompt
+from pipelines.config.keys import PromptConfig
+from pipelines.stages.token_arrays import KeptRows
 from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 
-Shown = list[list[list[Tensor]]]
-"""For each image, for each prompt, one tensor for each picture: its kept tokens [K, D], or its pixels [H, H, 3]."""
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One picture of a prompt, as an engine gets it."""
+
+    content: Tensor | np.ndarray  # its kept tokens [K, R], or its pixels, uint8 [H, W, 3]
+    num_tokens: int  # visual tokens that the language model reads of it
+    span: Span  # what stands for it in the prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +30,18 @@ class Request:
     image: int  # index in the unit
     prompt: int  # index among the image's prompts
     ids: Prompt
-    visual: list[Tensor]  # of each picture the kept tokens [K, D], or its pixels, uint8 [H, H, 3]
-    num_visual: int  # visual tokens of all pictures in the prompt
+    pictures: list[Shown]
     max_new_tokens: int
 
     @property
+    def num_visual(self) -> int:
+        """Visual tokens of all pictures in the prompt."""
+        return sum(picture.num_tokens for picture in self.pictures)
+
+    @property
     def length(self) -> int:
-        """Text and visual tokens of the prompt."""
-        return sum(map(len, self.ids)) + self.num_visual
+        """Tokens of the prompt: text, visual tokens and what separates them."""
+        return sum(map(len, self.ids)) + sum(len(picture.span) for picture in self.pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,34 +49,45 @@ class RequestMaker:
     """Turns the images of units into requests."""
 
     prompter: Prompter
-    conversation: str  # name of the conversation format
+    prompt: PromptConfig
+    geometry: Geometry
     max_new_tokens: int  # limit of a prompt that is not a benchmark's question
     max_length: int  # longest context of the model, prompt and answer
 
     def of_unit(
-        self, unit_batch: UnitBatch, visual: Shown, *, num_tokens: int | None = None, one_picture: str | None = None
+        self,
+        unit_batch: UnitBatch,
+        shown: Sequence[Sequence[Sequence[Shown]]],
+        *,
+        one_picture: str | None = None,
     ) -> tuple[list[Request], set[int]]:
         """Requests for all images, and the indices of the images that it rejected because a prompt does not fit.
 
-        A picture takes as many places in a prompt as it has kept tokens or, where `visual` holds pixels, `num_tokens`
-        places. `one_picture` names a method that accepts only prompts with one picture.
+        `shown` holds, for each image, for each prompt, its pictures. `one_picture` names a method that accepts only
+        prompts with one picture.
         """
         requests: list[Request] = []
         rejected: set[int] = set()
-        for i, (image, pictures) in enumerate(zip(unit_batch.images, visual, strict=True)):
+        for i, (image, pictures) in enumerate(zip(unit_batch.images, shown, strict=True)):
             try:
                 if one_picture and image.num_pictures != 1:
                     raise ValueError(f"{one_picture} takes prompts with one image, got {image.num_pictures}")
-                requests += self.of_image(i, image, pictures, num_tokens)
+                requests += self.of_image(i, image, pictures)
             except ValueError as error:
                 unit_batch.reject(i, "prompt", str(error))
                 rejected.add(i)
         return requests, rejected
 
-    def of_image(
-        self, index: int, image: Image, visual: list[list[Tensor]], num_tokens: int | None = None
-    ) -> list[Request]:
-        """One request for each prompt of the image. `visual` holds the pictures of each prompt.
+    def shown(self, kept: Sequence[Sequence[Sequence[KeptRows]]]) -> list[list[list[Shown]]]:
+        """The pictures of each prompt of each image, from their kept tokens."""
+        return [[[self._shown(picture) for picture in prompt] for prompt in image] for image in kept]
+
+    def _shown(self, rows: KeptRows) -> Shown:
+        span = self.geometry.span(rows.size, rows.kept, self.prompter.image_token)
+        return Shown(rows.tokens, len(rows.kept), span)
+
+    def of_image(self, index: int, image: Image, pictures: Sequence[Sequence[Shown]]) -> list[Request]:
+        """One request for each prompt of the image. `pictures` holds those of each prompt.
 
         A caption must have room for `max_new_tokens`. A benchmark's question needs room for one token: its own limit
         only guards against endless answers, so the limit shrinks to the room that the prompt leaves.
@@ -71,10 +97,9 @@ class RequestMaker:
         """
         requests = []
         for j, text in enumerate(image.prompts):
-            ids = self.prompter.encode_prompt(text, self.conversation, image.num_pictures)
-            num_visual = sum(num_tokens or len(picture) for picture in visual[j])
+            ids = self.prompter.encode_prompt(text, self.prompt.conversation, image.num_pictures)
             limit = image.questions[j].max_new_tokens if image.questions else self.max_new_tokens
-            request = Request(index, j, ids, visual[j], num_visual, limit)
+            request = Request(index, j, ids, list(pictures[j]), limit)
             needed = 1 if image.questions else limit
             room = self.max_length - request.length
             if room < needed:

@@ -8,9 +8,11 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from otprune.budget import layer_rows, make_policy
 from otprune.models import Checkpoint, Completion, load_decoder
-from pipelines.config.keys import GenerateConfig, PruneConfig
+from pipelines.config.keys import GenerateConfig, PromptConfig, PruneConfig
 from pipelines.engines.requests import Request, RequestMaker, as_answer, give_answers
 from pipelines.stages.batches import Suspicion, run_batched
 from pipelines.stages.gpu import Place, exit_if_cuda_is_broken, limit_memory
@@ -27,7 +29,7 @@ class Generator:
         self,
         *,
         checkpoint: Checkpoint,
-        conversation: str,
+        prompt: PromptConfig,
         generate: GenerateConfig,
         prune: PruneConfig,
         settings: dict[str, Any],
@@ -35,9 +37,10 @@ class Generator:
     ):
         """`settings` are the method's, resolved for the checkpoint. Only methods inside the model use them here."""
         limit_memory(place.device, place.gpu_share)
-        self.decoder = load_decoder(checkpoint.path, dtype=place.torch_dtype, device=place.device)
-        self.conversation, self.batch_size, self.seed = conversation, generate.batch_size, generate.seed
-        self.max_new_tokens = generate.max_new_tokens
+        self.decoder = load_decoder(checkpoint, dtype=place.torch_dtype, device=place.device)
+        length = self.decoder.max_length
+        self.requests = RequestMaker(self.decoder, prompt, checkpoint.geometry, generate.max_new_tokens, length)
+        self.batch_size, self.seed = generate.batch_size, generate.seed
         self.sampling: dict[str, Any] = {"temperature": generate.temperature, "top_p": generate.top_p}
         self.method, self.settings = prune.method, settings
         self.suspicion = Suspicion()
@@ -56,9 +59,9 @@ class Generator:
         return unit_batch.to_row()
 
     def _generate(self, unit_batch: UnitBatch) -> None:
-        maker = RequestMaker(self.decoder, self.conversation, self.max_new_tokens, self.decoder.max_length)
         one_picture = None if self.policy is None else self.method
-        requests, rejected = maker.of_unit(unit_batch, unpack(unit_batch), one_picture=one_picture)
+        shown = self.requests.shown(unpack(unit_batch))
+        requests, rejected = self.requests.of_unit(unit_batch, shown, one_picture=one_picture)
         # A batch of similar lengths needs little padding. `groupby` below needs equal limits next to each other.
         requests.sort(key=lambda r: (r.max_new_tokens, r.length))
         answers: dict[tuple[int, int], Answer] = {}
@@ -90,7 +93,7 @@ class Generator:
         """The completions of a batch of requests with equal `max_new_tokens`."""
         images = [unit_batch.images[request.image] for request in batch]
         return self.decoder.generate(
-            [request.visual for request in batch],
+            [[(torch.as_tensor(picture.content), picture.span) for picture in r.pictures] for r in batch],
             [request.ids for request in batch],
             max_new_tokens=batch[0].max_new_tokens,
             seeds=[sampling_seed(i.sha256, r.prompt, self.seed) for i, r in zip(images, batch, strict=True)],

@@ -38,7 +38,7 @@ def arguments(config: Config, checkpoint: "Checkpoint", settings: dict[str, Any]
     """Keyword arguments of `Generator`."""
     return {
         "checkpoint": checkpoint,
-        "conversation": config.prompt.conversation,
+        "prompt": config.prompt,
         "generate": config.generate,
         "prune": config.prune,
         "settings": settings,

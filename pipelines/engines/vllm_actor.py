@@ -15,20 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
+import numpy as np
 import torch
 from PIL import Image as PILImage
 
 from otprune.models import Checkpoint, Completion, load_prompter
-from pipelines.config.keys import EngineConfig, GenerateConfig
-from pipelines.engines.one_size_at_a_time import EqualGate
-from pipelines.engines.requests import Request, RequestMaker, as_answer, give_answers
+from pipelines.config.keys import EngineConfig, GenerateConfig, PromptConfig
+from pipelines.engines.requests import Request, RequestMaker, Shown, as_answer, give_answers
 from pipelines.engines.vllm_client import EngineDiedError, Generated, VllmEngine, engine_arguments
 from pipelines.stages.batches import SYSTEMATIC, Suspicion
 from pipelines.stages.gpu import Place
 from pipelines.stages.seeds import sampling_seed
-from pipelines.stages.thumbnail import thumbnail
-from pipelines.stages.token_arrays import as_tensor, unpack
-from pipelines.stages.unit_batch import Answer, Sample, UnitBatch
+from pipelines.stages.thumbnail import make_sample
+from pipelines.stages.token_arrays import unpack
+from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.text import clean
 
 QUEUED = 1.25  # requests in the engine for each of its slots, so that the next request waits there for a free slot
@@ -61,15 +61,14 @@ class VllmGenerator:
         self,
         *,
         checkpoint: Checkpoint,
-        conversation: str,
+        prompt: PromptConfig,
         generate: GenerateConfig,
         engine: EngineConfig,
         images: bool,
         place: Place,
     ):
         self.images, self.seed, self.timeout_seconds = images, generate.seed, engine.timeout_seconds
-        self.prompter = load_prompter(checkpoint.path)
-        self.num_visual_tokens = checkpoint.num_visual_tokens
+        self.prompter, self.checkpoint = load_prompter(checkpoint), checkpoint
         self.sampling = {
             "temperature": generate.temperature,
             "top_p": generate.top_p,
@@ -77,10 +76,13 @@ class VllmGenerator:
             "ignore_eos": True,  # ignores the tokenizer's end token: the checkpoint's end tokens end an answer
             **engine.sampling,
         }
-        self.engine = self.start_engine(str(checkpoint.path), engine_arguments(engine, images, place))
+        arguments = engine_arguments(engine, checkpoint, images, place)
+        self.engine = self.start_engine(str(checkpoint.path), arguments)
         length = min(self.prompter.max_length, self.engine.max_length)
-        self.requests = RequestMaker(self.prompter, conversation, generate.max_new_tokens, length)
-        self.gate = EqualGate(math.ceil(QUEUED * self.engine.num_slots))
+        geometry = checkpoint.geometry
+        self.requests = RequestMaker(self.prompter, prompt, geometry, generate.max_new_tokens, length)
+        self.places = asyncio.Semaphore(math.ceil(QUEUED * self.engine.num_slots))
+        self.num_inside = 0  # requests in the engine
         self.clock = SharedClock()
         self.suspicion = Suspicion()
         self.last_progress = time.monotonic()  # when a request last came back, or entered an empty engine
@@ -129,44 +131,53 @@ class VllmGenerator:
     def _make_requests(self, unit_batch: UnitBatch) -> tuple[list[Request], set[int]]:
         """The unit's requests, and the indices of the images that are rejected because a prompt does not fit."""
         if not self.images:
-            return self.requests.of_unit(unit_batch, unpack(unit_batch))
-        pixels, pictures = as_tensor(unit_batch.arrays["pixels"]), []
+            return self.requests.of_unit(unit_batch, self.requests.shown(unpack(unit_batch)))
+        geometry, whole = self.checkpoint.geometry, self.checkpoint.whole_geometry
+        pixels, shown = unit_batch.arrays["pixels"].rows(), []
         for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
-            pictures.append([list(pixels[rows.start : rows.stop])] * len(image.prompts))
-            image.num_visual_tokens = self.num_visual_tokens * image.num_pictures
+            frames = [
+                pixels[row].reshape(geometry.frame(size).shape) for row, size in zip(rows, image.sizes, strict=True)
+            ]
+            # vLLM encodes images only for jobs that keep every token of what the tower sees.
+            counts = [geometry.num_visual(size) for size in image.sizes]
+            image.num_visual_tokens = sum(whole.num_visual(size) for size in image.sizes)
             if image.sampled:
-                kept = list(range(self.num_visual_tokens))  # vLLM encodes images only for jobs that do not prune
-                image.sample = Sample(thumbnail(pixels[rows.start]), kept, self.num_visual_tokens)
-        return self.requests.of_unit(unit_batch, pictures, num_tokens=self.num_visual_tokens)
+                image.sample = make_sample(frames[0], image.sizes[0], list(range(counts[0])), geometry)
+            pictures = [
+                Shown(frame, count, geometry.span(size, np.arange(count), self.prompter.image_token))
+                for frame, count, size in zip(frames, counts, image.sizes, strict=True)
+            ]
+            shown.append([pictures] * len(image.prompts))
+        return self.requests.of_unit(unit_batch, shown)
 
     async def _answer(self, unit_batch: UnitBatch, request: Request) -> Answer:
-        sizes = {len(picture) for picture in request.visual}
-        if len(sizes) > 1:
-            raise ValueError(f"vLLM must get equal numbers of tokens of all pictures of a prompt, got {sorted(sizes)}")
-        async with self.gate.admit(sizes.pop()):
-            if self.gate.inside == 1:
+        async with self.places:
+            if not self.num_inside:
                 self.last_progress = time.monotonic()
-            sampling = self.sampling | {"max_tokens": request.max_new_tokens}
-            if sampling["temperature"] > 0:
-                sampling["seed"] = sampling_seed(unit_batch.images[request.image].sha256, request.prompt, self.seed)
-            name = f"{unit_batch.unit.name}:{request.image}:{request.prompt}"
+            self.num_inside += 1
             try:
+                sampling = self.sampling | {"max_tokens": request.max_new_tokens}
+                if sampling["temperature"] > 0:
+                    sampling["seed"] = sampling_seed(unit_batch.images[request.image].sha256, request.prompt, self.seed)
+                name = f"{unit_batch.unit.name}:{request.image}:{request.prompt}"
                 generated = await self.engine.complete(self._prompt(request), sampling, name)
             finally:
+                self.num_inside -= 1
                 self.last_progress = time.monotonic()
         return as_answer(self._completion(request, generated), request.num_visual)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         """vLLM's prompt: the ids with one placeholder for each picture, and the pictures.
 
-        vLLM itself repeats a placeholder for each visual token of the picture.
+        vLLM itself puts the span of a picture in the place of its placeholder.
         """
         before, *after_pictures = request.ids  # the text ids before the first picture, and after each picture
         ids = [*before, *(token for text in after_pictures for token in (self.prompter.image_token, *text))]
         if self.images:
-            pictures = [PILImage.fromarray(pixels.numpy()) for pixels in request.visual]
+            pictures: Any = [PILImage.fromarray(np.asarray(picture.content)) for picture in request.pictures]
         else:
-            pictures = torch.stack(request.visual)  # [P, K, D]
+            spans = [(torch.as_tensor(picture.content), picture.span) for picture in request.pictures]
+            pictures = image_fields(spans)
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
 
     def _completion(self, request: Request, generated: Generated) -> Completion:
@@ -187,7 +198,7 @@ class VllmGenerator:
         """Ends the process if the engine holds requests and has finished none for `timeout_seconds`."""
         while True:
             await asyncio.sleep(self.timeout_seconds / 20)
-            if self.gate.inside and time.monotonic() - self.last_progress > self.timeout_seconds:
+            if self.num_inside and time.monotonic() - self.last_progress > self.timeout_seconds:
                 self.die(f"the engine finished no request for engine.timeout_seconds={self.timeout_seconds:g}")
 
     def die(self, reason: str) -> NoReturn:

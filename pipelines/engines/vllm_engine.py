@@ -101,11 +101,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def takes_images(config: Config, checkpoint: "Checkpoint") -> bool:
-    """Whether vLLM encodes the images: yes for a job that does not prune, unless the checkpoint has tiles."""
-    from otprune.methods import UNPRUNED  # imports torch, which a caller that only reads the records must not load
+    """Whether vLLM encodes the images: yes for a method that keeps every token, unless the checkpoint has tiles."""
+    from otprune.methods import get_method  # imports torch, which a caller that only reads the records must not load
 
-    # Without pruning, an encode stage saves nothing. Tiles are cut in the read stage, and vLLM would cut them again.
-    return config.prune.method == UNPRUNED and not checkpoint.has_tiles
+    # Where every token is kept, an encode stage saves nothing. Tiles are cut in the read stage; vLLM would cut again.
+    method = get_method(config.prune.method)
+    return method.keeps_all and not method.inside_model and not checkpoint.geometry.tiled
 
 
 def num_workers(config: Config) -> int:
@@ -152,7 +153,7 @@ def arguments(config: Config, checkpoint: "Checkpoint", settings: dict[str, Any]
     """Keyword arguments of `VllmGenerator`. It takes no `settings`: the encode stage has pruned before it."""
     return {
         "checkpoint": checkpoint,
-        "conversation": config.prompt.conversation,
+        "prompt": config.prompt,
         "generate": config.generate,
         "engine": config.engine,
         "images": takes_images(config, checkpoint),

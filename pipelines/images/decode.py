@@ -1,4 +1,4 @@
-"""Decodes the bytes of one image file to a square uint8 RGB array, or raises a `Reject` with a stable reason.
+"""Decodes the bytes of one image file to the uint8 RGB pixels that a model takes, or raises a `Reject`.
 
 The functions are pure and run on the CPU. Images come from the web, so the decoder trusts nothing. The signature alone
 decides which one of Pillow's parsers gets the file. The header's size is checked before a pixel is decoded. `_parsing`,
@@ -25,26 +25,27 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 from PIL.ExifTags import Base as ExifTag
 from PIL.ImageFile import ImageFile
 
+from otprune.families import Frame, Geometry, Size
 from pipelines.images.formats import OPENERS, format_of, has_end, libtiff_silenced, num_jpeg_scans
-from pipelines.images.resize import Raster, resize_crop, resize_pad, upright
+from pipelines.images.frames import render
+from pipelines.images.resize import Raster, upright
 from pipelines.images.rgb import to_rgb
-from pipelines.images.tiles import Tiles, cut_tiles
 
 DECODE_REASONS = (
     "missing",  # null instead of bytes
     "empty",  # zero bytes
     "too_large_bytes",  # more than max_bytes
     "too_many_pixels",  # the header says more than max_pixels
-    "too_small",  # a side is under min_side, or would be thinner than one pixel at the model's resolution
+    "too_small",  # a side is under min_side, or the image is too narrow for the model
     "unsupported_format",  # not an image, or a format or pixel type that is not decoded here
     "truncated",  # the file ends before the image does
     "corrupt",  # any other damage
@@ -57,6 +58,8 @@ DRAFT_GAP = 2.5
 Difference from full decoding, on photographs just large enough to be reduced (336 and 224 pixels, 1/2 to 1/8, both
 aspects): at most 0.71 of 255 levels on average, and 99 % of the values within 4. `draft=False` turns reduction off.
 """
+
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 MAX_JPEG_SCANS = 100
 """A JPEG with more scans is an attack: each scan costs a pass over the image and takes only 14 bytes of the file.
@@ -81,64 +84,70 @@ class Reject(Exception):  # noqa: N818 - an outcome, not an error of the program
         self.detail = detail
 
 
-def mean_color(image_mean: Sequence[float]) -> tuple[int, int, int]:
-    """LLaVA's padding colour, int(255 * mean) of a processor's `image_mean`: (122, 116, 104) for CLIP's."""
-    red, green, blue = (int(255 * mean) for mean in image_mean)
-    return red, green, blue
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded image as the vision tower gets it."""
+
+    pixels: np.ndarray  # uint8 of the frame's shape, before rescaling and normalisation
+    size: Size  # (height, width) of the upright image, in pixels
 
 
 def decode_image(
     data: bytes | None,
     *,
-    size: int,
-    aspect: Literal["pad", "crop"],
+    geometry: Geometry,
     max_bytes: int,
     max_pixels: int,
     min_side: int,
-    background: tuple[int, int, int],
-    resolutions: Sequence[Sequence[int]] = (),
     draft: bool = True,
-) -> np.ndarray | Tiles:
-    """The image as uint8 [size, size, 3], upright, before rescaling and normalisation.
+) -> Picture:
+    """The image, upright, in the frame that `geometry` gives an image of its size.
 
-    `resolutions` are LLaVA-1.6's (height, width) in pixels. With them the result is the image's `Tiles`, and `aspect`
-    has no effect.
-
-    `aspect="pad"` is LLaVA-1.5's protocol: pad to a square with `background` (`mean_color` of the checkpoint), then
-    resize. `aspect="crop"` is CLIP's: resize the shortest edge, then crop the centre. Decoding takes about 4 bytes of
-    memory per pixel, and as much again for each conversion (three times that with alpha).
+    Decoding takes about 4 bytes of memory per pixel, and as much again for each conversion (three times that with
+    alpha). `draft` may decode a JPEG at a reduced size; see `DRAFT_GAP`.
 
     The result is deterministic. The function is not thread-safe: it silences Pillow's warnings through the list of
     filters of the whole process.
 
     Raises:
         Reject: with one of `DECODE_REASONS`, if the file is at fault.
-        ValueError: if no image could satisfy the settings.
+        ValueError: if no image could satisfy the limits.
     """
-    _check_settings(size, aspect, max_bytes, max_pixels, min_side)
+    if min(max_bytes, max_pixels, min_side) < 1:
+        limits = f"max_bytes={max_bytes}, max_pixels={max_pixels}, min_side={min_side}"
+        raise ValueError(f"limits must be at least 1, got {limits}")
     data, kind = _recognise(data, max_bytes)
     with _parsing(kind, data):
         image = OPENERS[kind](io.BytesIO(data))
         width, height = image.size
-        _check_size(width, height, size, max_pixels, min_side)
+        if width * height > max_pixels:
+            raise Reject("too_many_pixels", f"{width} x {height}, limit {max_pixels} pixels")
+        if min(width, height) < min_side:
+            raise Reject("too_small", f"{width} x {height}, smallest side {min_side}")
+        frame = _frame(geometry, (height, width))  # turning the image upright changes nothing about what is too narrow
         scale = 1
-        if draft and not resolutions and isinstance(image, JpegImagePlugin.JpegImageFile):
-            scale = _draft(image, size, max(width, height) if aspect == "pad" else min(width, height))
+        if draft and not frame.tile and isinstance(image, JpegImagePlugin.JpegImageFile):
+            turned = (width, height) if _orientation(image) in SIDEWAYS else (height, width)
+            scale = _draft(image, _reduction(_frame(geometry, turned), turned))
         _load(image, kind, data)
         if scale == 1:
             width, height = image.size  # Pillow turns a TIFF upright while it loads the pixels
-        raster = upright(Raster(to_rgb(image, background), width, height, scale), _orientation(image))
-    if resolutions:
-        return cut_tiles(raster, resolutions, size)
-    return resize_pad(raster, size, background) if aspect == "pad" else resize_crop(raster, size)
+        raster = upright(Raster(to_rgb(image, geometry.background), width, height, scale), _orientation(image))
+    size = (raster.height, raster.width)
+    return Picture(render(raster, _frame(geometry, size), geometry.background), size)
 
 
-def _check_settings(size: int, aspect: str, max_bytes: int, max_pixels: int, min_side: int) -> None:
-    if aspect not in ("pad", "crop"):
-        raise ValueError(f"aspect must be 'pad' or 'crop', got {aspect!r}")
-    if min(size, max_bytes, max_pixels, min_side) < 1:
-        settings = f"size={size}, max_bytes={max_bytes}, max_pixels={max_pixels}, min_side={min_side}"
-        raise ValueError(f"size and limits must be at least 1, got {settings}")
+def _frame(geometry: Geometry, size: Size) -> Frame:
+    try:
+        return geometry.frame(size)
+    except ValueError as error:
+        raise Reject("too_small", str(error)) from error
+
+
+def _reduction(frame: Frame, size: Size) -> float:
+    """By how much an image shrinks on its way into a frame, along the side that shrinks least."""
+    by_side = (size[0] / frame.height, size[1] / frame.width)
+    return max(by_side) if frame.fit == "pad" else min(by_side)
 
 
 def _recognise(data: bytes | None, max_bytes: int) -> tuple[bytes, str]:
@@ -155,15 +164,6 @@ def _recognise(data: bytes | None, max_bytes: int) -> tuple[bytes, str]:
     return data, kind
 
 
-def _check_size(width: int, height: int, size: int, max_pixels: int, min_side: int) -> None:
-    if width * height > max_pixels:
-        raise Reject("too_many_pixels", f"{width} x {height}, limit {max_pixels} pixels")
-    if min(width, height) < min_side:
-        raise Reject("too_small", f"{width} x {height}, smallest side {min_side}")
-    if min(width, height) * size < max(width, height):  # this check also bounds the memory of resizing
-        raise Reject("too_small", f"{width} x {height} is thinner than one pixel at {size} x {size}")
-
-
 def _load(image: ImageFile, kind: str, data: bytes) -> None:
     """Makes the checks that Pillow leaves out, then decodes the pixels in place."""
     if (
@@ -176,12 +176,13 @@ def _load(image: ImageFile, kind: str, data: bytes) -> None:
         image.load()
 
 
-def _draft(image: JpegImagePlugin.JpegImageFile, needed: int, side: int) -> int:
+def _draft(image: JpegImagePlugin.JpegImageFile, reduction: float) -> int:
     """Sets the JPEG to decode at 1/scale and returns the scale.
 
-    The scale is the largest of 8, 4, 2, 1 at which `side` pixels shrink to no fewer than DRAFT_GAP * `needed`.
+    The scale is the largest of 8, 4, 2, 1 after which the image is still DRAFT_GAP times larger than the output;
+    `reduction` is how many times larger it is before.
     """
-    scale = next((scale for scale in (8, 4, 2) if side >= scale * DRAFT_GAP * needed), 1)
+    scale = next((scale for scale in (8, 4, 2) if reduction >= scale * DRAFT_GAP), 1)
     if scale == 1:
         return 1
     width, height = image.size

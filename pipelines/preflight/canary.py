@@ -13,7 +13,6 @@ somewhere. Decoding is greedy whatever `generate.temperature` is, because two ra
 ignores the image.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,8 +29,7 @@ from pipelines.output.unit import Unit
 from pipelines.preflight.canary_stages import VARIANTS, ReadThreefold, collect
 from pipelines.run.cluster import connected
 from pipelines.run.job import ENGINES_OWN, Actors, Job, check_model, check_pruning, find_input
-from pipelines.run.stages import choose_flow, decode_settings, make_stages
-from pipelines.run.watchdog import cause_of
+from pipelines.run.stages import make_stages
 from pipelines.store import make_store
 
 PIECES = 4  # least files over which a large sample is spread
@@ -66,27 +64,19 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
         JobFailedError: if Ray gives up, or a unit fails as a whole.
     """
     config = replace(config, generate=replace(config.generate, temperature=0.0))
-    checkpoint, corpus = check_model(config), find_input(config)
+    config, checkpoint = check_model(config)
+    corpus = find_input(config)
     spans = sample_spans(corpus, images)
     output = make_store(config.output.path)  # the canary writes nothing there
     pruning = check_pruning(config, checkpoint)
     job = Job(config, checkpoint, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning, actors=actors)
     with connected(config, checkpoint):
         stages = make_stages(job)
-        summaries = choose_flow(config)(
-            spans,
-            read=ReadThreefold(stages.read, decode_settings(job).background),
-            encode=stages.encode,
-            generate=stages.generate,
-            sink=collect,
-            retries=config.faults.retries,
-            max_lost=0,
-            no_progress_seconds=config.faults.no_progress_seconds,
-        )
+        threefold = replace(stages, read=ReadThreefold(stages.read, checkpoint.geometry.background), sink=collect)
         try:
-            units = [json.loads(row["summary"]) for row in summaries]
-        except Exception as error:  # Ray raises the errors of its executor as they are, of any type
-            raise JobFailedError(f"the canary failed: {type(error).__name__}: {cause_of(str(error))}") from error
+            units = list(threefold.run(spans, config, one_at_a_time=False, max_lost=0))
+        except JobFailedError as error:
+            raise JobFailedError(f"the canary failed: {error}") from error
     if failed := [unit["error"] for unit in units if unit["error"]]:
         raise JobFailedError(f"the canary failed: {failed[0]}")
     return compare(units, sum(span.units[0].num_images for span in spans), max_same)

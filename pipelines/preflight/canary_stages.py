@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from pipelines.output.span import SpanRow
 from pipelines.stages.read import Reader
 from pipelines.stages.unit_batch import CanaryCopy, Image, UnitBatch
@@ -51,11 +49,15 @@ class ReadThreefold:
         unit_batch.images = [
             *(replace(images[i], canary=CanaryCopy("true", i)) for i in chosen),
             *(replace(images[i], canary=CanaryCopy("blank", i)) for i in chosen),
-            *(replace(images[i], canary=CanaryCopy("swapped", i, j), sha256=images[j].sha256) for i, j in pairs),
+            *(
+                replace(images[i], canary=CanaryCopy("swapped", i, j), sha256=images[j].sha256, sizes=images[j].sizes)
+                for i, j in pairs
+            ),
         ]
-        rows = np.array([*chosen, *chosen, *partner_rows], np.intp)
-        unit_batch.arrays = {name: array[rows] for name, array in unit_batch.arrays.items()}
-        unit_batch.arrays["pixels"][len(chosen) : 2 * len(chosen)] = self.blank
+        pixels = unit_batch.arrays["pixels"].take([*chosen, *chosen, *partner_rows])
+        for row in pixels.rows()[len(chosen) : 2 * len(chosen)]:
+            row.reshape(-1, 3)[:] = self.blank
+        unit_batch.arrays = {"pixels": pixels}
 
 
 def partners(hashes: list[str]) -> list[int | None]:

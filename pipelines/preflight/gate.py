@@ -29,6 +29,7 @@ from pipelines.metrics.ptb import tokenize
 from pipelines.preflight.sample import draw_units, run_sample
 from pipelines.run.job import Job
 from pipelines.run.outcome import Compared, Gate
+from pipelines.stages.unit_batch import Sample
 from pipelines.store import read_json
 
 logger = logging.getLogger(__name__)
@@ -142,9 +143,7 @@ def _compare(pruned: dict[tuple[str, int], Any], unpruned: dict[tuple[str, int],
             pruned=pruned_texts[key],
             unpruned=unpruned_texts[key],
             references=pruned[key[:2]]["references"],
-            jpeg=pruned[key[:2]]["jpeg"],
-            kept=pruned[key[:2]]["kept"],
-            num_tokens=pruned[key[:2]]["num_tokens"],
+            picture={name: pruned[key[:2]][name] for name in Sample.__slots__},
             agreement=agreements[key],
         )
         for key in texts

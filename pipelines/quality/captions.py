@@ -152,11 +152,12 @@ def measure_references(
 
 def track_quality(config: QualityConfig, quality: Quality) -> str:
     """Tracks everything measured as one MLflow run; returns the address of the run."""
-    name = config.mlflow.run_name or f"quality of {config.prune.method}-{config.prune.retention:g}"
+    retention = "default" if config.prune.retention is None else f"{config.prune.retention:g}"
+    name = config.mlflow.run_name or f"quality of {config.prune.method}-{retention}"
     tracker = make_tracker(
         config.mlflow.enabled, config.mlflow.tracking_uri, config.mlflow.experiment, name, config.output.path
     )
-    tags = {"method": config.prune.method, "retention": f"{config.prune.retention:g}", "model": config.model.path}
+    tags = {"method": config.prune.method, "retention": retention, "model": config.model.path}
     tracker.start(config.dotted(), tags, to_yaml(config))
     metrics: dict[str, float] = {f"health/{name}": value for name, value in quality.health.items()}
     for part, measured in measured_parts(quality):

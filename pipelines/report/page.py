@@ -1,6 +1,5 @@
 """Renders report.html of a caption job: what the run did, what it cost, and samples of its captions."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config.load import to_yaml
@@ -13,9 +12,8 @@ if TYPE_CHECKING:
     from pipelines.run.outcome import Outcome
 
 STAGES = ("read", "decode", "encode", "generate", "write")
-COMPARED = ("source", "row", "prompt", "pruned", "unpruned", "references", "jpeg", "kept", "num_tokens")
+COMPARED = ("source", "row", "prompt", "pruned", "unpruned", "references")
 SHOWN_COMPARED = 12
-THUMBNAIL = 224  # side of a card's image, in SVG units
 
 
 def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
@@ -54,7 +52,7 @@ def _sample(sample: dict[str, Any]) -> dict[str, Any]:
 
 def _compared(compared: Any) -> dict[str, Any]:
     """An image of the gate's sample, with its pruned and its unpruned caption."""
-    image = {name: getattr(compared, name) for name in COMPARED}
+    image = {name: getattr(compared, name) for name in COMPARED} | compared.picture
     return image | {"shade": pruned_area(image)}
 
 
@@ -62,15 +60,15 @@ def pruned_area(sample: dict[str, Any]) -> str:
     """SVG path that covers the thumbnail except the patches of the kept tokens; fill it by the even-odd rule.
 
     A merged token shows the patch that it grew from. A token without a place of its own (index -1) shows no patch. The
-    path is empty if all tokens were kept, or if the tokens do not form a square.
+    path is empty if all tokens were kept, or if the tokens form no grid.
     """
-    side = math.isqrt(sample["num_tokens"])
-    if side * side != sample["num_tokens"] or len(sample["kept"]) == sample["num_tokens"]:
+    width, height, rows, columns = (sample[name] for name in ("width", "height", "rows", "columns"))
+    if len(sample["kept"]) == rows * columns or not rows:
         return ""
-    cell = THUMBNAIL / side
+    across, down = width / columns, height / rows
     holes = (
-        f"M{token % side * cell:g} {token // side * cell:g}h{cell:g}v{cell:g}h{-cell:g}z"
+        f"M{token % columns * across:g} {token // columns * down:g}h{across:g}v{down:g}h{-across:g}z"
         for token in sample["kept"]
         if token >= 0
     )
-    return f"M0 0H{THUMBNAIL}V{THUMBNAIL}H0z" + "".join(holes)
+    return f"M0 0H{width}V{height}H0z" + "".join(holes)

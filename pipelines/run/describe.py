@@ -13,6 +13,8 @@ SECTIONS = ("prompt", "prune", "decode")
 KEYS = (
     "model.path",
     "model.dtype",
+    "model.max_pixels",
+    "model.min_pixels",
     "generate.max_new_tokens",
     "generate.temperature",
     "generate.top_p",
@@ -20,6 +22,8 @@ KEYS = (
     "input.image_column",
     "input.id_column",
 )
+UNSET = ("model.max_pixels", "model.min_pixels", "prompt.system")
+"""Keys that decide nothing while they are null or empty."""
 
 
 def describe(config: Config, checkpoint: Checkpoint, pruning: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -29,6 +33,9 @@ def describe(config: Config, checkpoint: Checkpoint, pruning: dict[str, Any] | N
         pruning: resolved settings of a method inside the language model; None leaves them out.
     """
     deciding = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
+    for name in UNSET:  # as if the key did not exist, so that outputs from before it did can be resumed
+        if not deciding[name]:
+            del deciding[name]
     described = {**deciding, **identity(config), "model.weights": checkpoint.digest, "version": otprune.__version__}
     if config.prune.settings.get("clip"):  # of cdpruner, which chooses tokens by this CLIP
         described["prune.clip.weights"] = weights_digest(find_clip(config.prune.settings))

@@ -1,9 +1,10 @@
 """Prepares the caption job: checks its configuration, model, corpus and output, and plans the units left to do."""
 
 import logging
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
+from otprune.families import Options
 from otprune.methods import get_method
 from otprune.models import Checkpoint, CheckpointError, read_checkpoint
 from pipelines.config.keys import Config
@@ -63,7 +64,7 @@ def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
         UserError: for anything that the user has to correct.
     """
     check_instances(config)  # a wrong price ends the job here, not after its sample
-    checkpoint = check_model(config)
+    config, checkpoint = check_model(config)
     corpus = find_input(config)
     pruning = check_pruning(config, checkpoint)
     described = describe(config, checkpoint, pruning if inside_model(config) else None)
@@ -96,20 +97,62 @@ def find_input(config: Config) -> Corpus:
     )
 
 
-def check_model(config: Config, *, writes: bool = True) -> Checkpoint:
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def check_model(config: AnyConfig, *, writes: bool = True) -> tuple[AnyConfig, Checkpoint]:
     """Checks the keys and reads the checkpoint, once for the whole job.
 
     Args:
         writes: whether the job needs `output.path`.
 
+    Returns:
+        The configuration with the model's own values in place of null and `auto`, and the checkpoint. For a method that
+        sends smaller pictures, the checkpoint's geometry is that of the smaller pictures.
+
     Raises:
         UserError: as of `check_keys`, or if there is no usable checkpoint at model.path.
     """
     check_keys(config, writes=writes)
+    options = Options(
+        aspect=config.decode.aspect, max_pixels=config.model.max_pixels, min_pixels=config.model.min_pixels
+    )
     try:
-        return read_checkpoint(config.model.path)
+        checkpoint = read_checkpoint(config.model.path, options)
     except CheckpointError as error:
         raise UserError(str(error)) from error
+    retention = checkpoint.record.retention if config.prune.retention is None else config.prune.retention
+    options = checkpoint.options
+    config = replace(
+        config,
+        model=replace(config.model, max_pixels=options.max_pixels, min_pixels=options.min_pixels),
+        decode=replace(config.decode, aspect=options.aspect),
+        prune=replace(config.prune, retention=retention),
+    )
+    if get_method(config.prune.method).sends_smaller:
+        shrunk = checkpoint.geometry.shrunk(retention)
+        if shrunk is None:
+            raise UserError(
+                f"prune.method={config.prune.method} needs a model of free picture size, got a "
+                f"{checkpoint.record.title}, whose pictures all have one size or its tiles"
+            )
+        checkpoint = replace(checkpoint, geometry=shrunk)
+    check_unit(config, checkpoint)
+    return config, checkpoint
+
+
+def check_unit(config: Config, checkpoint: Checkpoint) -> None:
+    """Refuses units whose pixels are more than one array of a row can hold.
+
+    Raises:
+        UserError: if a unit of the largest pictures has more than 2 GiB of pixels.
+    """
+    most = checkpoint.geometry.most_bytes
+    if config.unit.images * most >= 2**31:
+        raise UserError(
+            f"unit.images must be at most {2**31 // most} with pictures of up to {most // 3} pixels "
+            f"(model.max_pixels), because a unit's pixels take at most 2 GiB; got {config.unit.images}"
+        )
 
 
 def check_keys(config: Config, *, writes: bool = True) -> None:

@@ -52,9 +52,7 @@ class Compared:
     pruned: str  # caption with pruning
     unpruned: str  # caption without
     references: list[str]
-    jpeg: str  # thumbnail as base64
-    kept: list[int]  # indices of the visual tokens that pruning kept, in raster order
-    num_tokens: int  # visual tokens before pruning
+    picture: dict[str, Any]  # the fields of its `Sample`, with pruning
     agreement: float  # ROUGE-L of the two captions
 
 

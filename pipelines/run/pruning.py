@@ -15,14 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from otprune.budget import layer_rows, match_budget
 from otprune.flops import prefill_flops
 from otprune.layerwise.executor import MODEL_TYPES
 from otprune.methods import InModel, Reducer, get_method
-from otprune.models import Checkpoint
-from otprune.models.prompts import encode_prompt
+from otprune.models import Checkpoint, load_prompter
 from otprune.models.relevance import check_relevance
 from pipelines.config.keys import Config
 
@@ -37,6 +34,8 @@ def resolve_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
     """
     method = get_method(config.prune.method)
     settings = method.check(config.prune.settings)
+    if reason := checkpoint.record.refuses(method, checkpoint):
+        raise ValueError(reason)
     if "relevance" in method.requires:
         check_relevance(settings)
     if isinstance(method, Reducer) and method.fits is not None:
@@ -54,12 +53,10 @@ def _resolve_inside(
     if checkpoint.language_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise ValueError(f"method {name} runs language models {known}, got {checkpoint.language_type}")
-    if checkpoint.has_tiles and not method.takes_tiles:
-        raise ValueError(f"method {name} takes images of one size alone, so it cannot prune LLaVA-1.6")
     settings = {key: read_counts(method, key, value, checkpoint) for key, value in settings.items()}
-    shape, text, visual = checkpoint.language, num_text(config, checkpoint), checkpoint.most_visual_tokens
+    shape, text, visual = checkpoint.language, num_text(config, checkpoint), checkpoint.geometry.most_visual
     try:
-        matched, share, wanted = match_budget(method, settings, config.prune.retention, shape, text, visual)
+        matched, share, wanted = match_budget(method, settings, config.prune.share, shape, text, visual)
         method.policy(**matched).events(shape.layers)
     except ValueError as error:
         raise ValueError(f"settings of {name} must fit the model: {error}") from error
@@ -101,8 +98,8 @@ def prefill_flops_of(config: Config, checkpoint: Checkpoint, settings: dict[str,
     shape = checkpoint.language
     if not get_method(config.prune.method).inside_model:
         return prefill_flops(shape, num_prompt_tokens)
-    visual = checkpoint.most_visual_tokens
-    if checkpoint.has_tiles:  # smaller images have fewer tiles, so the prompt tells the number of visual tokens
+    visual = checkpoint.geometry.most_visual
+    if checkpoint.geometry.fixed is None:  # smaller images have fewer tokens, so the prompt tells their number
         visual = min(visual, max(num_prompt_tokens - num_text(config, checkpoint), 1))
     rows = layer_rows(config.prune.method, settings, visual, shape.layers)
     return prefill_flops(shape, max(num_prompt_tokens - visual, 0), visual=rows)
@@ -115,6 +112,4 @@ def num_text(config: Config, checkpoint: Checkpoint) -> int:
 
 @cache  # every progress point calls this, and loading a tokenizer takes a second
 def _count_text(template: str, conversation: str, checkpoint: Checkpoint) -> int:
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-    ids = encode_prompt(template, conversation, checkpoint.path, tokenizer, checkpoint.image_token)
-    return sum(map(len, ids))
+    return sum(map(len, load_prompter(checkpoint).encode_prompt(template, conversation)))

@@ -8,7 +8,6 @@ from typing import Any
 from pipelines.config.keys import Config
 from pipelines.engines.registry import get_engine, takes_images
 from pipelines.errors import JobFailedError
-from pipelines.images.decode import mean_color
 from pipelines.output.span import SpanRow
 from pipelines.run.flow import run_flow
 from pipelines.run.job import Job
@@ -30,12 +29,19 @@ class Stages:
     read: Reader
     encode: Stage | None  # None: the generate stage takes the pixels
     generate: Stage
-    sink: Sink
+    sink: Callable[[dict[str, Any]], dict[str, Any]]
 
     def run(
-        self, spans: list[SpanRow], config: Config, one_at_a_time: bool, clock: PoolClock | None = None
+        self,
+        spans: list[SpanRow],
+        config: Config,
+        one_at_a_time: bool,
+        clock: PoolClock | None = None,
+        max_lost: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Runs the units of the spans by Ray, or in this process with `ray.address=none`. Yields their summaries.
+
+        `max_lost` units may fail as a whole; None takes the number from the configuration.
 
         Raises:
             JobFailedError: if Ray gives up, or a stage in this process raises.
@@ -49,7 +55,7 @@ class Stages:
             generate=self.generate,
             sink=self.sink,
             retries=config.faults.retries,
-            max_lost=config.faults.max_isolated,
+            max_lost=config.faults.max_isolated if max_lost is None else max_lost,
             no_progress_seconds=config.faults.no_progress_seconds,
             max_restarts=get_engine(config).max_restarts(config),
             one_at_a_time=one_at_a_time,
@@ -90,17 +96,9 @@ def make_reader(job: Job) -> ReadDecode:
 
 
 def decode_settings(job: Job) -> DecodeSettings:
-    """The settings of the decoder: image sizes of the checkpoint, limits of the configuration."""
+    """The settings of the decoder: geometry of the checkpoint, limits of the configuration."""
     config = job.config.decode
-    return DecodeSettings(
-        size=job.checkpoint.vision.image_size,
-        resolutions=job.checkpoint.resolutions,
-        aspect=config.aspect,
-        background=mean_color(list(job.checkpoint.mean)),
-        max_bytes=config.max_bytes,
-        max_pixels=config.max_pixels,
-        min_side=config.min_side,
-    )
+    return DecodeSettings(job.checkpoint.geometry, config.max_bytes, config.max_pixels, config.min_side)
 
 
 def model_stages(job: Job) -> tuple[Stage | None, Stage]:

@@ -11,13 +11,13 @@ from pipelines.tracker import Tracker, make_tracker
 def start_tracker(job: Job, tags: Mapping[str, str] | None = None) -> Tracker:
     """Starts an MLflow run with the configuration as parameters. `tags` are added to the tags of every job."""
     config = job.config
-    name = config.mlflow.run_name or f"{config.prune.method}-{config.prune.retention:g}-{job.fingerprint[:8]}"
+    name = config.mlflow.run_name or f"{config.prune.method}-{config.prune.share:g}-{job.fingerprint[:8]}"
     tracker = make_tracker(
         config.mlflow.enabled, config.mlflow.tracking_uri, config.mlflow.experiment, name, job.output.path
     )
     common = {
         "method": config.prune.method,
-        "retention": f"{config.prune.retention:g}",
+        "retention": f"{config.prune.share:g}",
         "engine": config.engine.name,
         "model": config.model.path,
         "cluster": config.ray.address or "local",

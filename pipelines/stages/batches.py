@@ -39,7 +39,17 @@ def run_batched(
     run: Callable[[list[int]], None],
     ahead: Callable[[list[int]], None] = lambda indices: None,
 ) -> dict[int, Exception]:
-    """Calls `run` on batches of `indices` and returns the errors of the images that fail, by index.
+    """`run_batches` for batches of at most `batch_size` of the `indices`."""
+    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    return run_batches(batches, run, ahead)
+
+
+def run_batches(
+    batches: list[list[int]],
+    run: Callable[[list[int]], None],
+    ahead: Callable[[list[int]], None] = lambda indices: None,
+) -> dict[int, Exception]:
+    """Calls `run` on batches of indices and returns the errors of the images that fail, by index.
 
     A failed batch is halved and run again, down to single images. The batches run in reverse order. Before a batch
     runs, `ahead` is called with the batch that follows it.
@@ -50,7 +60,7 @@ def run_batched(
     """
     failed: dict[int, Exception] = {}
     # A stack: the halves of a failed batch run next, while the batches of full size wait.
-    todo = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    todo, num_indices = list(batches), sum(map(len, batches))
     waits, num_out_of_memory = iter(OOM_WAITS), 0  # the waits are shared by all images of the call
     while todo:
         batch = todo.pop()
@@ -72,7 +82,7 @@ def run_batched(
                     raise error
             if len(batch) == 1:
                 failed[batch[0]] = error
-                if len(failed) == len(indices) >= SYSTEMATIC:
+                if len(failed) == num_indices >= SYSTEMATIC:
                     raise error
             else:
                 half = len(batch) // 2

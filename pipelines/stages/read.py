@@ -1,25 +1,26 @@
 """The first stage, a CPU task: reads a span of units and yields one row for each unit, with decoded pixels.
 
-The stage adds `meta` and the array `pixels`, uint8 [n, H, H, 3], of the images fit to be captioned (`stack_pictures`
-describes LLaVA-1.6's crops). It rejects an image that cannot be read. A file that cannot be read fails its units.
+The stage adds `meta` and the array `pixels`, uint8, of the images fit to be captioned: one row for each picture, its
+frame flattened. It rejects an image that cannot be read. A file that cannot be read fails its units.
 """
 
 import hashlib
 import itertools
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from otprune.families import Geometry
 from pipelines.corpus.columns import Columns
 from pipelines.corpus.fetch import fetch
 from pipelines.corpus.format import Format, Record
-from pipelines.images.decode import Reject, decode_image
-from pipelines.images.tiles import Tiles, stack_pictures
+from pipelines.images.decode import Picture, Reject, decode_image
 from pipelines.output.span import SpanRow
+from pipelines.stages.ragged import Ragged
 from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
@@ -27,15 +28,17 @@ from pipelines.text import clean
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """Arguments of `decode_image`. The checkpoint sets `size`, `background` and `resolutions`."""
+    """The model's geometry and the limits of the images that are decoded."""
 
-    size: int  # pixels a side
-    aspect: str  # pad | crop
-    background: tuple[int, int, int]
+    geometry: Geometry
     max_bytes: int
     max_pixels: int
     min_side: int
-    resolutions: tuple[tuple[int, int], ...] = ()  # (height, width) of LLaVA-1.6
+
+    def __call__(self, data: bytes | None) -> Picture:
+        """The image in `data` (`decode_image`)."""
+        limits = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels, "min_side": self.min_side}
+        return decode_image(data, geometry=self.geometry, **limits)
 
 
 class Reader(Protocol):
@@ -90,7 +93,7 @@ class ReadDecode:
             unit_records = self._fetch(list(itertools.islice(records, num_images)))
         if len(unit_records) != num_images:
             raise ValueError(f"expected {num_images} rows in {unit_batch.unit.name}, got {len(unit_records)}")
-        pixels: list[np.ndarray | Tiles] = []
+        pictures: list[Picture] = []
         with unit_batch.timed("decode"):
             for record in unit_records:
                 identity = _identity(record)
@@ -99,15 +102,15 @@ class ReadDecode:
                         raise record.data
                     assert not isinstance(record.data, str), "URIs are fetched before images are decoded"
                     prompts = [fill_template(template, record.fields) for template in self.templates]
-                    pixels.append(decode_image(record.data, **asdict(self.decode)))
-                    unit_batch.images.append(Image(**identity, prompts=prompts))
+                    pictures.append(self.decode(record.data))
+                    unit_batch.images.append(Image(**identity, prompts=prompts, sizes=[pictures[-1].size]))
                 except Reject as reject:
                     unit_batch.rejected.append(Rejected(**identity, reason=reject.reason, detail=clean(reject.detail)))
                     continue
                 if len(unit_batch.images) <= num_samples:
                     unit_batch.images[-1].sampled = True
                     unit_batch.images[-1].references = record.references
-            unit_batch.arrays = stack_pictures(pixels, self.decode.size)
+            unit_batch.arrays = {"pixels": flat_pixels(pictures)}
 
     def _fetch(self, records: list[Record]) -> list[Record]:
         """The records, with the bytes behind a URI in place of the URI. Several threads fetch at a time."""
@@ -126,6 +129,11 @@ class ReadDecode:
             max_bytes=self.decode.max_bytes,
             with_references=span.num_samples > 0,
         )
+
+
+def flat_pixels(pictures: Sequence[Picture]) -> Ragged:
+    """The array `pixels` of a unit's pictures: a row for each, its frame flattened."""
+    return Ragged.of([picture.pixels.reshape(-1) for picture in pictures], np.empty(0, np.uint8))
 
 
 def _identity(record: Record) -> dict[str, Any]:

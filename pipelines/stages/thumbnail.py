@@ -3,14 +3,29 @@
 import base64
 import io
 
+import numpy as np
 from PIL import Image as PILImage
-from torch import Tensor
 
-THUMBNAIL = 224  # pixels a side
+from otprune.families import Geometry, Size
+from pipelines.stages.unit_batch import Sample
+
+THUMBNAIL = 224  # pixels of the longer side
 
 
-def thumbnail(pixels: Tensor) -> str:
-    """Pixels uint8 [H, H, 3] as a JPEG of THUMBNAIL pixels a side, in base64."""
-    small = PILImage.fromarray(pixels.numpy()).resize((THUMBNAIL, THUMBNAIL))
+def make_sample(pixels: np.ndarray, size: Size, kept: list[int], geometry: Geometry) -> Sample:
+    """An image as the report shows it: its thumbnail, and the kept tokens on the grid that covers the picture.
+
+    Of a picture in crops, the sample shows the overview, which comes first.
+
+    Args:
+        pixels: the picture's frame, uint8.
+        kept: the index of each kept token in the picture's sequence.
+    """
+    picture = pixels if pixels.ndim == 3 else pixels[0]
+    height, width = picture.shape[:2]
+    scale = THUMBNAIL / max(height, width)
+    small = PILImage.fromarray(picture).resize((max(1, round(width * scale)), max(1, round(height * scale))))
     small.save(stream := io.BytesIO(), "JPEG", quality=80)
-    return base64.b64encode(stream.getvalue()).decode()
+    rows, columns = geometry.grid(size)
+    on_grid = [token for token in kept if token < rows * columns]
+    return Sample(base64.b64encode(stream.getvalue()).decode(), *small.size, on_grid, rows, columns)

@@ -1,6 +1,7 @@
 """The batch of images of a unit, which travels from stage to stage as one Ray Data row.
 
-In a row, the metadata are one JSON string, so that Arrow never has to guess types; pixels and visual tokens are arrays.
+In a row, the metadata are one JSON string, so that Arrow never has to guess types; pixels and visual tokens are ragged
+arrays, each in two columns: its values, and the lengths of its rows.
 Inside a stage, every value is a dataclass of this module.
 """
 
@@ -12,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from otprune.families import Size
 from pipelines.output.unit import Unit
+from pipelines.stages.ragged import Ragged
 from pipelines.text import clean
+
+LENGTHS = ".lengths"  # ends the name of the column with the lengths of an array
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,11 @@ class Sample:
     """A sampled image as the report shows it, by its first picture."""
 
     jpeg: str  # thumbnail, base64
-    kept: list[int]  # indices of the kept tokens; -1 marks a token that belongs to no single place
-    num_tokens: int  # visual tokens of the picture before pruning
+    width: int  # of the thumbnail, in pixels
+    height: int
+    kept: list[int]  # of the tokens on the grid, the indices of those kept; -1: a token that belongs to no single place
+    rows: int  # of the grid of tokens that covers the picture; 0: the tokens form none
+    columns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ class CanaryCopy:
 class Image:
     """One image of a unit that is still fit to be captioned.
 
-    The reader sets what identifies the image. The stage that turns pixels into visual tokens sets `num_visual_tokens`
+    The reader sets what identifies the image, and the sizes of its pictures. The stage that turns pixels into visual tokens sets `num_visual_tokens`
     and, of a sampled image, `sample`. The generator sets `answers`, one for each prompt.
     """
 
@@ -91,6 +97,7 @@ class Image:
     row: int
     sha256: str
     prompts: list[str]
+    sizes: list[Size] = field(default_factory=list)  # (height, width) of each of its pictures, upright, in pixels
     answers: list[Answer] = field(default_factory=list)
     num_visual_tokens: int = 0  # of all its pictures, before pruning
     sampled: bool = False  # whether the report shows the image
@@ -137,13 +144,15 @@ class UnitBatch:
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
     error: str | None = None  # set if the unit failed as a whole
     rows_per_prompt: bool = False
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    arrays: dict[str, Ragged] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
         """The unit as a Ray Data row: `meta`, and the arrays themselves, which are not copied."""
         meta = _fields(self)
         del meta["arrays"]
-        return {"meta": json.dumps(meta, default=_fields), **self.arrays}
+        values = {name: array.values for name, array in self.arrays.items()}
+        lengths = {name + LENGTHS: array.lengths for name, array in self.arrays.items()}
+        return {"meta": json.dumps(meta, default=_fields), **values, **lengths}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "UnitBatch":
@@ -153,7 +162,8 @@ class UnitBatch:
         meta["unit"] = Unit(**meta["unit"])
         meta["images"] = [_image(**image) for image in meta["images"]]
         meta["rejected"] = [_rejected(**image) for image in meta["rejected"]]
-        return cls(**meta, arrays={name: value for name, value in row.items() if name != "meta"})
+        names = [name.removesuffix(LENGTHS) for name in row if name.endswith(LENGTHS)]
+        return cls(**meta, arrays={name: Ragged(row[name], row[name + LENGTHS]) for name in names})
 
     def reject(self, index: int, reason: str, detail: str) -> None:
         """Adds image `index` to `rejected`. The image stays in `images`, and indices stay valid, until `drop`."""
@@ -189,6 +199,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 def _image(
     *,
+    sizes: list[list[int]],
     answers: list[dict[str, Any]],
     sample: dict[str, Any] | None,
     question_set: dict[str, Any] | None,
@@ -198,6 +209,7 @@ def _image(
     """The image whose fields stand in the JSON of a row."""
     return Image(
         **plain,
+        sizes=[(height, width) for height, width in sizes],
         answers=[Answer(**answer) for answer in answers],
         sample=Sample(**sample) if sample else None,
         question_set=_question_set(**question_set) if question_set else None,

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 Arrived = Callable[[], Tensor]
-"""Returns the batch on the device. The caller's current stream waits for the copy; the caller itself does not."""
+"""Returns the values of the batch on the device, one row after the other. The caller's current stream waits for the
+copy; the caller itself does not."""
 
 
 class Uploader:
-    """Batches of the rows of `pixels`, uint8 [rows, ...]. Without `copy` the batches stay on the host.
+    """Batches of the rows of a ragged array. Without `copy` the batches stay on the host.
 
     A context manager: its end waits for the thread that copies.
     """
 
-    def __init__(self, pixels: Tensor, copy: Callable[[Tensor, Sequence[int]], Arrived] | None):
+    def __init__(self, pixels: Sequence[Tensor], copy: Callable[[Sequence[Tensor]], Arrived] | None):
+        """`pixels` holds the rows, uint8 [length] each."""
         self.pixels, self._copy = pixels, copy
         self._thread = ThreadPoolExecutor(1) if copy else None
         self._copying: dict[tuple[int, ...], Future[Arrived]] = {}  # copies begun by `ahead`, by indices of rows
@@ -36,19 +38,24 @@ class Uploader:
     def ahead(self, indices: Sequence[int]) -> None:
         """Begins to copy these rows, which the caller will soon ask for. Does nothing without `copy`."""
         if self._thread and self._copy and tuple(indices) not in self._copying:
-            self._copying[tuple(indices)] = self._thread.submit(self._copy, self.pixels, list(indices))
+            self._copying[tuple(indices)] = self._thread.submit(self._copy, self._rows(indices))
 
-    def __call__(self, indices: Sequence[int]) -> Tensor:
+    def __call__(self, indices: Sequence[int]) -> list[Tensor]:
         """The rows, on the device.
 
         Raises:
             any error of the copy, such as torch.OutOfMemoryError.
         """
+        rows = self._rows(indices)
         if self._copy is None:
-            return self.pixels[list(indices)]
+            return rows
         # `ahead` never announced the first batch, nor the first half of a failed one: these are copied now.
         copying = self._copying.pop(tuple(indices), None)
-        return (copying.result() if copying else self._copy(self.pixels, indices))()
+        copied = (copying.result() if copying else self._copy(rows))()
+        return list(copied.split([len(row) for row in rows]))
+
+    def _rows(self, indices: Sequence[int]) -> list[Tensor]:
+        return [self.pixels[i] for i in indices]
 
 
 class CudaCopy:
@@ -57,9 +64,9 @@ class CudaCopy:
     def __init__(self, device: str):
         self.device, self.stream = torch.device(device), torch.cuda.Stream(device)
 
-    def __call__(self, pixels: Tensor, indices: Sequence[int]) -> Arrived:
-        pinned = torch.empty(len(indices), *pixels.shape[1:], dtype=pixels.dtype, pin_memory=True)
-        torch.index_select(pixels, 0, torch.tensor(indices), out=pinned)
+    def __call__(self, rows: Sequence[Tensor]) -> Arrived:
+        pinned = torch.empty(sum(map(len, rows)), dtype=rows[0].dtype, pin_memory=True)
+        torch.cat(list(rows), out=pinned)
         with torch.cuda.stream(self.stream):
             # torch keeps the memory of `pinned` from reuse until the copy is done, though `pinned` goes out of scope.
             copied = pinned.to(self.device, non_blocking=True)

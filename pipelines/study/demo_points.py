@@ -9,7 +9,6 @@ scene.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,10 +123,10 @@ def _load(model: str) -> tuple[Any, Any, Any]:
     """(encoder, whole model, tokenizer) of the checkpoint; a worker process loads them once."""
     import transformers  # imported here, so that workers on other pieces start without it
 
-    from otprune.models import load_encoder
+    from otprune.models import llava_encoder, read_checkpoint
 
     transformers.utils.logging.disable_progress_bar()
-    encoder = load_encoder(Path(model), dtype=torch.float32, device="cpu")
+    encoder = llava_encoder.load(read_checkpoint(model), dtype=torch.float32, device="cpu")
     decoder: Any = transformers.LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
     return encoder, decoder.eval(), transformers.AutoTokenizer.from_pretrained(model)
 

@@ -64,7 +64,7 @@ def estimate_points(sweep: Sweep) -> list[Estimate]:
 
 def run_trials(sweep: Sweep, here: Sequence[Point]) -> list[Trial]:
     """Runs one or two trials: at the lowest and the highest retention of the points `here`. Their output is deleted."""
-    ends = {point.config.prune.retention: point for point in sorted(here, key=lambda p: p.config.prune.retention)}
+    ends = {point.config.prune.share: point for point in sorted(here, key=lambda p: p.config.prune.share)}
     chosen = [ends[retention] for retention in dict.fromkeys((min(ends), max(ends)))]
     folder = f"trial-{secrets.token_hex(4)}"  # inside the sweep's output, because every node can reach that
     path = f"{sweep.output.path}/{folder}"
@@ -84,7 +84,7 @@ def _trial(sweep: Sweep, point: Point, folder: str) -> Trial:
     if outcome.code != DONE or metrics["images_per_second"] <= 0:
         raise UserError(f"the trial of {point.name} failed: {outcome.message or 'no image was captioned'}")
     seconds = 1 / metrics["images_per_second"]
-    return Trial(point.config.prune.retention, seconds, metrics["startup_seconds"], metrics.get("usd_per_hour"))
+    return Trial(point.config.prune.share, seconds, metrics["startup_seconds"], metrics.get("usd_per_hour"))
 
 
 def _estimate(point: Point, trials: Sequence[Trial], finished: bool) -> Estimate:
@@ -95,7 +95,7 @@ def _estimate(point: Point, trials: Sequence[Trial], finished: bool) -> Estimate
         return Estimate(point, False, images, None, None, f"runs at {point.address}: not estimated")
     if not trials:
         return Estimate(point, False, images, None, None, "sweep.trial_images=0: not estimated")
-    seconds = trials[-1].startup_seconds + images * seconds_per_image(point.config.prune.retention, trials)
+    seconds = trials[-1].startup_seconds + images * seconds_per_image(point.config.prune.share, trials)
     per_hour = point.config.cost.usd_per_hour or trials[-1].usd_per_hour
     return Estimate(point, False, images, seconds, None if per_hour is None else per_hour * seconds / 3600)
 

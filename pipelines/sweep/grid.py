@@ -114,7 +114,7 @@ def read_axes(config: SweepConfig) -> dict[str, list[Any]]:
             raise UserError(f"sweep.grid: {axis} must be a list of values, got {values!r}")
     axes: dict[str, list[Any]] = {
         "method": list(grid.get("method", [config.prune.method])),
-        "retention": [_share(value) for value in grid.get("retention", [config.prune.retention])],
+        "retention": [_share(value) for value in grid.get("retention") or [_default_retention(config)]],
         **{axis: list(values) for axis, values in grid.items() if axis not in ("method", "retention", "cluster")},
         "cluster": [_read_cluster(config, cluster) for cluster in grid.get("cluster", [{}])],
     }
@@ -124,6 +124,13 @@ def read_axes(config: SweepConfig) -> dict[str, list[Any]]:
     if len(set(names)) < len(names):
         raise UserError(f"sweep.grid: clusters must have different names, got {', '.join(names)}")
     return axes
+
+
+def _default_retention(config: SweepConfig) -> float:
+    """The retention of the configuration, or that of its model's family."""
+    if config.prune.retention is not None:
+        return config.prune.retention
+    return check_model(config)[0].prune.share
 
 
 def _read_method(method: Any) -> tuple[str, dict[str, Any]]:
@@ -174,7 +181,7 @@ def _make_point(
     keys = {AXES.get(axis, axis): value for axis, value in values.items()} | cluster["values"]
     keys["prune.settings"] = own or (config.prune.settings if values["method"] == config.prune.method else {})
     job = with_values(plain, keys | {"mlflow.enabled": False, "output.on_mismatch": "refuse"})
-    checkpoint = check_model(job)
+    job, checkpoint = check_model(job)
     pruning = check_pruning(job, checkpoint)
     # Everything that changes captions or speed. A record with another digest of it is not this point's.
     decides = {

@@ -60,7 +60,7 @@ class SweepTracker:
         cluster = point.address or point.config.ray.address or "local"
         tags = {
             "method": point.config.prune.method,
-            "retention": f"{point.config.prune.retention:g}",
+            "retention": f"{point.config.prune.share:g}",
             "engine": point.config.engine.name,
             "model": point.config.model.path,
             "cluster": cluster,

@@ -57,18 +57,18 @@ _IN_LITTLE_MEMORY = """
 import resource, sys
 import numpy as np
 from PIL import Image
-from tests.hostile import LIMITS, encode, png
-from pipelines.images.decode import Reject, decode_image
+from tests.decoding import decode
+from tests.hostile import encode, png
+from pipelines.images.decode import Reject
 
-settings = dict(size=336, background=(122, 116, 104), **LIMITS)
 files = [encode(Image.new("L", shape), "PNG") for shape in ((30_000, 400), (400, 30_000))]
 files.append(png(60_000, 60_000, b""))
 resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
 for aspect in ("pad", "crop"):
     for data in files[:2]:
-        assert decode_image(data, aspect=aspect, **settings).shape == (336, 336, 3)
+        assert decode(data, size=336, aspect=aspect).shape == (336, 336, 3)
     try:
-        decode_image(files[2], aspect=aspect, **settings)
+        decode(files[2], size=336, aspect=aspect)
     except Reject as reject:
         assert reject.reason == "too_many_pixels", reject
 print("done")

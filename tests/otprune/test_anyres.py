@@ -23,20 +23,25 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from otprune import num_kept, select_tokens
 from otprune.anyres import pack_tiles
-from otprune.models import LlavaEncoder, load_decoder, read_checkpoint
+from otprune.families.llava import Square
+from otprune.families.llava_next import Tiled, best_resolution
+from otprune.models import llava_encoder, load_decoder, load_encoder, read_checkpoint
 from otprune.shapes import MODELS
-from pipelines.config.keys import GenerateConfig, PruneConfig
+from pipelines.config.keys import GenerateConfig, PromptConfig, PruneConfig
 from pipelines.engines.transformers_actor import Generator
+from pipelines.images.decode import Picture
+from pipelines.images.frames import render
 from pipelines.images.resize import Raster
-from pipelines.images.tiles import best_resolution, cut_tiles, stack_pictures
 from pipelines.output.unit import Unit
 from pipelines.stages.encode import Encoder
 from pipelines.stages.gpu import Place
-from pipelines.stages.token_arrays import unpack
+from pipelines.stages.read import flat_pixels
+from pipelines.stages.token_arrays import KeptRows, unpack
 from pipelines.stages.unit_batch import Image, UnitBatch
 
 SIDE = 28  # pixels of a crop: 2 x 2 patches
-RESOLUTIONS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+RESOLUTIONS = ((28, 56), (56, 28), (56, 56), (84, 28), (28, 84))
+GEOMETRY = Tiled(side=SIDE, grid_side=2, resolutions=RESOLUTIONS, background=(122, 116, 104))
 SHAPES = [(40, 40), (30, 77), (91, 20), (57, 44), (28, 28), (13, 200)]  # height, width
 CPU = Place("cpu", "float32")
 PROMPT = "describe the image ."
@@ -52,7 +57,7 @@ def folder(tmp_path_factory, demo_model):
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(image_size=SIDE, patch_size=14, **vision),
         text_config=LlamaConfig(vocab_size=128, pad_token_id=0, bos_token_id=1, eos_token_id=2, **text),
-        image_grid_pinpoints=RESOLUTIONS,
+        image_grid_pinpoints=[list(size) for size in RESOLUTIONS],
         image_token_index=4,
         image_seq_length=4,
         tie_word_embeddings=False,
@@ -80,13 +85,23 @@ def pictures():
 def processed(pictures):
     """transformers' own crops, normalised, and image sizes."""
     processor = LlavaNextImageProcessorPil(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=RESOLUTIONS
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_grid_pinpoints=[list(size) for size in RESOLUTIONS],
     )
     return processor(pictures, return_tensors="pt")
 
 
-def cut(picture: PILImage.Image):
-    return cut_tiles(Raster(picture, picture.width, picture.height), RESOLUTIONS, SIDE)
+def cut(picture: PILImage.Image) -> np.ndarray:
+    """The crops of a picture."""
+    frame = GEOMETRY.frame((picture.height, picture.width))
+    crops = render(Raster(picture, picture.width, picture.height), frame, GEOMETRY.background)
+    assert crops.shape == frame.shape
+    return crops
+
+
+def size_of(picture: PILImage.Image) -> tuple[int, int]:
+    return picture.height, picture.width
 
 
 def make_encoder(
@@ -99,40 +114,49 @@ def make_encoder(
 
 def encoded(folder, pictures, method: str, retention: float = 0.3, **settings) -> UnitBatch:
     encoder = make_encoder(folder, method, retention, **settings)
-    images = [Image(str(i), "a", i, hashlib.sha256(p.tobytes()).hexdigest(), [PROMPT]) for i, p in enumerate(pictures)]
-    arrays = stack_pictures([cut(picture) for picture in pictures], SIDE)
+    images = [
+        Image(str(i), "a", i, hashlib.sha256(p.tobytes()).hexdigest(), [PROMPT], sizes=[size_of(p)])
+        for i, p in enumerate(pictures)
+    ]
+    arrays = {"pixels": flat_pixels([Picture(cut(picture), size_of(picture)) for picture in pictures])}
     unit_batch = UnitBatch(Unit("0123456789ab", 0, len(pictures), ("a",)), images=images, arrays=arrays)
     unit_batch = UnitBatch.from_row(encoder(unit_batch.to_row()))
     assert unit_batch.error is None
     return unit_batch
 
 
+def kept_of(unit_batch: UnitBatch) -> list[KeptRows]:
+    """What is kept of each image of one picture and one prompt."""
+    kept = unpack(unit_batch)
+    assert all(len(prompts) == len(prompts[0]) == 1 for prompts in kept)
+    return [prompts[0][0] for prompts in kept]
+
+
 def test_crops_are_those_of_transformers(pictures, processed):
     mean, std = (torch.tensor(LlavaNextImageProcessorPil().to_dict()[name]) for name in ("image_mean", "image_std"))
     for picture, expected in zip(pictures, processed["pixel_values"], strict=True):
-        tiles = cut(picture)
-        assert len(tiles.pixels) == 1 + tiles.rows * tiles.columns
-        got = (torch.from_numpy(tiles.pixels) / 255 - mean) / std
+        got = (torch.from_numpy(cut(picture)) / 255 - mean) / std
         torch.testing.assert_close(got.permute(0, 3, 1, 2), expected[: len(got)].float(), atol=1e-4, rtol=0)
 
 
 def test_the_best_resolution_shows_most_and_wastes_least():
-    for (height, width), expected in zip(
-        SHAPES, [(56, 56), (28, 84), (84, 28), (56, 56), (28, 56), (28, 84)], strict=True
-    ):
-        assert best_resolution(height, width, RESOLUTIONS) == expected
+    best = [(56, 56), (28, 84), (84, 28), (56, 56), (28, 56), (28, 84)]
+    assert [best_resolution(size, RESOLUTIONS) for size in SHAPES] == best
 
 
 def test_packed_tokens_are_those_of_transformers(folder, whole, pictures):
     unit_batch = encoded(folder, pictures, "none")
-    arrays = stack_pictures([cut(picture) for picture in pictures], SIDE)
-    encoder = make_encoder(folder, "none").encoder
-    pixels = (torch.from_numpy(arrays["pixels"]).permute(0, 1, 4, 2, 3) / 255 - encoder.mean) / encoder.std
+    encoder = load_encoder(folder, dtype=torch.float32, device="cpu")
+    crops = [torch.from_numpy(cut(picture)) for picture in pictures]
+    most = max(map(len, crops))
+    padded = torch.stack([torch.cat([c, c.new_zeros(most - len(c), SIDE, SIDE, 3)]) for c in crops])
+    pixels = (padded.permute(0, 1, 4, 2, 3) / 255 - encoder.mean) / encoder.std
     with torch.inference_mode():
-        expected = whole.model.get_image_features(pixels, torch.from_numpy(arrays["sizes"][:, :2])).pooler_output
-    for image, prompts, tokens in zip(unit_batch.images, unpack(unit_batch), expected, strict=True):
-        assert image.num_visual_tokens == len(tokens)
-        torch.testing.assert_close(prompts[0][0], tokens, atol=1e-4, rtol=1e-4)
+        expected = whole.model.get_image_features(pixels, torch.tensor(SHAPES)).pooler_output
+    for image, rows, tokens in zip(unit_batch.images, kept_of(unit_batch), expected, strict=True):
+        assert image.num_visual_tokens == len(tokens) == GEOMETRY.num_visual(image.sizes[0])
+        torch.testing.assert_close(rows.tokens, tokens, atol=1e-4, rtol=1e-4)
+        assert rows.kept.tolist() == list(range(len(tokens)))
     assert len({len(tokens) for tokens in expected}) > 3
 
 
@@ -142,16 +166,17 @@ def test_unpruned_logits_and_answers_are_those_of_transformers(folder, whole, pi
     before, after = decoder.encode_prompt(PROMPT, "plain")
     generator = Generator(
         checkpoint=read_checkpoint(str(folder)),
-        conversation="plain",
+        prompt=PromptConfig(conversation="plain"),
         generate=GenerateConfig(max_new_tokens=5, batch_size=4),
         prune=PruneConfig(method="none"),
         settings={},
         place=CPU,
     )
     captions = UnitBatch.from_row(generator(unit_batch.to_row())).images
-    for (tokens,), image in zip((prompts[0] for prompts in unpack(unit_batch)), captions, strict=True):
+    for rows, image in zip(kept_of(unit_batch), captions, strict=True):
+        tokens = rows.tokens
         ids = torch.tensor([[*before, *[4] * len(tokens), *after]])
-        row = decoder.embed(tokens, (before, after))
+        row = decoder.place(tokens, (before, after)).rows
         with torch.inference_mode():
             embeds = whole.get_input_embeddings()(ids)
             embeds[:, len(before) : len(before) + len(tokens)] = tokens
@@ -165,44 +190,55 @@ def test_unpruned_logits_and_answers_are_those_of_transformers(folder, whole, pi
 
 
 def test_joint_selection_is_among_all_tokens_of_the_image(folder, pictures):
-    everything = [prompts[0][0] for prompts in unpack(encoded(folder, pictures, "none"))]
-    unit_batch = encoded(folder, pictures, "otprune")
-    for tokens, kept, prompts in zip(everything, unit_batch.arrays["kept"], unpack(unit_batch), strict=True):
+    everything = [rows.tokens for rows in kept_of(encoded(folder, pictures, "none"))]
+    for tokens, rows in zip(everything, kept_of(encoded(folder, pictures, "otprune")), strict=True):
         (expected,) = select_tokens(tokens[None], num_kept(0.3, len(tokens)), gamma_scale="trace")
-        assert kept[kept != -2].tolist() == expected.tolist()
-        torch.testing.assert_close(prompts[0][0], tokens[expected], atol=1e-5, rtol=1e-5)
+        assert rows.kept.tolist() == expected.tolist()
+        torch.testing.assert_close(rows.tokens, tokens[expected], atol=1e-5, rtol=1e-5)
+
+
+def test_pictures_of_mixed_sizes_in_one_unit_keep_what_each_keeps_alone(folder, pictures):
+    """Twice the same sizes, so that some pictures share a batch and a call of the method and others do not."""
+    together = encoded(folder, pictures + pictures[::-1], "otprune")
+    rows = kept_of(together)
+    assert len({len(kept.kept) for kept in rows}) > 3
+    for picture, image, kept in zip(pictures + pictures[::-1], together.images, rows, strict=True):
+        alone = encoded(folder, [picture], "otprune")
+        (expected,) = kept_of(alone)
+        assert kept.kept.tolist() == expected.kept.tolist()
+        assert kept.size == size_of(picture)
+        assert image.num_visual_tokens == alone.images[0].num_visual_tokens
+        torch.testing.assert_close(kept.tokens, expected.tokens, atol=1e-5, rtol=1e-5)
 
 
 def test_selection_by_tile_is_that_of_each_crop_alone(folder, pictures):
     unit_batch = encoded(folder, pictures, "divprune", retention=0.5, per_tile=True)
-    encoder = make_encoder(folder, "none").encoder
-    for picture, image, kept, prompts in zip(
-        pictures, unit_batch.images, unit_batch.arrays["kept"], unpack(unit_batch), strict=True
-    ):
-        features = encoder(torch.from_numpy(cut(picture).pixels))
+    encoder = llava_encoder.load(read_checkpoint(str(folder)), dtype=torch.float32, device="cpu")
+    for picture, image, rows in zip(pictures, unit_batch.images, kept_of(unit_batch), strict=True):
+        features = encoder(torch.from_numpy(cut(picture)))
         index = select_tokens(features, 2, method="divprune") + torch.arange(len(features))[:, None] * 4
-        assert kept[kept != -2].tolist() == index.flatten().tolist()
-        torch.testing.assert_close(prompts[0][0], features.flatten(0, 1)[index.flatten()], atol=1e-5, rtol=1e-5)
-        assert image.num_visual_tokens == 4 * len(features)
+        assert rows.kept.tolist() == index.flatten().tolist()
+        torch.testing.assert_close(rows.tokens, features.flatten(0, 1)[index.flatten()], atol=1e-5, rtol=1e-5)
+        assert image.num_visual_tokens == 4 * len(features) == GEOMETRY.num_visual(size_of(picture), "tiles")
 
 
 def test_pooling_is_of_each_crop_before_packing(folder, pictures):
     unit_batch = encoded(folder, pictures, "m3", settings={"grid": 1})
-    encoder = make_encoder(folder, "none").encoder
-    for picture, prompts in zip(pictures, unpack(unit_batch), strict=True):
-        tiles = cut(picture)
-        pooled = encoder(torch.from_numpy(tiles.pixels)).mean(dim=1, keepdim=True)
-        layout = {"grid": (tiles.rows, tiles.columns), "image_size": (tiles.height, tiles.width)}
+    encoder = llava_encoder.load(read_checkpoint(str(folder)), dtype=torch.float32, device="cpu")
+    for picture, rows in zip(pictures, kept_of(unit_batch), strict=True):
+        pooled = encoder(torch.from_numpy(cut(picture))).mean(dim=1, keepdim=True)
+        frame = GEOMETRY.frame(size_of(picture))
+        layout = {"grid": (frame.rows, frame.columns), "image_size": size_of(picture)}
         expected = pack_tiles(pooled, newline_D=encoder.newline, **layout)
-        torch.testing.assert_close(prompts[0][0], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rows.tokens, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["prumerge", "cdpruner"])
 def test_methods_that_look_at_patches_work_tile_by_tile(folder, pictures, method):
     settings = {"relevance": "words"} if method == "cdpruner" else {}
     unit_batch = encoded(folder, pictures, method, retention=0.5, settings=settings)
-    for picture, prompts in zip(pictures, unpack(unit_batch), strict=True):
-        assert len(prompts[0][0]) == 2 * len(cut(picture).pixels)
+    for picture, rows in zip(pictures, kept_of(unit_batch), strict=True):
+        assert len(rows.tokens) == len(rows.kept) == 2 * len(cut(picture))
 
 
 # Large images
@@ -255,7 +291,8 @@ def test_the_released_sizes_fit_together_on_the_meta_device(name, hidden, layers
     with torch.device("meta"):
         tower, projector = AutoModel.from_config(config.vision_config), LlavaMultiModalProjector(config)
         language = AutoModelForCausalLM.from_config(config.text_config)
-        encoder = LlavaEncoder(config, tower, projector, [0.5] * 3, [0.5] * 3)
+        geometry = Square(side=336, num_tokens=576, background=(0, 0, 0))
+        encoder = llava_encoder.LlavaEncoder(config, tower, projector, [0.5] * 3, [0.5] * 3, geometry=geometry)
         features = encoder(torch.empty(5, 336, 336, 3, dtype=torch.uint8))
         assert features.shape == (5, 576, hidden)
         packed = pack_tiles(features, grid=(2, 2), image_size=(500, 1000), newline_D=torch.empty(hidden))

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
+from otprune.families import FAMILIES, Options
+from otprune.families.family import CLIP_MEAN, CLIP_STD
 from otprune.models import (
     CheckpointError,
     checkpoint,
@@ -21,10 +23,9 @@ from otprune.models import (
     resolve_checkpoint,
     weights_digest,
 )
-from otprune.models.checkpoint import image_statistics, read_header
+from otprune.models.checkpoint import image_processor, read_header
 
 CPU = {"dtype": torch.float32, "device": "cpu"}
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_what_is_nowhere_is_one_clear_line(tmp_path, monkeypatch):
 def test_what_is_no_llava_is_named(copy):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    assert "families llava, llava_next, got model_type 'llama'" in error_of(str(copy))
+    assert f"families {', '.join(FAMILIES)}, got model_type 'llama'" in error_of(str(copy))
     (copy / "config.json").write_text("{")
     assert "config.json must be JSON" in error_of(str(copy))
     (copy / "config.json").write_text("[]")
@@ -187,13 +188,23 @@ def test_an_absent_shard_is_named(demo_model, copy):
 
 
 def test_image_statistics_stand_in_either_file_or_are_clips(tmp_path):
-    assert image_statistics(tmp_path)[0] == CLIP_MEAN
+    def statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
+        processor = image_processor(tmp_path)
+        return processor.mean, processor.std
+
+    assert statistics() == (CLIP_MEAN, CLIP_STD)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}')
-    assert image_statistics(tmp_path) == ([0.1, 0.2, 0.3], [1, 2, 3])
+    assert statistics() == ((0.1, 0.2, 0.3), (1, 2, 3))
     (tmp_path / "processor_config.json").write_text('{"image_processor": {"image_mean": [0.5], "image_std": [0.6]}}')
-    assert image_statistics(tmp_path) == ([0.5], [0.6])
+    assert statistics() == ((0.5,), (0.6,))
     (tmp_path / "processor_config.json").write_text('{"patch_size": 14}')
-    assert image_statistics(tmp_path)[0] == [0.1, 0.2, 0.3]
+    assert statistics() == ((0.1, 0.2, 0.3), (1, 2, 3))
+
+
+def test_the_mean_of_a_processor_is_a_colour(tmp_path):
+    assert image_processor(tmp_path).color == (122, 116, 104)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0, 1], "image_std": [1, 1, 1]}')
+    assert image_processor(tmp_path).color == (127, 0, 255)
 
 
 # What a job asks
@@ -203,12 +214,16 @@ def test_a_checkpoint_says_of_the_demo_model_what_the_loaded_model_says(demo_mod
     found = read_checkpoint(str(demo_model))
     encoder, prompter = load_encoder(demo_model, **CPU), load_prompter(demo_model)
     assert (found.path, found.name, found.family) == (demo_model, str(demo_model), "llava")
-    assert (found.num_visual_tokens, found.most_visual_tokens) == (encoder.num_tokens, encoder.num_tokens)
-    assert (found.vision.image_size, found.language.hidden) == (encoder.image_size, encoder.width)
+    geometry = found.geometry
+    assert (geometry.fixed, geometry.most_visual, geometry.axes) == (encoder.num_tokens, encoder.num_tokens, 1)
+    assert geometry.frame((70, 90)).shape == (encoder.image_size, encoder.image_size, 3)
+    assert (found.vision.image_size, found.language.hidden) == (encoder.image_size, encoder.row_width)
+    assert (found.row_width, found.levels) == (encoder.row_width, 0)
     torch.testing.assert_close(torch.tensor(found.mean), encoder.mean.flatten())
     torch.testing.assert_close(torch.tensor(found.std), encoder.std.flatten())
     assert (found.image_token, found.language_type) == (prompter.image_token, "llama")
-    assert (found.has_tiles, found.resolutions) == (False, ())
+    assert (geometry.tiled, found.whole_geometry, found.options) == (False, geometry, Options(aspect="pad"))
+    assert (found.architecture, found.record) == ("LlavaForConditionalGeneration", FAMILIES["llava"])
     assert found.digest == weights_digest(demo_model)
 
 
@@ -219,15 +234,34 @@ def test_a_checkpoint_of_tiles_has_their_resolutions_and_most_tokens(copy):
     config |= {"model_type": "llava_next", "image_grid_pinpoints": pinpoints}
     (copy / "config.json").write_text(json.dumps(config))
     found = read_checkpoint(str(copy))
-    assert found.has_tiles
-    assert found.resolutions == tuple(map(tuple, pinpoints))
-    assert (found.num_visual_tokens, found.most_visual_tokens) == (256, 5 * 256)
+    geometry = found.geometry
+    assert geometry.tiled
+    assert geometry.resolutions == tuple(map(tuple, pinpoints))
+    assert (geometry.fixed, geometry.num_tokens, geometry.most_visual) == (None, 256, 5 * 256)
+    assert geometry.most_bytes == 5 * 3 * side**2
+
+
+@pytest.mark.parametrize("aspect", ["pad", "crop", "stretch"])
+def test_the_geometry_is_read_with_the_users_options(demo_model, aspect):
+    found = read_checkpoint(str(demo_model), Options(aspect=aspect))
+    assert (found.geometry.frame((30, 40)).fit, found.options) == (aspect, Options(aspect=aspect))
+
+
+@pytest.mark.parametrize("option", ["max_pixels", "min_pixels"])
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_a_model_of_one_picture_size_takes_no_number_of_pixels(copy, family, option):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": family}))
+    with pytest.raises(CheckpointError, match=r"model\.min_pixels must be null: the tower sees squares of one size"):
+        read_checkpoint(str(copy), Options(**{option: 10_000}))
 
 
 def test_a_class_token_that_the_model_keeps_is_a_visual_token(copy):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"vision_feature_select_strategy": "full"}))
-    assert read_checkpoint(str(copy)).num_visual_tokens == load_encoder(copy, **CPU).num_tokens == 257
+    geometry = read_checkpoint(str(copy)).geometry
+    assert geometry.fixed == load_encoder(copy, **CPU).num_tokens == 257
+    assert geometry.grid((10, 10)) == (0, 0), "257 tokens form no square"
 
 
 def test_a_checkpoint_travels(demo_model):
@@ -239,7 +273,7 @@ def test_a_checkpoint_travels(demo_model):
 def test_a_configuration_that_describes_no_model_is_one_clear_line(copy, part):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"text_config": config["text_config"] | part}))
-    with pytest.raises(CheckpointError, match=r"config\.json must describe a LLaVA: ") as caught:
+    with pytest.raises(CheckpointError, match=r"config\.json must describe a LLaVA-1\.5: ") as caught:
         read_checkpoint(str(copy))
     assert "\n" not in str(caught.value)
 

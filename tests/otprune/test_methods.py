@@ -24,7 +24,8 @@ def test_every_record_stands_under_its_own_name_and_is_of_one_kind():
     assert INSIDE == ["fastv", "vtw", "fitprune", "pyramiddrop"]
     assert tuple(name for name, method in METHODS.items() if isinstance(method, Selector)) == select.METHODS
     keeping = [name for name, method in METHODS.items() if method.keeps_all]
-    assert keeping == [UNPRUNED, *INSIDE]
+    assert keeping == [UNPRUNED, "resize", *INSIDE]
+    assert [name for name, method in METHODS.items() if method.sends_smaller] == ["resize"]
     assert all(isinstance(METHODS[name], Selector) for name in BASELINES)
     assert all(METHODS[method.name] is method for method in BLIND)
 

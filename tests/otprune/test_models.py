@@ -137,7 +137,7 @@ def test_visual_tokens_are_those_of_the_whole_model_from_its_own_processor(encod
     inputs = build_processor(decoder.tokenizer).image_processor(pictures, return_tensors="pt")
     with torch.no_grad():
         expected = torch.stack(list(whole.model.get_image_features(inputs["pixel_values"]).pooler_output))
-    assert features.shape == (IMAGES, encoder.num_tokens, encoder.width) == (IMAGES, 256, 192)
+    assert features.shape == (IMAGES, encoder.num_tokens, encoder.row_width) == (IMAGES, 256, 192)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)  # float32, other order of operations
 
 
@@ -216,7 +216,7 @@ def test_other_towers_and_layers_give_the_features_of_the_whole_model(tmp_path, 
     with torch.no_grad():
         expected = torch.stack(list(model.model.get_image_features(normal).pooler_output))
     got = encoder(pixels)
-    assert got.shape == (3, encoder.num_tokens, encoder.width)
+    assert got.shape == (3, encoder.num_tokens, encoder.row_width)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
