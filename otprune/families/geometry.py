@@ -1,8 +1,8 @@
 """The geometry of a model family: everything about a picture's pixels and tokens that follows from its size alone.
 
 A size is (height, width), in pixels, of the upright picture. From a size follow the pixels that the vision tower gets
-(`Frame`), the number of visual tokens, and where the kept tokens stand in the prompt (`Span`). So stages on CPUs and the
-driver know all of it without a model, and arrays between stages carry nothing but sizes and indices.
+(`Frame`), the number of visual tokens, and where the kept tokens stand in the prompt (`Span`). So stages on CPUs and
+the driver know all of it without a model, and arrays between stages carry nothing but sizes and indices.
 
 This module and the families' own import neither torch nor transformers: tasks that decode pictures import them.
 """

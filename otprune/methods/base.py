@@ -91,6 +91,8 @@ class Method:
     """Whether the method reduces a square crop to a square, which LLaVA-1.6 can lay out beside its neighbours."""
     sends_smaller: bool = False
     """Whether the method sends the model smaller pictures, instead of pruning their tokens."""
+    takes_tiles: bool = True
+    """Whether images may have different numbers of visual tokens."""
     before_projector: bool = False
     """Whether the method works on the projector's input; only the tokens that it leaves are projected."""
 
@@ -224,14 +226,13 @@ class InModel(Method):
     """(Sizes, **settings) -> multiply-adds of the attention that `otprune.layerwise.attention` recomputes."""
     rows: Callable[..., Schedule]
     """(num_visual, num_layers, as_released, **settings) -> schedule."""
-    takes_tiles: bool = False
-    """Whether the settings fix no number of tokens, so that images may have different numbers of visual tokens."""
     calibrate: Callable[..., dict[str, Any]] | None = None
     """(Sample, retention=, threshold=, first_layer=) -> the settings, and other results of the calibration."""
     fit: Fit | None = None
     """Set if the method cannot run without a setting that is fitted to data."""
 
     inside_model: ClassVar[bool] = True
+    takes_tiles: bool = False
     keeps_all: bool = True
     keeps_grid: bool = True
 

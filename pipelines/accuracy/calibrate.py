@@ -66,7 +66,8 @@ def read_sample(
 ) -> Sample:
     """The prompts of `pictures` as the language model reads them: input embeddings and the span of the image in each.
 
-    A picture is the frame of a decoded image, its size, and one prompt. The vision tower runs on a GPU if this process sees one.
+    A picture is the frame of a decoded image, its size, and one prompt. The vision tower runs on a GPU if this process
+    sees one.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = load_encoder(checkpoint, dtype=torch_dtype(dtype, device), device=device)

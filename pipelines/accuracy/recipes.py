@@ -67,7 +67,7 @@ def fit_recipes(
     """
     read, spans = make_question_reader(questions, job), first_spans(questions, config.grid.calibration_images)
     arguments = config.model.dtype, config.prompt.conversation, fit, list(retentions)
-    fitted = call_on_cluster(config, job.checkpoint, _fit, read, spans, str(job.checkpoint.path), *arguments)
+    fitted = call_on_cluster(config, job.checkpoint, _fit, read, spans, job.checkpoint, *arguments)
     if fitted is None:
         raise UserError(f"grid.calibration_images: none of the first {config.grid.calibration_images} can be read")
     recipes = {**known, **dict(zip(retentions, fitted, strict=True))}
@@ -82,7 +82,13 @@ def _basis(config: AccuracyConfig, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _fit(
-    read: ReadQuestions, spans: list[SpanRow], model: str, dtype: str, style: str, fit: Fit, retentions: list[float]
+    read: ReadQuestions,
+    spans: list[SpanRow],
+    checkpoint: Checkpoint,
+    dtype: str,
+    style: str,
+    fit: Fit,
+    retentions: list[float],
 ) -> list[dict[int, int]] | None:
     """Fits one recipe for each retention, in the Ray task; None if no image can be read.
 
@@ -98,9 +104,11 @@ def _fit(
             unit_batch = UnitBatch.from_row(row)
             if unit_batch.error is not None:
                 raise RuntimeError(unit_batch.error)
+            pixels = unit_batch.arrays["pixels"].rows()
             for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
                 if image.num_pictures == 1:
-                    prompt = image.prompts[len(pictures) % len(image.prompts)]
-                    pictures.append((unit_batch.arrays["pixels"][rows.start], prompt))
-    sample = read_sample(Path(model), pictures, dtype=dtype, style=style)
+                    prompt, size = image.prompts[len(pictures) % len(image.prompts)], image.sizes[0]
+                    frame = pixels[rows.start].reshape(checkpoint.geometry.frame(size).shape)
+                    pictures.append((frame, size, prompt))
+    sample = read_sample(checkpoint, pictures, dtype=dtype, style=style)
     return fit.values(sample, retentions) if pictures else None

@@ -29,7 +29,7 @@ class Stages:
     read: Reader
     encode: Stage | None  # None: the generate stage takes the pixels
     generate: Stage
-    sink: Callable[[dict[str, Any]], dict[str, Any]]
+    sink: Sink
 
     def run(
         self,

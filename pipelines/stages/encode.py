@@ -109,8 +109,9 @@ class Encoder:
 
             def run(indices: list[int]) -> None:
                 batch = [flat.view(frames[i].shape) for i, flat in zip(indices, upload(indices), strict=True)]
-                of = (sizes[i] for i in indices), (seeds[i] for i in indices), (prompts[i] for i in indices)
-                kept = self.pruner(batch, *map(list, of))
+                kept = self.pruner(
+                    batch, [sizes[i] for i in indices], [seeds[i] for i in indices], [prompts[i] for i in indices]
+                )
                 kept_by_row.update(zip(indices, kept, strict=True))
 
             failed_rows = run_batches(self._batches(sizes), run, upload.ahead)

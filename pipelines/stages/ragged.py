@@ -1,5 +1,6 @@
-"""Rows of different lengths in one array: what travels between stages, since pictures differ in size and kept tokens."""
+"""Rows of different lengths in one array: what travels between stages, as pictures differ in size and kept tokens."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Ragged:
     def rows(self) -> list[np.ndarray]:
         """The rows, as views of `values`."""
         starts = self.starts
-        return [self.values[start:stop] for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+        return [self.values[start:stop] for start, stop in itertools.pairwise(starts)]
 
     def take(self, indices: Sequence[int]) -> "Ragged":
         """The rows at `indices`, copied."""

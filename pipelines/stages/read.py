@@ -37,8 +37,13 @@ class DecodeSettings:
 
     def __call__(self, data: bytes | None) -> Picture:
         """The image in `data` (`decode_image`)."""
-        limits = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels, "min_side": self.min_side}
-        return decode_image(data, geometry=self.geometry, **limits)
+        return decode_image(
+            data,
+            geometry=self.geometry,
+            max_bytes=self.max_bytes,
+            max_pixels=self.max_pixels,
+            min_side=self.min_side,
+        )
 
 
 class Reader(Protocol):

@@ -88,8 +88,8 @@ class CanaryCopy:
 class Image:
     """One image of a unit that is still fit to be captioned.
 
-    The reader sets what identifies the image, and the sizes of its pictures. The stage that turns pixels into visual tokens sets `num_visual_tokens`
-    and, of a sampled image, `sample`. The generator sets `answers`, one for each prompt.
+    The reader sets what identifies the image, and the sizes of its pictures. The stage that turns pixels into visual
+    tokens sets `num_visual_tokens` and, of a sampled image, `sample`. The generator sets `answers`, one for each prompt.
     """
 
     id: str

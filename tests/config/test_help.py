@@ -59,8 +59,9 @@ def test_lines_fit_the_width_and_meanings_are_aligned(schema, without, width):
 
 def test_a_key_is_shown_as_it_is_typed_with_what_it_must_be():
     text = help_text("usage")
-    share = "share of the visual tokens to keep  [number above 0 and at most 1]"
-    assert "\n" + "  prune.retention=0.098".ljust(COLUMN) + share + "\n" in text
+    meaning = "share of the visual tokens to keep; null: the family's default,"
+    assert "\n" + "  prune.retention=null".ljust(COLUMN) + meaning + "\n" in text
+    assert "\n" + " " * COLUMN + "[number above 0 and at most 1, or null]\n" in text
     assert "  prompt.template='Provide a one-sentence caption for the provided image.'\n" in text
     assert "[refuse or new]" in text
     assert "mlflow.enabled=true" in text

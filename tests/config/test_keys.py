@@ -118,11 +118,12 @@ def test_a_dotted_key_in_yaml_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("override", "expected", "got"),
     [
-        ("prune.retention=abc", "a number above 0 and at most 1", "'abc'"),
-        ("prune.retention=[1]", "a number above 0 and at most 1", "[1]"),
-        ("prune.retention=true", "a number above 0 and at most 1", "true"),
-        ("prune.retention=", "a number above 0 and at most 1", "null"),
-        ("prune.retention.deeper=1", "a number above 0 and at most 1", "{'deeper': 1}"),
+        ("prune.retention=abc", "a number above 0 and at most 1, or null", "'abc'"),
+        ("prune.retention=[1]", "a number above 0 and at most 1, or null", "[1]"),
+        ("prune.retention=true", "a number above 0 and at most 1, or null", "true"),
+        ("prune.retention=0", "above 0 and at most 1", "0"),
+        ("generate.top_p=", "a number above 0 and at most 1", "null"),
+        ("prune.retention.deeper=1", "a number above 0 and at most 1, or null", "{'deeper': 1}"),
         ("prune.gamma=x", "a number above 0, or null", "'x'"),
         ("unit.images=8.5", "a whole number of at least 1 and at most 4096", "8.5"),
         ("unit.images=true", "a whole number of at least 1 and at most 4096", "true"),
@@ -137,10 +138,12 @@ def test_a_dotted_key_in_yaml_is_explained(tmp_path):
         ("prune.settings=[1]", "names with values", "[1]"),
         ("prune.settings={1: 2}", "names with values", "{1: 2}"),
         ("output.on_mismatch=overwrite", "refuse or new", "'overwrite'"),
+        ("decode.aspect=fit", "auto, pad, crop or stretch", "'fit'"),
+        ("model.max_pixels=0", "at least 1", "0"),
         ("prune.gamma_scale=papr", "released, paper or trace", "'papr'"),
         ("cost.usd_per_hour=-1", "at least 0", "-1"),
         ("unit.images=1" + "0" * 400, "at least 1 and at most 4096", "1" + "0" * 400),
-        ("prune.retention=1" + "0" * 400, "a number above 0 and at most 1", "1" + "0" * 400),
+        ("prune.retention=1" + "0" * 400, "a number above 0 and at most 1, or null", "1" + "0" * 400),
     ],
 )
 def test_a_value_that_a_key_does_not_take_is_quoted_with_what_the_key_must_be(override, expected, got):

@@ -14,6 +14,7 @@ from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import FILE, claim_output, fingerprint, read_claim
 from pipelines.run.describe import describe
+from pipelines.run.job import check_model
 from pipelines.store import Store
 from tests.helpers import DEMO
 
@@ -23,8 +24,11 @@ DECIDES = {
     "input.id_column",
     "model.path",
     "model.dtype",
+    "model.max_pixels",
+    "model.min_pixels",
     "prompt.template",
     "prompt.more",
+    "prompt.system",
     "prompt.conversation",
     "prune.method",
     "prune.retention",
@@ -135,6 +139,16 @@ def test_the_demos_fingerprint_stands_for_these_keys_and_values(checkpoint):
 
 def described_of(checkpoint: Checkpoint, *arguments: str) -> dict:
     return describe(load_config([*DEMO, *arguments]), checkpoint)
+
+
+def test_null_keys_stand_for_the_models_own_values(checkpoint):
+    """Outputs from before a key could be null, or before it existed, are resumed with the same fingerprint."""
+    paths = ("input.path=in", "output.path=out", "prune.retention=null", "decode.aspect=auto")
+    config, checkpoint = check_model(load_config([*DEMO, *paths]))
+    assert (config.prune.share, config.decode.aspect) == (0.098, "pad")
+    named = ("prune.retention=0.098", "decode.aspect=pad")
+    assert describe(config, checkpoint) == described_of(checkpoint, *named)
+    assert not {"model.max_pixels", "model.min_pixels", "prompt.system"} & describe(config, checkpoint).keys()
 
 
 def test_the_lists_above_name_sections_that_exist():

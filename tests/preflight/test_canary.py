@@ -143,7 +143,7 @@ def test_partners_have_other_bytes():
 def summary(*captions: tuple[CanaryCopy, str], prompts: Sequence[str] = ("describe",) * 3) -> dict:
     """A unit as the last stage summarises it; `prompts` of its images by index."""
     images = [
-        Image("", "a", 0, "0", [prompts[copy.index]], [Answer(text, 1, 2, 3, "stop")], canary=copy)
+        Image("", "a", 0, "0", [prompts[copy.index]], answers=[Answer(text, 1, 2, 3, "stop")], canary=copy)
         for copy, text in captions
     ]
     return json.loads(collect(UnitBatch(Unit("0" * 12, 0, 1, ("a",)), images).to_row())["summary"])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from pipelines.stages.unit_batch import Sample, UnitBatch
 from tests.helpers import LOCAL, QUICK, addresses, fake_encoder, fake_generator, run_captions
 
 TEXTS = ["a red circle", "two blue squares on grass", "a small cat by a door", "the digit 7", "nothing at all here"]
+PICTURE = Sample(jpeg="", width=224, height=112, kept=[0], rows=1, columns=2)
 
 
 def compared(pruned: list[str], references: bool = True, agreement: float = 0.5) -> dict:
-    rest = {"jpeg": "", "kept": [0], "num_tokens": 4, "agreement": agreement, "prompt": "describe"}
+    rest = {"picture": asdict(PICTURE), "agreement": agreement, "prompt": "describe"}
     return {
         ("a", i, 0): Compared("a", i, pruned=text, unpruned=other, references=[other] if references else [], **rest)
         for i, (text, other) in enumerate(zip(pruned, TEXTS, strict=False))
@@ -97,7 +98,7 @@ def sampling(seconds: float) -> type:
             unit_batch = UnitBatch.from_row(super().__call__(row))
             for image in unit_batch.images:
                 if image.sampled:
-                    image.sample = Sample(jpeg="", kept=self.kept, num_tokens=2)
+                    image.sample = replace(PICTURE, kept=self.kept)
             return unit_batch.to_row()
 
     return Sampling
@@ -123,6 +124,7 @@ def test_a_failed_gate_stops_with_code_3_and_the_numbers_before_anything_is_capt
     assert outcome.gate is not None
     assert outcome.gate.quality == pytest.approx(0.5)
     assert outcome.gate.images == len(outcome.gate.compared) == 16
+    assert all(each.picture == asdict(PICTURE) for each in outcome.gate.compared), "as the pruned model saw it"
     assert 0 < outcome.metrics["gate/quality_low"] < 0.5 < outcome.metrics["gate/quality_high"] < 0.9
     assert "gate failed: quality 0.5000 of unpruned (0." in outcome.message
     assert addresses(tmp_path) == []

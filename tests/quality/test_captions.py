@@ -30,7 +30,7 @@ def write_output(folder: Path, captions: Sequence[str], reasons: Sequence[str] |
         stop = min(start + 2, len(captions))
         answers = [Answer(captions[i], 1, 2, 3, reasons[i] if reasons else "stop") for i in range(start, stop)]
         images = [
-            Image(f"row-{i}", "a.parquet", i, "0" * 64, ["describe"], [answer])
+            Image(f"row-{i}", "a.parquet", i, "0" * 64, ["describe"], answers=[answer])
             for i, answer in enumerate(answers, start)
         ]
         sink.commit(UnitBatch(Unit(key, start, stop, ("a.parquet",)), images))
@@ -123,7 +123,7 @@ def test_mistakes_end_with_code_2(arguments: str, says: str, tmp_path: Path, cap
     for part in sorted((other / "captions").iterdir()):
         part.unlink()
     sink = Sink(store=Store(str(other)), fingerprint="f", model="m", method="none")
-    image = Image("x", "b.parquet", 0, "0" * 64, ["describe"], [Answer("x", 1, 2, 3, "stop")])
+    image = Image("x", "b.parquet", 0, "0" * 64, ["describe"], answers=[Answer("x", 1, 2, 3, "stop")])
     sink.commit(UnitBatch(Unit("0" * 12, 0, 1, ("b.parquet",)), [image]))
     assert main([*DEMO, "input.path=", *arguments.format(tmp_path).split()]) == 2
     assert says in capsys.readouterr().err

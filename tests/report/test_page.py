@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from pipelines.config.load import load_config, with_values
 from pipelines.output.totals import Totals
-from pipelines.report.page import THUMBNAIL, pruned_area, render_report
+from pipelines.report.page import pruned_area, render_report
 from pipelines.report.terminal import print_summary
 from pipelines.run.job import Job, prepare
 from pipelines.run.outcome import Compared, Gate, Outcome
@@ -42,16 +43,22 @@ def jpeg() -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def sample(caption: str = "a red circle", kept: tuple[int, ...] = (0, 3), num_tokens: int = 4) -> dict:
+WIDTH, HEIGHT = 224, 168  # of a thumbnail, in pixels
+
+
+def picture(kept: list[int], rows: int, columns: int) -> dict:
+    """The fields of a `Sample`."""
+    return {"jpeg": jpeg(), "width": WIDTH, "height": HEIGHT, "kept": kept, "rows": rows, "columns": columns}
+
+
+def sample(caption: str = "a red circle", **grid: Any) -> dict:
     return {
         "source": "a.parquet",
         "row": 7,
         "references": ["a large red circle"],
         "prompts": ["describe"],
         "captions": [{"caption": caption}],
-        "jpeg": jpeg(),
-        "kept": list(kept),
-        "num_tokens": num_tokens,
+        **picture(**{"kept": [0, 3], "rows": 2, "columns": 2, **grid}),
     }
 
 
@@ -170,40 +177,50 @@ def test_samples_show_every_prompt_the_reference_and_the_share_of_tokens(page):
 
 
 def test_the_gates_images_show_both_captions(page):
-    image = sample()
-    compared = Compared("a.parquet", 7, "describe", "a dog", "a cat", ["a red cat"], image["jpeg"], [0, 3], 4, 0.5)
+    compared = Compared("a.parquet", 7, "describe", "a dog", "a cat", ["a red cat"], picture([0, 3], 2, 2), 0.5)
     gate = Gate(True, 0.9, 0.97, (0.93, 1.01), "cider", 1.0, 1.03, 100, 100, 12.0, [compared])
     text = text_of(page(Outcome(metrics=METRICS | DOLLARS, gate=gate)))
     assert "97 % of the unpruned quality 95 %: 93 to 101 %, on 100 images; the gate requires 90 %" in text
     assert "otprune a dog unpruned a cat reference a red cat a.parquet row 7, 2 of 4 tokens" in text
 
 
-def lit(path: str, side: int) -> np.ndarray:
-    """[side, side]: the patches that a path filled by the even-odd rule leaves bright, by counting at their centres."""
+def lit(path: str, rows: int, columns: int) -> np.ndarray:
+    """[rows, columns]: the patches that a path filled by the even-odd rule leaves bright, counted at their centres."""
     outer, *holes = re.findall(r"M[^M]*z", path)
-    assert outer == f"M0 0H{THUMBNAIL}V{THUMBNAIL}H0z"
-    bright = np.zeros((side, side), bool)
+    assert outer == f"M0 0H{WIDTH}V{HEIGHT}H0z"
+    bright = np.zeros((rows, columns), bool)
     for hole in holes:
         x, y, width, height, back = map(float, re.fullmatch(r"M(\S+) (\S+)h(\S+)v(\S+)h(\S+)z", hole).groups())
-        assert width == height == -back
-        column, row = (x + width / 2) / THUMBNAIL * side, (y + height / 2) / THUMBNAIL * side
+        assert (width, height) == (pytest.approx(WIDTH / columns, rel=1e-5), pytest.approx(HEIGHT / rows, rel=1e-5))
+        assert width == -back
+        column, row = (x + width / 2) / WIDTH * columns, (y + height / 2) / HEIGHT * rows
         bright[int(row), int(column)] ^= True
     return bright
 
 
-@pytest.mark.parametrize("side", [2, 16, 24])
-def test_what_is_left_bright_are_the_patches_of_the_kept_tokens(side):
-    rng = np.random.default_rng(side)
-    kept = np.sort(rng.choice(side * side, side * side // 3, replace=False))
-    bright = lit(pruned_area({"kept": kept.tolist(), "num_tokens": side * side}), side)
-    expected = np.zeros(side * side, bool)
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (16, 16), (24, 24), (12, 31), (40, 7)])
+def test_what_is_left_bright_are_the_patches_of_the_kept_tokens(rows, columns):
+    kept = np.sort(np.random.default_rng(rows).choice(rows * columns, rows * columns // 3, replace=False))
+    expected = np.zeros(rows * columns, bool)
     expected[kept] = True
-    assert np.array_equal(bright, expected.reshape(side, side))
+    bright = lit(pruned_area(picture(kept.tolist(), rows, columns)), rows, columns)
+    assert np.array_equal(bright, expected.reshape(rows, columns))
 
 
-def test_without_pruning_or_without_a_square_of_patches_nothing_is_shaded():
-    assert pruned_area({"kept": [0, 1, 2, 3], "num_tokens": 4}) == ""
-    assert pruned_area({"kept": [0, 1], "num_tokens": 5}) == ""  # a class token among them
+def test_a_token_without_a_place_leaves_no_patch_bright():
+    assert lit(pruned_area(picture([-1, 3], 2, 2)), 2, 2).tolist() == [[False, False], [False, True]]
+
+
+def test_without_pruning_or_without_a_grid_of_patches_nothing_is_shaded():
+    assert pruned_area(picture([0, 1, 2, 3], 2, 2)) == ""
+    assert pruned_area(picture([0, 1], 0, 0)) == ""  # a class token among them
+
+
+def test_a_card_is_as_wide_and_as_high_as_its_thumbnail(page):
+    html = page(Outcome(metrics=METRICS | DOLLARS, samples=[sample()]))
+    assert f'viewBox="0 0 {WIDTH} {HEIGHT}"' in html
+    assert f'width="{WIDTH}" height="{HEIGHT}"' in html
+    assert pruned_area(sample()) in html
 
 
 # The summary

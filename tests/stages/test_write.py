@@ -45,7 +45,7 @@ def answer(text: str, tokens: int = 5, finish: str = "stop") -> Answer:
 def image(row: int, *answers: Answer, sample: Sample | None = None) -> Image:
     prompts = [f"prompt {i}" for i in range(len(answers))]
     more = {"num_visual_tokens": 256, "references": ["a reference"], "sample": sample}
-    return Image(f"id{row}", "a.parquet", row, f"sha{row}", prompts, list(answers), **more)
+    return Image(f"id{row}", "a.parquet", row, f"sha{row}", prompts, answers=list(answers), **more)
 
 
 def rejected(row: int, reason: str = "truncated", sha256: str | None = "sha") -> Rejected:
@@ -213,7 +213,7 @@ def test_totals_stand_in_the_metadata_and_in_the_summary(sink, store):
 
 
 def test_only_sampled_images_go_back_to_the_driver():
-    sample = Sample(jpeg="abc", kept=[1, 2], num_tokens=4)
+    sample = Sample(jpeg="abc", width=224, height=168, kept=[1, 2], rows=3, columns=4)
     unit = UnitBatch(UNIT, images=[image(10, answer("a")), image(11, answer("b"), sample=sample)])
     (shown,) = summarize(unit)["samples"]
     assert shown == {
@@ -231,8 +231,11 @@ def test_only_sampled_images_go_back_to_the_driver():
         ],
         "prompts": ["prompt 0"],
         "jpeg": "abc",
+        "width": 224,
+        "height": 168,
         "kept": [1, 2],
-        "num_tokens": 4,
+        "rows": 3,
+        "columns": 4,
     }
 
 
