@@ -25,7 +25,7 @@ from typing import Any
 from otprune.budget import match_flops
 from otprune.methods import BeforeModel, Method, get_method
 from otprune.methods.base import Sizes
-from otprune.part_flops import decode_flops, prefill_flops, projector_flops, vision_flops
+from otprune.part_flops import count_tokens, decode_flops, prefill_flops, projector_flops, vision_flops
 from otprune.shapes import MODELS, ModelShape
 
 __all__ = [
@@ -109,6 +109,7 @@ def true_flops(
     num_visual: int | None = None,
     num_generated: int = 1,
     crops: int = 1,
+    frame: tuple[int, int] | None = None,
     select_on_cpu: bool = False,
     **settings: Any,
 ) -> TrueFlops:
@@ -116,24 +117,26 @@ def true_flops(
 
     Args:
         num_text: prompt tokens that are not visual: conversation format, BOS and task text.
-        num_visual: tokens that the method chooses from; None is all patches of all crops. Any-res models add newline
-            tokens and drop padding, so their number differs.
+        num_visual: tokens that the method chooses from; None is all patches of all crops, or all tokens of the frame.
+            Any-res models add newline tokens and drop padding, so their number differs.
         num_generated: generated tokens; 1 counts the prefill alone, which yields the first.
         crops: square images that the tower reads; 5 for LLaVA-1.6's 2 x 2 grid and overview.
+        frame: (height, width) in pixels of what the tower reads, for a tower that takes pictures of any size.
         select_on_cpu: count the selector's CPU algorithm instead of the GPU's.
 
     Raises:
-        ValueError: as `Method.visual_rows`, and on an unknown method.
+        ValueError: as `Method.visual_rows`, on an unknown method, and if a tower that takes pictures of any size gets
+            no frame.
     """
-    num_visual = crops * model.vision.num_patches if num_visual is None else num_visual
+    num_visual = count_tokens(model.vision, crops=crops, frame=frame) if num_visual is None else num_visual
     shape, method = model.language, get_method(method)
     rows = method.visual_rows(num_visual, shape.layers, **settings)
     early = method.before_projector  # the projector then reads only the tokens that are kept
     width = model.vision.hidden if early else shape.hidden
     sizes = Sizes(shape=shape, width=width, num_text=num_text, num_visual=num_visual, rows=rows)
     return TrueFlops(
-        vision=vision_flops(model.vision, crops=crops),
-        projector=projector_flops(model, crops=crops, num_tokens=rows[0][0] if early else None),
+        vision=vision_flops(model.vision, crops=crops, frame=frame),
+        projector=projector_flops(model, crops=crops, frame=frame, num_tokens=rows[0][0] if early else None),
         policy=method.own_flops(sizes, settings, on_cpu=select_on_cpu),
         prefill=prefill_flops(shape, num_text, visual=rows),
         decode=decode_flops(shape, num_text, num_generated, visual=rows),

@@ -9,7 +9,7 @@ For n_a rows in a layer's attention and n_f rows in its FFN, width d, FFN width 
 """
 
 from otprune.schedules import Schedule, num_kept
-from otprune.shapes import LanguageShape, ModelShape, VisionShape
+from otprune.shapes import LanguageShape, ModelShape, PatchVisionShape, VisionShape
 
 
 def prefill_flops(
@@ -39,7 +39,7 @@ def prefill_flops(
     for attention_rows, ffn_rows in visual or [(0, 0)] * shape.layers:
         rows = num_prompt_tokens + attention_rows
         total += _attention(shape, rows, rows)
-        total += ffn_matrices * (num_prompt_tokens + ffn_rows) * shape.hidden * shape.intermediate
+        total += (num_prompt_tokens + ffn_rows) * _ffn(shape, ffn_matrices)
     return total
 
 
@@ -51,27 +51,85 @@ def decode_flops(
     for attention_rows, _ in visual or [(0, 0)] * shape.layers:
         for step in range(1, num_generated):
             total += _attention(shape, 1, num_prompt_tokens + attention_rows + step)
-            total += 3 * shape.hidden * shape.intermediate
+            total += _ffn(shape, 3)
     return total + max(num_generated - 1, 0) * shape.hidden * shape.vocab
 
 
-def vision_flops(shape: VisionShape, *, crops: int = 1) -> int:
-    """Multiply-adds of the vision tower on `crops` square images: patch embedding, then layers with two-matrix FFNs."""
+def vision_flops(shape: VisionShape | PatchVisionShape, *, crops: int = 1, frame: tuple[int, int] | None = None) -> int:
+    """Multiply-adds of the vision tower: patch embedding, then the layers.
+
+    Args:
+        crops: square pictures that a tower of one size reads.
+        frame: (height, width) in pixels of the picture that a tower of any size reads.
+
+    Raises:
+        ValueError: if a tower of any size gets no frame.
+    """
+    if isinstance(shape, PatchVisionShape):
+        return _patch_tower_flops(shape, *_rows_and_columns(shape, frame))
     n, d = shape.num_patches + shape.class_tokens, shape.hidden
     layer = 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * shape.intermediate
     return crops * (shape.num_patches * 3 * shape.patch_size**2 * d + shape.layers * layer)
 
 
-def projector_flops(model: ModelShape, *, crops: int = 1, num_tokens: int | None = None) -> int:
-    """Multiply-adds of LLaVA's two-layer MLP on `num_tokens`; None is every patch of `crops` square images."""
-    width = model.language.hidden
-    num_tokens = crops * model.vision.num_patches if num_tokens is None else num_tokens
-    return num_tokens * (model.vision.width + width) * width
+def projector_flops(
+    model: ModelShape, *, crops: int = 1, frame: tuple[int, int] | None = None, num_tokens: int | None = None
+) -> int:
+    """Multiply-adds of what makes visual tokens of the tower's output: LLaVA's two-layer MLP, or mergers.
+
+    Args:
+        crops, frame: as of `vision_flops`.
+        num_tokens: tokens that the MLP makes; None is `count_tokens`.
+    """
+    vision, width = model.vision, model.language.hidden
+    num_tokens = count_tokens(vision, crops=crops, frame=frame) if num_tokens is None else num_tokens
+    if isinstance(vision, PatchVisionShape):
+        merged = vision.hidden * vision.merge**2
+        return vision.mergers * num_tokens * merged * (merged + vision.out)
+    return num_tokens * (vision.width + width) * width
+
+
+def count_tokens(shape: VisionShape | PatchVisionShape, *, crops: int = 1, frame: tuple[int, int] | None = None) -> int:
+    """Visual tokens of a picture: every patch of its crops, or every token of its frame (see `vision_flops`)."""
+    if isinstance(shape, PatchVisionShape):
+        rows, columns = _rows_and_columns(shape, frame)
+        return rows * columns
+    return crops * shape.num_patches
+
+
+def _rows_and_columns(shape: PatchVisionShape, frame: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of visual tokens."""
+    if frame is None:
+        raise ValueError("a tower for pictures of any size needs the frame of the picture, got none")
+    side = shape.patch_size * shape.merge
+    return frame[0] // side, frame[1] // side
+
+
+def _patch_tower_flops(shape: PatchVisionShape, rows: int, columns: int) -> int:
+    """As `vision_flops`. Attention costs 2 n^2 d for the n patches of a window, or of the whole picture."""
+    per_token, d = shape.merge**2, shape.hidden
+    n = rows * columns * per_token
+    embedding = n * 3 * shape.frames * shape.patch_size**2 * d
+    linear = n * (4 * d**2 + shape.ffn_matrices * d * shape.intermediate)
+    in_windows = per_token**2 * _sum_of_squares(rows, shape.window) * _sum_of_squares(columns, shape.window)
+    pairs = (shape.layers - shape.window_layers) * n**2 + shape.window_layers * in_windows
+    return embedding + shape.layers * linear + 2 * d * pairs
+
+
+def _sum_of_squares(length: int, window: int) -> int:
+    """The sum of the squares of the parts into which windows cut `length`; length squared without windows."""
+    whole, rest = divmod(length, window or length)
+    return whole * (window or length) ** 2 + rest**2
 
 
 def selector_prefill(shape: LanguageShape, num_text: int, num_visual: int, retention: float) -> int:
     """Multiply-adds of the prefill after a selector at `retention`: the budget that every other method must match."""
     return prefill_flops(shape, num_text + num_kept(retention, num_visual))
+
+
+def _ffn(shape: LanguageShape, matrices: int) -> int:
+    """Multiply-adds of one row's FFN, and of the router if there are experts."""
+    return shape.hidden * (matrices * shape.intermediate + shape.experts)
 
 
 def _attention(shape: LanguageShape, num_rows: int, num_keys: int) -> int:

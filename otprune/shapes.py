@@ -19,22 +19,28 @@ class LanguageShape:
     kv_heads: int
     head_dim: int
     vocab: int
+    experts: int = 0
+    """Experts of each FFN, of which a router chooses some for each token; `intermediate` is then the width of those
+    together. 0: no experts."""
 
     @classmethod
     def from_config(cls, config: Any) -> "LanguageShape":
         """The shape in a text config (`hidden_size`, `intermediate_size`, `num_hidden_layers`, ...).
 
-        A config without `num_key_value_heads` or `head_dim` means multi-head attention of full width.
+        A config without `num_key_value_heads` or `head_dim` means multi-head attention of full width. With experts,
+        every layer is taken to have them.
         """
         heads = config.num_attention_heads
+        chosen = getattr(config, "num_experts_per_tok", None) or 0
         return cls(
             hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
+            intermediate=chosen * config.moe_intermediate_size if chosen else config.intermediate_size,
             layers=config.num_hidden_layers,
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             vocab=config.vocab_size,
+            experts=config.num_experts if chosen else 0,
         )
 
 
@@ -79,10 +85,56 @@ class VisionShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """The sizes of a LLaVA: vision tower, two-layer MLP projector (vision -> hidden -> hidden), language model."""
+class PatchVisionShape:
+    """The sizes of a ViT for pictures of any size, and of the mergers that make visual tokens of its patches."""
 
-    vision: VisionShape
+    hidden: int
+    intermediate: int
+    layers: int
+    ffn_matrices: int
+    """3 in gated FFNs, else 2."""
+    patch_size: int
+    frames: int
+    """Copies of a picture that the patch embedding reads: a video's frames of one token."""
+    merge: int
+    """A visual token is made of merge x merge patches."""
+    out: int
+    """Width of a visual token."""
+    mergers: int = 1
+    """Two-layer MLPs that make tokens: the last one, and one for each DeepStack level."""
+    window: int = 0
+    """Side of an attention window in visual tokens; 0: no windows."""
+    window_layers: int = 0
+    """Layers that attend inside windows alone."""
+
+    @classmethod
+    def from_config(cls, config: Any, *, mergers: int = 1) -> "PatchVisionShape":
+        """The shape in the vision config of a Qwen2.5-VL, whose FFNs are gated and which has windows, or a Qwen3-VL."""
+        window = getattr(config, "window_size", 0)
+        full = len({layer for layer in getattr(config, "fullatt_block_indexes", ()) if layer < config.depth})
+        return cls(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            layers=config.depth,
+            ffn_matrices=3 if window else 2,
+            patch_size=config.patch_size,
+            frames=config.temporal_patch_size,
+            merge=config.spatial_merge_size,
+            out=config.out_hidden_size,
+            mergers=mergers,
+            window=window // config.patch_size // config.spatial_merge_size,
+            window_layers=config.depth - full if window else 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """The sizes of a model: vision tower with what makes visual tokens of its output, and language model.
+
+    Behind a `VisionShape` stands LLaVA's two-layer MLP projector (vision -> hidden -> hidden).
+    """
+
+    vision: VisionShape | PatchVisionShape
     language: LanguageShape
 
 

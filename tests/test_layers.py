@@ -16,6 +16,7 @@ METHOD_MAY_IMPORT = {"torch", "numpy", "otprune"}
 # What one part of the method needs beyond that; imported where it is used when it is optional.
 EXCEPTIONS = {
     "otprune/models/": {"transformers", "safetensors", "huggingface_hub", "PIL"},
+    "otprune/vllm/": {"vllm"},
     "otprune/distance.py": {"ot"},
     "otprune/triton_greedy.py": {"triton"},
 }

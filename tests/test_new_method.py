@@ -2,7 +2,6 @@
 
 import hashlib
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,15 +9,18 @@ from torch import Tensor
 from otprune import num_kept, select_tokens
 from otprune.flops import paper_table, prefill_flops, projector_flops, true_flops, vision_flops
 from otprune.methods import METHODS, Selector, Setting
-from otprune.models import read_checkpoint
+from otprune.models import llava_encoder, read_checkpoint
 from otprune.shapes import MODELS
 from pipelines.config.keys import PruneConfig
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
+from pipelines.images.decode import Picture
 from pipelines.output.unit import Unit
 from pipelines.run.job import check_model, check_pruning, inside_model
 from pipelines.stages.encode import Encoder
 from pipelines.stages.gpu import Place
+from pipelines.stages.read import flat_pixels
+from pipelines.stages.token_arrays import unpack
 from pipelines.stages.unit_batch import Image, UnitBatch
 from tests.helpers import DEMO
 
@@ -84,8 +86,8 @@ def test_both_books_of_flops_ask_the_record():
 
 def test_a_job_checks_its_setting(known, demo_model):
     config = load_config([*DEMO, "prune.method=every", "prune.settings.step=3"])
-    model = check_model(config)
-    assert check_pruning(config, model) == {"step": 3}
+    config, checkpoint = check_model(config)
+    assert check_pruning(config, checkpoint) == {"step": 3}
     assert not inside_model(config)
     with pytest.raises(UserError, match=r"prune.settings.step must be an integer, got 'three'"):
         check_model(load_config([*DEMO, "prune.method=every", "prune.settings.step=three"]))
@@ -96,13 +98,14 @@ def test_the_encode_stage_runs_it_with_its_setting_and_each_images_seed(known, d
     checkpoint, place = read_checkpoint(str(demo_model)), Place("cpu", "float32")
     encoder = Encoder(checkpoint=checkpoint, prune=prune, settings={"step": 5}, batch_size=4, place=place)
     hashes = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in scene_pixels]
-    images = [Image(str(i), "a", i, sha256, ["describe the image ."]) for i, sha256 in enumerate(hashes)]
-    batch = UnitBatch(Unit("0123456789ab", 0, 6, ("a",)), images=images, arrays={"pixels": scene_pixels})
+    size, prompts = (224, 224), ["describe the image ."]
+    images = [Image(str(i), "a", i, sha256, prompts, sizes=[size]) for i, sha256 in enumerate(hashes)]
+    pixels = flat_pixels([Picture(picture, size) for picture in scene_pixels])
+    batch = UnitBatch(Unit("0123456789ab", 0, 6, ("a",)), images=images, arrays={"pixels": pixels})
     batch = UnitBatch.from_row(encoder(batch.to_row()))
     assert batch.error is None
-    for kept, sha256 in zip(batch.arrays["kept"], hashes, strict=True):
+    features = llava_encoder.load(checkpoint, dtype=torch.float32, device="cpu")(torch.from_numpy(scene_pixels))
+    for ((rows,),), sha256, visual in zip(unpack(batch), hashes, features, strict=True):
         start = int(sha256[:15], 16) % 2**62 % 256
-        assert kept.tolist() == sorted((start + 5 * i) % 256 for i in range(num_kept(0.1, 256)))
-    features = encoder.encoder(torch.from_numpy(scene_pixels))
-    rows = torch.from_numpy(batch.arrays["kept"].astype(np.int64))[..., None].expand(-1, -1, features.shape[-1])
-    assert torch.equal(torch.from_numpy(batch.arrays["tokens"]), features.gather(1, rows))
+        assert rows.kept.tolist() == sorted((start + 5 * i) % 256 for i in range(num_kept(0.1, 256)))
+        torch.testing.assert_close(rows.tokens, visual[rows.kept.tolist()], rtol=1e-5, atol=1e-5)

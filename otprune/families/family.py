@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from otprune.families.geometry import Color, Geometry
-from otprune.shapes import VisionShape
+from otprune.shapes import PatchVisionShape, VisionShape
 
-if TYPE_CHECKING:  # these import torch
+if TYPE_CHECKING:  # this imports torch
     from otprune.models.encoder import Encoder
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -55,7 +55,7 @@ class Facts:
     geometry: Geometry
     options: Options
     """The options with the checkpoint's own values in place of `auto` and None."""
-    vision: VisionShape
+    vision: VisionShape | PatchVisionShape
     """The tower, up to the layer that the model reads."""
     image_token: int
     """Token id of a picture's placeholder."""
@@ -86,7 +86,8 @@ class Family:
     image_text: Callable[[str], str] = lambda image_token: image_token
     """(text of the image token) -> what stands for a picture in a prompt without a chat template."""
     refuses: Callable[..., str | None] = lambda method, checkpoint, settings=None: None
-    """(Method, Checkpoint, the method's settings or None) -> why it cannot run with this checkpoint; None if it can."""
+    """(Method, Checkpoint, settings of the method or None) -> why the method cannot run in this family; None if it
+    can."""
 
 
 def collect(*families: Family) -> dict[str, Family]:

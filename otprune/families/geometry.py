@@ -111,9 +111,10 @@ class Geometry(Protocol):
         ...
 
     def shrunk(self, retention: float) -> "Geometry | None":
-        """The geometry that sends every picture smaller, so that it has about `retention` of its visual tokens.
+        """The geometry of the same model that gets each picture smaller.
 
-        None if the model cannot see fewer tokens of a smaller picture.
+        A picture has as many tokens as possible, but not more than `retention` keeps of the whole picture's. None if
+        the tower takes one size alone.
         """
         ...
 

@@ -93,6 +93,8 @@ class Method:
     """Whether the method sends the model smaller pictures, instead of pruning their tokens."""
     takes_tiles: bool = True
     """Whether images may have different numbers of visual tokens."""
+    makes_tokens: bool = False
+    """Whether the method makes tokens out of several, which have no place of their own in the picture."""
     before_projector: bool = False
     """Whether the method works on the projector's input; only the tokens that it leaves are projected."""
 

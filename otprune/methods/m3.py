@@ -83,6 +83,7 @@ METHOD = Reducer(
     cost=lambda num_tokens, width, kept, on_cpu: num_tokens * width,
     counting=BY_TOKENS,
     keeps_grid=True,
+    makes_tokens=True,
     fits=_fits,
     match=_match,
     settings={

@@ -140,6 +140,7 @@ PRUMERGE = Reducer(
     cost=_cost,
     requires=_REQUIRES,
     before_projector=True,
+    makes_tokens=True,
     settings={
         "adaptive": Setting(
             meaning="each image's number of tokens by the outliers of its attention, not by retention",
@@ -154,5 +155,6 @@ PRUMERGE_PLUS = Reducer(
     cost=_cost,
     requires=_REQUIRES,
     before_projector=True,
+    makes_tokens=True,
     counting=BY_TOKENS,
 )

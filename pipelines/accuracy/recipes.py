@@ -7,7 +7,6 @@ fits its own.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from otprune.methods import METHODS, InModel

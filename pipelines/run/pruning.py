@@ -34,7 +34,7 @@ def resolve_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
     """
     method = get_method(config.prune.method)
     settings = method.check(config.prune.settings)
-    if reason := checkpoint.record.refuses(method, checkpoint):
+    if reason := checkpoint.record.refuses(method, checkpoint, settings):
         raise ValueError(reason)
     if "relevance" in method.requires:
         check_relevance(settings)

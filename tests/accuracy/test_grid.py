@@ -27,7 +27,7 @@ from otprune import num_kept, select_tokens
 from otprune.distance import gaussian_w2, trace_objective
 from otprune.flops import true_flops
 from otprune.methods import get_method
-from otprune.models import load_encoder, read_checkpoint
+from otprune.models import llava_encoder, read_checkpoint
 from pipelines.accuracy.config import AccuracyConfig, GridConfig
 from pipelines.accuracy.distance import without_distance
 from pipelines.accuracy.grid import grid_points, run_accuracy_grid
@@ -38,6 +38,7 @@ from pipelines.config.keys import PruneConfig
 from pipelines.config.load import load_config
 from pipelines.run.job import Actors
 from pipelines.run.outcome import Cluster
+from pipelines.stages.ragged import Ragged
 from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.store import Store
 from tests.conftest import REPOSITORY, scene_row
@@ -56,14 +57,15 @@ def counting_encoder(always: dict[str, int] | None = None) -> type:
 
     class Counting:
         def __init__(self, *, prune: PruneConfig, **_: object) -> None:
-            kept = 256 if get_method(prune.method).keeps_all else round(256 * prune.retention)
+            kept = 256 if get_method(prune.method).keeps_all else round(256 * prune.share)
             self.kept = (always or {}).get(prune.method, kept)
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(row)
             for image in unit_batch.images:
                 image.num_visual_tokens = 256 * image.num_pictures
-            unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), self.kept, 1), np.float32)}
+            rows = [np.zeros((self.kept, 1), np.float32) for _ in unit_batch.images]
+            unit_batch.arrays = {"tokens": Ragged.of(rows, np.zeros((0, 1), np.float32))}
             return unit_batch.to_row()
 
     return Counting
@@ -80,8 +82,7 @@ def lucky_generator() -> type:
             import zlib
 
             unit_batch = UnitBatch.from_row(row)
-            kept = unit_batch.arrays["tokens"].shape[1]
-            for image in unit_batch.images:
+            for image, kept in zip(unit_batch.images, unit_batch.arrays["tokens"].lengths.tolist(), strict=True):
                 texts = [
                     q.answers[0] if zlib.crc32(q.question_id.encode()) % 256 < kept else "what" for q in image.questions
                 ]
@@ -204,7 +205,7 @@ def test_a_point_that_nothing_answered_has_no_cost(demo_model: Path, tmp_path: P
 
 
 def test_distances_are_those_of_the_selected_tokens(grid: tuple[Path, pa.Table], demo_model: Path, scene_pixels):
-    encoder = load_encoder(demo_model, dtype=torch.float32, device="cpu")
+    encoder = llava_encoder.load(read_checkpoint(str(demo_model)), dtype=torch.float32, device="cpu")
     features = encoder(torch.from_numpy(scene_pixels[:3]))
     keep = select_tokens(features, num_kept(0.1, TOKENS), method="otprune", gamma_scale="trace")
     [row] = [r for r in grid[1].to_pylist() if (r["method"], r["retention"]) == ("otprune", 0.1)][:1]

@@ -14,7 +14,8 @@ from demo.render import render
 from demo.train_clip import SHIPPED, build_text_tokenizer, embed
 from demo.train_clip import main as train_clip
 from demo.world import scene_at
-from otprune.models import load_encoder, read_checkpoint
+from otprune import num_kept
+from otprune.models import llava_encoder, read_checkpoint
 from otprune.models.relevance import ClipRelevance
 from pipelines.config.keys import PruneConfig
 from pipelines.stages.gpu import Place
@@ -97,10 +98,10 @@ def test_cdpruner_keeps_other_tokens_for_another_question_and_what_it_names_more
     for number, scene in enumerate(SCENES[:12]):
         drawing = render(scene)
         marks = torch.from_numpy(lab.patch_labels(scene, drawing.alpha))
-        pixels, seed = torch.from_numpy(drawing.pixels[None]), torch.tensor([number])
+        pictures, sizes = [torch.from_numpy(drawing.pixels)], [drawing.pixels.shape[:2]]
         prompts = [ASK.format(shape.color, shape.kind) for shape in scene.shapes]
-        (kept,), ((drawn,),) = clip(pixels, seed, [prompts]), chance(pixels, seed, [prompts])
-        assert {len(each.source) for each in kept} == {clip.k}
+        (kept,), ((drawn,),) = (prune(pictures, sizes, [number], [prompts]) for prune in (clip, chance))
+        assert {len(each.source) for each in kept} == {num_kept(RETENTION, 256)}
         assert len({tuple(each.source.tolist()) for each in kept}) == len(prompts)
         for shape, each in zip(scene.shapes, kept, strict=True):
             named = shows(marks, shape.color, shape.kind)
@@ -112,7 +113,8 @@ def test_cdpruner_keeps_other_tokens_for_another_question_and_what_it_names_more
 def test_patches_are_aligned_with_the_text_that_names_them(demo_model):
     """Against CDPruner's minus sign, which supposes that they are anti-aligned; demo/README.md has the numbers."""
     place = {"dtype": torch.float32, "device": "cpu"}
-    relevance, encoder = ClipRelevance(SHIPPED, **place), load_encoder(demo_model, **place)
+    relevance = ClipRelevance(SHIPPED, **place)
+    encoder = llava_encoder.load(read_checkpoint(str(demo_model)), **place)
     assert 0.3 < pointing(relevance, encoder, SCENES)["all"] < 0.47
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 
+from otprune.families.llava_next import Tiled
 from otprune.methods import METHODS
 from otprune.models import Checkpoint, read_checkpoint
 from pipelines.config.keys import Config, EngineConfig
@@ -127,7 +128,7 @@ def test_a_third_engine_is_one_record(monkeypatch, tmp_path, scene_parquet):
         actor=lambda: Parrot,
         arguments=lambda config, checkpoint, settings, place: {
             "words": config.engine.sampling["words"],
-            "kept": checkpoint.num_visual_tokens,
+            "kept": checkpoint.geometry.fixed,
         },
         takes_images=lambda config, checkpoint: config.prune.method == "none",
         num_workers=lambda config: 2,
@@ -234,7 +235,7 @@ def test_without_an_encode_stage_its_actors_take_no_room(checkpoint):
     assert actor_cpus(configured(VLLM, *several), checkpoint) == 5
     unpruned = configured(VLLM, "prune.method=none", *several)
     assert actor_cpus(unpruned, checkpoint) == 2
-    tiled = replace(checkpoint, family="llava_next")
+    tiled = replace(checkpoint, geometry=Tiled(side=224, grid_side=16, resolutions=((224, 448),), background=(0, 0, 0)))
     assert actor_cpus(unpruned, tiled) == 5, "vLLM would cut the tiles again"
     assert actor_cpus(unpruned, None) == 5, "nobody knows yet"
 

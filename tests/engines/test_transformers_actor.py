@@ -1,22 +1,25 @@
 """The generator: kept tokens and prompts to captions, each image's own, whatever batch or company it comes in."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from otprune.models import load_encoder, read_checkpoint
-from pipelines.config.keys import GenerateConfig, PruneConfig
+from otprune.models import Kept, read_checkpoint
+from otprune.models.llava_encoder import load
+from pipelines.config.keys import GenerateConfig, PromptConfig, PruneConfig
 from pipelines.engines.transformers_actor import Generator
 from pipelines.output.unit import Unit
 from pipelines.stages.batches import SYSTEMATIC
 from pipelines.stages.gpu import Place
-from pipelines.stages.token_arrays import to_numpy
+from pipelines.stages.token_arrays import pack
 from pipelines.stages.unit_batch import Answer, Image, QuestionSet, UnitBatch
 from tests.helpers import question
 
 CAPTION = "describe the image ."
+SIZE = (224, 224)
 QUESTIONS = ["is there a circle ?", "how many shapes are there ?"]
 
 
@@ -28,7 +31,7 @@ def loaded(demo_model):
 def make_generator(model: Path, method: str = "none", settings: dict | None = None, **generate) -> Generator:
     return Generator(
         checkpoint=read_checkpoint(str(model)),
-        conversation="auto",
+        prompt=PromptConfig(),
         generate=GenerateConfig(**{"max_new_tokens": 40} | generate),
         prune=PruneConfig(method=method),
         settings=settings or {},
@@ -52,16 +55,30 @@ def generator(loaded, monkeypatch):
 @pytest.fixture(scope="module")
 def tokens(demo_model, scene_pixels) -> torch.Tensor:
     """Every fifth token of six scenes, [6, 52, 192]."""
-    encoder = load_encoder(demo_model, dtype=torch.float32, device="cpu")
-    return encoder(torch.from_numpy(scene_pixels))[:, ::5].clone()
+    return encoded(demo_model, scene_pixels)[:, ::5].clone()
 
 
-def work_of(tokens: torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0) -> UnitBatch:
+def encoded(demo_model: Path, scene_pixels) -> torch.Tensor:
+    encoder = load(read_checkpoint(str(demo_model)), dtype=torch.float32, device="cpu")
+    return encoder(torch.from_numpy(scene_pixels))
+
+
+def work_of(
+    tokens: Sequence[torch.Tensor] | torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0
+) -> UnitBatch:
+    """A unit of images with these visual tokens; an image takes one row of them, unless the test changes that."""
     prompts = prompts or [[CAPTION]] * len(tokens)
-    images = [Image(f"id{i}", "a.parquet", first + i, "0" * 64, texts) for i, texts in enumerate(prompts)]
-    kept = np.zeros((len(tokens), tokens.shape[1]), np.int16)
+    images = [Image(f"id{i}", "a.parquet", first + i, "0" * 64, texts, sizes=[SIZE]) for i, texts in enumerate(prompts)]
+    dtype = tokens[0].dtype if len(tokens) else torch.float32
+    arrays = pack([Kept(row, torch.arange(len(row)), 256) for row in tokens], 192, dtype)
     unit = Unit("0123456789ab", first, first + len(tokens), ("a.parquet",))
-    return UnitBatch(unit, images=images, arrays={"tokens": to_numpy(tokens), "kept": kept})
+    return UnitBatch(unit, images=images, arrays=arrays)
+
+
+def about_two(image: Image) -> Image:
+    """The image with prompts about two pictures."""
+    image.question_set, image.sizes = QuestionSet([], num_pictures=2), [SIZE] * 2
+    return image
 
 
 def generated(generator: Generator, unit_batch: UnitBatch) -> UnitBatch:
@@ -106,6 +123,14 @@ def test_the_batch_does_not_change_what_is_said(generator, tokens, batch_size):
     assert texts(generated(generator(batch_size=batch_size), work_of(tokens, prompts))) == texts(together)
 
 
+def test_images_of_unequal_numbers_of_tokens_share_a_unit_and_are_captioned_as_alone(generator, tokens):
+    rows = [row[:count] for row, count in zip(tokens, (52, 7, 30, 7, 1, 52), strict=True)]
+    together = generated(generator(), work_of(rows))
+    assert [image.answers[0].num_kept_tokens for image in together.images] == [52, 7, 30, 7, 1, 52]
+    for i, row in enumerate(rows):
+        assert texts(generated(generator(), work_of([row], first=i)))[i] == texts(together)[i]
+
+
 def test_bfloat16_tokens_are_taken(generator, tokens):
     unit_batch = generated(generator(), work_of(tokens.to(torch.bfloat16)))
     assert unit_batch.error is None
@@ -130,7 +155,8 @@ def test_a_prompt_that_smuggles_in_an_image_is_rejected_alone(generator, tokens)
 
 
 def test_an_answer_that_does_not_end_is_cut_and_says_so(generator, tokens):
-    unit_batch = generated(generator(max_new_tokens=4), work_of(tokens[:2]))
+    requests = replace(generator().requests, max_new_tokens=4)
+    unit_batch = generated(generator(requests=requests), work_of(tokens[:2]))
     assert {(a.finish_reason, a.num_generated_tokens) for i in unit_batch.images for a in i.answers} == {("length", 4)}
 
 
@@ -153,7 +179,7 @@ def break_on(generator: Generator, monkeypatch, guilty: torch.Tensor, error: Exc
     decode = generator.decoder.generate
 
     def generate(visual, *args, **options):
-        if any(torch.equal(picture, guilty) for (picture,) in visual):
+        if any(torch.equal(rows, guilty) for ((rows, _),) in visual):
             raise error
         return decode(visual, *args, **options)
 
@@ -192,8 +218,7 @@ def test_a_unit_without_images_and_one_that_failed_before_pass_through(generator
 def test_a_question_about_two_pictures_reads_both_and_each_image_keeps_its_own(generator, tokens):
     def ask(order: list[int]) -> UnitBatch:
         unit_batch = work_of(tokens[order], [[CAPTION], [CAPTION]])
-        unit_batch.images[0].question_set = QuestionSet([], num_pictures=2)
-        unit_batch.images = unit_batch.images[:2]
+        about_two(unit_batch.images[0])
         return generated(generator(), unit_batch)
 
     unit_batch = ask([0, 1, 2])
@@ -217,7 +242,7 @@ def test_a_limit_of_new_tokens_may_stand_with_the_prompt_and_yields_to_the_conte
 
 @pytest.fixture(scope="module")
 def all_tokens(demo_model, scene_pixels) -> torch.Tensor:
-    return load_encoder(demo_model, dtype=torch.float32, device="cpu")(torch.from_numpy(scene_pixels)).clone()
+    return encoded(demo_model, scene_pixels).clone()
 
 
 INSIDE = {
@@ -256,8 +281,8 @@ def test_a_method_inside_the_model_counts_the_tokens_of_its_layers_on_average(de
 def test_a_method_inside_the_model_takes_one_image_a_prompt(demo_model, all_tokens):
     inside = make_generator(demo_model, "vtw", {"layer": 2})
     unit_batch = work_of(all_tokens[:3])
-    unit_batch.images = [Image("a", "f", 0, "0" * 64, [CAPTION], question_set=QuestionSet([], 2)), unit_batch.images[2]]
+    unit_batch.images = [about_two(unit_batch.images[0]), unit_batch.images[2]]
     done = generated(inside, unit_batch)
-    assert [(rejected.id, rejected.reason) for rejected in done.rejected] == [("a", "prompt")]
+    assert [(rejected.id, rejected.reason) for rejected in done.rejected] == [("id0", "prompt")]
     assert "vtw takes prompts with one image, got 2" in done.rejected[0].detail
     assert len(done.images) == 1

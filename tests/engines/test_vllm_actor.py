@@ -8,7 +8,7 @@ import hashlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,42 +16,43 @@ import psutil
 import pytest
 import torch
 
-from otprune.models import Checkpoint, load_prompter, read_checkpoint
-from pipelines.config.keys import EngineConfig, GenerateConfig
+from otprune.models import Checkpoint, Kept, load_prompter, read_checkpoint
+from pipelines.config.keys import EngineConfig, GenerateConfig, PromptConfig
 from pipelines.engines.kill_with_parent import guard
 from pipelines.engines.vllm_actor import VllmGenerator
 from pipelines.engines.vllm_client import EngineDiedError, Generated
 from pipelines.output.unit import Unit
 from pipelines.stages.batches import SYSTEMATIC
 from pipelines.stages.gpu import Place
+from pipelines.stages.ragged import Ragged
+from pipelines.stages.token_arrays import pack
 from pipelines.stages.unit_batch import Answer, Image, QuestionSet, UnitBatch
 from tests.helpers import question
 
 CAPTION = "describe the image ."
+SIZE = (224, 224)
 Complete = Callable[[dict[str, Any], dict[str, Any]], Any]
 
 
 class FakeEngine:
-    """Answers with the words for the digits of its picture's hash; refuses unequal pictures at once, as vLLM dies."""
+    """Answers with the words for the digits of its picture's hash."""
 
     max_length = 400
 
     def __init__(self, num_slots: int = 8, complete: Complete | None = None, seconds: float = 0.001):
         self.num_slots, self.told, self.seconds = num_slots, complete, seconds
-        self.sizes: list[tuple[int, ...]] = []  # of those in the engine
-        self.most = 0
+        self.sizes: list[int] = []  # visual tokens, or pictures, of each request in the engine
+        self.most, self.mixed = 0, False
         self.asked: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.killed = False
 
     async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Generated:
         pictures = prompt["multi_modal_data"]["image"]
-        size = tuple(np.shape(pictures[0]))
+        size = len(pictures["image_embeds"] if isinstance(pictures, dict) else pictures)
         self.sizes.append(size)
-        self.most = max(self.most, len(self.sizes))
+        self.most, self.mixed = max(self.most, len(self.sizes)), self.mixed or len(set(self.sizes)) > 1
         self.asked.append((prompt, sampling))
         try:
-            if len(set(self.sizes)) > 1:
-                raise EngineDiedError("data contains inconsistent shapes")
             await asyncio.sleep(self.seconds)
             if self.told and (answer := self.told(prompt, sampling)) is not None:
                 return await answer if asyncio.iscoroutine(answer) else answer
@@ -83,7 +84,7 @@ class Stage(VllmGenerator):
         self.fake = fake
         super().__init__(
             checkpoint=checkpoint,
-            conversation="auto",
+            prompt=PromptConfig(),
             generate=GenerateConfig(**{"max_new_tokens": 40} | generate),
             engine=EngineConfig(name="vllm", sampling=sampling or {}, timeout_seconds=timeout_seconds),
             images=images,
@@ -114,20 +115,33 @@ def stage(demo_model) -> Callable[..., Stage]:
 
 
 def said(pictures: Any) -> list[int]:
-    """Token ids that name the pictures."""
-    data = b"".join(np.ascontiguousarray(np.asarray(picture)).tobytes() for picture in pictures)
+    """Token ids that name the pictures: the rows of their tokens, an engine's fields, or images."""
+    if isinstance(pictures, dict):
+        pictures = pictures["image_embeds"]
+    data = np.ascontiguousarray(np.stack([np.asarray(picture) for picture in pictures])).tobytes()
     return [10 + int(digit, 16) for digit in hashlib.sha256(data).hexdigest()[:6]]
 
 
-def tokens(n: int, k: int = 5, seed: int = 0) -> np.ndarray:
-    return torch.randn(n, k, 192, generator=torch.Generator().manual_seed(seed)).numpy()
+def tokens(n: int, k: int = 5, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, k, 192, generator=torch.Generator().manual_seed(seed))
 
 
-def unit(array: np.ndarray, prompts: list[list[str]] | None = None, first: int = 0, name: str = "tokens") -> UnitBatch:
-    prompts = prompts or [[CAPTION]] * len(array)
-    images = [Image(f"id{i}", "a.parquet", first + i, f"{first + i:064x}", texts) for i, texts in enumerate(prompts)]
-    arrays = {name: array} | ({"kept": np.zeros(array.shape[:2], np.int16)} if name == "tokens" else {})
-    return UnitBatch(Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images, arrays=arrays)
+def unit(
+    rows: Sequence[torch.Tensor] | torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0
+) -> UnitBatch:
+    """A unit of images with these visual tokens [K, 192]."""
+    unit_batch = unit_of_images(len(rows), prompts, first)
+    unit_batch.arrays = pack([Kept(row, torch.arange(len(row)), 256) for row in rows], 192, torch.float32)
+    return unit_batch
+
+
+def unit_of_images(num_rows: int, prompts: list[list[str]] | None = None, first: int = 0) -> UnitBatch:
+    prompts = prompts or [[CAPTION]] * num_rows
+    images = [
+        Image(f"id{i}", "a.parquet", first + i, f"{first + i:064x}", texts, sizes=[SIZE])
+        for i, texts in enumerate(prompts)
+    ]
+    return UnitBatch(Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images)
 
 
 def run(stage: Stage, *units: UnitBatch) -> list[UnitBatch]:
@@ -145,26 +159,30 @@ def captions(unit_batch: UnitBatch) -> dict[int, list[str]]:
 
 def test_each_image_gets_the_answer_to_its_own_tokens(stage, prompter):
     units = [unit(tokens(6, seed=s), first=10 * s) for s in range(3)]
-    given = [unit_batch.arrays["tokens"] for unit_batch in units]
-    for unit_batch, array in zip(run(stage(), *units), given, strict=True):
+    for unit_batch, array in zip(run(stage(), *units), (tokens(6, seed=s) for s in range(3)), strict=True):
         assert (unit_batch.error, unit_batch.arrays) == (None, {})
-        expected = [[prompter.completion(0, said(array[i : i + 1])).text] for i in range(6)]
+        expected = [[prompter.completion(0, said(array[i])).text] for i in range(6)]
         assert list(captions(unit_batch).values()) == expected
         num_prompt = 5 + sum(map(len, prompter.encode_prompt(CAPTION)))
         assert unit_batch.images[0].answers == [Answer(expected[0][0], 5, num_prompt, 7, "stop")]
 
 
 def test_the_prompt_holds_one_placeholder_for_each_picture_between_its_texts(stage, prompter):
-    engine = FakeEngine()
-    unit_batch = unit(tokens(3), [[CAPTION], [CAPTION]])
-    unit_batch.images[0].question_set = QuestionSet([], num_pictures=2)
+    engine, visual = FakeEngine(), tokens(3)
+    unit_batch = unit(visual, [[CAPTION], [CAPTION]])
+    unit_batch.images[0].question_set, unit_batch.images[0].sizes = QuestionSet([], num_pictures=2), [SIZE] * 2
     (done,) = run(stage(engine), unit_batch)
     assert [image.answers[0].num_kept_tokens for image in done.images] == [10, 5]
-    (two, _), (one, _) = sorted(engine.asked, key=lambda asked: -len(asked[0]["multi_modal_data"]["image"]))
+    (two, _), (one, _) = sorted(
+        engine.asked, key=lambda asked: -len(asked[0]["multi_modal_data"]["image"]["image_rows"])
+    )
     before, between, after = prompter.encode_prompt(CAPTION, num_images=2)
     image = [prompter.image_token]
     assert two["prompt_token_ids"] == before + image + between + image + after
-    assert two["multi_modal_data"]["image"].shape == (2, 5, 192)
+    pictures = two["multi_modal_data"]["image"]
+    assert torch.equal(pictures["image_embeds"], visual[:2].flatten(0, 1))
+    assert (pictures["image_rows"].tolist(), pictures["image_lengths"].tolist()) == ([5, 5], [5, 5])
+    assert pictures["image_tokens"].tolist() == image * 10
     assert one["prompt_token_ids"].count(prompter.image_token) == 1
 
 
@@ -174,17 +192,17 @@ def test_units_share_the_slots_and_never_more_than_the_engine_can_have_at_hand(s
     assert 8 < engine.most <= 10
 
 
-def test_unequal_numbers_of_tokens_never_meet_in_the_engine(stage):
-    engine = FakeEngine()
-    units = [unit(tokens(6, k, seed=k), first=10 * k) for k in (5, 9, 3, 5, 9)]
-    for unit_batch in run(stage(engine), *units):
+def test_unequal_numbers_of_tokens_share_the_engine(stage, prompter):
+    engine, given = FakeEngine(), {k: tokens(6, k, seed=k) for k in (5, 9, 3)}
+    one_unit = [array[i] for i in range(2) for array in given.values()]
+    units = [*(unit(array, first=10 * k) for k, array in given.items()), unit(one_unit, first=500)]
+    rows = [*given.values(), one_unit]
+    for unit_batch, expected in zip(run(stage(engine), *units), rows, strict=True):
         assert unit_batch.error is None
-        assert len(unit_batch.images) == 6
-    assert {size[0] for prompt, _ in engine.asked for size in [prompt["multi_modal_data"]["image"][0].shape]} == {
-        3,
-        5,
-        9,
-    }
+        told = [[prompter.completion(0, said(row)).text] for row in expected]
+        assert list(captions(unit_batch).values()) == told
+        assert [image.answers[0].num_kept_tokens for image in unit_batch.images] == [len(row) for row in expected]
+    assert engine.mixed
 
 
 def test_prompts_have_limits_of_their_own_and_sampling_has_seeds_of_the_image(stage):
@@ -223,9 +241,9 @@ def test_an_answer_that_was_cut_says_so(stage):
 # Faults
 
 
-def failing_on(guilty: np.ndarray, error: Exception) -> Complete:
+def failing_on(guilty: torch.Tensor, error: Exception) -> Complete:
     def complete(prompt: dict[str, Any], _: Any) -> None:
-        if said(prompt["multi_modal_data"]["image"]) == said(guilty[None]):
+        if said(prompt["multi_modal_data"]["image"]) == said(guilty):
             raise error
 
     return complete
@@ -328,7 +346,8 @@ def test_the_seconds_of_units_at_work_together_add_up_to_the_actors(stage):
 
 def test_unpruned_the_engine_gets_the_images_themselves(stage, prompter, scene_pixels):
     engine = FakeEngine()
-    unit_batch = unit(scene_pixels, name="pixels")
+    unit_batch = unit_of_images(len(scene_pixels))
+    unit_batch.arrays = {"pixels": Ragged.of([picture.reshape(-1) for picture in scene_pixels], np.empty(0, np.uint8))}
     unit_batch.images[1].sampled = True
     (done,) = run(stage(engine, images=True), unit_batch)
     assert {image.num_visual_tokens for image in done.images} == {256}
@@ -338,7 +357,7 @@ def test_unpruned_the_engine_gets_the_images_themselves(stage, prompter, scene_p
     assert done.images[0].answers[0].num_prompt_tokens == 256 + sum(map(len, prompter.encode_prompt(CAPTION)))
     sample = done.images[1].sample
     assert sample is not None
-    assert (sample.kept, sample.num_tokens, sample.jpeg[:4]) == (list(range(256)), 256, "/9j/")
+    assert (sample.kept, sample.rows, sample.columns, sample.jpeg[:4]) == (list(range(256)), 16, 16, "/9j/")
 
 
 def test_an_engine_does_not_outlive_the_process_that_started_it():

@@ -45,7 +45,8 @@ class Flow:
                 continue
             answer = Answer("c", 1, 2, 3, "stop")
             images = [
-                Image(f"{source}#{row}", source, row, "0" * 64, ["p"], [answer]) for source, row in addresses(unit)
+                Image(f"{source}#{row}", source, row, "0" * 64, ["p"], answers=[answer])
+                for source, row in addresses(unit)
             ]
             yield json.loads(self.sink(UnitBatch(unit, images=images, error=outcome).to_row())["summary"])
 

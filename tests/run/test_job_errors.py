@@ -47,7 +47,7 @@ def refused(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture) -> Call
     [
         ("prune.retentoin=0.5", "unknown key prune.retentoin; did you mean prune.retention?"),
         ("prune.retention=0", "prune.retention must be above 0 and at most 1, got 0"),
-        ("prune.retention=much", "prune.retention must be a number above 0 and at most 1, got 'much'"),
+        ("prune.retention=much", "prune.retention must be a number above 0 and at most 1, or null, got 'much'"),
         ("unit.images=1.5", "unit.images must be a whole number of at least 1 and at most 4096, got 1.5"),
         ("prune.method=otprun", "prune.method must be one of none, "),
         ("prune.gamma_scale=huge", "prune.gamma_scale"),

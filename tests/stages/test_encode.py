@@ -14,15 +14,19 @@ import torch
 from PIL import Image as PILImage
 
 from otprune import num_kept, select_tokens
+from otprune.families.llava_next import Tiled
 from otprune.models import read_checkpoint
+from otprune.models.llava_encoder import LlavaEncoder
 from otprune.select import METHODS
 from pipelines.config.keys import PruneConfig
+from pipelines.images.decode import Picture
 from pipelines.output.unit import Unit
-from pipelines.stages import batches, gpu
+from pipelines.stages import batches, encode, gpu
 from pipelines.stages.batches import SYSTEMATIC, Suspicion, run_batched
 from pipelines.stages.encode import Encoder
 from pipelines.stages.gpu import Place, exit_if_cuda_is_broken, torch_dtype
-from pipelines.stages.token_arrays import from_numpy, to_numpy
+from pipelines.stages.read import flat_pixels
+from pipelines.stages.token_arrays import from_numpy
 from pipelines.stages.unit_batch import Image, QuestionSet, UnitBatch
 
 BAD = 255  # the shade of an image that breaks the fake tower below
@@ -65,13 +69,29 @@ def with_settings(demo_model):
 def work_of(pixels: np.ndarray, samples: int = 0) -> UnitBatch:
     images = []
     for i, picture in enumerate(pixels):
-        sha256 = hashlib.sha256(picture.tobytes()).hexdigest()
-        images.append(Image(str(i), "a.parquet", i, sha256, ["describe the image ."], sampled=i < samples))
-    return UnitBatch(Unit("0123456789ab", 0, len(pixels), ("a.parquet",)), images=images, arrays={"pixels": pixels})
+        sha256, prompts = hashlib.sha256(picture.tobytes()).hexdigest(), ["describe the image ."]
+        images.append(Image(str(i), "a.parquet", i, sha256, prompts, sizes=[picture.shape[:2]], sampled=i < samples))
+    arrays = {"pixels": flat_pixels([Picture(picture, picture.shape[:2]) for picture in pixels])}
+    return UnitBatch(Unit("0123456789ab", 0, len(pixels), ("a.parquet",)), images=images, arrays=arrays)
 
 
 def encoded(encoder: Encoder, pixels: np.ndarray, samples: int = 0) -> UnitBatch:
     return UnitBatch.from_row(encoder(work_of(pixels, samples).to_row()))
+
+
+def kept_of(unit_batch: UnitBatch) -> np.ndarray:
+    """The indices [B, K] of the kept tokens of images that keep equally many."""
+    return np.stack(unit_batch.arrays["kept"].rows())
+
+
+def tokens_of(unit_batch: UnitBatch) -> torch.Tensor:
+    """The kept tokens [B, K, R] of images that keep equally many."""
+    return torch.stack([from_numpy(row) for row in unit_batch.arrays["tokens"].rows()])
+
+
+def tower_of(encoder: Encoder) -> LlavaEncoder:
+    assert isinstance(encoder.pruner.encoder, LlavaEncoder)
+    return encoder.pruner.encoder
 
 
 # What comes out
@@ -79,13 +99,12 @@ def encoded(encoder: Encoder, pixels: np.ndarray, samples: int = 0) -> UnitBatch
 
 def test_tokens_are_the_selected_ones_of_the_tower_and_pixels_are_gone(encoder, pixels):
     unit_batch = encoded(encoder, pixels)
-    features = encoder.encoder(torch.from_numpy(pixels))
+    features = tower_of(encoder)(torch.from_numpy(pixels))
     expected = select_tokens(features, 26, method="otprune", gamma_scale="trace")
     assert set(unit_batch.arrays) == {"tokens", "kept"}
-    assert unit_batch.arrays["kept"].dtype == np.int16
-    assert np.array_equal(unit_batch.arrays["kept"], expected)
-    tokens = torch.from_numpy(unit_batch.arrays["tokens"])
-    assert torch.equal(tokens, features.gather(1, expected[..., None].expand(-1, -1, 192)))
+    assert unit_batch.arrays["kept"].values.dtype == np.int32
+    assert np.array_equal(kept_of(unit_batch), expected)
+    assert torch.equal(tokens_of(unit_batch), features.gather(1, expected[..., None].expand(-1, -1, 192)))
     assert {image.num_visual_tokens for image in unit_batch.images} == {256}
     assert unit_batch.error is None
     assert unit_batch.seconds["encode"] > 0
@@ -93,44 +112,34 @@ def test_tokens_are_the_selected_ones_of_the_tower_and_pixels_are_gone(encoder, 
 
 def test_kept_tokens_are_ascending_and_as_many_as_the_retention_says(with_settings, pixels):
     for retention in (0.001, 0.098, 0.5, 1.0):
-        kept = encoded(with_settings(retention=retention), pixels[:2]).arrays["kept"]
+        kept = kept_of(encoded(with_settings(retention=retention), pixels[:2]))
         assert kept.shape == (2, num_kept(retention, 256))
-        assert (np.diff(kept.astype(int), axis=1) > 0).all()
+        assert (np.diff(kept, axis=1) > 0).all()
 
 
 def test_none_keeps_all_tokens_in_their_order(with_settings, pixels):
     encoder = with_settings(method="none")
     unit_batch = encoded(encoder, pixels)
-    assert torch.equal(torch.from_numpy(unit_batch.arrays["tokens"]), encoder.encoder(torch.from_numpy(pixels)))
-    assert np.array_equal(unit_batch.arrays["kept"], np.tile(np.arange(256), (len(pixels), 1)))
+    assert torch.equal(tokens_of(unit_batch), tower_of(encoder)(torch.from_numpy(pixels)))
+    assert np.array_equal(kept_of(unit_batch), np.tile(np.arange(256), (len(pixels), 1)))
 
 
 def test_the_settings_of_the_selection_arrive(with_settings, pixels):
-    features = with_settings().encoder(torch.from_numpy(pixels))
+    features = tower_of(with_settings())(torch.from_numpy(pixels))
     for selection in ({"gamma": 50.0}, {"gamma": 0.01, "gamma_scale": "released"}, {"gamma_scale": "paper"}):
         options = {"gamma": None, "gamma_scale": "trace"} | selection
         expected = select_tokens(features, 26, method="otprune", **options)
-        assert np.array_equal(encoded(with_settings(**selection), pixels).arrays["kept"], expected)
+        assert np.array_equal(kept_of(encoded(with_settings(**selection), pixels)), expected)
 
 
 def test_bfloat16_travels_as_bits(demo_model, pixels):
     encoder = make_encoder(demo_model, "bfloat16")
-    array = encoded(encoder, pixels[:2]).arrays["tokens"]
-    assert array.dtype == np.int16
-    tokens = from_numpy(array)
+    unit_batch = encoded(encoder, pixels[:2])
+    assert unit_batch.arrays["tokens"].values.dtype == np.int16
+    tokens = tokens_of(unit_batch)
     assert tokens.dtype == torch.bfloat16
-    all_tokens = encoder.encoder(torch.from_numpy(pixels[:2]))
+    all_tokens = tower_of(encoder)(torch.from_numpy(pixels[:2]))
     assert all((all_tokens[i] == tokens[i, 0]).all(dim=-1).any() for i in range(2))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_tokens_survive_the_trip_through_numpy_bit_for_bit(dtype):
-    tokens = torch.randn(3, 5, 7).to(dtype)
-    tokens[0, 0, :2] = torch.tensor([torch.inf, -0.0])
-    array = to_numpy(tokens)
-    array.setflags(write=False)  # as arrays come out of the object store
-    assert torch.equal(from_numpy(array), tokens)
-    assert torch.equal(from_numpy(array[::2]), tokens[::2])
 
 
 def test_sampled_images_carry_a_thumbnail_and_their_kept_tokens(encoder, pixels):
@@ -138,24 +147,57 @@ def test_sampled_images_carry_a_thumbnail_and_their_kept_tokens(encoder, pixels)
     assert [image.sample is not None for image in unit_batch.images] == [True, True] + [False] * 4
     sample = unit_batch.images[1].sample
     assert sample is not None
-    assert (sample.kept, sample.num_tokens) == (unit_batch.arrays["kept"][1].tolist(), 256)
+    assert sample.kept == unit_batch.arrays["kept"].rows()[1].tolist()
+    assert (sample.rows, sample.columns) == (16, 16)
     thumbnail = PILImage.open(io.BytesIO(base64.b64decode(sample.jpeg)))
+    assert thumbnail.size == (sample.width, sample.height) == (224, 224)
     assert np.abs(np.asarray(thumbnail).astype(int) - pixels[1]).mean() < 10  # JPEG of noisy pixels
 
 
 def test_an_image_of_several_pictures_counts_the_visual_tokens_of_all(encoder, pixels):
     unit_batch = work_of(pixels[:3], samples=2)
-    unit_batch.images = [replace(unit_batch.images[0], question_set=QuestionSet([], 2)), unit_batch.images[1]]
+    first, second, _ = unit_batch.images
+    unit_batch.images = [replace(first, sizes=first.sizes * 2, question_set=QuestionSet([], 2)), second]
     done = UnitBatch.from_row(encoder(unit_batch.to_row()))
     assert [image.num_visual_tokens for image in done.images] == [512, 256]
-    assert [image.sample and image.sample.kept for image in done.images] == done.arrays["kept"][[0, 2]].tolist()
+    assert [image.sample and image.sample.kept for image in done.images] == kept_of(done)[[0, 2]].tolist()
+
+
+def test_pictures_that_were_sent_smaller_count_the_tokens_of_their_whole_size(demo_model, pixels):
+    encoder = make_encoder(demo_model, "float32")
+    whole = replace(encoder.checkpoint.geometry, num_tokens=1024)
+    encoder.checkpoint = replace(encoder.checkpoint, whole_geometry=whole)
+    unit_batch = encoded(encoder, pixels[:2])
+    assert [image.num_visual_tokens for image in unit_batch.images] == [1024, 1024]
+    assert kept_of(unit_batch).shape == (2, 26)
+
+
+def test_pictures_of_free_size_are_batched_by_their_numbers_of_tokens(demo_model):
+    """Tiles of 4 x 4 tokens; a square picture has 4 of them, a long one 2 with half of their rows padding."""
+    tiled = Tiled(side=56, grid_side=4, resolutions=((56, 112), (112, 112)), background=(0, 0, 0))
+    encoder = make_encoder(demo_model, "float32", batch_size=2)
+    encoder.checkpoint = replace(encoder.checkpoint, geometry=tiled)
+    square, long = (200, 200), (20, 80)
+    assert tiled.num_visual(long) < tiled.num_visual(square)
+    assert encoder._batches([square, long, square, long, square]) == [[1, 3], [0, 2], [4]]
+
+
+def test_large_pictures_take_the_room_of_several_in_a_batch(demo_model, monkeypatch):
+    encoder = make_encoder(demo_model, "float32", batch_size=4)
+    assert encoder._batches([(9, 9)] * 5) == [[0, 1, 2, 3], [4]]
+    monkeypatch.setattr(encode, "LARGE", 128)  # of the demo's 256 tokens
+    assert encoder._batches([(9, 9)] * 5) == [[0, 1], [2, 3], [4]]
+    monkeypatch.setattr(encode, "LARGE", 16)  # a picture beyond a whole batch still goes, alone
+    assert encoder._batches([(9, 9)] * 2) == [[0], [1]]
+    assert encoder._batches([]) == []
 
 
 def test_a_unit_without_images_goes_through(encoder):
     unit_batch = encoded(encoder, np.empty((0, 224, 224, 3), np.uint8))
     assert unit_batch.error is None
-    assert unit_batch.arrays["tokens"].shape == (0, 26, 192)
-    assert unit_batch.arrays["kept"].shape == (0, 26)
+    tokens, kept = unit_batch.arrays["tokens"], unit_batch.arrays["kept"]
+    assert (len(tokens), tokens.values.shape, tokens.values.dtype) == (0, (0, 192), np.float32)
+    assert (len(kept), kept.values.shape, kept.values.dtype) == (0, (0,), np.int32)
 
 
 # No image depends on its company
@@ -163,21 +205,20 @@ def test_a_unit_without_images_goes_through(encoder):
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_batch_does_not_change_what_is_kept(with_settings, pixels, method):
-    together = encoded(with_settings(method=method), pixels).arrays["kept"]
+    together = kept_of(encoded(with_settings(method=method), pixels))
     for batch_size in (1, 4):
-        assert np.array_equal(
-            encoded(with_settings(method=method, batch_size=batch_size), pixels).arrays["kept"], together
-        )
-    backwards = encoded(with_settings(method=method), pixels[::-1]).arrays["kept"]
+        smaller = with_settings(method=method, batch_size=batch_size)
+        assert np.array_equal(kept_of(encoded(smaller, pixels)), together)
+    backwards = kept_of(encoded(with_settings(method=method), pixels[::-1]))
     assert np.array_equal(backwards[::-1], together)
 
 
 def test_random_selection_depends_on_the_image_and_the_seed(with_settings, pixels):
     twins = np.stack([pixels[0], pixels[1], pixels[0]])
-    first, second, third = encoded(with_settings(method="random"), twins).arrays["kept"]
+    first, second, third = kept_of(encoded(with_settings(method="random"), twins))
     assert np.array_equal(first, third)
     assert not np.array_equal(first, second)
-    other = encoded(with_settings(method="random", seed=1), twins).arrays["kept"]
+    other = kept_of(encoded(with_settings(method="random", seed=1), twins))
     assert not np.array_equal(other[0], first)
 
 
@@ -279,7 +320,7 @@ def with_bad_images(pixels: np.ndarray, indices: set[int]) -> np.ndarray:
 
 def break_on_bad(encoder: Encoder, monkeypatch, result) -> None:
     """The tower raises `result` for a batch with a bad image, or puts that value into the image's hidden states."""
-    see = encoder.encoder.see
+    see = tower_of(encoder).see
 
     def broken(pixels):
         bad = (pixels == BAD).flatten(1).all(dim=1)
@@ -288,7 +329,7 @@ def break_on_bad(encoder: Encoder, monkeypatch, result) -> None:
         hidden = see(pixels)
         return hidden if isinstance(result, Exception) else hidden.masked_fill(bad[:, None, None], result)
 
-    monkeypatch.setattr(encoder.encoder, "see", broken)
+    monkeypatch.setattr(encoder.pruner.encoder, "see", broken)
 
 
 @pytest.mark.parametrize("result", [RuntimeError("kernel failed\nsecond line"), float("nan")], ids=["raises", "nan"])
@@ -299,8 +340,8 @@ def test_an_image_that_breaks_the_tower_is_rejected_and_the_others_stay_aligned(
     assert [(r.row, r.reason) for r in unit_batch.rejected] == [(1, "encode"), (4, "encode")]
     assert "\n" not in unit_batch.rejected[0].detail
     assert [image.row for image in unit_batch.images] == [0, 2, 3, 5]
-    assert np.array_equal(unit_batch.arrays["kept"], expected.arrays["kept"][[0, 2, 3, 5]])
-    assert unit_batch.arrays["tokens"].shape == (4, 26, 192)
+    assert np.array_equal(kept_of(unit_batch), kept_of(expected)[[0, 2, 3, 5]])
+    assert tokens_of(unit_batch).shape == (4, 26, 192)
 
 
 def test_a_unit_that_fails_as_a_whole_carries_its_error_and_no_arrays(encoder, pixels, monkeypatch):

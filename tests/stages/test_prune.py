@@ -13,13 +13,16 @@ from otprune import select_tokens
 from otprune.methods.cdpruner import cdpruner
 from otprune.methods.prumerge import prumerge
 from otprune.models import CheckpointError, read_checkpoint
+from otprune.models.llava_encoder import LlavaEncoder
 from otprune.models.relevance import ClipRelevance
 from pipelines.config.keys import PruneConfig
+from pipelines.images.decode import Picture
 from pipelines.output.unit import Unit
 from pipelines.stages.encode import Encoder
 from pipelines.stages.gpu import Place
-from pipelines.stages.token_arrays import Kept, pack, unpack
-from pipelines.stages.unit_batch import Image, QuestionSet, UnitBatch
+from pipelines.stages.read import flat_pixels
+from pipelines.stages.token_arrays import from_numpy, unpack
+from pipelines.stages.unit_batch import Image, UnitBatch
 
 PROMPTS = ["describe the image .", "is there a circle ?"]
 
@@ -58,7 +61,7 @@ def seen(whole, encoder, scene_pixels):
         getattr(attention, name).register_forward_hook(lambda _, __, output, name=name: caught.update({name: output}))
         for name in ("q_proj", "k_proj")
     ]
-    mean, std = encoder("none").encoder.mean, encoder("none").encoder.std
+    mean, std = tower_of(encoder("none")).mean, tower_of(encoder("none")).std
     pixels = (torch.from_numpy(scene_pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.inference_mode():
         hidden = whole.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
@@ -67,34 +70,45 @@ def seen(whole, encoder, scene_pixels):
     return hidden, caught["q_proj"], caught["k_proj"]
 
 
+def tower_of(encoder: Encoder) -> LlavaEncoder:
+    assert isinstance(encoder.pruner.encoder, LlavaEncoder)
+    return encoder.pruner.encoder
+
+
 def encoded(encoder: Encoder, pixels: np.ndarray, prompts: list[str] = PROMPTS) -> UnitBatch:
     images = [
-        Image(str(i), "a", i, hashlib.sha256(picture.tobytes()).hexdigest(), prompts)
+        Image(str(i), "a", i, hashlib.sha256(picture.tobytes()).hexdigest(), prompts, sizes=[picture.shape[:2]])
         for i, picture in enumerate(pixels)
     ]
-    unit_batch = UnitBatch(Unit("0123456789ab", 0, len(pixels), ("a",)), images=images, arrays={"pixels": pixels})
+    arrays = {"pixels": flat_pixels([Picture(picture, picture.shape[:2]) for picture in pixels])}
+    unit_batch = UnitBatch(Unit("0123456789ab", 0, len(pixels), ("a",)), images=images, arrays=arrays)
     unit_batch = UnitBatch.from_row(encoder(unit_batch.to_row()))
     assert unit_batch.error is None
     return unit_batch
 
 
+def tokens_of(unit_batch: UnitBatch) -> torch.Tensor:
+    """The tokens [rows, K, R] of rows that hold equally many."""
+    return torch.stack([from_numpy(row) for row in unit_batch.arrays["tokens"].rows()])
+
+
 def test_every_token_is_kept_for_methods_inside_the_model(encoder, scene_pixels):
     plain = encoded(encoder("none"), scene_pixels)
-    assert np.array_equal(encoded(encoder("fastv"), scene_pixels).arrays["tokens"], plain.arrays["tokens"])
+    assert torch.equal(tokens_of(encoded(encoder("fastv"), scene_pixels)), tokens_of(plain))
 
 
 def test_pooled_tokens_are_the_means_of_their_cells_and_name_their_centre(encoder, scene_pixels):
-    everything = torch.from_numpy(encoded(encoder("none"), scene_pixels).arrays["tokens"]).unflatten(1, (16, 16))
+    everything = tokens_of(encoded(encoder("none"), scene_pixels)).unflatten(1, (16, 16))
     unit_batch = encoded(encoder("m3", grid=4), scene_pixels)
-    for cell, kept in enumerate(unit_batch.arrays["kept"][0]):
+    for cell, kept in enumerate(unit_batch.arrays["kept"].rows()[0]):
         row, column = 4 * (cell // 4), 4 * (cell % 4)
         mean = everything[:, row : row + 4, column : column + 4].mean(dim=(1, 2))
-        torch.testing.assert_close(torch.from_numpy(unit_batch.arrays["tokens"])[:, cell], mean)
+        torch.testing.assert_close(tokens_of(unit_batch)[:, cell], mean)
         assert kept == (row + 2) * 16 + column + 2
 
 
 def test_the_pooled_grid_is_the_smallest_with_retentions_tokens(encoder, scene_pixels):
-    assert encoded(encoder("m3"), scene_pixels[:1]).arrays["tokens"].shape[1] == 64  # 26 of 256: 16 are too few
+    assert tokens_of(encoded(encoder("m3"), scene_pixels[:1])).shape == (1, 64, 192)  # 26 of 256: 16 are too few
 
 
 @pytest.mark.parametrize(
@@ -112,24 +126,25 @@ def test_prumerge_merges_what_the_projector_reads_by_the_last_layers_attention(
     attention = (queries[:, :1] @ keys.mT / 128**0.5).softmax(dim=-1)[:, 0, 1:]
     expected = prumerge(hidden[:, 1:], keys[:, 1:], attention, **rule)
     unit_batch = encoded(encoder(method, **settings), scene_pixels)
-    for prompts, kept, merged in zip(unpack(unit_batch), unit_batch.arrays["kept"], expected, strict=True):
-        assert kept[kept != -2].tolist() == merged.source.tolist()
+    for (pictures, _), merged in zip(unpack(unit_batch), expected, strict=True):
+        [rows] = pictures
+        assert rows.kept.tolist() == merged.source.tolist()
         with torch.inference_mode():
             tokens = whole.model.multi_modal_projector(merged.features)
-        torch.testing.assert_close(prompts[0][0], tokens, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(rows.tokens, tokens, atol=1e-4, rtol=1e-4)
 
 
 def test_the_layer_that_attention_needs_is_loaded_for_its_methods_alone(encoder):
-    assert encoder("none").encoder.reader is None
-    names = {name.split(".")[1] for name in encoder("prumerge").encoder.state_dict() if name.startswith("reader")}
+    assert tower_of(encoder("none")).reader is None
+    names = {name.split(".")[1] for name in tower_of(encoder("prumerge")).state_dict() if name.startswith("reader")}
     assert names == {"self_attn", "layer_norm1"}
 
 
 def test_cdpruner_keeps_tokens_for_each_prompt_by_its_words(encoder, whole, demo_model, scene_pixels):
-    features = encoder("none").encoder(torch.from_numpy(scene_pixels))
+    features = tower_of(encoder("none"))(torch.from_numpy(scene_pixels))
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
     unit_batch = encoded(encoder("cdpruner", relevance="words", theta=0.5), scene_pixels)
-    kept = unit_batch.arrays["kept"].reshape(6, 2, 26)
+    kept = np.stack(unit_batch.arrays["kept"].rows()).reshape(6, 2, 26)
     for number, prompt in enumerate(PROMPTS):
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
         words = whole.get_input_embeddings()(ids).detach()
@@ -138,8 +153,8 @@ def test_cdpruner_keeps_tokens_for_each_prompt_by_its_words(encoder, whole, demo
         assert np.array_equal(kept[:, number], expected)
     assert not np.array_equal(kept[:, 0], kept[:, 1])
     for image, prompts in enumerate(unpack(unit_batch)):
-        for number, (tokens,) in enumerate(prompts):
-            assert torch.equal(tokens, features[image, kept[image, number].astype(int)])
+        for number, (rows,) in enumerate(prompts):
+            assert torch.equal(rows.tokens, features[image, kept[image, number]])
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +190,7 @@ def test_clip_relevance_is_the_negative_cosine_averaged_over_chunks(clip_folder,
 
 def test_cdpruner_with_a_clip_of_its_own_runs(encoder, clip_folder, scene_pixels):
     unit_batch = encoded(encoder("cdpruner", clip=str(clip_folder[0])), scene_pixels[:2])
-    assert unit_batch.arrays["tokens"].shape == (4, 26, 192)
+    assert tokens_of(unit_batch).shape == (4, 26, 192)
 
 
 def test_cdpruner_without_a_clip_says_what_to_do(demo_model):
@@ -190,14 +205,6 @@ def test_the_batch_does_not_change_what_is_left(encoder, scene_pixels, method):
     settings = {"relevance": "words"} if method == "cdpruner" else {}
     together = encoded(encoder(method, **settings), scene_pixels)
     alone = encoded(encoder(method, batch_size=1, **settings), scene_pixels)
-    assert np.array_equal(alone.arrays["kept"], together.arrays["kept"])
-    np.testing.assert_allclose(alone.arrays["tokens"], together.arrays["tokens"], atol=1e-4)
-
-
-def test_rows_of_different_length_come_back_as_they_were():
-    rows = [Kept(torch.randn(count, 3), torch.arange(count) - 1) for count in (2, 4, 1, 3)]
-    images = [Image(str(i), "a", i, "0" * 64, ["x", "y"], question_set=QuestionSet([], 2)) for i in range(2)]
-    unit_batch = UnitBatch(Unit("0123456789ab", 0, 2, ("a",)), images=images, arrays=pack(rows))
-    for image, pair in zip(unpack(unit_batch), (rows[:2], rows[2:]), strict=True):
-        for pictures in image:
-            assert all(torch.equal(got, row.tokens) for got, row in zip(pictures, pair, strict=True))
+    assert np.array_equal(alone.arrays["kept"].lengths, together.arrays["kept"].lengths)
+    assert np.array_equal(alone.arrays["kept"].values, together.arrays["kept"].values)
+    np.testing.assert_allclose(alone.arrays["tokens"].values, together.arrays["tokens"].values, atol=1e-4)

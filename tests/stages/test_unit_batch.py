@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.output.unit import Unit
+from pipelines.stages.ragged import Ragged
 from pipelines.stages.unit_batch import (
     Answer,
     CanaryCopy,
@@ -29,15 +30,17 @@ def everything() -> UnitBatch:
         row=7,
         sha256="ab" * 32,
         prompts=[asked.prompt, "describe\nit"],
+        sizes=[(480, 640), (7, 3000)],
         answers=[Answer("said", 25, 31, 2, "stop"), Answer("", 26, 32, 40, "length")],
         num_visual_tokens=512,
         sampled=True,
         references=["a reference"],
-        sample=Sample("/9j/", [-1, 0, 255], 256),
+        sample=Sample("/9j/", 224, 168, [-1, 0, 255], 16, 12),
         question_set=QuestionSet([asked, question(max_new_tokens=5)], num_pictures=2),
         canary=CanaryCopy("swapped", 3, 4),
     )
-    plain = Image("id-1", "b.parquet", 8, "cd" * 32, ["describe it"])
+    plain = Image("id-1", "b.parquet", 8, "cd" * 32, ["describe it"], sizes=[(9, 9)])
+    lengths, rng = np.array([3, 0, 1, 2, 3]), np.random.default_rng(0)
     return UnitBatch(
         Unit("0123456789ab", 7, 9, ("a.parquet", "b.parquet")),
         images=[image, plain],
@@ -46,8 +49,8 @@ def everything() -> UnitBatch:
         error="encode: gone",
         rows_per_prompt=True,
         arrays={
-            "tokens": np.random.default_rng(0).integers(0, 2**15, (5, 3, 4)).astype(np.int16),
-            "kept": np.array([[0, 5, -2]] * 5, np.int16),
+            "tokens": Ragged(rng.integers(0, 2**15, (9, 4)).astype(np.int16), lengths),
+            "kept": Ragged(rng.integers(-1, 256, 9).astype(np.int32), lengths),
         },
     )
 
@@ -73,21 +76,24 @@ def test_a_unit_comes_back_from_its_row_byte_for_byte():
             assert getattr(again, field.name) == getattr(unit_batch, field.name), field.name
     assert again.arrays.keys() == unit_batch.arrays.keys()
     for name, array in unit_batch.arrays.items():
-        assert (again.arrays[name].dtype, again.arrays[name].tobytes()) == (array.dtype, array.tobytes())
+        assert len(again.arrays[name]) == len(array) == 5
+        for got, row in zip(again.arrays[name].rows(), array.rows(), strict=True):
+            assert (got.dtype, got.shape, got.tobytes()) == (row.dtype, row.shape, row.tobytes())
     assert again.to_row()["meta"] == unit_batch.to_row()["meta"]
 
 
 def test_the_row_holds_one_string_and_the_arrays_themselves():
     unit_batch = everything()
     row = unit_batch.to_row()
-    assert row.keys() == {"meta", "tokens", "kept"}
+    assert row.keys() == {"meta", "tokens", "tokens.lengths", "kept", "kept.lengths"}
     assert isinstance(row["meta"], str)
     for name, array in UnitBatch.from_row(row).arrays.items():
-        assert array is row[name] is unit_batch.arrays[name]
+        assert array.values is row[name] is unit_batch.arrays[name].values
+        assert array.lengths is row[f"{name}.lengths"] is unit_batch.arrays[name].lengths
 
 
 def test_to_row_allocates_less_than_a_tenth_of_the_arrays():
-    pixels = np.zeros((8, 336, 336, 3), np.uint8)
+    pixels = Ragged(np.zeros(8 * 336 * 336 * 3, np.uint8), np.full(8, 336 * 336 * 3))
     images = [Image(f"id-{i}", "a.parquet", i, f"{i:064x}", ["describe it"]) for i in range(len(pixels))]
     unit_batch = UnitBatch(Unit("0123456789ab", 0, 8, ("a.parquet",)), images=images, arrays={"pixels": pixels})
     unit_batch.to_row()
@@ -97,7 +103,7 @@ def test_to_row_allocates_less_than_a_tenth_of_the_arrays():
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < pixels.nbytes / 10
+    assert peak < pixels.values.nbytes / 10
 
 
 def test_from_row_parses_its_string_once(monkeypatch):

@@ -8,7 +8,13 @@ import torch
 from pipelines.stages.batches import run_batched
 from pipelines.stages.upload import CudaCopy, Uploader
 
-PIXELS = torch.arange(10 * 3, dtype=torch.uint8).view(10, 3)
+PIXELS = list(torch.arange(55, dtype=torch.uint8).split([*range(1, 11)]))
+"""Ten pictures of 1 to 10 values."""
+
+
+def same(batch, indices) -> bool:
+    """Whether a batch holds these pictures, each with its own length."""
+    return all(torch.equal(got, PIXELS[i]) for got, i in zip(batch, indices, strict=True))
 
 
 class Copies:
@@ -17,12 +23,13 @@ class Copies:
     def __init__(self, fails: int | None = None):
         self.fails, self.asked, self.threads = fails, [], []
 
-    def __call__(self, pixels, indices):
-        self.asked.append(list(indices))
+    def __call__(self, rows):
+        indices = [len(row) - 1 for row in rows]
+        self.asked.append(indices)
         self.threads.append(threading.current_thread())
         if self.fails in indices:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        copied = pixels[list(indices)].clone()
+        copied = torch.cat(list(rows))
         return lambda: copied
 
 
@@ -31,7 +38,7 @@ def test_every_batch_but_the_first_is_copied_ahead_on_another_thread():
     with Uploader(PIXELS, copies) as upload:
         assert run_batched(list(range(10)), 4, lambda i: seen.append((i, upload(i))), upload.ahead) == {}
     assert sorted(i for indices, _ in seen for i in indices) == list(range(10))
-    assert all(torch.equal(batch, PIXELS[indices]) for indices, batch in seen)
+    assert all(same(batch, indices) for indices, batch in seen)
     assert sorted(map(tuple, copies.asked)) == sorted(tuple(indices) for indices, _ in seen)  # each once
     assert sum(thread is threading.main_thread() for thread in copies.threads) == 1
 
@@ -48,7 +55,7 @@ def test_a_batch_that_fails_and_is_halved_still_meets_its_own_pictures():
     with Uploader(PIXELS, Copies()) as upload:
         assert run_batched(list(range(10)), 4, run, upload.ahead) == {}
     assert len(seen) == 10
-    assert all(torch.equal(picture, PIXELS[i]) for i, picture in seen.items())
+    assert same(seen.values(), seen)
 
 
 def test_what_copying_ran_into_is_the_error_of_its_own_batch():
@@ -60,19 +67,18 @@ def test_what_copying_ran_into_is_the_error_of_its_own_batch():
 def test_on_a_cpu_nothing_is_copied_ahead():
     with Uploader(PIXELS, None) as upload:
         upload.ahead([0, 1])
-        assert torch.equal(upload([3, 1]), PIXELS[[3, 1]])
+        batch = upload([3, 1])
+    assert same(batch, [3, 1])
+    assert all(got is PIXELS[i] for got, i in zip(batch, [3, 1], strict=True))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_pictures_reach_a_gpu_unchanged():
-    pixels = torch.randint(0, 256, (64, 336, 336, 3), dtype=torch.uint8)
-    sums = {}
+def test_pictures_of_different_sizes_reach_a_gpu_unchanged():
+    sides = [28 * (1 + i % 12) for i in range(64)]
+    pixels = [torch.randint(0, 256, (3 * side * side,), dtype=torch.uint8) for side in sides]
+    arrived = {}
     with Uploader(pixels, CudaCopy("cuda")) as upload:
-        run_batched(
-            list(range(64)),
-            16,
-            lambda i: sums.update(zip(i, upload(i).long().sum((1, 2, 3)).tolist(), strict=True)),
-            upload.ahead,
-        )
-    assert sums == dict(enumerate(pixels.long().sum((1, 2, 3)).tolist()))
+        run_batched(list(range(64)), 16, lambda i: arrived.update(zip(i, upload(i), strict=True)), upload.ahead)
+    assert sorted(arrived) == list(range(64))
+    assert all(picture.is_cuda and torch.equal(picture.cpu(), pixels[i]) for i, picture in arrived.items())

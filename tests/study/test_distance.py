@@ -12,7 +12,7 @@ from demo.render import render
 from demo.world import scene_at
 from otprune import select_tokens
 from otprune.distance import gaussian_w2, trace_objective
-from otprune.models import load_decoder, load_encoder
+from otprune.models import llava_encoder, load_decoder, read_checkpoint
 from pipelines.study.correlation import arrange, correlate, spearman
 from pipelines.study.demo_points import POINTS, choose, measure_scenes
 from pipelines.study.gamma import compare_widths, embedded_tokens, overlap
@@ -41,7 +41,7 @@ def measured() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def features() -> torch.Tensor:
-    encoder = load_encoder(MODEL, dtype=torch.float32, device="cpu")
+    encoder = llava_encoder.load(read_checkpoint(str(MODEL)), dtype=torch.float32, device="cpu")
     pixels = np.stack([render(scene_at("validation", index)).pixels for index in range(SCENES)])
     return encoder(torch.from_numpy(pixels))
 

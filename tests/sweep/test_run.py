@@ -22,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.report.write import report_captions
 from pipelines.run.job import Actors, prepare
 from pipelines.run.run import run_job
+from pipelines.stages.ragged import Ragged
 from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.store import Store
 from pipelines.sweep import submit as sweep_submit
@@ -41,13 +42,14 @@ def shortening_encoder() -> type:
 
     class Shortening:
         def __init__(self, *, prune: PruneConfig, **_: object) -> None:
-            self.words = 8 if prune.method == "none" else round(8 * prune.retention)
+            self.words = 8 if prune.method == "none" else round(8 * prune.share)
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(row)
             for image in unit_batch.images:
                 image.num_visual_tokens = 8
-            unit_batch.arrays = {"tokens": np.zeros((len(unit_batch.images), self.words, 1), np.float32)}
+            rows = [np.zeros((self.words, 1), np.float32) for _ in unit_batch.images]
+            unit_batch.arrays = {"tokens": Ragged.of(rows, np.zeros((0, 1), np.float32))}
             return unit_batch.to_row()
 
     return Shortening
@@ -63,8 +65,7 @@ def wording_generator() -> type:
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             unit_batch = UnitBatch.from_row(row)
-            k = unit_batch.arrays["tokens"].shape[1]
-            for image in unit_batch.images:
+            for image, k in zip(unit_batch.images, unit_batch.arrays["tokens"].lengths.tolist(), strict=True):
                 text = " ".join([image.sha256[:8], *words][:k])
                 image.answers = [Answer(text, k, k, k, "stop") for _ in image.prompts]
             unit_batch.arrays = {}

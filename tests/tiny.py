@@ -1,0 +1,199 @@
+"""Tiny checkpoints of the families, with random weights, as transformers saves them: made in a second, offline.
+
+The weights are wide enough that the answer depends on every token, its position and its DeepStack rows.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}{{ message.role.upper() }}: {% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CLIP: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+    "projection_dim": 32,
+}
+
+
+def save_tokenizer(folder: Path, special: tuple[str, ...], template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a byte, which knows the `special` tokens, saved with its chat template."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *special, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=list(special),
+        chat_template=template,
+    )
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+@torch.no_grad()
+def randomize(model: Any, seed: int = 0) -> Any:
+    """Draws every weight anew: matrices that keep the size of what they multiply, norms around 1, biases around 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        drawn = torch.randn(weight.shape, generator=generator)
+        if "embed" in name and "patch" not in name:
+            weight.copy_(drawn)
+        elif weight.dim() >= 2:  # experts are [experts, out, in]
+            weight.copy_(drawn * 1.3 / (weight.shape[-1] if weight.dim() == 3 else weight[0].numel()) ** 0.5)
+        else:
+            weight.copy_(drawn * 0.1 + (1 if "norm" in name and name.endswith("weight") else 0))
+    return model.float().eval()
+
+
+def save(model: Any, folder: Path, processor: Any, **options: Any) -> Path:
+    model.generation_config.eos_token_id = 2
+    randomize(model).save_pretrained(folder, **options)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def make_llava(folder: Path) -> Path:
+    vocabulary = len(tokenizer := save_tokenizer(folder, ("<image>",), LLAVA_TEMPLATE))
+    text = LlamaConfig(**TEXT, vocab_size=vocabulary, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    image: Any = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(**CLIP), image_token_index=image)
+    return save(LlavaForConditionalGeneration(config), folder, CLIPImageProcessorPil(size=56, crop_size=56))
+
+
+def make_llava_next(folder: Path) -> Path:
+    vocabulary = len(tokenizer := save_tokenizer(folder, ("<image>",), LLAVA_TEMPLATE))
+    text = LlamaConfig(**TEXT, vocab_size=vocabulary, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    pinpoints = [[56, 112], [112, 56], [112, 112]]
+    config = LlavaNextConfig(
+        text_config=text,
+        vision_config=CLIPVisionConfig(**CLIP),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints,
+    )
+    processor = LlavaNextImageProcessorPil(size=56, crop_size=56, image_grid_pinpoints=pinpoints)
+    return save(LlavaNextForConditionalGeneration(config), folder, processor)
+
+
+def make_qwen2_5_vl(folder: Path, *, tie: bool = False, **options: Any) -> Path:
+    tokenizer = save_tokenizer(folder, (*VISION_TOKENS, "<|im_start|>", "<|im_end|>"), QWEN_TEMPLATE)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_heads": 2,
+        "out_hidden_size": TEXT["hidden_size"],
+        "patch_size": 14,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config={**TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope, "tie_word_embeddings": tie},
+        vision_config=vision,
+        tie_word_embeddings=tie,
+        **vision_token_ids(tokenizer),
+    )
+    processor = Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=16384 * 28 * 28)
+    return save(Qwen2_5_VLForConditionalGeneration(config), folder, processor, **options)
+
+
+def make_qwen3_vl(folder: Path, *, tie: bool = False, **options: Any) -> Path:
+    return _make_qwen3(folder, Qwen3VLConfig, Qwen3VLForConditionalGeneration, {"intermediate_size": 96}, tie, options)
+
+
+def make_qwen3_vl_moe(folder: Path, *, tie: bool = False, **options: Any) -> Path:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    return _make_qwen3(folder, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, experts, tie, options)
+
+
+def _make_qwen3(folder: Path, config: Any, model: Any, ffn: dict[str, int], tie: bool, options: dict[str, Any]) -> Path:
+    tokenizer = save_tokenizer(folder, (*VISION_TOKENS, "<|im_start|>", "<|im_end|>"), QWEN_TEMPLATE)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    text = {**TEXT, **ffn, "head_dim": 32, "vocab_size": len(tokenizer), "rope_parameters": rope}
+    vision = {
+        "depth": 4,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_heads": 2,
+        "out_hidden_size": TEXT["hidden_size"],
+        "patch_size": 16,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 2],
+    }
+    described = config(
+        text_config={**text, "tie_word_embeddings": tie},
+        vision_config=vision,
+        tie_word_embeddings=tie,
+        **vision_token_ids(tokenizer),
+    )
+    edges = {"shortest_edge": 4 * 32 * 32, "longest_edge": 16384 * 32 * 32}
+    mean = [0.5, 0.5, 0.5]
+    processor = Qwen2VLImageProcessorPil(patch_size=16, size=edges, image_mean=mean, image_std=mean)
+    return save(model(described), folder, processor, **options)
+
+
+def vision_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    start, end, image, video = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
+    ids = {"vision_start_token_id": start, "vision_end_token_id": end}
+    return {**ids, "image_token_id": image, "video_token_id": video}
+
+
+MAKERS: dict[str, Callable[..., Path]] = {
+    "llava": make_llava,
+    "llava_next": make_llava_next,
+    "qwen2_5_vl": make_qwen2_5_vl,
+    "qwen3_vl": make_qwen3_vl,
+    "qwen3_vl_moe": make_qwen3_vl_moe,
+}
+"""Family -> function that makes a checkpoint of it in a folder, and returns the folder."""

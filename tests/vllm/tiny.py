@@ -1,0 +1,167 @@
+"""Tiny checkpoints with random weights of the architectures that take spans: the whole model and a tokenizer of words.
+
+They have no image processor: the span plugin never asks for one.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
+
+IMAGE, START, END, VIDEO = 4, 5, 6, 7  # token ids: a picture's placeholder, and what stands before and behind it
+VOCABULARY = 200
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<start>", "<end>", "<video>"]
+
+TEXT: dict[str, Any] = {  # vLLM's CPU build refuses heads of 16
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 1,
+    "intermediate_size": 64,
+    "patch_size": 14,
+    "projection_dim": 32,
+}
+QWEN_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+QWEN_TOKENS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+    "tie_word_embeddings": False,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+}
+
+
+def rope(sections: list[int], **more: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, **more}
+
+
+def llava() -> torch.nn.Module:
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config={**TEXT, "model_type": "llama"},
+            vision_config={**CLIP, "image_size": 112},
+            image_token_index=IMAGE,
+            vision_feature_layer=-2,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def llava_next() -> torch.nn.Module:
+    return LlavaNextForConditionalGeneration(
+        LlavaNextConfig(
+            text_config={**TEXT, "model_type": "mistral", "sliding_window": None},
+            vision_config={**CLIP, "image_size": 56},
+            image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]],
+            image_token_index=IMAGE,
+            vision_feature_layer=-2,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def qwen2_vl() -> torch.nn.Module:
+    tower = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 14}
+    text = {key: value for key, value in TEXT.items() if key != "head_dim"}
+    return Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(text_config={**text, "rope_parameters": rope([4, 6, 6])}, vision_config=tower, **QWEN_TOKENS)
+    )
+
+
+def qwen2_5_vl() -> torch.nn.Module:
+    tower = {**QWEN_TOWER, "depth": 2, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1]}
+    text = {key: value for key, value in TEXT.items() if key != "head_dim"}
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config={**text, "rope_parameters": rope([4, 6, 6])}, vision_config=tower, **QWEN_TOKENS)
+    )
+
+
+def qwen3_tower() -> dict[str, Any]:
+    return {
+        **QWEN_TOWER,
+        "depth": 3,
+        "patch_size": 16,
+        "num_position_embeddings": 256,
+        "deepstack_visual_indexes": [0, 1],
+    }
+
+
+def qwen3_vl() -> torch.nn.Module:
+    text = {**TEXT, "rope_parameters": rope([6, 5, 5], mrope_interleaved=True)}
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=qwen3_tower(), **QWEN_TOKENS))
+
+
+def qwen3_vl_moe() -> torch.nn.Module:
+    text = {**TEXT, **EXPERTS, "rope_parameters": rope([6, 5, 5], mrope_interleaved=True)}
+    return Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(text_config=text, vision_config=qwen3_tower(), **QWEN_TOKENS)
+    )
+
+
+FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
+    build.__name__: build for build in (llava, llava_next, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)
+}
+
+
+def make(family: str, folder: Path) -> Any:
+    """Writes a checkpoint of the family and returns its model, float32, in `eval` mode."""
+    model: Any = FAMILIES[family]().float().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.dim() == 1:
+                weight.copy_(("norm" in name and name.endswith("weight")) + 0.05 * noise)
+            else:  # wider than usual, so that each token counts in the answer
+                weight.copy_(noise * (1 if "embed" in name else 2 / weight[0].numel() ** 0.5))
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    words = [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), VOCABULARY))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    special = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=False))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return model
