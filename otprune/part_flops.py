@@ -86,7 +86,7 @@ def projector_flops(
     if isinstance(vision, PatchVisionShape):
         merged = vision.hidden * vision.merge**2
         return vision.mergers * num_tokens * merged * (merged + vision.out)
-    return num_tokens * (vision.hidden + width) * width
+    return num_tokens * (vision.width + width) * width
 
 
 def count_tokens(shape: VisionShape | PatchVisionShape, *, crops: int = 1, frame: tuple[int, int] | None = None) -> int:

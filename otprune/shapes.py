@@ -54,9 +54,12 @@ class VisionShape:
     image_size: int
     patch_size: int
     class_tokens: int = 1
+    feature_layers: int = 1  # whose states the projector reads side by side
 
     @classmethod
-    def from_config(cls, config: Any, *, layers: int | None = None, class_tokens: int = 1) -> "VisionShape":
+    def from_config(
+        cls, config: Any, *, layers: int | None = None, class_tokens: int = 1, feature_layers: int = 1
+    ) -> "VisionShape":
         """The shape in a vision config; `layers` None counts every layer of the config.
 
         LLaVA reads hidden state -2. For an encoder that stops there, pass the smaller number of layers.
@@ -68,11 +71,17 @@ class VisionShape:
             image_size=config.image_size,
             patch_size=config.patch_size,
             class_tokens=class_tokens,
+            feature_layers=feature_layers,
         )
 
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def width(self) -> int:
+        """Numbers that the projector reads of a patch."""
+        return self.hidden * self.feature_layers
 
 
 @dataclass(frozen=True, kw_only=True)

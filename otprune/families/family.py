@@ -61,6 +61,8 @@ class Facts:
     """Token id of a picture's placeholder."""
     levels: int = 0
     """DeepStack levels: the language model gets rows of (1 + levels) times its width, one after the other."""
+    class_attention: bool = False
+    """Whether the encoder can compute a class token's attention to the patches that the projector reads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,7 +1,13 @@
-"""LLaVA-1.5 and its kin: every picture is one square, and its patches are its visual tokens."""
+"""LLaVA-1.5 and its kin: every picture is one square, and its patches are its visual tokens.
 
+The kin are all checkpoints of transformers' `LlavaForConditionalGeneration` with a CLIP or SigLIP tower, whatever their
+language model: JoyCaption (SigLIP, Llama 3.1), LLaVA-Interleave (SigLIP, Qwen2), BakLLaVA (CLIP, Mistral). A SigLIP
+tower has no class token.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -10,8 +16,12 @@ from otprune.families.geometry import Color, Fit, Frame, Size, Span, Way, line_s
 from otprune.shapes import VisionShape
 
 if TYPE_CHECKING:  # these import torch
+    from otprune.methods import Method
     from otprune.models.checkpoint import Checkpoint
     from otprune.models.llava_encoder import LlavaEncoder
+
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+"""`model_type` of the towers that run here -> their class tokens, which stand before the patches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,24 +67,43 @@ class Square:
 
 
 def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
-    """The facts about a LLaVA-1.5.
+    """The facts about a LLaVA.
 
     Raises:
-        ValueError: for an option that takes pictures of free size.
+        ValueError: for a tower without a fixed grid of patches, or an option that takes pictures of free size.
     """
     check_fixed_size(options)
     vision = vision_shape(config)
-    keeps_class_token = (
-        config.vision_config.model_type == "clip_vision_model" and config.vision_feature_select_strategy == "full"
-    )
-    fit = "pad" if options.aspect == "auto" else options.aspect
+    # The strategy "default" drops the first position, even of a tower without class token.
+    dropped = config.vision_feature_select_strategy == "default"
+    fit = own_fit(processor.settings) if options.aspect == "auto" else options.aspect
     geometry = Square(
         side=vision.image_size,
-        num_tokens=vision.num_patches + keeps_class_token,
+        num_tokens=vision.num_patches + vision.class_tokens - dropped,
         background=processor.color,
         fit=fit,
     )
-    return Facts(geometry=geometry, options=Options(aspect=fit), vision=vision, image_token=config.image_token_index)
+    return Facts(
+        geometry=geometry,
+        options=Options(aspect=fit),
+        vision=vision,
+        image_token=config.image_token_index,
+        class_attention=has_class_attention(config),
+    )
+
+
+def own_fit(settings: Mapping[str, Any]) -> Literal["pad", "stretch"]:
+    """How a checkpoint's pictures become squares, by the stored settings of its image processor.
+
+    A processor that neither crops nor pads (SigLIP's) stretches: `stretch`. Every other one means `pad`, also without
+    stored settings. CLIP's processor, which the released LLaVA-1.5 checkpoints hold, crops the centre, yet LLaVA was
+    trained with padding and every published number rests on padding.
+    """
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "CLIP"
+    crops, pads = settings.get("do_center_crop"), settings.get("do_pad")
+    if crops is None:
+        crops = kind.startswith(("CLIP", "Llava"))  # what these classes do unless told otherwise
+    return "pad" if crops or pads else "stretch"
 
 
 def check_fixed_size(options: Options) -> None:
@@ -84,11 +113,65 @@ def check_fixed_size(options: Options) -> None:
 
 
 def vision_shape(config: Any) -> VisionShape:
-    """The tower up to the layer that LLaVA reads."""
+    """The tower up to the layer that LLaVA reads.
+
+    Raises:
+        ValueError: for a tower that is neither CLIP's nor SigLIP's.
+    """
+    kind = config.vision_config.model_type
+    if kind not in CLASS_TOKENS:
+        raise ValueError(
+            f"vision_config.model_type must be {' or '.join(CLASS_TOKENS)}, towers that see squares of one size, "
+            f"got {kind!r}"
+        )
+    read = feature_layers(config)
+    return VisionShape.from_config(
+        config.vision_config, layers=max(read), class_tokens=CLASS_TOKENS[kind], feature_layers=len(read)
+    )
+
+
+def feature_layers(config: Any) -> list[int]:
+    """The hidden states that the projector reads, counted from the embedding, which is 0."""
     layers, feature = config.vision_config.num_hidden_layers, config.vision_feature_layer
     # A negative hidden state counts from the end: state 0 is the embedding, so `layers` layers have layers + 1 states.
-    deepest = max(f if f >= 0 else layers + 1 + f for f in ([feature] if isinstance(feature, int) else feature))
-    return VisionShape.from_config(config.vision_config, layers=deepest)
+    return [f if f >= 0 else layers + 1 + f for f in ([feature] if isinstance(feature, int) else feature)]
+
+
+def has_class_attention(config: Any) -> bool:
+    """Whether a layer of the tower reads a class token together with exactly the patches that the projector reads."""
+    return (
+        CLASS_TOKENS[config.vision_config.model_type] > 0
+        and config.vision_feature_select_strategy == "default"
+        and isinstance(config.vision_feature_layer, int)
+        and feature_layers(config)[0] < config.vision_config.num_hidden_layers
+    )
+
+
+def refuses(method: "Method", checkpoint: "Checkpoint", settings: Mapping[str, Any] | None = None) -> str | None:
+    """Methods that read what the checkpoint's tower does not have.
+
+    Args:
+        settings: the method's own, for what depends on them; None leaves that unchecked.
+    """
+    if "class_attention" in method.requires and not checkpoint.class_attention:
+        return (
+            f"method {method.name} reads the attention of a class token in the vision layer behind the features, which "
+            f"{checkpoint.name} does not have: it needs a CLIP tower, one vision_feature_layer before the last, and "
+            "vision_feature_select_strategy 'default'"
+        )
+    by_clip = "relevance" in method.requires and settings is not None and settings.get("relevance") == "clip"
+    if by_clip and not checkpoint.vision.class_tokens:
+        return (
+            f"method {method.name} with settings.relevance=clip needs a CLIP tower, which {checkpoint.name} does not "
+            "have; settings.relevance=words compares with the language model's word embeddings instead"
+        )
+    square = (checkpoint.vision.image_size, checkpoint.vision.image_size)
+    if method.keeps_grid and not method.keeps_all and checkpoint.geometry.grid(square) == (0, 0):
+        return (
+            f"method {method.name} pools a square grid of tokens, but {checkpoint.name} has "
+            f"{checkpoint.geometry.most_visual} tokens, which form none"
+        )
+    return None
 
 
 def load_encoder(checkpoint: "Checkpoint", **place: Any) -> "LlavaEncoder":
@@ -112,4 +195,5 @@ LLAVA = Family(
     read=read,
     load_encoder=load_encoder,
     load_language_model=load_language_model,
+    refuses=refuses,
 )

@@ -12,7 +12,14 @@ import numpy as np
 
 from otprune.families.family import Facts, Family, ImageProcessor, Options
 from otprune.families.geometry import Color, Frame, Size, Span, Way, line_span
-from otprune.families.llava import check_fixed_size, load_encoder, load_language_model, vision_shape
+from otprune.families.llava import (
+    check_fixed_size,
+    has_class_attention,
+    load_encoder,
+    load_language_model,
+    vision_shape,
+)
+from otprune.families.llava import refuses as refuses_of_squares
 
 if TYPE_CHECKING:  # these import torch
     from otprune.methods import Method
@@ -112,14 +119,20 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
         background=processor.color,
     )
     aspect = "pad" if options.aspect == "auto" else options.aspect  # has no effect: the picture is cut into tiles
-    return Facts(geometry=geometry, options=Options(aspect=aspect), vision=vision, image_token=config.image_token_index)
+    return Facts(
+        geometry=geometry,
+        options=Options(aspect=aspect),
+        vision=vision,
+        image_token=config.image_token_index,
+        class_attention=has_class_attention(config),
+    )
 
 
 def refuses(method: "Method", checkpoint: "Checkpoint", settings: Mapping[str, Any] | None = None) -> str | None:
-    """Methods that fix a number of tokens cannot prune pictures of different numbers of tokens."""
+    """As LLaVA-1.5; and methods that fix a number of tokens cannot prune pictures of different numbers of tokens."""
     if method.inside_model and not method.takes_tiles:
         return f"method {method.name} takes images of one size alone, so it cannot prune LLaVA-1.6"
-    return None
+    return refuses_of_squares(method, checkpoint, settings)
 
 
 LLAVA_NEXT = Family(

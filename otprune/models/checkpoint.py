@@ -41,6 +41,7 @@ class Checkpoint:
     mean: tuple[float, ...]  # of each channel, for values in [0, 1]
     std: tuple[float, ...]
     image_token: int  # token id of an image's placeholder
+    class_attention: bool  # whether the encoder can compute a class token's attention to the patches
     levels: int  # DeepStack levels; a row of the language model's input is (1 + levels) * hidden wide
     digest: str  # from `weights_digest`
 
@@ -91,6 +92,7 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         mean=processor.mean,
         std=processor.std,
         image_token=facts.image_token,
+        class_attention=facts.class_attention,
         levels=facts.levels,
         digest=weights_digest(folder, config=stored),
     )

@@ -14,6 +14,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from otprune.anyres import pack_tiles
 from otprune.families.geometry import Geometry, Size, Way
+from otprune.families.llava import feature_layers, has_class_attention
 from otprune.families.llava_next import Tiled
 from otprune.models.checkpoint import Checkpoint, CheckpointError
 from otprune.models.encoder import Kept, Region
@@ -36,6 +37,8 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: 
     """
     folder = checkpoint.path
     config: Any = AutoConfig.from_pretrained(folder)
+    if config.vision_config.model_type == "siglip_vision_model":
+        config.vision_config.vision_use_head = False  # LLaVA does not read the pooled output
     inner = "vision_model." if _has_inner_vision_model(config.vision_config) else ""
     tower = load_part(AutoModel, folder, config.vision_config, {VISION_PREFIX: inner}, dtype)
     projector = LlavaMultiModalProjector(config).to(dtype)
@@ -79,15 +82,15 @@ class LlavaEncoder(nn.Module):
         super().__init__()
         self.tower, self.projector, self.geometry = tower, projector, geometry
         self.layer = config.vision_feature_layer
-        self.drop_class_token = config.vision_feature_select_strategy == "default"
+        self.drops_first = config.vision_feature_select_strategy == "default"
         # The cut below removes the reader from the tower. `Any`, because the parts of a CLIPEncoderLayer are untyped.
-        self.reader: Any = _layer_behind(_transformer(tower), self.layer, self.drop_class_token) if attention else None
+        self.reader: Any = _layer_behind(_transformer(tower), config) if attention else None
         if isinstance(self.layer, int):
             _cut_after(_transformer(tower), self.layer)
         self.image_size: int = config.vision_config.image_size
-        # CLIP's positions include the class token.
+        # CLIP's positions include the class token. The strategy "default" drops the first, even of SigLIP's patches.
         num_positions = _transformer(tower).embeddings.position_embedding.weight.shape[0]
-        self.num_tokens: int = num_positions - 1 if self.drop_class_token else num_positions
+        self.num_tokens: int = num_positions - 1 if self.drops_first else num_positions
         self.row_width: int = config.text_config.hidden_size
         device, dtype = tower.device, tower.dtype
         # Not persistent: the statistics come from the preprocessor's file and are no weights of the checkpoint.
@@ -157,8 +160,8 @@ class LlavaEncoder(nn.Module):
         return torch.cat([hidden[layer] for layer in self.layer], dim=-1)
 
     def patches(self, hidden: Tensor) -> Tensor:
-        """The hidden states [B, N, W] that the projector reads: without the class token, if the model drops it."""
-        return hidden[:, 1:] if self.drop_class_token else hidden
+        """The hidden states [B, N, W] that the projector reads: without the first position, if the model drops it."""
+        return hidden[:, 1:] if self.drops_first else hidden
 
     @torch.inference_mode()
     def project(self, patches: Tensor) -> Tensor:
@@ -192,16 +195,16 @@ def join_crops(crops: Sequence[Kept]) -> Kept:
     return Kept(torch.cat([kept.tokens for kept in crops]), torch.cat(sources), before)
 
 
-def _layer_behind(transformer: Any, layer: Any, has_class_token: bool) -> nn.Module:
-    """The layer whose input is hidden state `layer`, without the parts that `class_attention` does not run."""
-    layers = transformer.encoder.layers
-    # Modulo layers + 1 turns a negative hidden state, counted from the end, into one counted from the embedding.
-    if not isinstance(layer, int) or not has_class_token or layer % (len(layers) + 1) == len(layers):
+def _layer_behind(transformer: Any, config: Any) -> nn.Module:
+    """The layer that reads the features, without the parts that `class_attention` does not run."""
+    if not has_class_attention(config):
         raise ValueError(
             "methods that read the class token's attention need a vision tower with a class token and a layer behind "
-            f"its features, got feature layer {layer} of {len(layers)}"
+            f"its features, got {config.vision_config.model_type} with feature layer {config.vision_feature_layer} of "
+            f"{config.vision_config.num_hidden_layers} and strategy {config.vision_feature_select_strategy!r}"
         )
-    behind = layers[layer % (len(layers) + 1)]
+    (layer,) = feature_layers(config)
+    behind = transformer.encoder.layers[layer]
     behind.mlp, behind.layer_norm2 = nn.Identity(), nn.Identity()
     return behind
 

@@ -1,6 +1,7 @@
 """The text side of a checkpoint: conversation formats, token ids of prompts around their images, answers from ids."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -51,18 +52,30 @@ class Prompter:
     def __init__(self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, end: int | list[int] | None):
         self.tokenizer, self.folder = tokenizer, checkpoint.path
         self.image_token, self.max_length = checkpoint.image_token, checkpoint.max_length
+        self.image_text = checkpoint.record.image_text
         ends: Any = tokenizer.eos_token_id if end is None else end
         if ends is None:
             raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {checkpoint.path}")
         self.end_tokens: list[int] = [ends] if isinstance(ends, int) else list(ends)
 
-    def encode_prompt(self, text: str, conversation: str = "auto", num_images: int = 1) -> Prompt:
+    def encode_prompt(
+        self, text: str, conversation: str = "auto", num_images: int = 1, system: str | None = None
+    ) -> Prompt:
         """Token ids before, between and after the images, for the user text `text` in the model's conversation format.
 
         Raises:
-            ValueError: if the result does not hold exactly `num_images` image placeholders.
+            ValueError: as the function `encode_prompt`.
         """
-        return encode_prompt(text, conversation, self.folder, self.tokenizer, self.image_token, num_images)
+        return encode_prompt(
+            text,
+            conversation,
+            self.folder,
+            self.tokenizer,
+            self.image_token,
+            num_images,
+            system=system,
+            image_text=self.image_text,
+        )
 
     def completion(self, num_prompt_tokens: int, ids: list[int]) -> Completion:
         """The answer in generated `ids`, up to the first end token; an answer without one was cut at its limit."""
@@ -83,25 +96,57 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     image_token: int,
     num_images: int = 1,
+    *,
+    system: str | None = None,
+    image_text: Callable[[str], str] = str,
 ) -> Prompt:
     """Token ids before, between and after the images, for the user text `text` in a conversation format.
 
+    One BOS token begins the prompt if the tokenizer or the chat template writes one, or both.
+
+    Args:
+        system: as of `render_prompt`.
+        image_text: the family's (text of the image token) -> what stands for a picture, where no template writes it.
+
     Raises:
-        ValueError: if the result does not hold exactly `num_images` image placeholders.
+        ValueError: as `render_prompt`, or if the result does not hold exactly `num_images` image placeholders.
     """
-    ids = tokenizer(render_prompt(text, conversation, folder, tokenizer, num_images)).input_ids
+    token = tokenizer.convert_ids_to_tokens(image_token)
+    if not isinstance(token, str):
+        raise ValueError(
+            f"the tokenizer must hold the image token {image_token} of config.json, found none in {folder}"
+        )
+    rendered = render_prompt(
+        text, conversation, folder, tokenizer, num_images, system=system, image_token=token, image_text=image_text
+    )
+    ids: Any = tokenizer(rendered).input_ids
+    begin: Any = tokenizer.bos_token
+    if begin and rendered.startswith(begin) and ids[:2] == [tokenizer.bos_token_id] * 2:
+        ids = ids[1:]  # the template wrote one, and the tokenizer another in front of it
     placeholders = [i for i, token in enumerate(ids) if token == image_token]
     if len(placeholders) != num_images:
-        wanted = "one image" if num_images == 1 else f"{num_images} images"
-        raise ValueError(f"a prompt must hold exactly {wanted}, got {len(placeholders)} in {text!r}")
+        raise _other_number(num_images, len(placeholders), text)
     starts, ends = [0, *(i + 1 for i in placeholders)], [*placeholders, len(ids)]
     return tuple(ids[start:end] for start, end in zip(starts, ends, strict=True))
 
 
+def _other_number(num_images: int, got: int, text: str) -> ValueError:
+    wanted = "one image" if num_images == 1 else f"{num_images} images"
+    return ValueError(f"a prompt must hold exactly {wanted}, got {got} in {text!r}")
+
+
 def render_prompt(
-    text: str, conversation: str, folder: Path, tokenizer: PreTrainedTokenizerBase, num_images: int = 1
+    text: str,
+    conversation: str,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    num_images: int = 1,
+    *,
+    system: str | None = None,
+    image_token: str = "<image>",
+    image_text: Callable[[str], str] = str,
 ) -> str:
-    """The whole prompt, with a literal `<image>` for each image before the user text `text`.
+    """The whole prompt, with the checkpoint's own image token for each image before the user text `text`.
 
     Conversation formats:
         auto        the checkpoint's own chat template, or vicuna_v1 if it has none
@@ -109,26 +154,95 @@ def render_prompt(
                     image, and spaces join several images
         plain       the text unchanged, after the images
 
+    Args:
+        system: what the model is told before the user speaks; None or empty: the format's own, if it has any. A chat
+            template gets a system message; vicuna_v1 puts the text in the place of its own; plain puts it on a line in
+            front.
+        image_token: text of the token that stands for a picture.
+        image_text: (`image_token`) -> what is written for a picture where no template does it.
+
     Raises:
-        ValueError: if `conversation` is not one of these.
+        ValueError: if `conversation` is not one of these, a text holds the image token, or the chat template cannot
+            write such a prompt.
     """
     if conversation not in CONVERSATIONS:
         raise ValueError(f"prompt.conversation must be one of {', '.join(CONVERSATIONS)}, got {conversation!r}")
-    images = " ".join(["<image>"] * num_images)
+    for said in (text, system or ""):
+        if image_token in said:  # checked here because a template may delete it from the text
+            raise _other_number(num_images, num_images + said.count(image_token), said)
+    images = " ".join([image_text(image_token)] * num_images)
     if conversation == "plain":
-        return f"{images}\n{text}"
+        return f"{system}\n{images}\n{text}" if system else f"{images}\n{text}"
     template = chat_template(folder, tokenizer) if conversation == "auto" else None
     if template is None:
-        return f"{VICUNA_SYSTEM} USER: {images}\n{text} ASSISTANT:"
-    content = [*[{"type": "image"}] * num_images, {"type": "text", "text": text}]
-    messages = [{"role": "user", "content": content}]
-    return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)  # pyright: ignore[reportReturnType]
+        return f"{system or VICUNA_SYSTEM} USER: {images}\n{text} ASSISTANT:"
+    parts = [*[{"type": "image"}] * num_images, {"type": "text", "text": text}]
+    return _fill(template, folder, tokenizer, parts, f"{images}\n{text}", system, image_token)
+
+
+def _fill(
+    template: str,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: list[dict[str, str]],
+    line: str,
+    system: str | None,
+    image_token: str,
+) -> str:
+    """The prompt that a chat template makes of a user message, given as `parts` or, if that fails, as the text `line`.
+
+    Templates differ in what they take as a message's content: some take a list of parts, others a string, in which the
+    caller writes the image tokens himself.
+    """
+    num_images, text = len(parts) - 1, parts[-1]["text"]
+    contents: list[tuple[Any, Any]] = [(parts, system), (line, system)]
+    if system:
+        contents.insert(0, (parts, [{"type": "text", "text": system}]))
+    failures = {}
+    for content, system_content in contents:
+        messages = [{"role": "system", "content": system_content}] if system else []
+        messages.append({"role": "user", "content": content})
+        form = "as text" if content is line else "in parts"
+        try:
+            rendered: Any = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program of the checkpoint's, which may raise anything
+            failures[form] = " ".join(f"{type(error).__name__}: {error}".split())
+            continue
+        if any(isinstance(c, list) and str(c) in rendered for c in (content, system_content)):
+            failures[form] = "the template prints the list of parts"
+        elif (count := rendered.count(image_token)) != num_images:
+            failures[form] = f"the result holds {count} times {image_token}"
+        elif lost := [said for said in (text, system or "") if said.strip() not in rendered]:
+            failures[form] = f"the result lacks {lost[0]!r}"
+        else:
+            return rendered
+    reasons = "; ".join(f"{form}, {reason}" for form, reason in failures.items())
+    wanted = "one image token" if num_images == 1 else f"{num_images} image tokens"
+    told = " and of a system message" if system else ""
+    raise ValueError(
+        f"the chat template of {folder} must write {wanted} and the text of a message{told}, got: {reasons}; "
+        "prompt.conversation=plain and vicuna_v1 use no template"
+    )
 
 
 def chat_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The checkpoint's chat template: chat_template.jinja, else chat_template.json, else the tokenizer's, else None."""
+    """The checkpoint's chat template: chat_template.jinja, else chat_template.json, else the tokenizer's, else None.
+
+    Of several templates, it is the one named `default`.
+
+    Raises:
+        CheckpointError: if chat_template.json holds none.
+    """
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text()
+    stored: Any = tokenizer.chat_template
     if (file := folder / "chat_template.json").is_file():
-        return json.loads(file.read_text())["chat_template"]
-    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+        try:
+            stored = json.loads(file.read_text())["chat_template"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{file} must be JSON with a chat_template, got {error!r}") from error
+    if isinstance(stored, dict):
+        stored = stored.get("default")
+    return stored if isinstance(stored, str) else None
