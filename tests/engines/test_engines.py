@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 
+from otprune.families import Options
 from otprune.families.llava_next import Tiled
 from otprune.methods import METHODS
 from otprune.models import Checkpoint, read_checkpoint
@@ -181,23 +182,35 @@ def test_what_decides_captions_is_in_the_fingerprint_and_what_is_speed_is_not(ch
     assert "engine.kwargs.quantization" in identity(configured(VLLM, "engine.kwargs.quantization=fp8"))
 
 
-def test_engine_arguments_follow_from_the_job_and_yield_to_the_user():
+def test_engine_arguments_follow_from_the_job_and_yield_to_the_user(checkpoint):
     def arguments(*given: str, num_gpus: float, images: bool = False) -> dict[str, Any]:
         config = configured(VLLM, *given)
-        return engine_arguments(config.engine, images, place_of(config, num_gpus))
+        return engine_arguments(config.engine, checkpoint, images, place_of(config, num_gpus))
 
     pruned = arguments(num_gpus=0)
-    assert (pruned["limit_mm_per_prompt"], pruned["enable_mm_embeds"]) == ({"image": 0}, True)
+    assert (pruned["limit_mm_per_prompt"], pruned["enable_mm_embeds"]) == ({"image": 0, "video": 0}, True)
+    assert pruned["hf_overrides"] == {"architectures": ["SpanLlavaForConditionalGeneration"]}
     assert (pruned["dtype"], pruned["enforce_eager"]) == ("float32", True)
     images = arguments(num_gpus=1, images=True)
     assert images["dtype"] == "bfloat16"  # whatever the checkpoint was saved in
     assert images["limit_mm_per_prompt"]["image"] > 0
-    assert not images["enable_mm_embeds"]
+    assert images["limit_mm_per_prompt"]["video"] == 0
+    assert not {"enable_mm_embeds", "hf_overrides", "mm_processor_kwargs"} & set(images)
     assert "gpu_memory_utilization" not in images
     assert arguments(num_gpus=0.7)["gpu_memory_utilization"] == 0.7
     given = ("engine.kwargs.gpu_memory_utilization=0.5", "engine.kwargs.dtype=float16")
     assert arguments(*given, num_gpus=0.7)["gpu_memory_utilization"] == 0.5
     assert arguments(*given, num_gpus=0)["dtype"] == "float16"
+    given = "engine.kwargs.hf_overrides={rope_theta: 5}"
+    assert arguments(given, num_gpus=0)["hf_overrides"] == pruned["hf_overrides"] | {"rope_theta": 5}
+
+
+def test_pictures_that_have_their_size_are_not_resized_again(checkpoint):
+    config = configured(VLLM)
+    sized = replace(checkpoint, options=Options(max_pixels=90_000, min_pixels=3_136))
+    images = engine_arguments(config.engine, sized, True, place_of(config, 0))
+    assert images["mm_processor_kwargs"] == {"min_pixels": 3_136, "max_pixels": 90_000}
+    assert "mm_processor_kwargs" not in engine_arguments(config.engine, sized, False, place_of(config, 0))
 
 
 def test_as_many_units_are_at_hand_as_keep_the_slots_busy():

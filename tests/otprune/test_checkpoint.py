@@ -223,7 +223,8 @@ def test_a_checkpoint_says_of_the_demo_model_what_the_loaded_model_says(demo_mod
     torch.testing.assert_close(torch.tensor(found.std), encoder.std.flatten())
     assert (found.image_token, found.language_type) == (prompter.image_token, "llama")
     assert (geometry.tiled, found.whole_geometry, found.options) == (False, geometry, Options(aspect="pad"))
-    assert (found.architecture, found.record) == ("LlavaForConditionalGeneration", FAMILIES["llava"])
+    assert found.record is FAMILIES["llava"]
+    assert found.record.architecture in json.loads((demo_model / "config.json").read_text())["architectures"]
     assert found.digest == weights_digest(demo_model)
 
 

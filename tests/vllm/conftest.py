@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import torch
 
-from otprune.models import load_encoder, read_checkpoint
-from pipelines.config.keys import PruneConfig
+from otprune.models import llava_encoder, read_checkpoint
+from pipelines.config.keys import PromptConfig, PruneConfig
 from pipelines.engines.transformers_actor import Generator
 from tests.vllm.engines_on_demo import CPU, GENERATE, Running, pixels_of
 
@@ -26,7 +26,7 @@ def engine() -> Iterator[Running]:
 def transformers_engine(demo_model) -> Generator:
     return Generator(
         checkpoint=read_checkpoint(str(demo_model)),
-        conversation="auto",
+        prompt=PromptConfig(),
         generate=GENERATE,
         prune=PruneConfig(method="none"),
         settings={},
@@ -37,5 +37,5 @@ def transformers_engine(demo_model) -> Generator:
 @pytest.fixture(scope="session")
 def encoded(demo_model, scene_png) -> Callable[[Sequence[int]], torch.Tensor]:
     """Visual tokens [n, 256, 192] of the scenes with these numbers."""
-    encoder = load_encoder(demo_model, dtype=torch.float32, device="cpu")
+    encoder = llava_encoder.load(read_checkpoint(str(demo_model)), dtype=torch.float32, device="cpu")
     return lambda numbers: encoder(pixels_of(scene_png, numbers))

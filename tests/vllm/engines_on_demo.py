@@ -11,13 +11,14 @@ import torch
 from PIL import Image as PILImage
 
 from otprune import num_kept, select_tokens
-from otprune.models import read_checkpoint
-from pipelines.config.keys import GenerateConfig
+from otprune.models import Kept, read_checkpoint
+from pipelines.config.keys import GenerateConfig, PromptConfig
 from pipelines.config.load import load_config
 from pipelines.engines.vllm_actor import VllmGenerator
 from pipelines.output.unit import Unit
 from pipelines.stages.gpu import Place
-from pipelines.stages.token_arrays import to_numpy
+from pipelines.stages.ragged import Ragged
+from pipelines.stages.token_arrays import pack
 from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 from tests.helpers import DEMO
 
@@ -30,6 +31,7 @@ SMALL = (
 GENERATE = GenerateConfig(max_new_tokens=48)
 CPU = Place("cpu", "float32")
 CAPTION = "describe the image ."
+SIZE, NUM_VISUAL = (224, 224), 256  # of every demo scene
 
 
 class DiedError(Exception):
@@ -52,7 +54,7 @@ class Running:
         self.loop = asyncio.new_event_loop()
         self.stage = Mortal(
             checkpoint=read_checkpoint(config.model.path),
-            conversation="auto",
+            prompt=PromptConfig(),
             generate=GENERATE,
             engine=replace(config.engine, timeout_seconds=timeout_seconds),
             images=images,
@@ -88,14 +90,23 @@ def kept(features: torch.Tensor, retention: float) -> torch.Tensor:
 
 
 def unit(
-    array: torch.Tensor, prompts: list[list[str]] | None = None, first: int = 0, name: str = "tokens"
+    array: Sequence[torch.Tensor] | torch.Tensor,
+    prompts: list[list[str]] | None = None,
+    first: int = 0,
+    name: str = "tokens",
 ) -> UnitBatch:
     prompts = prompts or [[CAPTION]] * len(array)
-    images = [Image(f"id{i}", "a.parquet", first + i, f"{first + i:064x}", texts) for i, texts in enumerate(prompts)]
+    images = [
+        Image(f"id{i}", "a.parquet", first + i, f"{first + i:064x}", texts, sizes=[SIZE])
+        for i, texts in enumerate(prompts)
+    ]
     unit_batch = UnitBatch(Unit("0123456789ab", first, first + len(images), ("a.parquet",)), images=images)
-    unit_batch.arrays = {name: to_numpy(array)} | (
-        {"kept": np.zeros(array.shape[:2], np.int16)} if name == "tokens" else {}
-    )
+    if name == "tokens":
+        rows = [Kept(row, torch.arange(len(row)), NUM_VISUAL) for row in array]
+        unit_batch.arrays = pack(rows, array[0].shape[-1], array[0].dtype)
+    else:
+        frames = [picture.flatten().numpy() for picture in array]
+        unit_batch.arrays = {name: Ragged.of(frames, np.empty(0, np.uint8))}
     return unit_batch
 
 
