@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from otprune.families import Geometry
 from otprune.families.llava import Square
 from pipelines.corpus.file import RowGroups
 from pipelines.corpus.find import Corpus, find_corpus
@@ -48,8 +49,8 @@ def corpus_at(path, templates=("look",), **columns) -> Corpus:
     return find_corpus(make_store(str(path)), templates=templates, **chosen)
 
 
-def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0) -> ReadDecode:
-    settings = DecodeSettings(geometry=GEOMETRY, max_bytes=LIMIT, max_pixels=10**6, min_side=2)
+def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0, geometry: Geometry = GEOMETRY) -> ReadDecode:
+    settings = DecodeSettings(geometry=geometry, max_bytes=LIMIT, max_pixels=10**6, min_side=2)
     return ReadDecode(
         store=corpus.store,
         format=corpus.format,

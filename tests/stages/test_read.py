@@ -12,10 +12,14 @@ import pytest
 
 import pipelines.corpus.parquet
 import pipelines.stages.read
+from otprune.families.llava_next import Tiled
+from pipelines.images.decode import decode_image
 from pipelines.output.span import SpanRow
 from pipelines.stages.read import fill_template
 from pipelines.stages.unit_batch import UnitBatch
-from tests.reading import LIMIT, STRUCT, corpus_at, numbers_of, png, read, reader_of, reasons, spans_of, write
+from tests.decoding import noise
+from tests.hostile import encode, exif_rotated_jpeg
+from tests.reading import LIMIT, SIDE, STRUCT, corpus_at, numbers_of, png, read, reader_of, reasons, spans_of, write
 
 # Rows and layouts
 
@@ -106,6 +110,34 @@ def test_units_of_a_span_come_one_by_one(tmp_path, monkeypatch):
     for num_units in (1, 2, 3):
         next(units)
         assert len(decoded) == 10 * num_units
+
+
+# Sizes
+
+
+def test_the_size_of_a_picture_is_that_of_the_upright_image(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(exif_rotated_jpeg(1))
+    (tmp_path / "b.jpg").write_bytes(exif_rotated_jpeg(6))  # 64 x 48 pixels on its side
+    (unit_batch,) = read(tmp_path)
+    assert [image.sizes for image in unit_batch.images] == [[(48, 64)], [(64, 48)]]
+
+
+def test_pictures_of_a_unit_may_have_frames_of_different_sizes(tmp_path):
+    tiled = Tiled(side=SIDE, grid_side=2, resolutions=((8, 16), (16, 16), (24, 8)), background=(0, 0, 0))
+    shapes = [(16, 16), (8, 16), (30, 10), (9, 200), (16, 16)]
+    path = write(tmp_path / "a.parquet", [None, *(encode(noise(w, h, h), "PNG") for h, w in shapes), b""])
+    corpus = corpus_at(path)
+    (span,) = spans_of(corpus)
+    (unit_batch,) = (UnitBatch.from_row(row) for row in reader_of(corpus, geometry=tiled)(span.to_row()))
+    assert [image.sizes for image in unit_batch.images] == [[shape] for shape in shapes[:3] + shapes[4:]]
+    assert reasons([unit_batch]) == {0: "missing", 4: "too_small", 6: "empty"}
+    rows = unit_batch.arrays["pixels"].rows()
+    assert len({len(row) for row in rows}) == 3
+    limits = {"max_bytes": LIMIT, "max_pixels": 10**6, "min_side": 2}
+    for image, row in zip(unit_batch.images, rows, strict=True):
+        ((height, width),) = image.sizes
+        alone = decode_image(encode(noise(width, height, height), "PNG"), geometry=tiled, **limits)
+        np.testing.assert_array_equal(row.reshape(tiled.frame((height, width)).shape), alone.pixels)
 
 
 # Images that are not there or not images
