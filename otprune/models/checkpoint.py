@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
 
 from otprune.families import FAMILIES, Family, Geometry, ImageProcessor, Options
-from otprune.families.family import CLIP_MEAN, CLIP_STD
+from otprune.families.family import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
 from otprune.shapes import LanguageShape, ModelShape, VisionShape
 
 WHOLE_FILE_BYTES = 64 * 2**20  # files up to this size are hashed completely
@@ -69,7 +69,8 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
     """
     folder, stored = _find(path, tuple(FAMILIES), "model.path")
     config = json.loads(stored)
-    family, processor = FAMILIES[config["model_type"]], image_processor(folder)
+    tower = (config.get("vision_config") or {}).get("model_type", "")
+    family, processor = FAMILIES[config["model_type"]], image_processor(folder, tower)
     try:
         parsed: Any = CONFIG_MAPPING[family.name].from_dict(config)  # fills in the family's defaults
         facts = family.read(parsed, processor, options or Options())
@@ -220,8 +221,11 @@ def _from_hub(path: str, key: str) -> Path:
         ) from error
 
 
-def image_processor(folder: Path) -> ImageProcessor:
-    """The image processor in processor_config.json or preprocessor_config.json; without statistics, it has CLIP's."""
+def image_processor(folder: Path, tower: str = "") -> ImageProcessor:
+    """The image processor in processor_config.json or preprocessor_config.json.
+
+    Without statistics, it has those of the tower, whose `model_type` is `tower`: SigLIP's, or else CLIP's.
+    """
     settings: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
@@ -230,4 +234,6 @@ def image_processor(folder: Path) -> ImageProcessor:
             if "image_mean" in settings:
                 mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
                 return ImageProcessor(mean=mean, std=std, settings=settings)
+    if tower.startswith("siglip"):
+        return ImageProcessor(mean=SIGLIP_MEAN, std=SIGLIP_STD, settings=settings)
     return ImageProcessor(mean=CLIP_MEAN, std=CLIP_STD, settings=settings)

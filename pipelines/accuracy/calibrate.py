@@ -21,6 +21,7 @@ from otprune.methods import METHODS, InModel, Sample
 from otprune.models import Checkpoint, Kept, load_decoder, load_encoder
 from otprune.models.decoder import image_span
 from pipelines.accuracy.config import CalibrateConfig
+from pipelines.config.keys import PromptConfig
 from pipelines.errors import UserError
 from pipelines.output.plan import make_plan
 from pipelines.run.job import Job, check_model, find_input
@@ -49,7 +50,7 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         )
     config, checkpoint = check_model(config, writes=False)
     pictures = _pictures(config, checkpoint)
-    sample = read_sample(checkpoint, pictures, dtype=config.model.dtype, style=config.prompt.conversation)
+    sample = read_sample(checkpoint, pictures, dtype=config.model.dtype, prompt=config.prompt)
     if not sample.embeds:
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
     settings = method.calibrate(
@@ -62,7 +63,7 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
 
 
 def read_sample(
-    checkpoint: Checkpoint, pictures: Iterable[tuple[np.ndarray, Size, str]], *, dtype: str, style: str
+    checkpoint: Checkpoint, pictures: Iterable[tuple[np.ndarray, Size, str]], *, dtype: str, prompt: PromptConfig
 ) -> Sample:
     """The prompts of `pictures` as the language model reads them: input embeddings and the span of the image in each.
 
@@ -81,9 +82,9 @@ def read_sample(
             every = [Kept(r.features, torch.arange(len(r.features)), len(r.features)) for r in regions]
             kept = encoder.join(size, every, "grid")
             span = checkpoint.geometry.span(size, kept.source.numpy(), checkpoint.image_token)
-            prompt = decoder.encode_prompt(text, style)
-            embeds.append(decoder.place([(kept.tokens, span)], prompt).rows)
-            spans.append(image_span(prompt, len(embeds[-1])))
+            ids = decoder.encode_prompt(text, prompt.conversation, system=prompt.system)
+            embeds.append(decoder.place([(kept.tokens, span)], ids).rows)
+            spans.append(image_span(ids, len(embeds[-1])))
     logger.info("calibrating on %d images", len(embeds))
     return Sample(decoder.model, embeds, spans)
 

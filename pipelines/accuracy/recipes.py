@@ -14,6 +14,7 @@ from otprune.methods.base import Fit
 from otprune.models import Checkpoint
 from pipelines.accuracy.calibrate import read_sample
 from pipelines.accuracy.config import AccuracyConfig
+from pipelines.config.keys import PromptConfig
 from pipelines.accuracy.evaluate import make_question_reader
 from pipelines.accuracy.find_questions import Questions, first_spans
 from pipelines.accuracy.read_questions import ReadQuestions
@@ -65,7 +66,7 @@ def fit_recipes(
         UserError: if none of the first `grid.calibration_images` images can be read.
     """
     read, spans = make_question_reader(questions, job), first_spans(questions, config.grid.calibration_images)
-    arguments = config.model.dtype, config.prompt.conversation, fit, list(retentions)
+    arguments = config.model.dtype, config.prompt, fit, list(retentions)
     fitted = call_on_cluster(config, job.checkpoint, _fit, read, spans, job.checkpoint, *arguments)
     if fitted is None:
         raise UserError(f"grid.calibration_images: none of the first {config.grid.calibration_images} can be read")
@@ -85,7 +86,7 @@ def _fit(
     spans: list[SpanRow],
     checkpoint: Checkpoint,
     dtype: str,
-    style: str,
+    prompt: PromptConfig,
     fit: Fit,
     retentions: list[float],
 ) -> list[dict[int, int]] | None:
@@ -106,8 +107,8 @@ def _fit(
             pixels = unit_batch.arrays["pixels"].rows()
             for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
                 if image.num_pictures == 1:
-                    prompt, size = image.prompts[len(pictures) % len(image.prompts)], image.sizes[0]
+                    text, size = image.prompts[len(pictures) % len(image.prompts)], image.sizes[0]
                     frame = pixels[rows.start].reshape(checkpoint.geometry.frame(size).shape)
-                    pictures.append((frame, size, prompt))
-    sample = read_sample(checkpoint, pictures, dtype=dtype, style=style)
+                    pictures.append((frame, size, text))
+    sample = read_sample(checkpoint, pictures, dtype=dtype, prompt=prompt)
     return fit.values(sample, retentions) if pictures else None

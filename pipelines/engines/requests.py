@@ -97,7 +97,8 @@ class RequestMaker:
         """
         requests = []
         for j, text in enumerate(image.prompts):
-            ids = self.prompter.encode_prompt(text, self.prompt.conversation, image.num_pictures)
+            style = {"conversation": self.prompt.conversation, "system": self.prompt.system}
+            ids = self.prompter.encode_prompt(text, num_images=image.num_pictures, **style)
             limit = image.questions[j].max_new_tokens if image.questions else self.max_new_tokens
             request = Request(index, j, ids, list(pictures[j]), limit)
             needed = 1 if image.questions else limit

@@ -107,9 +107,9 @@ def prefill_flops_of(config: Config, checkpoint: Checkpoint, settings: dict[str,
 
 def num_text(config: Config, checkpoint: Checkpoint) -> int:
     """Number of text tokens of the configured prompt in its conversation format. `{column}` counts as it stands."""
-    return _count_text(config.prompt.template, config.prompt.conversation, checkpoint)
+    return _count_text(config.prompt.template, config.prompt.conversation, config.prompt.system, checkpoint)
 
 
 @cache  # every progress point calls this, and loading a tokenizer takes a second
-def _count_text(template: str, conversation: str, checkpoint: Checkpoint) -> int:
-    return sum(map(len, load_prompter(checkpoint).encode_prompt(template, conversation)))
+def _count_text(template: str, conversation: str, system: str, checkpoint: Checkpoint) -> int:
+    return sum(map(len, load_prompter(checkpoint).encode_prompt(template, conversation, system=system)))
