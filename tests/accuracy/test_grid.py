@@ -194,7 +194,8 @@ def test_a_record_that_holds_a_text_or_no_cluster_is_read():
 
 
 def test_a_point_that_nothing_answered_has_no_cost(demo_model: Path, tmp_path: Path):
-    output, config = Store(str(tmp_path)), load_config(["prune.method=random"], AccuracyConfig, DEMO_CONFIG)
+    output = Store(str(tmp_path))
+    config = load_config(["prune.method=random", "prune.retention=0.1"], AccuracyConfig, DEMO_CONFIG)
     totals = {"images_captioned": 0, "seconds": {}}
     record = {"totals": totals, "last_run": {}, "config": {"encode.num_gpus": 0}, "cluster": None}
     output.write("run.json", json.dumps(record).encode())

@@ -103,8 +103,8 @@ def test_images_show_both_captions_worst_first(sweep):
     pairs = [("a red dog", "a red dog"), ("a blue cat on a mat", "one green bird")]
 
     def samples(side: int) -> str:
-        kept = (0, 1, 2, 3) if side else (0, 3)
-        return json.dumps([sample(pair[side], kept) | {"row": row} for row, pair in enumerate(pairs)])
+        kept = [0, 1, 2, 3] if side else [0, 3]
+        return json.dumps([sample(pair[side], kept=kept) | {"row": row} for row, pair in enumerate(pairs)])
 
     store_of(bought).write(SAMPLES, samples(0).encode())
     store_of(unpruned).write(SAMPLES, samples(1).encode())
