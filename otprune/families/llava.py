@@ -50,6 +50,9 @@ class Square:
     def shrunk(self, retention: float) -> None:
         return None
 
+    def __post_init__(self) -> None:
+        check_side(self.side)
+
     def frame(self, size: Size) -> Frame:
         if min(size) * self.side < max(size):  # this check also bounds the memory of resizing
             raise ValueError(f"{size[1]} x {size[0]} is thinner than one pixel at {self.side} x {self.side}")

@@ -45,13 +45,17 @@ class Tiled:
 
     @property
     def most_visual(self) -> int:
-        """All patches of the most crops, without newline tokens."""
-        most_tiles = max((height * width // self.side**2 for height, width in self.resolutions), default=0)
-        return self.num_tokens * (1 + most_tiles)
+        """Those of a picture that fills its tiles: overview, patches of all tiles, a newline token a row of them."""
+
+        def tokens(resolution: Size) -> int:
+            rows, columns = (length // self.side * self.grid_side for length in resolution)
+            return rows * (columns + 1)
+
+        return self.num_tokens + max(map(tokens, self.resolutions), default=0)
 
     @property
     def most_bytes(self) -> int:
-        return 3 * self.side**2 * self.most_visual // self.num_tokens
+        return 3 * self.side**2 + 3 * max((height * width for height, width in self.resolutions), default=0)
 
     def shrunk(self, retention: float) -> None:
         return None

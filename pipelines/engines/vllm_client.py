@@ -96,9 +96,7 @@ def sampling_params(sampling: dict[str, Any]) -> Any:
     return SamplingParams(**params, detokenize=bool(params.get("stop")), output_kind=RequestOutputKind.FINAL_ONLY)
 
 
-def engine_arguments(
-    engine: EngineConfig, checkpoint: "Checkpoint", images: bool, place: "Place"
-) -> dict[str, Any]:
+def engine_arguments(engine: EngineConfig, checkpoint: "Checkpoint", images: bool, place: "Place") -> dict[str, Any]:
     """Arguments of vLLM's engine: those that follow from the job, overridden by `engine.kwargs`.
 
     With `images` the engine encodes images itself; otherwise it gets visual tokens, and does not load the vision tower,
