@@ -37,13 +37,13 @@ class Frame:
 
     @property
     def rows(self) -> int:
-        """Rows of tiles."""
-        return self.height // self.tile
+        """Rows of tiles; 0 without tiles."""
+        return self.height // self.tile if self.tile else 0
 
     @property
     def columns(self) -> int:
-        """Columns of tiles."""
-        return self.width // self.tile
+        """Columns of tiles; 0 without tiles."""
+        return self.width // self.tile if self.tile else 0
 
     @property
     def num_crops(self) -> int:

@@ -24,6 +24,12 @@ CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """`model_type` of the towers that run here -> their class tokens, which stand before the patches."""
 
 
+def check_side(side: int) -> None:
+    """Raises ValueError for a side of a square that no picture could fill."""
+    if side < 1:
+        raise ValueError(f"the side of the model's pictures must be at least 1 pixel, got {side}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Square:
     """The geometry of a model that sees one square of `side` pixels."""

@@ -14,6 +14,7 @@ from otprune.families.family import Facts, Family, ImageProcessor, Options
 from otprune.families.geometry import Color, Frame, Size, Span, Way, line_span
 from otprune.families.llava import (
     check_fixed_size,
+    check_side,
     has_class_attention,
     load_encoder,
     load_language_model,
@@ -37,6 +38,9 @@ class Tiled:
     axes: int = 1
     fixed: int | None = None
     tiled: bool = True
+
+    def __post_init__(self) -> None:
+        check_side(self.side)
 
     @property
     def num_tokens(self) -> int:

@@ -14,10 +14,10 @@ from otprune.methods.base import Fit
 from otprune.models import Checkpoint
 from pipelines.accuracy.calibrate import read_sample
 from pipelines.accuracy.config import AccuracyConfig
-from pipelines.config.keys import PromptConfig
 from pipelines.accuracy.evaluate import make_question_reader
 from pipelines.accuracy.find_questions import Questions, first_spans
 from pipelines.accuracy.read_questions import ReadQuestions
+from pipelines.config.keys import PromptConfig
 from pipelines.errors import UserError
 from pipelines.output.span import SpanRow
 from pipelines.run.cluster import call_on_cluster

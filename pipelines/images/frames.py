@@ -27,8 +27,10 @@ def render(raster: Raster, frame: Frame, background: tuple[int, int, int]) -> np
             return resize_stretch(raster, frame.height, frame.width)
         case "crop":
             return resize_crop(raster, frame.width)
-        case _:
+        case "pad":
             return resize_pad(raster, frame.width, background)
+        case "contain":
+            raise ValueError("a frame with bars on its sides must have tiles")
 
 
 def cut_tiles(raster: Raster, frame: Frame) -> np.ndarray:

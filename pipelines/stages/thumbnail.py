@@ -27,5 +27,5 @@ def make_sample(pixels: np.ndarray, size: Size, kept: list[int], geometry: Geome
     small = PILImage.fromarray(picture).resize((max(1, round(width * scale)), max(1, round(height * scale))))
     small.save(stream := io.BytesIO(), "JPEG", quality=80)
     rows, columns = geometry.grid(size)
-    on_grid = [token for token in kept if token < rows * columns]
+    on_grid = [token for token in kept if token < rows * columns] if rows else kept
     return Sample(base64.b64encode(stream.getvalue()).decode(), *small.size, on_grid, rows, columns)

@@ -89,7 +89,7 @@ class Image:
     """One image of a unit that is still fit to be captioned.
 
     The reader sets what identifies the image, and the sizes of its pictures. The stage that turns pixels into visual
-    tokens sets `num_visual_tokens` and, of a sampled image, `sample`. The generator sets `answers`, one for each prompt.
+    tokens sets `num_visual_tokens` and, of a sampled image, `sample`. The generator sets `answers`, one a prompt.
     """
 
     id: str
