@@ -1,0 +1,106 @@
+"""The whole job with models of other families: pictures of any size in one unit, and what it refuses in one line."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from otprune import num_kept
+from otprune.models import read_checkpoint
+from pipelines.config.load import load_config
+from pipelines.errors import UserError
+from pipelines.run.job import prepare
+from tests.helpers import LOCAL, run_captions, write_corpus
+from tests.tiny import MAKERS
+
+SIZES = [(80, 100), (300, 200), (200, 300), (40, 500), (480, 640), (300, 200), (28, 28)]  # height, width
+FREE = ("qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """family -> the folder of a tiny checkpoint."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = MAKERS[family](tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    noise = np.random.default_rng(0)
+    images = []
+    for height, width in SIZES:
+        Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8)).save(stream := io.BytesIO(), "PNG")
+        images.append(stream.getvalue())
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "a.parquet", [*images[:3], b"no picture", *images[3:]])
+
+
+def settings(model: Path, corpus: Path, output: Path, **keys: object) -> list[str]:
+    keys = {"prune.method": "otprune", "generate.max_new_tokens": 4, "prompt.template": "describe", **keys}
+    places = [f"model.path={model}", f"input.path={corpus}", f"output.path={output}"]
+    return [*places, LOCAL, "mlflow.enabled=false", *(f"{name}={value}" for name, value in keys.items())]
+
+
+def captions(output: Path) -> list[dict]:
+    return [row for file in sorted(output.glob("captions/*")) for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.mark.parametrize("family", [*FREE, "llava_next"])
+def test_pictures_of_all_sizes_share_a_unit_and_keep_their_own_share(family, model, corpus, tmp_path):
+    outcome = run_captions(prepare(load_config(settings(model(family), corpus, tmp_path))))
+    assert outcome.code == 0
+    geometry, retention = read_checkpoint(str(model(family))).geometry, 0.33 if family in FREE else 0.098
+    rows = captions(tmp_path)
+    assert [row["row"] for row in rows] == [0, 1, 2, 4, 5, 6, 7]  # row 3 is no picture
+    for row, size in zip(rows, SIZES, strict=True):
+        visual = geometry.num_visual(size)
+        assert (row["num_visual_tokens"], row["num_kept_tokens"]) == (visual, num_kept(retention, visual))
+    samples = json.loads((tmp_path / "samples.json").read_text())
+    grids = {(sample["rows"], sample["columns"]) for sample in samples}
+    assert grids == {geometry.grid(size) for size in SIZES}
+
+
+@pytest.mark.parametrize("family", FREE)
+def test_a_smaller_picture_has_about_the_tokens_that_pruning_keeps(family, model, corpus, tmp_path):
+    run_captions(prepare(load_config(settings(model(family), corpus, tmp_path, **{"prune.method": "resize"}))))
+    geometry = read_checkpoint(str(model(family))).geometry
+    for row, size in zip(captions(tmp_path), SIZES, strict=True):
+        assert row["num_visual_tokens"] == geometry.num_visual(size)
+        budget = num_kept(0.33, row["num_visual_tokens"])
+        assert 0.5 * budget <= row["num_kept_tokens"] <= budget
+
+
+def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, corpus, tmp_path):
+    run_captions(prepare(load_config(settings(model("qwen2_5_vl"), corpus, tmp_path, **{"model.max_pixels": 50176}))))
+    assert max(row["num_visual_tokens"] for row in captions(tmp_path)) <= 64
+    assert json.loads((tmp_path / "fingerprint.json").read_text())["model.max_pixels"] == 50176
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "says"),
+    [
+        ("qwen2_5_vl", {"prune.method": "fastv"}, "fastv looks inside the language model, which runs for LLaVA alone"),
+        ("qwen2_5_vl", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
+        ("qwen2_5_vl", {"prune.method": "m3"}, "m3 makes tokens of several places"),
+        ("qwen2_5_vl", {"decode.aspect": "pad"}, "the aspect must be auto, as pictures keep their shape, got pad"),
+        ("qwen2_5_vl", {"model.max_pixels": 100}, "max_pixels must be at least min_pixels"),
+        ("qwen2_5_vl", {"model.max_pixels": 12845056, "unit.images": 256}, "unit.images must be at most 55"),
+        ("llava", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-1.5"),
+        ("llava_next", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-1.6"),
+        ("llava", {"model.max_pixels": 1000}, "model.max_pixels and model.min_pixels must be null"),
+    ],
+)
+def test_what_a_family_cannot_do_is_one_line(family, keys, says, model, corpus, tmp_path):
+    with pytest.raises(UserError) as caught:
+        prepare(load_config(settings(model(family), corpus, tmp_path, **keys)))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
