@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import vllm
+from vllm.exceptions import VLLMClientError  # pyright: ignore[reportMissingImports]
 
 from otprune.vllm.found import GROUP, NAME, ROOT, is_findable
 from tests.vllm import tiny
 from tests.vllm.references import RATIOS, Case, Picture, case, picture, stock_answer
 from tests.vllm.span_engine import ask, equal, start, stop, worst
 
-FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl")
 CLOSE = 1e-4  # of log-probabilities: float32 on both sides, sums in another order
 
 pytestmark = pytest.mark.timeout(1200)
@@ -35,7 +35,7 @@ class Family:
         self.cases = [case(self.model, [each], ratio) for each in self.pictures for ratio in RATIOS]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
 def family(request, tmp_path_factory) -> Family:
     return Family(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -82,6 +82,18 @@ def changed(one: Case, **fields: Any) -> Case:
     return replace(one, fields=one.fields | fields)
 
 
+def repeated(one: Case, num: int) -> Case:
+    """The case with a picture of more than `num` tokens."""
+    times = num // len(one.fields["image_embeds"]) + 1
+    numbers = ("image_rows", "image_lengths", "image_extents")
+    return replace(
+        one,
+        fields={
+            name: value * times if name in numbers else torch.cat([value] * times) for name, value in one.fields.items()
+        },
+    )
+
+
 def test_wrong_positions_give_other_answers(family, engine):
     """From the same rows, which vLLM has in its caches by now."""
     if "image_positions" not in family.cases[0].fields:
@@ -115,7 +127,7 @@ def test_rows_without_their_deepstack_give_other_answers(family, engine):
 
 
 def test_malformed_requests_are_refused_and_the_engine_goes_on(family, engine):
-    """Every rule has its own test (tests/otprune/test_vllm_fields.py); here some that would fail inside a step."""
+    """Every rule has its own test (tests/otprune/vllm/test_fields.py); here some that would fail inside a step."""
     good = family.cases[1]
     rows, ids = good.fields["image_embeds"], good.ids
     malformed = [
@@ -126,10 +138,10 @@ def test_malformed_requests_are_refused_and_the_engine_goes_on(family, engine):
         (replace(good, fields=torch.zeros(1, 3, 16, 16)), "must be the fields image_embeds, .*, got Tensor"),  # type: ignore[arg-type]
         (replace(good, ids=[t for t in ids if t != tiny.IMAGE]), "one image token for each picture: 1, got 0"),
         (replace(good, ids=[*ids, tiny.IMAGE]), "one image token for each picture: 1, got 2"),
-        (replace(good, ids=[*ids, *[20] * 600]), "longer than the maximum model length"),
+        (repeated(family.cases[0], 600), "longer than the maximum model length"),
     ]
     for bad, message in malformed:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, VLLMClientError), match=message):  # ours, and vLLM's own
             ask(engine, [bad])
     text = replace(good, ids=[t for t in ids if t != tiny.IMAGE])
     params = vllm.SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -139,7 +151,7 @@ def test_malformed_requests_are_refused_and_the_engine_goes_on(family, engine):
 
 
 def test_the_tower_is_not_loaded(family, engine):
-    towers = ("visual", "vision_tower", "multi_modal_projector")
+    towers = ("visual", "vision_tower", "multi_modal_projector")  # of a loaded one, at least the norms are parameters
     counts = engine.collective_rpc(
         lambda worker: {
             name: sum(weight.numel() for weight in module.parameters())
@@ -147,8 +159,8 @@ def test_the_tower_is_not_loaded(family, engine):
         }
     )
     (count,) = counts
-    assert count["language_model"] > 100_000
-    assert {name: count[name] for name in towers if count.get(name)} == {}
+    assert count["language_model"] > 10_000
+    assert [count[name] for name in towers if name in count] in ([0], [0, 0])
 
 
 def test_a_prefill_in_small_chunks_changes_nothing(tmp_path):

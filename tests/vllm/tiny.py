@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlavaConfig,
@@ -159,9 +160,17 @@ def make(family: str, folder: Path) -> Any:
                 weight.copy_(noise * (1 if "embed" in name else 2 / weight[0].numel() ** 0.5))
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
+    transpose_experts(folder / "model.safetensors")
     words = [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), VOCABULARY))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     special = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=False))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return model
+
+
+def transpose_experts(file: Path) -> None:
+    """Stores experts as released checkpoints do, [experts, in, out]; a model made here is saved [experts, out, in]."""
+    weights = load_file(file)
+    if experts := [name for name in weights if ".experts." in name]:
+        save_file(weights | {name: weights[name].mT.contiguous() for name in experts}, file, {"format": "pt"})

@@ -11,7 +11,7 @@ import pytest
 
 from otprune.vllm import found
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # A driver that makes the plugin findable, and what a process that it starts finds then.
 DRIVER = f"""
