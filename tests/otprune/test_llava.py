@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from otprune.families import Options
-from otprune.families.family import CLIP_MEAN
+from otprune.families.family import SIGLIP_MEAN, SIGLIP_STD
 from otprune.families.llava import own_fit
 from otprune.methods import METHODS, BeforeModel
 from otprune.methods.reduction import Seen
@@ -136,7 +136,7 @@ def test_a_chosen_aspect_wins_and_a_checkpoint_without_processor_pads(tmp_path):
     assert read_checkpoint(bare).geometry.frame(SIZE).fit == "pad"
     for aspect in ("pad", "crop", "stretch"):
         assert read_checkpoint(bare, Options(aspect=aspect)).geometry.frame(SIZE).fit == aspect
-    assert read_checkpoint(bare).mean == CLIP_MEAN
+    assert (read_checkpoint(bare).mean, read_checkpoint(bare).std) == (SIGLIP_MEAN, SIGLIP_STD)
 
 
 def test_towers_without_a_fixed_grid_are_refused_in_one_line(tmp_path):
