@@ -93,8 +93,8 @@ class Decoder(Prompter):
             policy: deletes image tokens inside the model; every prompt must then hold one image.
 
         Raises:
-            ValueError: if a prompt and its answer exceed the model's context, seeds are needed and missing, or the
-                policy does not accept a prompt.
+            ValueError: if a prompt and its answer exceed the model's context, pictures and spans do not fit the prompt,
+                seeds are needed and missing, or the policy does not accept a prompt.
             FloatingPointError: if the model's logits are not finite.
         """
         if temperature > 0 and len(seeds) != len(prompts):
@@ -162,19 +162,22 @@ class Decoder(Prompter):
         device, visual = self.model.device, self._with_spans(pictures)
         if len(visual) != len(prompt) - 1:
             raise ValueError(f"the prompt must get {len(prompt) - 1} images, got {len(visual)}")
-        ids, positions, at = [], [], 0
+        ids, positions, is_place, at = [], [], [], 0
         for i, text in enumerate(prompt):
             if i:
-                span = visual[i - 1][1]
+                tokens, span = visual[i - 1]
+                is_place.append(span.tokens == self.image_token)
+                if is_place[-1].sum() != len(tokens):
+                    raise ValueError(f"a span must have {len(tokens)} image tokens, got {is_place[-1].sum()}")
                 ids.append(span.tokens)
                 positions.append(span.positions + at)
                 at += span.extent
             ids.append(np.array(text, np.int64))
+            is_place.append(np.zeros(len(text), bool))
             positions.append(np.tile(np.arange(at, at + len(text)), (self.axes, 1)))
             at += len(text)
-        tokens = torch.from_numpy(np.concatenate(ids)).to(device)
-        is_visual = tokens == self.image_token
-        rows = self.model.get_input_embeddings()(tokens)
+        is_visual = torch.from_numpy(np.concatenate(is_place)).to(device)
+        rows = self.model.get_input_embeddings()(torch.from_numpy(np.concatenate(ids)).to(device))
         kept = torch.cat([tokens.to(rows) for tokens, _ in visual]) if visual else rows[:0]
         width = rows.shape[1]
         rows[is_visual] = kept[:, :width]
