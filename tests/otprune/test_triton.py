@@ -43,7 +43,8 @@ def test_the_token_gram_is_that_of_unit_columns_to_the_rounding_of_tf32(shape, d
     # An operand is off by at most 2^-11 of itself, so an entry by 2^-10 of |v_i| |v_j|.
     norm = expected.diagonal(dim1=-2, dim2=-1).sqrt()
     assert ((ours - expected).abs() <= 2**-10 * norm[:, :, None] * norm[:, None] + 1e-6).all()
-    assert torch.equal(ours, ours.mT)
+    # The interpreter's products of a tile with itself are symmetric up to the order of sums, which differs by CPU.
+    torch.testing.assert_close(ours, ours.mT, rtol=0, atol=1e-6)
 
 
 def test_columns_without_energy_are_zero_as_in_pytorch():
