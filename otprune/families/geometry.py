@@ -19,6 +19,9 @@ Fit = Literal["pad", "crop", "stretch", "contain"]
 """How a picture is brought to another shape: bars in the background colour, the centre cut out, both sides scaled by
 themselves, or black bars around the largest copy of the picture that fits."""
 
+Filter = Literal["bicubic", "lanczos", "bilinear"]
+"""How pixels are resampled."""
+
 Way = Literal["joint", "tiles", "grid"]
 """Among which tokens a method chooses: all of a picture's, each tile's by themselves, or each tile's so that a smaller
 square grid of tokens stays."""
@@ -33,6 +36,7 @@ class Frame:
     height: int  # pixels
     width: int
     fit: Fit
+    resample: Filter = "bicubic"  # where the fit is stretch; every other fit is bicubic
     tile: int = 0  # side of the square tiles that the frame is cut into, with an overview in front; 0: no tiles
 
     @property

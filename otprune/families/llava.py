@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from otprune.families.family import Facts, Family, ImageProcessor, Options
-from otprune.families.geometry import Color, Fit, Frame, Size, Span, Way, line_span
+from otprune.families.geometry import Color, Filter, Fit, Frame, Size, Span, Way, line_span
 from otprune.shapes import VisionShape
 
 if TYPE_CHECKING:  # these import torch
@@ -38,6 +38,7 @@ class Square:
     num_tokens: int
     background: Color
     fit: Fit = "pad"
+    resample: Filter = "bicubic"
     axes: int = 1
     tiled: bool = False
 
@@ -62,7 +63,7 @@ class Square:
     def frame(self, size: Size) -> Frame:
         if min(size) * self.side < max(size):  # this check also bounds the memory of resizing
             raise ValueError(f"{size[1]} x {size[0]} is thinner than one pixel at {self.side} x {self.side}")
-        return Frame(self.side, self.side, self.fit)
+        return Frame(self.side, self.side, self.fit, self.resample)
 
     def num_visual(self, size: Size, way: Way = "joint") -> int:
         return self.num_tokens
@@ -91,6 +92,7 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
         num_tokens=vision.num_patches + vision.class_tokens - dropped,
         background=processor.color,
         fit=fit,
+        resample=FILTERS.get(processor.settings.get("resample"), "bicubic") if fit == "stretch" else "bicubic",
     )
     return Facts(
         geometry=geometry,
@@ -99,6 +101,10 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
         image_token=config.image_token_index,
         class_attention=has_class_attention(config),
     )
+
+
+FILTERS: Mapping[Any, Filter] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers of filters, as image processors store them."""
 
 
 def own_fit(settings: Mapping[str, Any]) -> Literal["pad", "stretch"]:

@@ -24,7 +24,7 @@ def render(raster: Raster, frame: Frame, background: tuple[int, int, int]) -> np
         return cut_tiles(raster, frame)
     match frame.fit:
         case "stretch":
-            return resize_stretch(raster, frame.height, frame.width)
+            return resize_stretch(raster, frame.height, frame.width, frame.resample)
         case "crop":
             return resize_crop(raster, frame.width)
         case "pad":

@@ -55,12 +55,12 @@ def upright(raster: Raster, orientation: int) -> Raster:
     return Raster(pixels, width, height, raster.scale, left, top)
 
 
-def resize_stretch(raster: Raster, height: int, width: int) -> np.ndarray:
-    """The image as uint8 [height, width, 3], each side scaled by itself (bicubic).
+def resize_stretch(raster: Raster, height: int, width: int, resample: str = "bicubic") -> np.ndarray:
+    """The image as uint8 [height, width, 3], each side scaled by itself.
 
     At scale 1 the result equals, pixel for pixel, what transformers' processors that work with Pillow compute.
     """
-    return np.array(raster.pixels.resize((width, height), Image.Resampling.BICUBIC, raster.box))
+    return np.array(raster.pixels.resize((width, height), Image.Resampling[resample.upper()], raster.box))
 
 
 def resize_crop(raster: Raster, size: int) -> np.ndarray:

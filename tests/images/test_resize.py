@@ -16,13 +16,18 @@ SHAPES = [(64, 48), (48, 64), (501, 333), (57, 56), (20, 13), (336, 336), (1000,
 
 @pytest.mark.parametrize("target", [(56, 56), (28, 84), (384, 384)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_stretching_is_what_siglips_processor_computes(shape, target):
+@pytest.mark.parametrize(("resample", "number"), [("bicubic", 3), ("lanczos", 1), ("bilinear", 2)])
+def test_stretching_is_what_siglips_processor_computes(shape, target, resample, number):
     image, (height, width) = noise(*shape), target
     processor = SiglipImageProcessorPil(
-        size={"height": height, "width": width}, do_rescale=False, do_normalize=False, do_convert_rgb=False
+        size={"height": height, "width": width},
+        resample=number,
+        do_rescale=False,
+        do_normalize=False,
+        do_convert_rgb=False,
     )
     expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    got = resize_stretch(Raster(image, *image.size), height, width)
+    got = resize_stretch(Raster(image, *image.size), height, width, resample)
     assert (got.shape, got.dtype, got.flags.writeable) == ((height, width, 3), np.uint8, True)
     np.testing.assert_array_equal(got, expected)
 

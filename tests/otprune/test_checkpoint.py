@@ -238,7 +238,11 @@ def test_a_checkpoint_of_tiles_has_their_resolutions_and_most_tokens(copy):
     geometry = found.geometry
     assert geometry.tiled
     assert geometry.resolutions == tuple(map(tuple, pinpoints))
-    assert (geometry.fixed, geometry.num_tokens, geometry.most_visual) == (None, 256, 256 + 32 * 33)  # a newline token a row
+    assert (geometry.fixed, geometry.num_tokens, geometry.most_visual) == (
+        None,
+        256,
+        256 + 32 * 33,
+    )  # a newline token a row
     assert geometry.most_bytes == 5 * 3 * side**2
 
 

@@ -102,6 +102,7 @@ def pixels(count: int = 3) -> torch.Tensor:
 def test_joycaption_is_read_as_it_is_published(tmp_path):
     joy = read_checkpoint(described(tmp_path, JOY_CAPTION, JOY_CAPTION_PROCESSOR))
     assert (joy.geometry.frame((768, 1024)).shape, joy.geometry.frame((768, 1024)).fit) == ((384, 384, 3), "stretch")
+    assert joy.geometry.frame((768, 1024)).resample == "lanczos"
     assert (joy.geometry.fixed, joy.geometry.grid((768, 1024))) == (729, (27, 27))
     assert (joy.image_token, joy.mean, joy.max_length) == (128077, (0.5, 0.5, 0.5), 131072)
     assert (joy.vision.layers, joy.vision.class_tokens, joy.class_attention) == (26, 0, False)

@@ -18,8 +18,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -104,14 +102,6 @@ def llava_next() -> torch.nn.Module:
     )
 
 
-def qwen2_vl() -> torch.nn.Module:
-    tower = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 14}
-    text = {key: value for key, value in TEXT.items() if key != "head_dim"}
-    return Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(text_config={**text, "rope_parameters": rope([4, 6, 6])}, vision_config=tower, **QWEN_TOKENS)
-    )
-
-
 def qwen2_5_vl() -> torch.nn.Module:
     tower = {**QWEN_TOWER, "depth": 2, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1]}
     text = {key: value for key, value in TEXT.items() if key != "head_dim"}
@@ -143,7 +133,7 @@ def qwen3_vl_moe() -> torch.nn.Module:
 
 
 FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
-    build.__name__: build for build in (llava, llava_next, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)
+    build.__name__: build for build in (llava, llava_next, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)
 }
 
 
