@@ -116,6 +116,7 @@ def test_a_bucket_that_does_not_exist_is_named(refused, s3: str):
     assert "s3://there/in" in refused("input.path=s3://there/in", at)
 
 
+@pytest.mark.slow  # boto3 tries again for half a minute
 def test_a_store_that_nobody_serves_is_named(refused):
     at = f"output.endpoint_url=http://127.0.0.1:{free_port()}"
     assert "output.path s3://there/out must be writable" in refused("output.path=s3://there/out", at)
