@@ -111,10 +111,9 @@ def engine_arguments(engine: EngineConfig, checkpoint: "Checkpoint", images: boo
     }
     if images:
         arguments["limit_mm_per_prompt"] = {"image": MAX_PICTURES, "video": 0}
-        options = checkpoint.options
-        if options.max_pixels is not None:  # pictures come in frames that vLLM's own processor must not resize again
-            limits = {"min_pixels": options.min_pixels, "max_pixels": options.max_pixels}
-            arguments["mm_processor_kwargs"] = limits
+        if checkpoint.options.max_pixels is not None:  # pictures come in frames, which vLLM must not resize again
+            most = checkpoint.whole_geometry.most_bytes // 3
+            arguments["mm_processor_kwargs"] = {"min_pixels": 1, "max_pixels": most}
     else:
         from otprune.vllm.request import engine_arguments as span_arguments  # imports torch
 

@@ -209,7 +209,8 @@ def test_pictures_that_have_their_size_are_not_resized_again(checkpoint):
     config = configured(VLLM)
     sized = replace(checkpoint, options=Options(max_pixels=90_000, min_pixels=3_136))
     images = engine_arguments(config.engine, sized, True, place_of(config, 0))
-    assert images["mm_processor_kwargs"] == {"min_pixels": 3_136, "max_pixels": 90_000}
+    # No picture that vLLM gets is to be resized by it again: none is below the one or above the other.
+    assert images["mm_processor_kwargs"] == {"min_pixels": 1, "max_pixels": checkpoint.geometry.most_bytes // 3}
     assert "mm_processor_kwargs" not in engine_arguments(config.engine, sized, False, place_of(config, 0))
 
 
