@@ -4,13 +4,15 @@ The output survives the run, so a resumed grid needs no second run to know the c
 """
 
 import json
+import math
 from typing import Any
 
 import ray
 
 from otprune.budget import selector_prefill
 from otprune.flops import TrueFlops, true_flops
-from otprune.methods import BeforeModel, get_method
+from otprune.methods import UNPRUNED, BeforeModel, get_method
+from otprune.shapes import PatchVisionShape
 from pipelines.output.reader import OutputReader
 from pipelines.run.job import Job, inside_model
 from pipelines.run.outcome import RECORD, read_cluster
@@ -25,8 +27,9 @@ def measure_work(job: Job) -> dict[str, float | None]:
                                          its layers
     tflops_per_image                     multiply-adds / 1e12 to encode one image, select its tokens and answer one
                                          mean question. The selection counts as the algorithm of the device that ran
-                                         it. None for models whose images differ in tokens, and if no question was
-                                         answered
+                                         it. Of pictures of free size, that of a square picture with the mean number
+                                         of tokens. None for models that cut images into tiles, and if no
+                                         question was answered
     budget                               prefill cost / the cost of a prefill with retention x N tokens in every layer,
                                          which a selector pays; a ratio of tokens if multiply-adds are unknown
     images_per_second                    rate of the point's last run, from its first finished unit on
@@ -66,10 +69,17 @@ def encoded_on_cpu(record: dict[str, Any]) -> bool:
 
 def _flops(job: Job, means: dict[str, float], *, select_on_cpu: bool) -> TrueFlops | None:
     method, kept, visual = get_method(job.config.prune.method), means["num_kept_tokens"], means["num_visual_tokens"]
-    if job.checkpoint.geometry.fixed is None or not visual:  # sizes differ between images; no question was answered
+    vision = job.checkpoint.vision
+    if job.checkpoint.geometry.tiled or not visual:  # numbers of crops differ between images; no question was answered
         return None
     settings = method.counting.of_means(kept, visual) if isinstance(method, BeforeModel) else job.pruning
-    counts = {"num_text": _num_text(job, means), "num_generated": max(1, round(means["num_generated_tokens"]))}
+    counts: dict[str, Any] = {"num_text": _num_text(job, means)}
+    counts["num_generated"] = max(1, round(means["num_generated_tokens"]))
+    if method.sends_smaller:  # the tower makes the kept tokens and no others
+        method, settings, visual = get_method(UNPRUNED), {}, kept
+    if isinstance(vision, PatchVisionShape):
+        side = vision.patch_size * vision.merge * max(1, round(math.sqrt(visual)))
+        counts |= {"frame": (side, side), "num_visual": max(1, round(visual))}
     return true_flops(job.checkpoint.shape, method, **counts, select_on_cpu=select_on_cpu, **settings)
 
 
