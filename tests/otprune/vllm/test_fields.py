@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from otprune.families import FAMILIES
 from otprune.families.geometry import Span, line_span
-from otprune.vllm.architectures import ARCHITECTURES
+from otprune.vllm.architectures import ARCHITECTURES, span_name
 from otprune.vllm.fields import Rules
 from otprune.vllm.request import engine_arguments, image_fields
 
@@ -137,3 +138,8 @@ def test_the_plugin_is_light():
     code = "import sys, otprune.vllm.plugin, otprune.vllm.found; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "numpy", "vllm"} & set(done.stdout.split())
+
+
+def test_every_family_has_a_class_that_takes_spans():
+    for family in FAMILIES.values():
+        assert span_name(family.architecture).startswith("Span")
