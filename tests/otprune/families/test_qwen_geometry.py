@@ -74,12 +74,12 @@ def test_the_checkpoints_own_maximum_counts_if_it_is_smaller():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(max_pixels=3000), "max_pixels must be at least min_pixels, 3136 here, got 3000"),
-        (Options(max_pixels=0, min_pixels=784), "max_pixels must be at least min_pixels, 784 here, got 0"),
+        (Options(max_pixels=3000), "model.max_pixels must be at least model.min_pixels, 3136 here, got 3000"),
+        (Options(max_pixels=0, min_pixels=784), "model.max_pixels must be at least model.min_pixels, 784 here, got 0"),
         (Options(min_pixels=783), "min_pixels must be at least 784, the 28 x 28 of one token, got 783"),
-        (Options(min_pixels=10**7, max_pixels=10**6), "max_pixels must be at least min_pixels"),
-        (Options(min_pixels=2 * 10**6), "max_pixels must be at least min_pixels"),
-        (Options(aspect="pad"), "the aspect must be auto, as pictures keep their shape, got pad"),
+        (Options(min_pixels=10**7, max_pixels=10**6), "model.max_pixels must be at least model.min_pixels"),
+        (Options(min_pixels=2 * 10**6), "model.max_pixels must be at least model.min_pixels"),
+        (Options(aspect="pad"), "decode.aspect must be auto, as pictures keep their shape, got pad"),
     ],
 )
 def test_options_that_fit_no_picture_are_refused_in_one_line(tmp_path, options, message):
