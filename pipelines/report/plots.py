@@ -4,6 +4,7 @@ The colours of lines and marks are fixed; they are visible on light and dark bac
 (base.html.jinja) sets the colours of frame and text. Every mark has a tooltip, its `title`.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -92,22 +93,24 @@ def plot(
 ) -> Markup:
     """Draws lines and points over common axes; returns SVG.
 
-    `levels` are (y, name) of horizontal dashed lines. `front` is a dotted line through (x, y), under everything else.
+    Values that are not finite are not drawn. `levels` are (y, name) of horizontal dashed lines. `front` is a dotted
+    line through (x, y), under everything else.
     """
     width, height = size
     across = Scale(x, LEFT, width - RIGHT)
     up = Scale(y, height - BOTTOM, TOP if title else TOP / 2)
     # SVG paints in order: frame, levels and front lie under the series.
     parts = [_frame(across, up, title)]
-    for value, text in levels:
+    for value, text in ((value, text) for value, text in levels if math.isfinite(value)):
         parts.append(_rule(across.start, up(value), across.stop, up(value), "level"))
         parts.append(_text(across.stop - 3, up(value) - 5, text, "end"))
     if front:
         parts.append(_line([(across(a), up(b)) for a, b in front], Style(GRAYS[0], "dotted")))
     for line in series:
-        if line.joined and len(line.points) > 1:
-            parts.append(_line([(across(p.x), up(p.y)) for p in line.points], line.style))
-        parts += [_point(point, line, across, up) for point in line.points]
+        points = [point for point in line.points if math.isfinite(point.x) and math.isfinite(point.y)]
+        if line.joined and len(points) > 1:
+            parts.append(_line([(across(p.x), up(p.y)) for p in points], line.style))
+        parts += [_point(point, line, across, up) for point in points]
     return _svg(parts, size, title or f"{y.label} over {x.label}")
 
 

@@ -50,8 +50,11 @@ class Scale:
 def axis_over(
     values: Iterable[float], label: str, *, log: bool = False, zero: bool = False, ticks: Iterable[float] = ()
 ) -> Axis:
-    """An axis with a margin around the values. It begins at 0 if `zero`. A `log` axis needs positive values."""
-    values = list(values)
+    """An axis with a margin around the values. It begins at 0 if `zero`. A `log` axis needs positive values.
+
+    Values that are not finite, such as a ratio to a score of 0, count for nothing.
+    """
+    values = [value for value in values if math.isfinite(value)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     named = tuple((tick, f"{tick:,g}") for tick in sorted(set(ticks)))
     if log:

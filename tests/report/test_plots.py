@@ -1,5 +1,6 @@
 """Plots: marks lie where their numbers say, text is escaped, and colours stand out on light and dark ground."""
 
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
@@ -70,6 +71,18 @@ def test_on_a_logarithmic_axis_equal_factors_are_equal_steps():
     xs = [x for x, _ in marks(svg)]
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
     assert texts(svg)[-7:] == ["1", "2", "5", "10", "20", "50", "100"]
+
+
+def test_a_value_that_is_not_finite_has_no_mark_and_no_part_in_the_axis():
+    """A model that scores 0 unpruned has no relative score."""
+    values = [math.nan, 2.0, 4.0, math.inf]
+    axis = axis_over(values, "relative")
+    assert 1 < axis.low < 2 < 4 < axis.high < 5
+    assert axis_over([math.nan], "relative") == axis_over([], "relative")
+    line = Series("a", [Point(x, y) for x, y in enumerate(values)], Style(COLORS[0]), joined=True)
+    drawn = str(plot([line], axis_over(range(4), "x"), axis, levels=[(math.nan, "unpruned")]))
+    assert "nan" not in drawn
+    assert drawn.count("<circle") == 2
 
 
 def test_joined_points_have_a_line_and_others_none():
