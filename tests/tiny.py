@@ -139,10 +139,11 @@ def make_llava_next(folder: Path) -> Path:
 def save_llava_next(folder: Path, tokenizer: PreTrainedTokenizerFast, text: Any, **of_config: Any) -> Path:
     """A LLaVA-1.6 with a language model of the configuration `text`."""
     pinpoints = [[56, 112], [112, 56], [112, 112]]
+    image: Any = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaNextConfig(
         text_config=text,
         vision_config=CLIPVisionConfig(**CLIP),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=image,
         image_grid_pinpoints=pinpoints,
         **of_config,
     )
@@ -160,7 +161,7 @@ def make_llava_onevision(folder: Path, *, tie: bool = False, **of_config: Any) -
     text = Qwen2Config(**TEXT, vocab_size=len(tokenizer), rope_parameters=rope, tie_word_embeddings=tie)
     vision = {name: value for name, value in CLIP.items() if name != "projection_dim"}
     pinpoints = [[44 * rows, 44 * columns] for rows in range(1, 5) for columns in range(1, 5)]
-    image, video = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    image, video = (tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<video>"))
     config = LlavaOnevisionConfig(
         text_config=text,
         vision_config=SiglipVisionConfig(**{**vision, "image_size": 44, "vision_use_head": False}),

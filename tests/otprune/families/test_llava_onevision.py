@@ -87,7 +87,7 @@ def test_no_picture_has_more_tokens_than_the_largest():
 
 
 @pytest.mark.parametrize(("grid", "expected"), [((81, 81), (81, 81)), ((81, 98), (81, 98)), ((81, 99), (73, 89))])
-def test_a_grid_of_many_more_tokens_than_nine_tiles_is_scaled_to_about_as_many(grid, expected):
+def test_a_grid_of_many_more_tokens_than_nine_tiles_is_scaled_to_about_as_many(grid: tuple[int, int], expected):
     """At 1.1 squared times as many, which 81 x 98 are and 81 x 99 exceed."""
     assert scaled_down(*grid, 9 * 729) == expected
     assert math.prod(expected) <= 1.21 * 6561
