@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -16,16 +16,21 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
+    SiglipVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 LLAVA_TEMPLATE = (
@@ -37,6 +42,12 @@ QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# LLaVA-OneVision's ChatML: a space behind the role, and no line break between the turns.
+ONEVISION_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }} {% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -62,13 +73,21 @@ CLIP: dict[str, Any] = {
 }
 
 
-def save_tokenizer(folder: Path, special: tuple[str, ...], template: str) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a byte, which knows the `special` tokens, saved with its chat template."""
+def save_tokenizer(
+    folder: Path, special: tuple[str, ...], template: str, *, begin: bool = False
+) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a byte, which knows the `special` tokens, saved with its chat template.
+
+    Args:
+        begin: whether it puts the BOS token in front of every text.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *special, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -112,17 +131,54 @@ def make_llava(folder: Path) -> Path:
 
 
 def make_llava_next(folder: Path) -> Path:
-    vocabulary = len(tokenizer := save_tokenizer(folder, ("<image>",), LLAVA_TEMPLATE))
-    text = LlamaConfig(**TEXT, vocab_size=vocabulary, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    tokenizer = save_tokenizer(folder, ("<image>",), LLAVA_TEMPLATE)
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    return save_llava_next(folder, tokenizer, LlamaConfig(**TEXT, vocab_size=len(tokenizer), rope_parameters=rope))
+
+
+def save_llava_next(folder: Path, tokenizer: PreTrainedTokenizerFast, text: Any, **of_config: Any) -> Path:
+    """A LLaVA-1.6 with a language model of the configuration `text`."""
     pinpoints = [[56, 112], [112, 56], [112, 112]]
+    image: Any = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaNextConfig(
         text_config=text,
         vision_config=CLIPVisionConfig(**CLIP),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=image,
         image_grid_pinpoints=pinpoints,
+        **of_config,
     )
     processor = LlavaNextImageProcessorPil(size=56, crop_size=56, image_grid_pinpoints=pinpoints)
     return save(LlavaNextForConditionalGeneration(config), folder, processor)
+
+
+def make_llava_onevision(folder: Path, *, tie: bool = False, **of_config: Any) -> Path:
+    """Tiles of 44 x 44 pixels, 3 x 3 tokens and 2 pixels left over, as the released 384 x 384 have 27 x 27 and 6.
+
+    Up to 4 x 4 tiles, whose tokens are scaled down to those of 4.
+    """
+    tokenizer = save_tokenizer(folder, ("<|im_start|>", "<|im_end|>", "<image>", "<video>"), ONEVISION_TEMPLATE)
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    text = Qwen2Config(**TEXT, vocab_size=len(tokenizer), rope_parameters=rope, tie_word_embeddings=tie)
+    vision = {name: value for name, value in CLIP.items() if name != "projection_dim"}
+    pinpoints = [[44 * rows, 44 * columns] for rows in range(1, 5) for columns in range(1, 5)]
+    image, video = (tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<video>"))
+    config = LlavaOnevisionConfig(
+        text_config=text,
+        vision_config=SiglipVisionConfig(**{**vision, "image_size": 44, "vision_use_head": False}),
+        **{
+            "image_token_index": image,
+            "video_token_index": video,
+            "image_grid_pinpoints": pinpoints,
+            "vision_aspect_ratio": "anyres_max_4",
+            "tie_word_embeddings": tie,
+            **of_config,
+        },
+    )
+    mean = [0.5, 0.5, 0.5]
+    processor = LlavaOnevisionImageProcessorPil(
+        size={"height": 44, "width": 44}, image_grid_pinpoints=pinpoints, image_mean=mean, image_std=mean
+    )
+    return save(LlavaOnevisionForConditionalGeneration(config), folder, processor)
 
 
 def make_qwen2_5_vl(folder: Path, *, tie: bool = False, **options: Any) -> Path:
@@ -192,6 +248,7 @@ def vision_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 MAKERS: dict[str, Callable[..., Path]] = {
     "llava": make_llava,
     "llava_next": make_llava_next,
+    "llava_onevision": make_llava_onevision,
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
     "qwen3_vl_moe": make_qwen3_vl_moe,

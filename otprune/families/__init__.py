@@ -7,6 +7,7 @@ from otprune.families.family import Facts, Family, ImageProcessor, Options, coll
 from otprune.families.geometry import Frame, Geometry, Size, Span, Way
 from otprune.families.llava import LLAVA
 from otprune.families.llava_next import LLAVA_NEXT
+from otprune.families.llava_onevision import LLAVA_ONEVISION
 from otprune.families.qwen_vl import QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE
 
 __all__ = [
@@ -23,5 +24,5 @@ __all__ = [
     "collect",
 ]
 
-FAMILIES = collect(LLAVA, LLAVA_NEXT, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)
+FAMILIES = collect(LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)
 """`model_type` -> family."""

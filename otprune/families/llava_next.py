@@ -2,10 +2,14 @@
 
 The tokens of the overview come first, then those of the tiles as they lie in the picture, without the padding, with a
 newline token behind each row (`otprune.anyres`).
+
+The language model may be any that transformers knows: Vicuna, Mistral, Llama 3, Qwen, Yi. Its chat template comes with
+the checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +39,7 @@ class Tiled:
     grid_side: int
     resolutions: tuple[Size, ...]  # (height, width) in pixels, multiples of `side`
     background: Color
+    most_tiles: int = 0  # the tokens of all tiles are scaled down to those of so many tiles (`scaled_down`); 0: never
     axes: int = 1
     fixed: int | None = None
     tiled: bool = True
@@ -49,13 +54,24 @@ class Tiled:
 
     @property
     def most_visual(self) -> int:
-        """Those of a picture that fills its tiles: overview, patches of all tiles, a newline token a row of them."""
+        """An upper bound for any shape of picture.
 
-        def tokens(resolution: Size) -> int:
-            rows, columns = (length // self.side * self.grid_side for length in resolution)
-            return rows * (columns + 1)
+        It is reached by a picture that fills its tiles or, where the tokens of large ones are scaled down, by one that
+        fills them so far that they just are not.
+        """
+        most = 0
+        for height, width in self.resolutions:
+            rows, columns = height // self.side * self.grid_side, width // self.side * self.grid_side
+            # Equal margins are cut off two sides, so a picture covers as many rows as there are, or 2, 4, .. fewer.
+            covered = [(covered, columns) for covered in range(rows, 0, -2)]
+            covered += [(rows, covered) for covered in range(columns, 0, -2)]
+            most = max(most, *(self._packed(*grid) for grid in covered))
+        return self.num_tokens + most
 
-        return self.num_tokens + max(map(tokens, self.resolutions), default=0)
+    def _packed(self, rows: int, columns: int) -> int:
+        """Tokens of the tiles of a picture that covers `rows` x `columns` of them, with a newline token a row."""
+        rows, columns = scaled_down(rows, columns, self.most_tiles * self.num_tokens)
+        return rows * (columns + 1)
 
     @property
     def most_bytes(self) -> int:
@@ -75,7 +91,7 @@ class Tiled:
         if way == "tiles":  # every patch of every crop, and no newline tokens
             return frame.num_crops * self.num_tokens
         rows, columns = unpadded(frame.rows * self.grid_side, frame.columns * self.grid_side, size)
-        return self.num_tokens + len(rows) * (len(columns) + 1)
+        return self.num_tokens + self._packed(len(rows), len(columns))
 
     def grid(self, size: Size) -> tuple[int, int]:
         return self.grid_side, self.grid_side
@@ -112,19 +128,55 @@ def unpadded(rows: int, columns: int, size: Size) -> tuple[range, range]:
     return range(rows), range(margin, columns - margin)
 
 
+def scaled_down(rows: int, columns: int, most: int) -> tuple[int, int]:
+    """The grid to which one of rows x columns tokens is scaled, so that it has about `most`; 0: it stays.
+
+    A grid of at most 1.21 times as many stays too: LLaVA-OneVision's rule, with the roundings of transformers'
+    `pack_image_features`.
+    """
+    ratio = sqrt(rows * columns / most) if most else 0.0
+    return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
+
+
 def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     """The facts about a LLaVA-1.6.
 
     Raises:
-        ValueError: for an option that takes pictures of free size.
+        ValueError: as `read_tiled`.
+    """
+    return read_tiled(config, processor, options)
+
+
+def read_tiled(config: Any, processor: ImageProcessor, options: Options, *, most_tiles: int = 0) -> Facts:
+    """The facts about a model whose pictures are cut into tiles.
+
+    Args:
+        most_tiles: as of `Tiled`.
+
+    Raises:
+        ValueError: for an option that takes pictures of free size, a tower whose crops do not give a square of tokens,
+            or resolutions that are not made of whole tiles.
     """
     check_fixed_size(options)
     vision = vision_shape(config)
+    fitting = "default" if vision.class_tokens else "full"
+    if config.vision_feature_select_strategy != fitting:  # the projector would read a class token, or lack a patch
+        raise ValueError(
+            f"vision_feature_select_strategy must be {fitting!r}, so that the tokens of a tile form a square, got "
+            f"{config.vision_feature_select_strategy!r}"
+        )
+    resolutions = tuple((height, width) for height, width in config.image_grid_pinpoints)
+    side = vision.image_size
+    if not resolutions or any(min(size) < side or size[0] % side or size[1] % side for size in resolutions):
+        raise ValueError(
+            f"image_grid_pinpoints must be sizes in whole tiles of {side} x {side} pixels, got {list(resolutions)}"
+        )
     geometry = Tiled(
-        side=vision.image_size,
-        grid_side=vision.image_size // vision.patch_size,
-        resolutions=tuple((height, width) for height, width in config.image_grid_pinpoints),
+        side=side,
+        grid_side=side // vision.patch_size,
+        resolutions=resolutions,
         background=processor.color,
+        most_tiles=most_tiles,
     )
     aspect = "pad" if options.aspect == "auto" else options.aspect  # has no effect: the picture is cut into tiles
     return Facts(
@@ -139,7 +191,7 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
 def refuses(method: "Method", checkpoint: "Checkpoint", settings: Mapping[str, Any] | None = None) -> str | None:
     """As LLaVA-1.5; and methods that fix a number of tokens cannot prune pictures of different numbers of tokens."""
     if method.inside_model and not method.takes_tiles:
-        return f"method {method.name} takes images of one size alone, so it cannot prune LLaVA-1.6"
+        return f"method {method.name} takes images of one size alone, so it cannot prune {checkpoint.record.title}"
     return refuses_of_squares(method, checkpoint, settings)
 
 

@@ -1,4 +1,4 @@
-"""The first half of LLaVA-1.5 and 1.6: pictures become visual tokens, with what some methods need from the tower.
+"""The first half of the LLaVAs: pictures become visual tokens, with what some methods need from the tower.
 
 Shapes: B crops, H pixels a side, P positions of the tower (class token and patches), N visual tokens of a crop, W tower
 width (the sum over all feature layers), D language width.
@@ -55,7 +55,7 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: 
     if isinstance(checkpoint.geometry, Tiled):
         newlines = read_tensors(folder, NEWLINE)
         if not newlines:
-            raise CheckpointError(f"model.path must hold LLaVA-1.6's image_newline, found none in {folder}")
+            raise CheckpointError(f"model.path must hold the weight image_newline, found none in {folder}")
         encoder.newline = next(iter(newlines.values())).to(device, dtype)
     return encoder
 
@@ -66,7 +66,7 @@ class LlavaEncoder(nn.Module):
     mean: Tensor
     std: Tensor
     newline: Tensor | None = None
-    """LLaVA-1.6's learned token [D] that ends each row of visual tokens; None in LLaVA-1.5."""
+    """The learned token [D] that ends each row of tiles; None in LLaVA-1.5."""
 
     def __init__(
         self,
@@ -139,10 +139,17 @@ class LlavaEncoder(nn.Module):
         return Kept(tokens, torch.arange(num_visual) if whole else torch.full((len(tokens),), -1), num_visual)
 
     def _pack(self, crops_TND: Tensor, size: Size) -> Tensor:
-        """The tokens [K, D] of a picture in LLaVA-1.6's order: overview, then the rows of tiles with newline tokens."""
-        assert self.newline is not None, "crops are LLaVA-1.6's"
+        """The tokens [K, D] of a picture in the model's order: overview, then the rows of tiles with newline tokens."""
+        assert isinstance(self.geometry, Tiled)
+        assert self.newline is not None
         frame = self.geometry.frame(size)
-        return pack_tiles(crops_TND, newline_D=self.newline, grid=(frame.rows, frame.columns), image_size=size)
+        return pack_tiles(
+            crops_TND,
+            newline_D=self.newline,
+            grid=(frame.rows, frame.columns),
+            image_size=size,
+            most_tiles=self.geometry.most_tiles,
+        )
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:

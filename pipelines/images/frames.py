@@ -1,7 +1,8 @@
 """Turns a decoded picture into the pixels that a model's vision tower gets, as the model's `Frame` says.
 
 Tiles are written from transformers' `LlavaNextImageProcessor`: the picture is scaled into the frame, centred on black
-and cut into tiles. The overview is the whole picture squeezed into one tile.
+and cut into tiles. The overview is the whole picture squeezed into one tile. `LlavaOnevisionImageProcessor` does the
+same to the picture of a prompt that has one.
 
 Departures:
 - EXIF orientation and alpha are handled as in `decode.py`; JPEGs that become tiles are decoded at full size.

@@ -54,7 +54,7 @@ def captions(output: Path) -> list[dict]:
     return [row for file in sorted(output.glob("captions/*")) for row in pq.read_table(file).to_pylist()]
 
 
-@pytest.mark.parametrize("family", [*FREE, "llava_next"])
+@pytest.mark.parametrize("family", [*FREE, "llava_next", "llava_onevision"])
 def test_pictures_of_all_sizes_share_a_unit_and_keep_their_own_share(family, model, corpus, tmp_path):
     outcome = run_captions(prepare(load_config(settings(model(family), corpus, tmp_path))))
     assert outcome.code == 0
@@ -96,6 +96,9 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, cor
         ("qwen2_5_vl", {"model.max_pixels": 12845056, "unit.images": 256}, "unit.images must be at most 55"),
         ("llava", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-1.5"),
         ("llava_next", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-1.6"),
+        ("llava_onevision", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
+        ("llava_onevision", {"prune.method": "fastv"}, "one size alone, so it cannot prune LLaVA-OneVision"),
+        ("llava_onevision", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-One"),
         ("llava", {"model.max_pixels": 1000}, "model.max_pixels and model.min_pixels must be null"),
     ],
 )

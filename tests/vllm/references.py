@@ -55,7 +55,7 @@ def picture(model: Any, number: int) -> Picture:
     grid = None
     if kind == "llava":
         inputs = {"pixel_values": torch.randn(1, 3, 112, 112, generator=generator)}
-    elif kind == "llava_next":
+    elif kind in ("llava_next", "llava_onevision"):
         height, width = [(112, 112), (56, 112), (112, 56), (100, 70)][number]
         tiles = 1 + (4 if number in (0, 3) else 2)
         pixels = torch.randn(1, tiles, 3, 56, 56, generator=generator)

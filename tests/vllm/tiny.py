@@ -15,6 +15,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -47,6 +49,16 @@ CLIP = {
     "intermediate_size": 64,
     "patch_size": 14,
     "projection_dim": 32,
+}
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 1,
+    "intermediate_size": 64,
+    "patch_size": 14,
+    "image_size": 56,
+    "vision_use_head": False,
 }
 QWEN_TOWER = {
     "hidden_size": 32,
@@ -102,6 +114,22 @@ def llava_next() -> torch.nn.Module:
     )
 
 
+def llava_onevision() -> torch.nn.Module:
+    """The tokens of its four tiles are scaled down to those of two."""
+    text = {key: value for key, value in TEXT.items() if key != "head_dim"}
+    return LlavaOnevisionForConditionalGeneration(
+        LlavaOnevisionConfig(
+            text_config={**text, "model_type": "qwen2"},
+            vision_config=SIGLIP,
+            image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]],
+            vision_aspect_ratio="anyres_max_2",
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            tie_word_embeddings=False,
+        )
+    )
+
+
 def qwen2_5_vl() -> torch.nn.Module:
     tower = {**QWEN_TOWER, "depth": 2, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1]}
     text = {key: value for key, value in TEXT.items() if key != "head_dim"}
@@ -133,7 +161,7 @@ def qwen3_vl_moe() -> torch.nn.Module:
 
 
 FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
-    build.__name__: build for build in (llava, llava_next, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)
+    build.__name__: build for build in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)
 }
 
 
