@@ -16,6 +16,7 @@ import numpy as np
 
 from otprune.families.family import Facts, Family, ImageProcessor, Options
 from otprune.families.geometry import Color, Frame, Size, Span, Way
+from otprune.families.llava import check_no_tiles
 from otprune.schedules import num_kept
 from otprune.shapes import PatchVisionShape
 
@@ -147,6 +148,7 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     """
     if options.aspect != "auto":
         raise ValueError(f"the aspect must be auto, as pictures keep their shape, got {options.aspect}")
+    check_no_tiles(options)
     vision = config.vision_config
     token = vision.patch_size * vision.spatial_merge_size
     min_pixels, max_pixels = pixel_limits(processor.settings, options, token)
