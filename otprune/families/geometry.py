@@ -121,8 +121,8 @@ class Geometry(Protocol):
     def shrunk(self, retention: float) -> "Geometry | None":
         """The geometry of the same model that gets each picture smaller.
 
-        A picture has as many tokens as possible, but not more than `retention` keeps of the whole picture's. None if
-        the tower takes one size alone.
+        A picture has as many tokens as possible, but not more than `retention` keeps of the whole picture's; only one
+        that has a single tile left may have more. None if the tower takes one size alone.
         """
         ...
 

@@ -29,9 +29,9 @@ with up to 12."""
 RETENTION = 0.2
 """The share of visual tokens to keep by default: a cautious start and not a measured optimum.
 
-Small photographs are enlarged to fill their tiles, and shown a second time in the overview: one of 1024 x 768 pixels has
-3,328 tokens, where Qwen2.5-VL, without either, has 999. So a smaller share than Qwen's should do. `gate.min_quality` and
-a sweep decide for a corpus.
+Small photographs are enlarged to fill their tiles, and shown a second time in the overview: one of 1024 x 768 pixels
+has 3,328 tokens, where Qwen2.5-VL, without either, has 999. So a smaller share than Qwen's should do.
+`gate.min_quality` and a sweep decide for a corpus.
 """
 DECODERS = ("llama", "qwen2", "qwen3")
 """`model_type` of the language models that run here."""

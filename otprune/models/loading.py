@@ -26,7 +26,8 @@ def load_causal_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str
         CheckpointError: if weights are missing.
     """
     config: Any = AutoConfig.from_pretrained(checkpoint.path)
-    if config.tie_word_embeddings and not any(name.endswith("lm_head.weight") for name in weight_names(checkpoint.path)):
+    has_head = any(name.endswith("lm_head.weight") for name in weight_names(checkpoint.path))
+    if config.tie_word_embeddings and not has_head:
         config.text_config.tie_word_embeddings = True
     names = {HEAD_PREFIX: "", LANGUAGE_PREFIX: "model."}
     return load_part(AutoModelForCausalLM, checkpoint.path, config.text_config, names, dtype).to(device)

@@ -114,7 +114,9 @@ class PruneConfig:
         "released",
     )
     seed: int = key("seed of the method random, combined with each image's hash", 0, low=0)
-    per_tile: bool = key("models that see tiles: select tokens within each tile, instead of among all tokens of the image", False)
+    per_tile: bool = key(
+        "models that see tiles: select tokens within each tile, instead of among all tokens of the image", False
+    )
     settings: dict[str, Any] = key(
         "settings that only this method has, e.g. prune.settings.layer=2. README.md lists them", {}
     )

@@ -1,8 +1,8 @@
 """Turns a decoded picture into the pixels that a model's vision tower gets, as the model's `Frame` says.
 
-Tiles are written from transformers' `LlavaNextImageProcessor` and `GotOcr2ImageProcessor`: the picture is scaled into the
-frame and centred on black, or stretched to the frame, and cut into tiles. The overview is the whole picture squeezed into
-one tile.
+Tiles are written from transformers' `LlavaNextImageProcessor` and `GotOcr2ImageProcessor`: the picture is scaled into
+the frame and centred on black, or stretched to the frame, and cut into tiles. The overview is the whole picture
+squeezed into one tile.
 
 Departures:
 - EXIF orientation and alpha are handled as in `decode.py`; JPEGs that become tiles are decoded at full size.
