@@ -132,7 +132,7 @@ def _find(path: str, families: Sequence[str], key: str) -> tuple[Path, bytes]:
     if family in OTHER_FORMATS:
         raise CheckpointError(
             f"{key} must be a checkpoint in Hugging Face format, got model_type {family!r} in {file}, a format with "
-            "code of its own; the same model in Hugging Face format has a name that ends in -hf, as "
+            "code of its own; the same model in Hugging Face format has a name that ends in -hf or -HF, as "
             f"{OTHER_FORMATS[family]}"
         )
     if family not in families:

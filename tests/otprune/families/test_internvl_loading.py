@@ -15,6 +15,7 @@ from otprune import num_kept
 from otprune.flops import prefill_flops, projector_flops, true_flops, vision_flops
 from otprune.methods import METHODS
 from otprune.models import CheckpointError, load_decoder, load_encoder, read_checkpoint
+from otprune.models.relevance import make_relevance
 from tests.tiny import make_internvl
 
 CPU = {"dtype": torch.float32, "device": "cpu"}
@@ -172,7 +173,7 @@ def test_true_flops_follow_from_the_number_of_crops(tmp_path):
 
 def test_the_format_with_code_of_its_own_is_refused_with_the_name_of_the_other(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl_chat"}))
-    with pytest.raises(CheckpointError, match=r"internvl_chat.* ends in -hf, as OpenGVLab/InternVL3-8B-hf") as caught:
+    with pytest.raises(CheckpointError, match=r"internvl_chat.* ends in -hf or -HF, as OpenGVLab/InternVL3-8B-hf") as caught:
         read_checkpoint(str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -220,3 +221,14 @@ def test_methods_that_have_not_been_tried_are_refused_in_one_line(tmp_path):
     assert "settings.relevance of cdpruner must be words or none" in refused
     for relevance in ("words", "none"):
         assert checkpoint.record.refuses(cdpruner, checkpoint, cdpruner.check({"relevance": relevance})) is None
+
+
+def test_words_of_the_prompt_have_a_relevance(tmp_path):
+    folder = make_internvl(tmp_path)
+    tokens = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))
+    model = load_decoder(read_checkpoint(str(folder)), **CPU)
+    embedding = model.model.get_input_embeddings().weight
+    words = torch.tensor(model.tokenizer("a red cat", add_special_tokens=False).input_ids)
+    expected = torch.nn.functional.cosine_similarity(tokens[0][:, None], embedding[words][None], dim=-1).mean(dim=1)
+    relevance = make_relevance({"relevance": "words"}, folder, torch.float32, "cpu")
+    torch.testing.assert_close(relevance(None, tokens, ["a red cat"])[0], expected)
