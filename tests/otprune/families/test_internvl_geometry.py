@@ -4,7 +4,10 @@ import pickle
 
 import numpy as np
 import pytest
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+    GotOcr2ImageProcessorPil,
+    get_optimal_tiled_canvas,
+)
 
 from otprune import num_kept
 from otprune.families import FAMILIES, Frame, Options
@@ -15,6 +18,7 @@ from tests.tiny import MAKERS
 SIDE, TOKENS = 448, 256
 # Ties between grids, small and large; shapes halfway between two grids; lines; and the photos of the README's table.
 ODD = [(448, 448), (449, 448), (316, 317), (1000, 1000), (4000, 4000), (300, 600), (900, 1800), (200, 300), (2, 3)]
+ODD += [(400, 500), (440, 550), (320, 7840)]  # halfway between 1 x 2 and 2 x 1, and between 1 x 24 and 1 x 25
 ODD += [(100, 150), (1, 1), (1, 400), (400, 1), (600, 450), (768, 1024), (480, 640), (512, 512), (1080, 1920)]
 
 
@@ -39,7 +43,9 @@ def geometry(most: int = 12, least: int = 1, retention: float = 1.0) -> Stretche
     )
 
 
-@pytest.mark.parametrize(("least", "most"), [(1, 12), (1, 6), (1, 1), (1, 2), (3, 12), (2, 40), (12, 12)])
+@pytest.mark.parametrize(
+    ("least", "most"), [(1, 12), (1, 6), (1, 1), (1, 2), (3, 12), (2, 40), (12, 12), (2, 2), (1, 25)]
+)
 def test_tiles_and_token_counts_are_those_of_the_image_processor(least, most):
     found = geometry(most, least)
     processor = GotOcr2ImageProcessorPil(
@@ -49,7 +55,7 @@ def test_tiles_and_token_counts_are_those_of_the_image_processor(least, most):
     for height, width in sizes():
         expected = processor.get_number_of_image_patches(height, width, {})
         rows, columns = found.tiles((height, width))
-        assert least <= rows * columns <= most
+        assert (columns, rows) == get_optimal_tiled_canvas((height, width), (SIDE, SIDE), least, most)
         frame = found.frame((height, width))
         assert frame.num_crops == expected == num_crops(rows * columns), (height, width)
         assert (frame.height, frame.width) == (rows * SIDE, columns * SIDE)
