@@ -90,11 +90,11 @@ def projector_flops(
 
 
 def count_tokens(shape: VisionShape | PatchVisionShape, *, crops: int = 1, frame: tuple[int, int] | None = None) -> int:
-    """Visual tokens of a picture: every patch of its crops, or every token of its frame (see `vision_flops`)."""
+    """Visual tokens of a picture: all those of its crops, or every token of its frame (see `vision_flops`)."""
     if isinstance(shape, PatchVisionShape):
         rows, columns = _rows_and_columns(shape, frame)
         return rows * columns
-    return crops * shape.num_patches
+    return crops * shape.num_tokens
 
 
 def _rows_and_columns(shape: PatchVisionShape, frame: tuple[int, int] | None) -> tuple[int, int]:

@@ -46,7 +46,7 @@ class LanguageShape:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionShape:
-    """The sizes of a plain ViT with two-matrix FFNs (CLIP, SigLIP); `layers` counts the layers that run."""
+    """The sizes of a plain ViT with two-matrix FFNs (CLIP, SigLIP, InternViT); `layers` counts the layers that run."""
 
     hidden: int
     intermediate: int
@@ -55,6 +55,7 @@ class VisionShape:
     patch_size: int
     class_tokens: int = 1
     feature_layers: int = 1  # whose states the projector reads side by side
+    merge: int = 1  # the projector reads merge x merge patches as one
 
     @classmethod
     def from_config(
@@ -79,9 +80,14 @@ class VisionShape:
         return (self.image_size // self.patch_size) ** 2
 
     @property
+    def num_tokens(self) -> int:
+        """Visual tokens that the projector makes."""
+        return self.num_patches // self.merge**2
+
+    @property
     def width(self) -> int:
-        """Numbers that the projector reads of a patch."""
-        return self.hidden * self.feature_layers
+        """Numbers that the projector reads for a visual token."""
+        return self.hidden * self.feature_layers * self.merge**2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -22,6 +25,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -29,6 +33,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -49,6 +54,13 @@ ONEVISION_TEMPLATE = (
     "{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}"
+    "{{ message.content }}{% else %}{% for part in message.content %}{% if part.type == 'image' %}<IMG_CONTEXT>\n"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+INTERNVL_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>")
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 TEXT: dict[str, Any] = {
@@ -181,6 +193,37 @@ def make_llava_onevision(folder: Path, *, tie: bool = False, **of_config: Any) -
     return save(LlavaOnevisionForConditionalGeneration(config), folder, processor)
 
 
+def make_internvl(folder: Path, *, decoder: str = "qwen2", tie: bool = False, **options: Any) -> Path:
+    tokenizer = save_tokenizer(folder, INTERNVL_TOKENS, INTERNVL_TEMPLATE)
+    text = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}[decoder](
+        **TEXT,
+        **({"head_dim": 32} if decoder == "qwen3" else {}),
+        vocab_size=len(tokenizer),
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=tie,
+    )
+    vision = InternVLVisionConfig(
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=7,
+        attention_bias=True,
+        use_qk_norm=decoder == "llama",  # as the larger of the family's two towers
+        norm_type="rms_norm" if decoder == "llama" else "layer_norm",
+    )
+    image: Any = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    config = InternVLConfig(
+        text_config=text, vision_config=vision, image_token_id=image, image_seq_length=16, tie_word_embeddings=tie
+    )
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    processor = GotOcr2ImageProcessorPil(
+        size={"height": 56, "width": 56}, image_mean=mean, image_std=std, max_patches=6
+    )
+    return save(InternVLForConditionalGeneration(config), folder, processor, **options)
+
+
 def make_qwen2_5_vl(folder: Path, *, tie: bool = False, **options: Any) -> Path:
     tokenizer = save_tokenizer(folder, (*VISION_TOKENS, "<|im_start|>", "<|im_end|>"), QWEN_TEMPLATE)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
@@ -252,5 +295,6 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
     "qwen3_vl_moe": make_qwen3_vl_moe,
+    "internvl": make_internvl,
 }
 """Family -> function that makes a checkpoint of it in a folder, and returns the folder."""

@@ -5,6 +5,7 @@ To add a family, write one file with its record, then import the record here and
 
 from otprune.families.family import Facts, Family, ImageProcessor, Options, collect
 from otprune.families.geometry import Frame, Geometry, Size, Span, Way
+from otprune.families.internvl import INTERNVL
 from otprune.families.llava import LLAVA
 from otprune.families.llava_next import LLAVA_NEXT
 from otprune.families.llava_onevision import LLAVA_ONEVISION
@@ -24,5 +25,5 @@ __all__ = [
     "collect",
 ]
 
-FAMILIES = collect(LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)
+FAMILIES = collect(LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, INTERNVL)
 """`model_type` -> family."""

@@ -30,6 +30,8 @@ class Options:
     """Largest picture that the tower gets, in pixels; None: the family's default."""
     min_pixels: int | None = None
     """Smallest picture that the tower gets, in pixels; None: the checkpoint's own."""
+    max_tiles: int | None = None
+    """Tiles of the largest picture, without its overview; None: the checkpoint's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +90,9 @@ class Family:
     """The share of visual tokens to keep where the user names none."""
     image_text: Callable[[str], str] = lambda image_token: image_token
     """(text of the image token) -> what stands for a picture in a prompt without a chat template."""
+    finish_prompt: Callable[[str, str], str] = lambda prompt, image_token: prompt
+    """(prompt that a chat template has written, text of the image token) -> the prompt with what the family's processor
+    adds to it around an image token."""
     refuses: Callable[..., str | None] = lambda method, checkpoint, settings=None: None
     """(Method, Checkpoint, settings of the method or None) -> why the method cannot run in this family; None if it
     can."""

@@ -22,6 +22,9 @@ themselves, or black bars around the largest copy of the picture that fits."""
 Filter = Literal["bicubic", "lanczos", "bilinear"]
 """How pixels are resampled."""
 
+Overview = Literal["first", "last"]
+"""Where the overview stands among a picture's crops: in front of its tiles or behind them."""
+
 Way = Literal["joint", "tiles", "grid"]
 """Among which tokens a method chooses: all of a picture's, each tile's by themselves, or each tile's so that a smaller
 square grid of tokens stays."""
@@ -37,7 +40,8 @@ class Frame:
     width: int
     fit: Fit
     resample: Filter = "bicubic"  # where the fit is stretch; every other fit is bicubic
-    tile: int = 0  # side of the square tiles that the frame is cut into, with an overview in front; 0: no tiles
+    tile: int = 0  # side of the square tiles that the frame is cut into, with an overview besides; 0: no tiles
+    overview: Overview = "first"  # where the overview stands, if there are tiles
 
     @property
     def rows(self) -> int:
@@ -117,8 +121,8 @@ class Geometry(Protocol):
     def shrunk(self, retention: float) -> "Geometry | None":
         """The geometry of the same model that gets each picture smaller.
 
-        A picture has as many tokens as possible, but not more than `retention` keeps of the whole picture's. None if
-        the tower takes one size alone.
+        A picture has as many tokens as possible, but not more than `retention` keeps of the whole picture's; only one
+        that has a single tile left may have more. None if the tower takes one size alone.
         """
         ...
 
@@ -135,7 +139,11 @@ class Geometry(Protocol):
         ...
 
     def grid(self, size: Size) -> tuple[int, int]:
-        """(rows, columns) of the tokens that cover the whole picture in raster order and come first in its sequence."""
+        """(rows, columns) of the tokens that cover the whole picture in raster order.
+
+        They come first in the picture's sequence, or last if that is where the frame has its overview. (0, 0) if there
+        are none.
+        """
         ...
 
     def span(self, size: Size, kept: np.ndarray, image_token: int) -> Span:

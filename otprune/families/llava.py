@@ -122,9 +122,16 @@ def own_fit(settings: Mapping[str, Any]) -> Literal["pad", "stretch"]:
 
 
 def check_fixed_size(options: Options) -> None:
-    """Raises ValueError for options of pictures of free size, which this family's tower does not take."""
+    """Raises ValueError for options of pictures of free size or number of tiles, which this family does not take."""
+    check_no_tiles(options)
     if options.max_pixels is not None or options.min_pixels is not None:
         raise ValueError("model.max_pixels and model.min_pixels must be null: the tower sees squares of one size")
+
+
+def check_no_tiles(options: Options) -> None:
+    """Raises ValueError for a number of tiles, in families where it cannot be chosen."""
+    if options.max_tiles is not None:
+        raise ValueError("model.max_tiles must be null: the number of tiles can be chosen for InternVL alone")
 
 
 def vision_shape(config: Any) -> VisionShape:

@@ -16,6 +16,7 @@ import numpy as np
 
 from otprune.families.family import Facts, Family, ImageProcessor, Options
 from otprune.families.geometry import Color, Frame, Size, Span, Way
+from otprune.families.llava import check_no_tiles
 from otprune.schedules import num_kept
 from otprune.shapes import PatchVisionShape
 
@@ -147,6 +148,7 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     """
     if options.aspect != "auto":
         raise ValueError(f"decode.aspect must be auto, as pictures keep their shape, got {options.aspect}")
+    check_no_tiles(options)
     vision = config.vision_config
     token = vision.patch_size * vision.spatial_merge_size
     min_pixels, max_pixels = pixel_limits(processor.settings, options, token)
@@ -175,7 +177,9 @@ def pixel_limits(settings: Mapping[str, Any], options: Options, token: int) -> t
     least = stored_min if options.min_pixels is None else options.min_pixels
     most = min(stored_max, MOST_TOKENS * token**2) if options.max_pixels is None else options.max_pixels
     if least < token**2:
-        raise ValueError(f"model.min_pixels must be at least {token**2}, the {token} x {token} of one token, got {least}")
+        raise ValueError(
+            f"model.min_pixels must be at least {token**2}, the {token} x {token} of one token, got {least}"
+        )
     if most < least:
         raise ValueError(f"model.max_pixels must be at least model.min_pixels, {least} here, got {most}")
     return least, most

@@ -1,7 +1,8 @@
 """No pruning, but a smaller picture: the baseline that pruning must beat where pictures have free size.
 
-A picture is scaled down until the vision tower gives about `retention` of its visual tokens (`Geometry.shrunk`), and
-every token is kept. The tower, too, has less to do, which no method saves that prunes behind it.
+A picture is scaled down, or cut into fewer tiles, until the vision tower gives about `retention` of its visual tokens
+(`Geometry.shrunk`), and every token is kept. The tower, too, has less to do, which no method saves that prunes behind
+it.
 """
 
 from otprune.methods.base import Reducer

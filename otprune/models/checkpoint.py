@@ -18,6 +18,8 @@ from otprune.shapes import LanguageShape, ModelShape, VisionShape
 WHOLE_FILE_BYTES = 64 * 2**20  # files up to this size are hashed completely
 BLOCK_BYTES = 4096  # of larger files, three blocks of this size are hashed for each tensor
 INDEX = "model.safetensors.index.json"
+OTHER_FORMATS = {"internvl_chat": "OpenGVLab/InternVL3-8B-hf"}
+"""`model_type` of checkpoints that bring code of their own -> one in Hugging Face format."""
 
 
 class CheckpointError(ValueError):
@@ -127,6 +129,12 @@ def _find(path: str, families: Sequence[str], key: str) -> tuple[Path, bytes]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must hold an object, got {type(config).__name__}")
     family = config.get("model_type")
+    if family in OTHER_FORMATS:
+        raise CheckpointError(
+            f"{key} must be a checkpoint in Hugging Face format, got model_type {family!r} in {file}, a format with "
+            "code of its own; the same model in Hugging Face format has a name that ends in -hf or -HF, as "
+            f"{OTHER_FORMATS[family]}"
+        )
     if family not in families:
         raise CheckpointError(
             f"{key} must be a checkpoint of the families {', '.join(families)}, got model_type {family!r} in {file}"

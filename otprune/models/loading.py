@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from otprune.models.checkpoint import Checkpoint, CheckpointError
+from otprune.models.checkpoint import Checkpoint, CheckpointError, read_header, weight_files
 
 HEAD_PREFIX = r"^(model\.)?language_model\.(?=lm_head\.)"
 LANGUAGE_PREFIX = r"^(model\.)?language_model\.(model\.)?"
@@ -20,11 +20,15 @@ def load_causal_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str
     """The language model of a checkpoint, by the type of its `text_config`, in eval mode.
 
     The names of the weights are those of the released llava-hf checkpoints and those under which transformers 5 saves.
+    A checkpoint without a head whose configuration ties the head of the whole model has its embedding for a head.
 
     Raises:
         CheckpointError: if weights are missing.
     """
     config: Any = AutoConfig.from_pretrained(checkpoint.path)
+    has_head = any(name.endswith("lm_head.weight") for name in weight_names(checkpoint.path))
+    if config.tie_word_embeddings and not has_head:
+        config.text_config.tie_word_embeddings = True
     names = {HEAD_PREFIX: "", LANGUAGE_PREFIX: "model."}
     return load_part(AutoModelForCausalLM, checkpoint.path, config.text_config, names, dtype).to(device)
 
@@ -61,6 +65,11 @@ def check_missing(names: Iterable[str], module: nn.Module, folder: Path) -> None
     """Raises CheckpointError if there are any `names`, the missing weights of `module`."""
     if missing := sorted(names):
         raise CheckpointError(f"{folder} lacks {len(missing)} weights of {type(module).__name__}, e.g. {missing[0]}")
+
+
+def weight_names(folder: Path) -> set[str]:
+    """The names of a checkpoint's tensors."""
+    return {name for file in weight_files(folder) for name in read_header(file)[0]}
 
 
 def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:

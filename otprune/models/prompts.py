@@ -52,7 +52,7 @@ class Prompter:
     def __init__(self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, end: int | list[int] | None):
         self.tokenizer, self.folder = tokenizer, checkpoint.path
         self.image_token, self.max_length = checkpoint.image_token, checkpoint.max_length
-        self.image_text = checkpoint.record.image_text
+        self.image_text, self.finish_prompt = checkpoint.record.image_text, checkpoint.record.finish_prompt
         ends: Any = tokenizer.eos_token_id if end is None else end
         if ends is None:
             raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {checkpoint.path}")
@@ -75,6 +75,7 @@ class Prompter:
             num_images,
             system=system,
             image_text=self.image_text,
+            finish=self.finish_prompt,
         )
 
     def completion(self, num_prompt_tokens: int, ids: list[int]) -> Completion:
@@ -99,6 +100,7 @@ def encode_prompt(
     *,
     system: str | None = None,
     image_text: Callable[[str], str] = str,
+    finish: Callable[[str, str], str] = lambda prompt, image_token: prompt,
 ) -> Prompt:
     """Token ids before, between and after the images, for the user text `text` in a conversation format.
 
@@ -107,6 +109,7 @@ def encode_prompt(
     Args:
         system: as of `render_prompt`.
         image_text: the family's (text of the image token) -> what stands for a picture, where no template writes it.
+        finish: the family's (rendered prompt, text of the image token) -> the whole prompt (`Family.finish_prompt`).
 
     Raises:
         ValueError: as `render_prompt`, or if the result does not hold exactly `num_images` image placeholders.
@@ -119,6 +122,7 @@ def encode_prompt(
     rendered = render_prompt(
         text, conversation, folder, tokenizer, num_images, system=system, image_token=token, image_text=image_text
     )
+    rendered = finish(rendered, token)
     ids: Any = tokenizer(rendered).input_ids
     begin: Any = tokenizer.bos_token
     if begin and rendered.startswith(begin) and ids[:2] == [tokenizer.bos_token_id] * 2:

@@ -9,8 +9,11 @@ ARCHITECTURES = {
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
+    "InternVLForConditionalGeneration": "interns1:InternS1ForConditionalGeneration",
 }
-"""`architectures` of a checkpoint's config.json, and the module of vllm.model_executor.models with vLLM's own class."""
+"""`architectures` of a checkpoint's config.json, and the module of vllm.model_executor.models with vLLM's own class.
+
+The class has the architecture's name, or else the one behind the colon."""
 
 
 def span_name(architecture: str) -> str:

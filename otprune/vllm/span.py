@@ -200,8 +200,8 @@ def __getattr__(name: str) -> type:
     architecture = name.removeprefix("Span")
     if architecture == name or architecture not in ARCHITECTURES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"vllm.model_executor.models.{ARCHITECTURES[architecture]}")
-    stock = getattr(module, architecture)
+    module, _, other_name = ARCHITECTURES[architecture].partition(":")
+    stock = getattr(importlib.import_module(f"vllm.model_executor.models.{module}"), other_name or architecture)
     bases: list[type] = [SpanMixin]
     if hasattr(stock, "get_mrope_input_positions"):
         bases.append(MropeMixin)

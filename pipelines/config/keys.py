@@ -67,6 +67,11 @@ class ModelConfig:
         None,
         low=1,
     )
+    max_tiles: int | None = key(
+        "InternVL: cut an image into at most this many tiles, its overview not counted; null: the checkpoint's own, 12",
+        None,
+        low=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +115,7 @@ class PruneConfig:
     )
     seed: int = key("seed of the method random, combined with each image's hash", 0, low=0)
     per_tile: bool = key(
-        "LLaVA-1.6 and OneVision: select tokens within each tile, instead of among all tokens of the image", False
+        "models that see tiles: select tokens within each tile, instead of among all tokens of the image", False
     )
     settings: dict[str, Any] = key(
         "settings that only this method has, e.g. prune.settings.layer=2. README.md lists them", {}

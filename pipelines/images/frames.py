@@ -1,8 +1,8 @@
 """Turns a decoded picture into the pixels that a model's vision tower gets, as the model's `Frame` says.
 
-Tiles are written from transformers' `LlavaNextImageProcessor`: the picture is scaled into the frame, centred on black
-and cut into tiles. The overview is the whole picture squeezed into one tile. `LlavaOnevisionImageProcessor` does the
-same to the picture of a prompt that has one.
+Tiles are written from transformers' `LlavaNextImageProcessor` and `GotOcr2ImageProcessor`: the picture is scaled into
+the frame and centred on black, or stretched to the frame, and cut into tiles. The overview is the whole picture
+squeezed into one tile. LLaVA-OneVision's processor does to a single picture what LLaVA-1.6's does.
 
 Departures:
 - EXIF orientation and alpha are handled as in `decode.py`; JPEGs that become tiles are decoded at full size.
@@ -35,8 +35,22 @@ def render(raster: Raster, frame: Frame, background: tuple[int, int, int]) -> np
 
 
 def cut_tiles(raster: Raster, frame: Frame) -> np.ndarray:
-    """The crops of a picture, uint8 [1 + rows * columns, tile, tile, 3]; the overview comes first."""
-    height, width, side = frame.height, frame.width, frame.tile
+    """The crops of a picture, uint8 [1 + rows * columns, tile, tile, 3]; the frame says where the overview stands."""
+    side = frame.tile
+    if frame.fit == "stretch":
+        resample = frame.resample
+        canvas = resize_stretch(raster, frame.height, frame.width, resample)
+    else:
+        resample = "bicubic"
+        canvas = np.asarray(_contained(raster, frame))
+    tiles = canvas.reshape(frame.rows, side, frame.columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    overview = resize_stretch(raster, side, side, resample)[None]
+    return np.concatenate([overview, tiles] if frame.overview == "first" else [tiles, overview])
+
+
+def _contained(raster: Raster, frame: Frame) -> Image.Image:
+    """The frame in black, with the largest copy of the picture that fits in its middle."""
+    height, width = frame.height, frame.width
     # The side that limits the scale fills the canvas; the other one is rounded up, as transformers does.
     if width / raster.width < height / raster.height:
         inner = width, min(ceil(raster.height * (width / raster.width)), height)
@@ -44,6 +58,4 @@ def cut_tiles(raster: Raster, frame: Frame) -> np.ndarray:
         inner = min(ceil(raster.width * (height / raster.height)), width), height
     canvas = Image.new("RGB", (width, height))
     canvas.paste(raster.pixels.resize(inner, _BICUBIC, raster.box), ((width - inner[0]) // 2, (height - inner[1]) // 2))
-    tiles = np.asarray(canvas).reshape(frame.rows, side, frame.columns, side, 3).swapaxes(1, 2)
-    overview = np.asarray(raster.pixels.resize((side, side), _BICUBIC, raster.box))
-    return np.concatenate([overview[None], tiles.reshape(-1, side, side, 3)])
+    return canvas

@@ -15,6 +15,7 @@ KEYS = (
     "model.dtype",
     "model.max_pixels",
     "model.min_pixels",
+    "model.max_tiles",
     "generate.max_new_tokens",
     "generate.temperature",
     "generate.top_p",
@@ -22,7 +23,7 @@ KEYS = (
     "input.image_column",
     "input.id_column",
 )
-UNSET = ("model.max_pixels", "model.min_pixels", "prompt.system")
+UNSET = ("model.max_pixels", "model.min_pixels", "model.max_tiles", "prompt.system")
 """Keys that decide nothing while they are null or empty."""
 
 

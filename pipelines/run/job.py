@@ -115,7 +115,10 @@ def check_model(config: AnyConfig, *, writes: bool = True) -> tuple[AnyConfig, C
     """
     check_keys(config, writes=writes)
     options = Options(
-        aspect=config.decode.aspect, max_pixels=config.model.max_pixels, min_pixels=config.model.min_pixels
+        aspect=config.decode.aspect,
+        max_pixels=config.model.max_pixels,
+        min_pixels=config.model.min_pixels,
+        max_tiles=config.model.max_tiles,
     )
     try:
         checkpoint = read_checkpoint(config.model.path, options)
@@ -125,7 +128,12 @@ def check_model(config: AnyConfig, *, writes: bool = True) -> tuple[AnyConfig, C
     options = checkpoint.options
     config = replace(
         config,
-        model=replace(config.model, max_pixels=options.max_pixels, min_pixels=options.min_pixels),
+        model=replace(
+            config.model,
+            max_pixels=options.max_pixels,
+            min_pixels=options.min_pixels,
+            max_tiles=options.max_tiles,
+        ),
         decode=replace(config.decode, aspect=options.aspect),
         prune=replace(config.prune, retention=retention),
     )
@@ -151,7 +159,7 @@ def check_unit(config: Config, checkpoint: Checkpoint) -> None:
     if config.unit.images * most >= 2**31:
         raise UserError(
             f"unit.images must be at most {2**31 // most} with pictures of up to {most // 3} pixels "
-            f"(model.max_pixels), because a unit's pixels take at most 2 GiB; got {config.unit.images}"
+            f"(model.max_pixels, model.max_tiles), because a unit's pixels take at most 2 GiB; got {config.unit.images}"
         )
 
 

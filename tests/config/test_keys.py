@@ -140,6 +140,7 @@ def test_a_dotted_key_in_yaml_is_explained(tmp_path):
         ("output.on_mismatch=overwrite", "refuse or new", "'overwrite'"),
         ("decode.aspect=fit", "auto, pad, crop or stretch", "'fit'"),
         ("model.max_pixels=0", "at least 1", "0"),
+        ("model.max_tiles=0", "at least 1", "0"),
         ("prune.gamma_scale=papr", "released, paper or trace", "'papr'"),
         ("cost.usd_per_hour=-1", "at least 0", "-1"),
         ("unit.images=1" + "0" * 400, "at least 1 and at most 4096", "1" + "0" * 400),

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from otprune.families import Frame
 from otprune.families.llava_next import Tiled
 from pipelines.images.decode import Picture, Reject, decode_image
+from pipelines.images.frames import cut_tiles, render
+from pipelines.images.resize import Raster
 from tests.decoding import MEAN, noise
 from tests.hostile import LIMITS, encode, exif_rotated_jpeg
 
@@ -61,6 +64,26 @@ def test_a_jpeg_that_becomes_tiles_is_decoded_at_full_size():
 def test_transparent_pixels_show_the_background_in_every_crop():
     picture = decode(encode(Image.new("RGBA", (56, 56), (9, 9, 9, 0)), "PNG"))
     assert (picture.pixels == MEAN).all()
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("overview", ["first", "last"])
+def test_a_stretched_picture_fills_its_tiles_and_the_frame_says_where_the_overview_stands(overview, resample):
+    image = noise(50, 70)
+    frame = Frame(56, 84, "stretch", resample, tile=28, overview=overview)
+    crops = render(Raster(image, 50, 70), frame, MEAN)
+    assert crops.shape == frame.shape == (7, 28, 28, 3)
+    assert crops.dtype == np.uint8
+    filter = Image.Resampling[resample.upper()]
+    canvas, small = np.asarray(image.resize((84, 56), filter)), np.asarray(image.resize((28, 28), filter))
+    tiles = [canvas[y : y + 28, x : x + 28] for y in (0, 28) for x in (0, 28, 56)]
+    np.testing.assert_array_equal(crops, np.stack([small, *tiles] if overview == "first" else [*tiles, small]))
+
+
+def test_where_the_overview_stands_changes_no_pixel_of_a_picture_with_bars():
+    raster = Raster(noise(50, 20), 50, 20)
+    first, last = (cut_tiles(raster, Frame(56, 84, "contain", tile=28, overview=end)) for end in ("first", "last"))
+    np.testing.assert_array_equal(np.roll(first, -1, axis=0), last)
 
 
 def test_a_picture_too_thin_for_a_tile_is_rejected():

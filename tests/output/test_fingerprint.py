@@ -26,6 +26,7 @@ DECIDES = {
     "model.dtype",
     "model.max_pixels",
     "model.min_pixels",
+    "model.max_tiles",
     "prompt.template",
     "prompt.more",
     "prompt.system",
@@ -148,7 +149,8 @@ def test_null_keys_stand_for_the_models_own_values(checkpoint):
     assert (config.prune.share, config.decode.aspect) == (0.098, "pad")
     named = ("prune.retention=0.098", "decode.aspect=pad")
     assert describe(config, checkpoint) == described_of(checkpoint, *named)
-    assert not {"model.max_pixels", "model.min_pixels", "prompt.system"} & describe(config, checkpoint).keys()
+    unset = {"model.max_pixels", "model.min_pixels", "model.max_tiles", "prompt.system"}
+    assert not unset & describe(config, checkpoint).keys()
 
 
 def test_the_lists_above_name_sections_that_exist():

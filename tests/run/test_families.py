@@ -19,6 +19,12 @@ from tests.tiny import MAKERS
 
 SIZES = [(80, 100), (300, 200), (200, 300), (40, 500), (480, 640), (300, 200), (28, 28)]  # height, width
 FREE = ("qwen2_5_vl", "qwen3_vl")
+RETENTION = {
+    "llava_next": 0.098,
+    "llava_onevision": 0.098,
+    "internvl": 0.2,
+    **dict.fromkeys(FREE, 0.33),
+}  # of each family by default
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +60,11 @@ def captions(output: Path) -> list[dict]:
     return [row for file in sorted(output.glob("captions/*")) for row in pq.read_table(file).to_pylist()]
 
 
-@pytest.mark.parametrize("family", [*FREE, "llava_next", "llava_onevision"])
+@pytest.mark.parametrize("family", RETENTION)
 def test_pictures_of_all_sizes_share_a_unit_and_keep_their_own_share(family, model, corpus, tmp_path):
     outcome = run_captions(prepare(load_config(settings(model(family), corpus, tmp_path))))
     assert outcome.code == 0
-    geometry, retention = read_checkpoint(str(model(family))).geometry, 0.33 if family in FREE else 0.098
+    geometry, retention = read_checkpoint(str(model(family))).geometry, RETENTION[family]
     rows = captions(tmp_path)
     assert [row["row"] for row in rows] == [0, 1, 2, 4, 5, 6, 7]  # row 3 is no picture
     for row, size in zip(rows, SIZES, strict=True):
@@ -77,6 +83,32 @@ def test_a_smaller_picture_has_about_the_tokens_that_pruning_keeps(family, model
         assert row["num_visual_tokens"] == geometry.num_visual(size)
         budget = num_kept(0.33, row["num_visual_tokens"])
         assert 0.5 * budget <= row["num_kept_tokens"] <= budget
+
+
+def test_a_picture_of_fewer_tiles_stays_within_what_pruning_keeps_or_has_one(model, corpus, tmp_path):
+    keys = {"prune.method": "resize", "prune.retention": 0.45}
+    run_captions(prepare(load_config(settings(model("internvl"), corpus, tmp_path, **keys))))
+    geometry, crops = read_checkpoint(str(model("internvl"))).geometry, []
+    for row, size in zip(captions(tmp_path), SIZES, strict=True):
+        assert row["num_visual_tokens"] == geometry.num_visual(size)
+        assert row["num_kept_tokens"] <= max(16, num_kept(0.45, row["num_visual_tokens"]))
+        crops.append(row["num_kept_tokens"] // 16)
+    assert set(crops) == {1, 3}  # one tile, or two and an overview
+
+
+def test_tiles_are_chosen_each_by_itself_if_the_user_says_so(model, corpus, tmp_path):
+    keys = {"prune.per_tile": True, "prune.retention": 0.1}
+    run_captions(prepare(load_config(settings(model("internvl"), corpus, tmp_path, **keys))))
+    for row in captions(tmp_path):
+        assert row["num_kept_tokens"] == row["num_visual_tokens"] // 16 * num_kept(0.1, 16)
+
+
+def test_the_limit_of_tiles_is_the_users_and_part_of_the_fingerprint(model, corpus, tmp_path):
+    run_captions(prepare(load_config(settings(model("internvl"), corpus, tmp_path / "a", **{"model.max_tiles": 2}))))
+    assert {row["num_visual_tokens"] for row in captions(tmp_path / "a")} == {16, 48}
+    assert json.loads((tmp_path / "a" / "fingerprint.json").read_text())["model.max_tiles"] == 2
+    job = prepare(load_config(settings(model("internvl"), corpus, tmp_path / "b")))
+    assert job.described["model.max_tiles"] == job.config.model.max_tiles == 6, "the checkpoint's own"
 
 
 def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, corpus, tmp_path):
@@ -100,6 +132,14 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, cor
         ("llava_onevision", {"prune.method": "fastv"}, "one size alone, so it cannot prune LLaVA-OneVision"),
         ("llava_onevision", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-One"),
         ("llava", {"model.max_pixels": 1000}, "model.max_pixels and model.min_pixels must be null"),
+        ("internvl", {"prune.method": "fastv"}, "fastv looks inside the language model, which runs for LLaVA alone"),
+        ("internvl", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
+        ("internvl", {"prune.method": "m3"}, "m3 makes tokens of several, which has not been tried with InternVL"),
+        ("internvl", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures are stretched to their tiles"),
+        ("internvl", {"model.max_pixels": 10**6}, "must be null: model.max_tiles limits the tiles"),
+        ("internvl", {"model.max_tiles": 900, "unit.images": 256}, "unit.images must be at most 253 "),
+        ("llava_next", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
+        ("qwen3_vl", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
     ],
 )
 def test_what_a_family_cannot_do_is_one_line(family, keys, says, model, corpus, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from otprune.families.internvl import StretchedTiles
 from otprune.families.llava import Square
 from otprune.families.llava_next import Tiled
 from pipelines.stages.thumbnail import THUMBNAIL, make_sample
@@ -44,6 +45,18 @@ def test_of_a_picture_in_crops_the_overview_is_shown_with_its_own_tokens():
     sample = make_sample(crops, (80, 80), [-1, 0, 15, 16, 40], TILED)
     assert abs(int(shown(sample).mean()) - 200) <= 1
     assert (sample.kept, sample.rows, sample.columns) == ([-1, 0, 15], 4, 4)
+
+
+def test_an_overview_behind_the_tiles_is_shown_with_the_tokens_at_the_end():
+    """Token 64 is the first of the overview behind four tiles."""
+    geometry = StretchedTiles(side=56, grid_side=4, min_tiles=1, max_tiles=4, background=(0, 0, 0))
+    crops = np.zeros((5, 56, 56, 3), np.uint8)
+    crops[-1] = 200
+    sample = make_sample(crops, (112, 112), [-1, 0, 15, 63, 64, 66, 79], geometry)
+    assert abs(int(shown(sample).mean()) - 200) <= 1
+    assert (sample.kept, sample.rows, sample.columns) == ([-1, 0, 2, 15], 4, 4)
+    alone = make_sample(np.zeros((56, 56, 3), np.uint8), (56, 56), [0, 2, 15], geometry)  # one tile, no overview
+    assert (alone.kept, alone.rows, alone.columns) == ([0, 2, 15], 4, 4)
 
 
 def test_tokens_that_form_no_grid_are_said_to_form_none():

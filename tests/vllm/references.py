@@ -20,7 +20,7 @@ from tests.vllm.tiny import END, IMAGE, START
 BEFORE, AFTER = [1, 20, 21, 22], [30, 31, 32, 33, 34]  # token ids of the text around the pictures
 NEW = 24  # tokens of an answer
 RATIOS = (1.0, 0.5, 0.15)
-SIZES = ((6, 8), (10, 5), (10, 10), (7, 4))  # rows and columns of merged tokens (Qwen), or crops of LLaVA by number
+SIZES = ((6, 8), (10, 5), (10, 10), (7, 4))  # rows and columns of merged tokens (Qwen), or crops by number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,9 @@ def picture(model: Any, number: int) -> Picture:
         tiles = 1 + (4 if number in (0, 3) else 2)
         pixels = torch.randn(1, tiles, 3, 56, 56, generator=generator)
         inputs = {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+    elif kind == "internvl":
+        crops = (7, 13, 1, 5)[number]  # of 4 tokens each
+        inputs = {"pixel_values": torch.randn(crops, 3, 56, 56, generator=generator)}
     else:
         grid, vision = (rows, columns), model.config.vision_config
         merge, channels = vision.spatial_merge_size, getattr(vision, "in_channels", 3)
@@ -107,7 +110,7 @@ def keep_some(num: int, ratio: float, seed: int) -> Tensor:
 
 
 def prompt_ids(num_pictures: int, model: Any) -> list[int]:
-    one = [START, IMAGE, END] if "qwen" in model.config.model_type else [IMAGE]
+    one = [IMAGE] if "llava" in model.config.model_type else [START, IMAGE, END]
     return BEFORE + ([*one, 40, 41] * num_pictures)[:-2] + AFTER
 
 

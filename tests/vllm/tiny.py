@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -160,8 +162,23 @@ def qwen3_vl_moe() -> torch.nn.Module:
     )
 
 
+def internvl() -> torch.nn.Module:
+    text = {key: value for key, value in TEXT.items() if key != "head_dim"}
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
+    return InternVLForConditionalGeneration(
+        InternVLConfig(
+            text_config={**text, "model_type": "qwen2"},
+            vision_config={**tower, "model_type": "internvl_vision", "image_size": [56, 56], "patch_size": [14, 14]},
+            image_token_id=IMAGE,
+            image_seq_length=4,
+            tie_word_embeddings=False,
+        )
+    )
+
+
 FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
-    build.__name__: build for build in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe)
+    build.__name__: build
+    for build in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl)
 }
 
 
