@@ -357,7 +357,7 @@ run_sweep(prepare_sweep(load_config(sys.argv[1:], SweepConfig), Actors(Slow, wor
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_a_killed_sweep_goes_on_where_it_was(sweep_of, corpus, tmp_path):
-    settings = [*DEMO, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6"]
+    settings = [*DEMO, LOCAL, "unit.images=2", "run.samples=2", "mlflow.enabled=false", "cost.usd_per_hour=3.6"]
     settings.append("sweep.baselines=false")
     paths = [f"input.path={corpus}", f"output.path={tmp_path / 'sweep'}", f"sweep.grid={GRID}"]
     with (tmp_path / "log").open("wb") as log:
