@@ -43,7 +43,8 @@ def make_findable(executor: str | None = None) -> None:
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and NAME not in allowed.split(","):
         os.environ["VLLM_PLUGINS"] = ",".join(filter(None, (allowed, NAME)))
-    if is_findable():
+    # Ray's workers find the code where Ray ships it, so that any installed version's metadata will do for them.
+    if is_findable(any_copy=executor == "ray"):
         return
     if executor == "ray":
         raise RuntimeError(
@@ -56,12 +57,12 @@ def make_findable(executor: str | None = None) -> None:
     importlib.invalidate_caches()
 
 
-def is_findable() -> bool:
-    """Whether a new process finds the plugin of this very package, by its entry point."""
+def is_findable(*, any_copy: bool = False) -> bool:
+    """Whether a new process finds the plugin of this very package, or with `any_copy` of any, by its entry point."""
     # -P: the folder in which a process happens to start does not count.
     done = subprocess.run([sys.executable, "-P", "-c", PROBE], capture_output=True, text=True)
     found = done.stdout.strip()
-    return bool(found) and Path(found).resolve().parents[2] == ROOT
+    return bool(found) and (any_copy or Path(found).resolve().parents[2] == ROOT)
 
 
 def write_metadata() -> Path:

@@ -75,14 +75,25 @@ def test_workers_that_ray_starts_need_the_package_installed(shipped):
     assert "RuntimeError: with distributed_executor_backend=ray, the package must be installed" in done.stderr
 
 
-def test_metadata_that_leads_to_other_code_is_not_enough(shipped, tmp_path):
-    """Such as an older version of the package, installed on the node."""
+@pytest.fixture
+def older(shipped, tmp_path) -> str:
+    """An older version of the package, installed on the node."""
     shutil.copytree(shipped / "otprune", tmp_path / "older" / "otprune")
     metadata = tmp_path / "older" / "otprune-0.0.1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: otprune\nVersion: 0.0.1\n")
     (metadata / "entry_points.txt").write_text(f"[{found.GROUP}]\n{found.NAME} = {found.VALUE}\n")
-    done = run(shipped, PYTHONPATH=str(tmp_path / "older"))
+    return str(tmp_path / "older")
+
+
+def test_workers_that_ray_starts_take_the_metadata_of_any_version(shipped, older):
+    """Ray puts the code that it ships in front of what is installed, so that the metadata lead to it."""
+    done = run(shipped, "ray", PYTHONPATH=older)
+    assert "RuntimeError" not in done.stderr
+
+
+def test_metadata_that_leads_to_other_code_is_not_enough(shipped, older):
+    done = run(shipped, PYTHONPATH=older)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith("False True")
