@@ -8,6 +8,8 @@ For n_a rows in a layer's attention and n_f rows in its FFN, width d, FFN width 
     (2 + 2 kv_heads / heads) n_a d^2 + 2 n_a^2 d + g n_f d m        (with heads * head_dim = d)
 """
 
+from itertools import pairwise
+
 from otprune.schedules import Schedule, num_kept
 from otprune.shapes import LanguageShape, ModelShape, PatchVisionShape, VisionShape
 
@@ -85,7 +87,8 @@ def projector_flops(
     num_tokens = count_tokens(vision, crops=crops, frame=frame) if num_tokens is None else num_tokens
     if isinstance(vision, PatchVisionShape):
         merged = vision.hidden * vision.merge**2
-        return vision.mergers * num_tokens * merged * (merged + vision.out)
+        widths = (merged, *(vision.inner or (merged,)), vision.out)
+        return vision.mergers * num_tokens * sum(before * after for before, after in pairwise(widths))
     return num_tokens * (vision.width + width) * width
 
 

@@ -107,7 +107,9 @@ class PatchVisionShape:
     out: int
     """Width of a visual token."""
     mergers: int = 1
-    """Two-layer MLPs that make tokens: the last one, and one for each DeepStack level."""
+    """MLPs that make tokens: the last one, and one for each DeepStack level."""
+    inner: tuple[int, ...] = ()
+    """Widths between an MLP's layers; (): it has two layers, and the width between them is that of merged patches."""
     window: int = 0
     """Side of an attention window in visual tokens; 0: no windows."""
     window_layers: int = 0

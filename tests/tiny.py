@@ -21,6 +21,10 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -36,6 +40,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 LLAVA_TEMPLATE = (
@@ -60,6 +65,14 @@ INTERNVL_TEMPLATE = (
     "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Mistral's writes <s> itself, and pictures where they stand among the parts.
+MISTRAL_TEMPLATE = (
+    "<s>{% for message in messages %}{% if message.role == 'system' %}[SYSTEM_PROMPT]{% if message.content is string %}"
+    "{{ message.content }}{% else %}{{ message.content[0].text }}{% endif %}[/SYSTEM_PROMPT]{% else %}[INST]"
+    "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% else %}[IMG]{% endif %}{% endfor %}"
+    "[/INST]{% endif %}{% endfor %}"
+)
+MISTRAL_TOKENS = ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG_END]", "[IMG]", "[IMG_BREAK]")
 INTERNVL_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>")
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -282,6 +295,33 @@ def _make_qwen3(folder: Path, config: Any, model: Any, ffn: dict[str, int], tie:
     return save(model(described), folder, processor, **options)
 
 
+def make_mistral3(folder: Path, *, tie: bool = False, longest: int = 150, **options: Any) -> Path:
+    """Tokens of 14 x 14 pixels, in pictures of up to `longest` pixels a side, which is no multiple of them."""
+    tokenizer = save_tokenizer(folder, MISTRAL_TOKENS, MISTRAL_TEMPLATE, begin=True)
+    text = MistralConfig(
+        **TEXT,
+        head_dim=24,  # not the hidden size by the number of heads, as in the released models
+        vocab_size=len(tokenizer),
+        sliding_window=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=tie,
+    )
+    vision = PixtralVisionConfig(
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=longest,
+        patch_size=7,
+        hidden_act="silu",
+        rope_parameters={"rope_type": "axial", "rope_theta": 10000.0},
+    )
+    image: Any = tokenizer.convert_tokens_to_ids("[IMG]")
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=image, tie_word_embeddings=tie)
+    processor = PixtralImageProcessorPil(size={"longest_edge": longest}, patch_size={"height": 7, "width": 7})
+    return save(Mistral3ForConditionalGeneration(config), folder, processor, **options)
+
+
 def vision_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     start, end, image, video = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
     ids = {"vision_start_token_id": start, "vision_end_token_id": end}
@@ -296,5 +336,6 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "qwen3_vl": make_qwen3_vl,
     "qwen3_vl_moe": make_qwen3_vl_moe,
     "internvl": make_internvl,
+    "mistral3": make_mistral3,
 }
 """Family -> function that makes a checkpoint of it in a folder, and returns the folder."""

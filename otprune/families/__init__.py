@@ -9,6 +9,7 @@ from otprune.families.internvl import INTERNVL
 from otprune.families.llava import LLAVA
 from otprune.families.llava_next import LLAVA_NEXT
 from otprune.families.llava_onevision import LLAVA_ONEVISION
+from otprune.families.mistral3 import MISTRAL3
 from otprune.families.qwen_vl import QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE
 
 __all__ = [
@@ -25,5 +26,5 @@ __all__ = [
     "collect",
 ]
 
-FAMILIES = collect(LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, INTERNVL)
+FAMILIES = collect(LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, INTERNVL, MISTRAL3)
 """`model_type` -> family."""

@@ -6,7 +6,7 @@ the record in FAMILIES (`__init__.py`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from otprune.families.geometry import Color, Geometry
@@ -43,6 +43,8 @@ class ImageProcessor:
     std: tuple[float, ...]
     settings: Mapping[str, Any]
     """All of its settings, as stored; {} if the checkpoint stores none."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """Ids of the tokens that it writes around a picture's (`Family.tokens`), by their texts."""
 
     @property
     def color(self) -> Color:
@@ -86,6 +88,8 @@ class Family:
     """(Checkpoint, dtype=, device=, attention=) -> vision tower and projector."""
     load_language_model: Callable[..., Any]
     """(Checkpoint, dtype=, device=) -> a causal language model of transformers, or what acts like one."""
+    tokens: tuple[str, ...] = ()
+    """Texts of tokens whose ids `read` needs besides the image token's."""
     retention: float = 0.098
     """The share of visual tokens to keep where the user names none."""
     image_text: Callable[[str], str] = lambda image_token: image_token

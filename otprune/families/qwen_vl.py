@@ -119,16 +119,23 @@ def full_grid(size: Size, token: int, min_pixels: int, max_pixels: int) -> tuple
 
 
 def smaller_grid(rows: int, columns: int, retention: float) -> tuple[int, int]:
-    """The grid of about the shape of rows x columns with at most the k tokens that retention keeps.
-
-    The ideal sides are sqrt(k rows / columns) and sqrt(k columns / rows). Each is rounded down or up, to 1 at least and
-    k at most. Of the grids that do not exceed k tokens, the one with most of them counts; of several, the nearest in
-    shape.
+    """The grid of about the shape of rows x columns with at most the tokens that retention keeps (`grid_within`).
 
     Raises:
         ValueError: if retention is outside (0, 1].
     """
-    k = num_kept(retention, rows * columns)
+    return grid_within(rows, columns, num_kept(retention, rows * columns))
+
+
+def grid_within(rows: int, columns: int, k: int) -> tuple[int, int]:
+    """The grid of about the shape of rows x columns with at most k tokens; rows x columns itself if it fits.
+
+    The ideal sides are sqrt(k rows / columns) and sqrt(k columns / rows). Each is rounded down or up, to 1 at least and
+    k at most. Of the grids that do not exceed k tokens, the one with most of them counts; of several, the nearest in
+    shape.
+    """
+    if rows * columns <= k:
+        return rows, columns
 
     def sides(ideal: float) -> set[int]:
         return {min(max(1, side), k) for side in (floor(ideal), ceil(ideal))}

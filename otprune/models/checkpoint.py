@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
     config = json.loads(stored)
     tower = (config.get("vision_config") or {}).get("model_type", "")
     family, processor = FAMILIES[config["model_type"]], image_processor(folder, tower)
+    if family.tokens:
+        processor = replace(processor, tokens=token_ids(folder, family.tokens))
     try:
         parsed: Any = CONFIG_MAPPING[family.name].from_dict(config)  # fills in the family's defaults
         facts = family.read(parsed, processor, options or Options())
@@ -245,3 +247,31 @@ def image_processor(folder: Path, tower: str = "") -> ImageProcessor:
     if tower.startswith("siglip"):
         return ImageProcessor(mean=SIGLIP_MEAN, std=SIGLIP_STD, settings=settings)
     return ImageProcessor(mean=CLIP_MEAN, std=CLIP_STD, settings=settings)
+
+
+def token_ids(folder: Path, texts: Sequence[str]) -> dict[str, int]:
+    """The ids of tokens that are added to the vocabulary, by their texts.
+
+    They stand in tokenizer.json or, in released checkpoints, in the smaller tokenizer_config.json as well.
+
+    Raises:
+        CheckpointError: if neither file holds them all.
+    """
+    found: dict[str, int] = {}
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            stored = json.loads((folder / name).read_bytes())
+            by_id = {int(i): token for i, token in stored.get("added_tokens_decoder", {}).items()}
+            by_id |= {token["id"]: token for token in stored.get("added_tokens", ())}
+            found |= {token["content"]: i for i, token in by_id.items() if token["content"] in texts}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{folder / name} must be a tokenizer's file in JSON, got {error!r}") from error
+        if len(found) == len(texts):
+            return found
+    missing = ", ".join(text for text in texts if text not in found)
+    raise CheckpointError(
+        f"{folder} must hold a tokenizer.json or tokenizer_config.json with the added tokens {', '.join(texts)}, "
+        f"found none for {missing}"
+    )

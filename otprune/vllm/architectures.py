@@ -10,6 +10,7 @@ ARCHITECTURES = {
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
     "InternVLForConditionalGeneration": "interns1:InternS1ForConditionalGeneration",
+    "Mistral3ForConditionalGeneration": "mistral3",
 }
 """`architectures` of a checkpoint's config.json, and the module of vllm.model_executor.models with vLLM's own class.
 

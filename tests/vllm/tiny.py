@@ -19,6 +19,8 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -29,6 +31,7 @@ from transformers import (
 )
 
 IMAGE, START, END, VIDEO = 4, 5, 6, 7  # token ids: a picture's placeholder, and what stands before and behind it
+BREAK = 5  # of Mistral: behind each row of a picture but the last, which END ends
 VOCABULARY = 200
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<start>", "<end>", "<video>"]
 
@@ -176,9 +179,21 @@ def internvl() -> torch.nn.Module:
     )
 
 
+def mistral3() -> torch.nn.Module:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            text_config={**TEXT, "model_type": "mistral", "sliding_window": None},
+            vision_config={**tower, "model_type": "pixtral", "image_size": 280, "patch_size": 14},
+            image_token_index=IMAGE,
+            tie_word_embeddings=False,
+        )
+    )
+
+
 FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     build.__name__: build
-    for build in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl)
+    for build in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl, mistral3)
 }
 
 
