@@ -2,7 +2,8 @@
 
 The reference shares nothing with the plugin. It runs the whole sequence, with every visual token, at every step and
 without a cache. A mask hides the dropped tokens, and positions are given: those that the whole sequence has with
-M-RoPE, and those of the kept tokens alone, counted, without.
+M-RoPE, and those of the kept tokens alone, counted, without. Of Mistral's ends of rows it hides those that end no kept
+token, and that of the last row with kept tokens, if the picture's end stands behind a later row.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from otprune.families.geometry import Span
 from otprune.vllm.request import image_fields
-from tests.vllm.tiny import END, IMAGE, START
+from tests.vllm.tiny import BREAK, END, IMAGE, START
 
 BEFORE, AFTER = [1, 20, 21, 22], [30, 31, 32, 33, 34]  # token ids of the text around the pictures
 NEW = 24  # tokens of an answer
@@ -30,6 +31,15 @@ class Picture:
     inputs: dict[str, Tensor]  # of the tower
     rows: Tensor  # [N, W], with DeepStack's levels side by side
     grid: tuple[int, int] | None  # rows and columns of tokens; None without M-RoPE
+    columns: int = 0  # Mistral: tokens of a row, behind which an end stands; 0: rows have none
+
+    @property
+    def ids(self) -> list[int]:
+        """What stands in the prompt for the whole picture."""
+        if not self.columns:
+            return [IMAGE] * len(self.rows)
+        rows = len(self.rows) // self.columns
+        return [*([*[IMAGE] * self.columns, BREAK] * rows)[:-1], END]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +62,7 @@ def picture(model: Any, number: int) -> Picture:
     """Picture of noise `number` (0 .. 3), of a shape of its own where the family has shapes."""
     generator = torch.Generator().manual_seed(number)
     kind, rows, columns = model.config.model_type, *SIZES[number]
-    grid = None
+    grid, in_row = None, 0
     if kind == "llava":
         inputs = {"pixel_values": torch.randn(1, 3, 112, 112, generator=generator)}
     elif kind in ("llava_next", "llava_onevision"):
@@ -63,6 +73,10 @@ def picture(model: Any, number: int) -> Picture:
     elif kind == "internvl":
         crops = (7, 13, 1, 5)[number]  # of 4 tokens each
         inputs = {"pixel_values": torch.randn(crops, 3, 56, 56, generator=generator)}
+    elif kind == "mistral3":
+        in_row, height, width = columns, 28 * rows, 28 * columns
+        pixels = torch.randn(1, 3, height, width, generator=generator)
+        inputs = {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
     else:
         grid, vision = (rows, columns), model.config.vision_config
         merge, channels = vision.spatial_merge_size, getattr(vision, "in_channels", 3)
@@ -74,7 +88,8 @@ def picture(model: Any, number: int) -> Picture:
     out = model.model.get_image_features(**inputs, return_dict=True)
     features = out.pooler_output[0] if isinstance(out.pooler_output, tuple | list) else out.pooler_output
     levels = [level[0] for level in getattr(out, "deepstack_features", None) or ()]
-    return Picture(inputs=inputs, rows=torch.cat([features.reshape(-1, features.shape[-1]), *levels], 1), grid=grid)
+    tokens = torch.cat([features.reshape(-1, features.shape[-1]), *levels], 1)
+    return Picture(inputs=inputs, rows=tokens, grid=grid, columns=in_row)
 
 
 @torch.no_grad()
@@ -84,13 +99,19 @@ def case(model: Any, pictures: Sequence[Picture], ratio: float) -> Case:
     whole, kept = whole_ids(pictures, model), []
     visible = torch.tensor(whole) != IMAGE
     where = (~visible).nonzero()[:, 0].split([len(each.rows) for each in pictures])
-    for places, keep in zip(where, keeps, strict=True):
+    for each, places, keep in zip(pictures, where, keeps, strict=True):
         visible[places[keep]] = True
-        kept.append(places[keep])
+        if each.columns:
+            hide_ends(visible, places, each.columns)
+        seen = visible[places[0] : places[0] + len(each.ids)].nonzero()[:, 0]
+        kept.append(places[0] + seen)
     positions = whole_positions(model, pictures, whole)
     if positions is None:
         positions = torch.cumsum(visible, 0)[None] - 1  # of hidden tokens: whatever they are
-    spans = [span(positions[:, places], each) for places, each in zip(kept, pictures, strict=True)]
+    spans = [
+        span(positions[:, places], each, np.array(whole)[places.numpy()])
+        for places, each in zip(kept, pictures, strict=True)
+    ]
     tokens, logprobs = answer(model, torch.tensor(whole), visible, positions, torch.cat([p.rows for p in pictures]))
     return Case(
         ids=prompt_ids(len(pictures), model),
@@ -109,14 +130,23 @@ def keep_some(num: int, ratio: float, seed: int) -> Tensor:
     )
 
 
+def hide_ends(visible: Tensor, places: Tensor, columns: int) -> None:
+    """Hides the ends of rows that end no visible token: `visible` [L] of a prompt, `places` [N] of a picture's."""
+    ends = [int(row[-1]) + 1 for row in places.split(columns)]
+    left = [i for i, row in enumerate(places.split(columns)) if visible[row].any()]
+    for i, end in enumerate(ends):
+        visible[end] = i in left[:-1] or i == len(ends) - 1
+
+
 def prompt_ids(num_pictures: int, model: Any) -> list[int]:
-    one = [IMAGE] if "llava" in model.config.model_type else [START, IMAGE, END]
+    kind = model.config.model_type
+    one = [IMAGE] if "llava" in kind or kind == "mistral3" else [START, IMAGE, END]
     return BEFORE + ([*one, 40, 41] * num_pictures)[:-2] + AFTER
 
 
 def whole_ids(pictures: Sequence[Picture], model: Any) -> list[int]:
-    lengths = iter(len(each.rows) for each in pictures)
-    return [t for i in prompt_ids(len(pictures), model) for t in ([i] * next(lengths) if i == IMAGE else [i])]
+    each = iter(pictures)
+    return [t for i in prompt_ids(len(pictures), model) for t in (next(each).ids if i == IMAGE else [i])]
 
 
 def whole_positions(model: Any, pictures: Sequence[Picture], ids: list[int]) -> Tensor | None:
@@ -129,12 +159,12 @@ def whole_positions(model: Any, pictures: Sequence[Picture], ids: list[int]) -> 
     return model.model.get_rope_index(whole, mm_token_type_ids=types, image_grid_thw=grid)[0][:, 0]
 
 
-def span(positions: Tensor, picture: Picture) -> Span:
-    """The span of a picture whose kept tokens have these positions [axes, K] in the prompt."""
+def span(positions: Tensor, picture: Picture, ids: np.ndarray) -> Span:
+    """The span of a picture of which these ids [L] are left, at these positions [axes, L] in the prompt."""
     num = positions.shape[1]
     start = positions[0, 0]  # a still picture has t = 0: its first axis stays where the span begins
     relative = (positions - start).numpy()
-    return Span(np.full(num, IMAGE), relative, num if picture.grid is None else max(picture.grid))
+    return Span(ids, relative, num if picture.grid is None else max(picture.grid))
 
 
 def answer(model: Any, ids: Tensor, visible: Tensor, positions: Tensor, rows: Tensor) -> tuple[list[int], Tensor]:
