@@ -1,4 +1,4 @@
-"""Mistral-Small-3.1 and 3.2: a picture keeps its own shape, and each row of its visual tokens ends with a token of text.
+"""Mistral-Small-3.1 and 3.2: a picture keeps its own shape, and each row of its visual tokens has an end, a text token.
 
 A picture whose longest side exceeds the model's is scaled down to it. Then both sides are stretched to multiples of a
 token's side, so that tokens form a grid of `rows` x `columns`; 2 x 2 patches make one token. In the prompt, the tokens
@@ -159,7 +159,9 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     token = vision.patch_size * vision.merge
     most = MOST_TOKENS * token**2 if options.max_pixels is None else options.max_pixels
     if most < token**2:
-        raise ValueError(f"model.max_pixels must be at least {token**2}, the {token} x {token} of one token, got {most}")
+        raise ValueError(
+            f"model.max_pixels must be at least {token**2}, the {token} x {token} of one token, got {most}"
+        )
     geometry = PatchRows(
         token=token,
         longest=longest_side(processor.settings),

@@ -18,12 +18,12 @@ from tests.helpers import LOCAL, run_captions, write_corpus
 from tests.tiny import MAKERS
 
 SIZES = [(80, 100), (300, 200), (200, 300), (40, 500), (480, 640), (300, 200), (28, 28)]  # height, width
-FREE = ("qwen2_5_vl", "qwen3_vl")
+FREE = ("qwen2_5_vl", "qwen3_vl", "mistral3")
 RETENTION = {
     "llava_next": 0.098,
     "llava_onevision": 0.098,
     "internvl": 0.2,
-    **dict.fromkeys(FREE, 0.33),
+    **dict.fromkeys(FREE, 0.33),  # merged from 2 x 2 patches, and as many as the picture is large
 }  # of each family by default
 
 
@@ -111,10 +111,11 @@ def test_the_limit_of_tiles_is_the_users_and_part_of_the_fingerprint(model, corp
     assert job.described["model.max_tiles"] == job.config.model.max_tiles == 6, "the checkpoint's own"
 
 
-def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, corpus, tmp_path):
-    run_captions(prepare(load_config(settings(model("qwen2_5_vl"), corpus, tmp_path, **{"model.max_pixels": 50176}))))
-    assert max(row["num_visual_tokens"] for row in captions(tmp_path)) <= 64
-    assert json.loads((tmp_path / "fingerprint.json").read_text())["model.max_pixels"] == 50176
+@pytest.mark.parametrize(("family", "pixels"), [("qwen2_5_vl", 64 * 28**2), ("mistral3", 64 * 14**2)])
+def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(family, pixels, model, corpus, tmp_path):
+    run_captions(prepare(load_config(settings(model(family), corpus, tmp_path, **{"model.max_pixels": pixels}))))
+    assert 50 <= max(row["num_visual_tokens"] for row in captions(tmp_path)) <= 64
+    assert json.loads((tmp_path / "fingerprint.json").read_text())["model.max_pixels"] == pixels
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,12 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, cor
         ("internvl", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures are stretched to their tiles"),
         ("internvl", {"model.max_pixels": 10**6}, "must be null: model.max_tiles limits the tiles"),
         ("internvl", {"model.max_tiles": 900, "unit.images": 256}, "unit.images must be at most 253 "),
+        ("mistral3", {"prune.method": "fastv"}, "fastv looks inside the language model, which runs for LLaVA alone"),
+        ("mistral3", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
+        ("mistral3", {"prune.method": "m3"}, "m3 makes tokens of several places, and Mistral-Small-3 needs the place"),
+        ("mistral3", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures keep their shape, got pad"),
+        ("mistral3", {"model.min_pixels": 100}, "must be null, as pictures are never enlarged, got 100"),
+        ("mistral3", {"model.max_pixels": 100}, "model.max_pixels must be at least 196, the 14 x 14 of one token"),
         ("llava_next", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
         ("qwen3_vl", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
     ],

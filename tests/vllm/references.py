@@ -7,7 +7,7 @@ token, and that of the last row with kept tokens, if the picture's end stands be
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -195,11 +195,24 @@ def answer(model: Any, ids: Tensor, visible: Tensor, positions: Tensor, rows: Te
     return tokens, torch.stack(logprobs)
 
 
+def padded(pictures: Sequence[Picture]) -> list[Picture]:
+    """The pictures as one batch of pixels, Mistral's with zeros at the right and below: the model knows their sizes."""
+    if not pictures[0].columns:
+        return list(pictures)
+    height, width = torch.cat([each.inputs["image_sizes"] for each in pictures]).amax(dim=0).tolist()
+    made = []
+    for each in pictures:
+        pixels = each.inputs["pixel_values"]
+        pixels = torch.nn.functional.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
+        made.append(replace(each, inputs=each.inputs | {"pixel_values": pixels}))
+    return made
+
+
 @torch.no_grad()
 def stock_answer(model: Any, pictures: Sequence[Picture]) -> list[int]:
     """transformers' own `generate` on the whole pictures."""
     ids = torch.tensor([whole_ids(pictures, model)])
-    inputs = {name: torch.cat([each.inputs[name] for each in pictures]) for name in pictures[0].inputs}
+    inputs = {name: torch.cat([each.inputs[name] for each in padded(pictures)]) for name in pictures[0].inputs}
     if pictures[0].grid is not None:
         inputs["mm_token_type_ids"] = (ids == IMAGE).int()
     done = model.generate(

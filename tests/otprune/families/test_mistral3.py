@@ -293,10 +293,7 @@ def test_other_ends_of_rows_give_other_answers(model, ends):
         return line_span(np.array([*tokens[:-1], model.id("[IMG_END]")]))
 
     changed = [
-        [
-            (rows, other(size, index, span))
-            for (rows, span), size, index in zip(pictures, sizes, indices, strict=True)
-        ]
+        [(rows, other(size, index, span)) for (rows, span), size, index in zip(pictures, sizes, indices, strict=True)]
         for pictures, (_, sizes), indices in zip(visual, PROMPTS, kept, strict=True)
     ]
     far = (answer(model, changed, encoded(model)) - found)[:, 0].abs().amax(dim=-1)

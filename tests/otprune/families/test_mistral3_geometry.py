@@ -155,7 +155,12 @@ def test_a_token_of_no_single_place_is_in_no_row():
 def test_a_checkpoint_travels_with_its_geometry(tmp_path):
     found = read_checkpoint(str(MAKERS["mistral3"](tmp_path)), Options(max_pixels=50 * 196))
     assert pickle.loads(pickle.dumps(found)) == found
-    assert (found.geometry.axes, found.geometry.fixed, found.geometry.tiled, found.family) == (1, None, False, "mistral3")
+    assert (found.geometry.axes, found.geometry.fixed, found.geometry.tiled, found.family) == (
+        1,
+        None,
+        False,
+        "mistral3",
+    )
     assert (found.geometry.max_pixels, found.geometry.longest, found.geometry.token) == (50 * 196, 150, 14)
     assert found.options == Options(max_pixels=50 * 196)
     assert read_checkpoint(str(tmp_path), found.options).geometry == found.geometry
