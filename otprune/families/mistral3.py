@@ -15,7 +15,8 @@ each of them, [IMG_END] behind the last. A row without kept tokens loses its [IM
 - The gap in height that an empty row leaves is lost to the positions, as gaps between kept tokens are in every model
   with one axis. The tower's rotary positions still are in the tokens themselves.
 
-So K kept tokens take K ids and one more for each row that keeps any: 342 + 28 of a photograph of 1024 x 768 pixels.
+So K kept tokens take K ids and one more for each row that keeps any: 342 and at most 28 of a photograph of 1024 x 768
+pixels.
 
 Departures:
 - Pictures have at most `MOST_TOKENS` tokens unless the user says otherwise. transformers' image processor limits the
