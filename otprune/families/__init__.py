@@ -10,6 +10,7 @@ from otprune.families.llava import LLAVA
 from otprune.families.llava_next import LLAVA_NEXT
 from otprune.families.llava_onevision import LLAVA_ONEVISION
 from otprune.families.qwen_vl import QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE
+from otprune.families.smolvlm import IDEFICS3, SMOLVLM
 
 __all__ = [
     "FAMILIES",
@@ -25,5 +26,5 @@ __all__ = [
     "collect",
 ]
 
-FAMILIES = collect(LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, INTERNVL)
+FAMILIES = collect(LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, INTERNVL, SMOLVLM, IDEFICS3)
 """`model_type` -> family."""
