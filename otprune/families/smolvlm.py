@@ -3,8 +3,8 @@
 A picture is scaled until its longer side is the checkpoint's longest edge, stretched to whole square tiles, and cut.
 The whole of it, squeezed into one tile more, stands behind the tiles: the overview. In each tile merge x merge patches
 of the tower make one visual token (pixel shuffle): 81 of a tile of 384 pixels of SmolVLM2-2.2B. Between the tiles stand
-token ids of text: a label in front of each tile (`<fake_token_around_image><row_1_col_2>`), a line break behind each row
-of tiles, and an end behind the overview.
+token ids of text: a label in front of each tile (`<fake_token_around_image><row_1_col_2>`), a line break behind each
+row of tiles, and an end behind the overview.
 """
 
 from collections.abc import Callable, Mapping
@@ -69,8 +69,8 @@ class LabelledTiles:
         check_side(self.side)
         if self.side % 2 or self.edge % 2 or not self.side <= self.edge <= MOST_EDGE:
             raise ValueError(
-                f"the side of a tile and the longest edge must be even, and the edge {self.side} to {MOST_EDGE} pixels, "
-                f"got {self.side} and {self.edge}"
+                "the side of a tile and the longest edge must be even, and the edge "
+                f"{self.side} to {MOST_EDGE} pixels, got {self.side} and {self.edge}"
             )
         if not 1 <= self.max_tiles <= self.most_rows**2:
             raise ValueError(
@@ -126,7 +126,7 @@ class LabelledTiles:
         return next(edge for edge, count in zip(edges, counts, strict=True) if count <= limit)
 
     def _fewer(self, count: int) -> int:
-        """The most tiles with at most the visual tokens that `retention` keeps of those of `count` tiles; 1 at least."""
+        """The most tiles with at most the tokens that `retention` keeps of those of `count` tiles; 1 at least."""
         crops = num_kept(self.retention, self.num_tokens * num_crops(count)) // self.num_tokens
         return max(1, crops - 1)  # one of the crops is the overview
 
@@ -140,17 +140,17 @@ class LabelledTiles:
     def span(self, size: Size, kept: np.ndarray, image_token: int) -> Span:
         """The kept tokens of each crop behind its label.
 
-        Every label and line break stays, also those of a tile that keeps no token. A label names the place of the tokens
-        behind it, and the model has only ever read whole grids of labels: with gaps, rows would lose their first tile or
-        all of it, which it has never seen. A label is two ids, where a tile has 64 to 169 tokens. So the length of a
-        span follows from the picture's size and the number of its kept tokens alone.
+        Every label and line break stays, also those of a tile that keeps no token. A label names the place of the
+        tokens behind it, and the model was trained on whole grids of labels: with gaps, the rows and columns that it
+        can read off them would be others than the picture's. A label is two ids, where a tile has 64 to 169 tokens. And
+        so the length of a span follows from the picture's size and the number of its kept tokens alone.
 
         Raises:
             ValueError: for a token that belongs to no single place, or lies outside the picture.
         """
         pieces = self.texts.get(self.tiles(size))
         if pieces is None:
-            raise ValueError(f"the geometry must hold the text between {self.tiles(size)} tiles, which with_texts adds")
+            raise ValueError(f"the geometry must hold the text between {self.tiles(size)} tiles, see with_texts")
         crops = len(pieces) - 1
         if len(kept) and not 0 <= kept.min() <= kept.max() < crops * self.num_tokens:
             raise ValueError(
@@ -232,8 +232,8 @@ def with_texts(
                     pieces[-1].append(token)
             if len(pieces) != num_crops(rows * columns) + 1:
                 raise ValueError(
-                    f"the tokenizer must find {num_crops(rows * columns)} times the token {image_token} in a picture of "
-                    f"{rows} x {columns} tiles, found {len(pieces) - 1}"
+                    f"the tokenizer must find {num_crops(rows * columns)} times the token {image_token} in a picture "
+                    f"of {rows} x {columns} tiles, found {len(pieces) - 1}"
                 )
             texts[rows, columns] = tuple(map(tuple, pieces))
     return replace(geometry, texts=texts)
