@@ -8,7 +8,7 @@ row of tiles, and an end behind the overview.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil, isqrt
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class LabelledTiles:
     shorter one, the largest multiple of `side` that leaves it no more. With `retention` below 1 it is so short that the
     picture has at most that share of its tokens, but one tile at least.
 
-    `texts` holds the token ids between the tiles for each (rows, columns) of tiles; `with_texts` fills it in.
+    `texts[rows - 1][columns - 1]` holds the token ids between the tiles of a grid; `with_texts` fills it in.
     """
 
     side: int
@@ -60,7 +60,7 @@ class LabelledTiles:
     background: Color
     resample: Filter = "lanczos"
     retention: float = 1.0
-    texts: Mapping[tuple[int, int], Pieces] = field(default_factory=dict)
+    texts: tuple[tuple[Pieces, ...], ...] = ()
     axes: int = 1
     fixed: int | None = None
     tiled: bool = True
@@ -148,9 +148,10 @@ class LabelledTiles:
         Raises:
             ValueError: for a token that belongs to no single place, or lies outside the picture.
         """
-        pieces = self.texts.get(self.tiles(size))
-        if pieces is None:
-            raise ValueError(f"the geometry must hold the text between {self.tiles(size)} tiles, see with_texts")
+        rows, columns = self.tiles(size)
+        if not self.texts:
+            raise ValueError("the geometry must hold the text between tiles: with_texts adds it")
+        pieces = self.texts[rows - 1][columns - 1]
         crops = len(pieces) - 1
         if len(kept) and not 0 <= kept.min() <= kept.max() < crops * self.num_tokens:
             raise ValueError(
@@ -221,22 +222,26 @@ def with_texts(
     Raises:
         ValueError: if the tokenizer does not see one image token for each crop.
     """
-    texts: dict[tuple[int, int], Pieces] = {}
-    for rows in range(1, geometry.most_rows + 1):
-        for columns in range(1, geometry.most_rows + 1):
-            pieces: list[list[int]] = [[]]
-            for token in encode(layout(rows, columns, image)):
-                if token == image_token:
-                    pieces.append([])
-                else:
-                    pieces[-1].append(token)
-            if len(pieces) != num_crops(rows * columns) + 1:
-                raise ValueError(
-                    f"the tokenizer must find {num_crops(rows * columns)} times the token {image_token} in a picture "
-                    f"of {rows} x {columns} tiles, found {len(pieces) - 1}"
-                )
-            texts[rows, columns] = tuple(map(tuple, pieces))
+    sides = range(1, geometry.most_rows + 1)
+    texts = tuple(
+        tuple(cut(encode(layout(rows, columns, image)), image_token, num_crops(rows * columns)) for columns in sides)
+        for rows in sides
+    )
     return replace(geometry, texts=texts)
+
+
+def cut(ids: list[int], image_token: int, crops: int) -> Pieces:
+    """What stands in `ids` before, between and behind the image tokens of `crops` crops.
+
+    Raises:
+        ValueError: if there are more image tokens or fewer.
+    """
+    places = [i for i, token in enumerate(ids) if token == image_token]
+    if len(places) != crops:
+        raise ValueError(
+            f"the tokenizer must find the image token {image_token} {crops} times in {crops} crops, found {len(places)}"
+        )
+    return tuple(tuple(ids[start + 1 : end]) for start, end in zip([-1, *places], [*places, len(ids)], strict=True))
 
 
 def add_texts(geometry: Geometry, image: str, image_token: int, encode: Callable[[str], list[int]]) -> Geometry:

@@ -23,6 +23,8 @@ RETENTION = {
     "llava_next": 0.098,
     "llava_onevision": 0.098,
     "internvl": 0.2,
+    "smolvlm": 0.33,
+    "idefics3": 0.33,
     **dict.fromkeys(FREE, 0.33),
 }  # of each family by default
 
@@ -111,6 +113,16 @@ def test_the_limit_of_tiles_is_the_users_and_part_of_the_fingerprint(model, corp
     assert job.described["model.max_tiles"] == job.config.model.max_tiles == 6, "the checkpoint's own"
 
 
+def test_labels_are_part_of_the_prompt_and_a_limit_of_tiles_shortens_the_longest_edge(model, corpus, tmp_path):
+    keys = {"model.max_tiles": 4, "prune.method": "resize", "prune.retention": 1.0}
+    run_captions(prepare(load_config(settings(model("smolvlm"), corpus, tmp_path, **keys))))
+    rows = captions(tmp_path)
+    assert {row["num_visual_tokens"] for row in rows} == {48, 80}  # 1 x 2 tiles or 2 x 2, and the overview
+    texts = {row["num_prompt_tokens"] - row["num_kept_tokens"] for row in rows}
+    # A label is 2 ids, and so is what stands around them: a line break for each row and one more, and the end.
+    assert max(texts) - min(texts) == (2 * 5 + 2) - (2 * 3 + 1)
+
+
 def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, corpus, tmp_path):
     run_captions(prepare(load_config(settings(model("qwen2_5_vl"), corpus, tmp_path, **{"model.max_pixels": 50176}))))
     assert max(row["num_visual_tokens"] for row in captions(tmp_path)) <= 64
@@ -138,6 +150,12 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, cor
         ("internvl", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures are stretched to their tiles"),
         ("internvl", {"model.max_pixels": 10**6}, "must be null: model.max_tiles limits the tiles"),
         ("internvl", {"model.max_tiles": 900, "unit.images": 256}, "unit.images must be at most 253 "),
+        ("smolvlm", {"prune.method": "fastv"}, "fastv looks inside the language model, which runs for LLaVA alone"),
+        ("smolvlm", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
+        ("smolvlm", {"prune.method": "m3"}, "m3 makes tokens of several, which has not been tried with SmolVLM"),
+        ("smolvlm", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures are stretched to their tiles"),
+        ("smolvlm", {"model.max_pixels": 10**6}, "must be null: model.max_tiles limits the tiles"),
+        ("smolvlm", {"model.max_tiles": 12}, "max_tiles must be 1 to 9, the tiles of a square picture"),
         ("llava_next", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
         ("qwen3_vl", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
     ],
