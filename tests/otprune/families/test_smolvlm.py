@@ -89,7 +89,8 @@ def model(request, tmp_path_factory) -> Model:
     decoder.end_tokens = []  # every answer has NEW_TOKENS tokens
     images = IMAGES[request.param].from_pretrained(folder)
     # SmolVLM's own processor needs num2words, which is no dependency here. It writes the same for pictures (see below).
-    processor = Idefics3Processor(images, decoder.tokenizer, 16, chat_template=decoder.tokenizer.chat_template)
+    template: Any = decoder.tokenizer.chat_template
+    processor = Idefics3Processor(images, decoder.tokenizer, 16, chat_template=template)
     return Model(checkpoint, load_encoder(checkpoint, **CPU), decoder, whole, images, processor)
 
 
@@ -237,7 +238,8 @@ def test_a_prompt_with_whole_spans_is_the_one_that_transformers_processor_makes(
 @pytest.mark.parametrize("tiles", [9, 1])
 def test_a_span_is_what_both_processors_write_for_a_picture(model, tiles):
     checkpoint = read_checkpoint(str(model.checkpoint.path), Options(max_tiles=tiles))
-    geometry, tokenizer = checkpoint.geometry, model.decoder.tokenizer
+    geometry: Any = checkpoint.geometry
+    tokenizer = model.decoder.tokenizer
     names = {"fake_image_token": "<fake_token_around_image>", "image_token": "<image>", "image_seq_len": 16}
     processor: Any = SimpleNamespace(**names, global_image_tag="<global-img>")
     for size in (LANDSCAPE, PORTRAIT, SQUARE):

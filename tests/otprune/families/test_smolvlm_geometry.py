@@ -1,6 +1,7 @@
 """The geometry of SmolVLM2 and Idefics3 against their own processor, and against the definitions."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_token_counts_are_those_of_the_processor(side, edge, grid, rows, tokeniz
 @pytest.mark.parametrize(("side", "edge"), [(28, 112), (28, 100), (26, 146), (30, 30), (28, 30)])
 def test_sizes_are_those_of_the_pictures_that_the_processor_cuts(side, edge):
     """Also where the longest edge is no multiple of a tile's side, where the processor's own count differs."""
-    processor = Idefics3ImageProcessorPil(size={"longest_edge": edge}, max_image_size={"longest_edge": side})
+    processor: Any = Idefics3ImageProcessorPil(size={"longest_edge": edge}, max_image_size={"longest_edge": side})
     for height, width in sizes():
         if max(height, width) > side * min(height, width) or max(height, width) > 2000:
             continue
@@ -192,7 +193,7 @@ def test_retention_of_a_smaller_picture_is_checked():
 
 @pytest.mark.parametrize("name", ["smolvlm", "idefics3"])
 def test_a_checkpoint_travels_with_its_geometry(tmp_path, name):
-    found = read_checkpoint(str(MAKERS[name](tmp_path)))
+    found: Any = read_checkpoint(str(MAKERS[name](tmp_path)))
     copy = pickle.loads(pickle.dumps(found))
     assert (copy, hash(copy)) == (found, hash(found))
     assert (found.geometry.axes, found.geometry.fixed, found.geometry.tiled, found.levels) == (1, None, True, 0)
@@ -201,7 +202,7 @@ def test_a_checkpoint_travels_with_its_geometry(tmp_path, name):
     assert found.options == Options(max_tiles=9)
     assert found.row_width == 64
     assert found.class_attention is False
-    fewer = read_checkpoint(str(tmp_path), Options(max_tiles=4))
+    fewer: Any = read_checkpoint(str(tmp_path), Options(max_tiles=4))
     assert (fewer.geometry.most_visual, fewer.options.max_tiles) == (80, 4)
 
 

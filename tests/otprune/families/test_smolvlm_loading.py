@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,8 @@ def test_shards_give_what_one_file_gives(tmp_path):
 def test_each_half_holds_its_own_weights_and_nothing_else(tmp_path):
     folder = make_smolvlm(tmp_path)
     checkpoint = read_checkpoint(str(folder))
-    tower, language = load_encoder(checkpoint, **CPU).state_dict(), load_decoder(checkpoint, **CPU).model.state_dict()
+    encoder: Any = load_encoder(checkpoint, **CPU)
+    tower, language = encoder.state_dict(), load_decoder(checkpoint, **CPU).model.state_dict()
     assert {part.split(".")[0] for part in tower} == {"tower", "projector"}
     assert {part.split(".")[0] for part in language} == {"model", "lm_head"}
     assert len(tower) + len(language) == len(load_file(folder / "model.safetensors"))
