@@ -140,7 +140,8 @@ class PatchVisionShape:
 class ModelShape:
     """The sizes of a model: vision tower with what makes visual tokens of its output, and language model.
 
-    Behind a `VisionShape` stands LLaVA's two-layer MLP projector (vision -> hidden -> hidden).
+    Behind a `VisionShape` stands LLaVA's two-layer MLP projector (vision -> hidden -> hidden), or its
+    `projector_matrices`.
     """
 
     vision: VisionShape | PatchVisionShape
