@@ -56,9 +56,7 @@ class VisionShape:
     class_tokens: int = 1
     feature_layers: int = 1  # whose states the projector reads side by side
     merge: int = 1  # the projector reads merge x merge patches as one
-    projector_matrices: int = (
-        2  # the last one and, if there are more, those before it are as wide as the language model
-    )
+    projector_matrices: int = 2  # each but the first is as wide as the language model on both sides
 
     @classmethod
     def from_config(
