@@ -77,7 +77,7 @@ def vision_flops(shape: VisionShape | PatchVisionShape, *, crops: int = 1, frame
 def projector_flops(
     model: ModelShape, *, crops: int = 1, frame: tuple[int, int] | None = None, num_tokens: int | None = None
 ) -> int:
-    """Multiply-adds of what makes visual tokens of the tower's output: LLaVA's two-layer MLP, or mergers.
+    """Multiply-adds of what makes visual tokens of the tower's output: an MLP of one or two layers, or mergers.
 
     Args:
         crops, frame: as of `vision_flops`.
@@ -89,7 +89,7 @@ def projector_flops(
         merged = vision.hidden * vision.merge**2
         widths = (merged, *(vision.inner or (merged,)), vision.out)
         return vision.mergers * num_tokens * sum(before * after for before, after in pairwise(widths))
-    return num_tokens * (vision.width + width) * width
+    return num_tokens * (vision.width + (vision.projector_matrices - 1) * width) * width
 
 
 def count_tokens(shape: VisionShape | PatchVisionShape, *, crops: int = 1, frame: tuple[int, int] | None = None) -> int:

@@ -56,6 +56,7 @@ class VisionShape:
     class_tokens: int = 1
     feature_layers: int = 1  # whose states the projector reads side by side
     merge: int = 1  # the projector reads merge x merge patches as one
+    projector_matrices: int = 2  # each but the first is as wide as the language model on both sides
 
     @classmethod
     def from_config(
@@ -139,7 +140,8 @@ class PatchVisionShape:
 class ModelShape:
     """The sizes of a model: vision tower with what makes visual tokens of its output, and language model.
 
-    Behind a `VisionShape` stands LLaVA's two-layer MLP projector (vision -> hidden -> hidden).
+    Behind a `VisionShape` stands LLaVA's two-layer MLP projector (vision -> hidden -> hidden), or its
+    `projector_matrices`.
     """
 
     vision: VisionShape | PatchVisionShape

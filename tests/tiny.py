@@ -11,6 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
@@ -35,13 +37,17 @@ from transformers import (
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message.role.upper() }}: {% for part in message.content %}"
@@ -73,6 +79,17 @@ MISTRAL_TEMPLATE = (
     "[/INST]{% endif %}{% endfor %}"
 )
 MISTRAL_TOKENS = ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG_END]", "[IMG]", "[IMG_BREAK]")
+# SmolVLM2's: no space behind the colon where a picture follows.
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}:"
+    "{% if message.content[0].type != 'image' %} {% endif %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+SMOLVLM_TOKENS = (
+    *("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", "<|im_start|>"),
+    *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+)
 INTERNVL_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>")
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -237,6 +254,37 @@ def make_internvl(folder: Path, *, decoder: str = "qwen2", tie: bool = False, **
     return save(InternVLForConditionalGeneration(config), folder, processor, **options)
 
 
+def make_smolvlm(folder: Path, *, tie: bool = False, **options: Any) -> Path:
+    return _make_smolvlm(folder, SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil, tie, options)
+
+
+def make_idefics3(folder: Path, *, tie: bool = False, **options: Any) -> Path:
+    return _make_smolvlm(
+        folder, Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil, tie, options
+    )
+
+
+def _make_smolvlm(folder: Path, config: Any, model: Any, images: Any, tie: bool, options: dict[str, Any]) -> Path:
+    """Tiles of 58 x 58 pixels, 8 x 8 patches of 7 and 2 pixels left over, as the released 384 have 27 x 27 and 6."""
+    tokenizer = save_tokenizer(folder, SMOLVLM_TOKENS, SMOLVLM_TEMPLATE)
+    vision = {name: CLIP[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    text = LlamaConfig(**TEXT, vocab_size=len(tokenizer), rope_parameters=rope, tie_word_embeddings=tie)
+    described = config(
+        text_config=text,
+        vision_config={**vision, "num_attention_heads": 2, "image_size": 58, "patch_size": 7},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=0,
+        tie_word_embeddings=tie,
+    )
+    mean = [0.5, 0.5, 0.5]
+    processor = images(
+        size={"longest_edge": 3 * 58}, max_image_size={"longest_edge": 58}, image_mean=mean, image_std=mean
+    )
+    return save(model(described), folder, processor, **options)
+
+
 def make_qwen2_5_vl(folder: Path, *, tie: bool = False, **options: Any) -> Path:
     tokenizer = save_tokenizer(folder, (*VISION_TOKENS, "<|im_start|>", "<|im_end|>"), QWEN_TEMPLATE)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
@@ -337,5 +385,7 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "qwen3_vl_moe": make_qwen3_vl_moe,
     "internvl": make_internvl,
     "mistral3": make_mistral3,
+    "smolvlm": make_smolvlm,
+    "idefics3": make_idefics3,
 }
 """Family -> function that makes a checkpoint of it in a folder, and returns the folder."""

@@ -11,6 +11,7 @@ from otprune.families.llava_next import LLAVA_NEXT
 from otprune.families.llava_onevision import LLAVA_ONEVISION
 from otprune.families.mistral3 import MISTRAL3
 from otprune.families.qwen_vl import QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE
+from otprune.families.smolvlm import IDEFICS3, SMOLVLM
 
 __all__ = [
     "FAMILIES",
@@ -26,5 +27,7 @@ __all__ = [
     "collect",
 ]
 
-FAMILIES = collect(LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, INTERNVL, MISTRAL3)
+FAMILIES = collect(
+    LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, INTERNVL, MISTRAL3, SMOLVLM, IDEFICS3
+)
 """`model_type` -> family."""

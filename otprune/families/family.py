@@ -97,6 +97,11 @@ class Family:
     finish_prompt: Callable[[str, str], str] = lambda prompt, image_token: prompt
     """(prompt that a chat template has written, text of the image token) -> the prompt with what the family's processor
     adds to it around an image token."""
+    add_texts: Callable[[Geometry, str, int, Callable[[str], list[int]]], Geometry] | None = None
+    """(geometry, text of the image token, its id, (text) -> token ids) -> the geometry with the ids of the text that
+    stands among a picture's tokens; None if there is no such text.
+
+    Raises ValueError if the tokenizer does not fit."""
     refuses: Callable[..., str | None] = lambda method, checkpoint, settings=None: None
     """(Method, Checkpoint, settings of the method or None) -> why the method cannot run in this family; None if it
     can."""

@@ -42,6 +42,7 @@ class Frame:
     resample: Filter = "bicubic"  # where the fit is stretch; every other fit is bicubic
     tile: int = 0  # side of the square tiles that the frame is cut into, with an overview besides; 0: no tiles
     overview: Overview = "first"  # where the overview stands, if there are tiles
+    via: Size | None = None  # what the picture is stretched to first; its overview is then made of the frame
 
     @property
     def rows(self) -> int:

@@ -131,7 +131,9 @@ def check_fixed_size(options: Options) -> None:
 def check_no_tiles(options: Options) -> None:
     """Raises ValueError for a number of tiles, in families where it cannot be chosen."""
     if options.max_tiles is not None:
-        raise ValueError("model.max_tiles must be null: the number of tiles can be chosen for InternVL alone")
+        raise ValueError(
+            "model.max_tiles must be null: the number of tiles can be chosen for InternVL and SmolVLM alone"
+        )
 
 
 def vision_shape(config: Any) -> VisionShape:

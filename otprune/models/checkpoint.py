@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoTokenizer
 
-from otprune.families import FAMILIES, Family, Geometry, ImageProcessor, Options
+from otprune.families import FAMILIES, Facts, Family, Geometry, ImageProcessor, Options
 from otprune.families.family import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
-from otprune.shapes import LanguageShape, ModelShape, VisionShape
+from otprune.shapes import LanguageShape, ModelShape, PatchVisionShape, VisionShape
 
 WHOLE_FILE_BYTES = 64 * 2**20  # files up to this size are hashed completely
 BLOCK_BYTES = 4096  # of larger files, three blocks of this size are hashed for each tensor
@@ -36,7 +36,7 @@ class Checkpoint:
     language: LanguageShape
     language_type: str  # `model_type` of the language model
     max_length: int  # longest context, in tokens
-    vision: VisionShape  # up to the layer that the model reads
+    vision: VisionShape | PatchVisionShape  # up to the layer that the model reads
     geometry: Geometry  # of the pictures as the tower gets them
     whole_geometry: Geometry  # the same, unless the method sends smaller pictures
     options: Options  # with which the geometry was read; the checkpoint's own values in place of `auto` and None
@@ -83,6 +83,7 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder / 'config.json'} must describe a {family.title}: {reason}") from error
     folder = folder.resolve()
+    geometry = facts.geometry if family.add_texts is None else _with_texts(family, facts, folder)
     return Checkpoint(
         path=folder,
         name=path,
@@ -91,8 +92,8 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         language_type=parsed.text_config.model_type,
         max_length=parsed.text_config.max_position_embeddings,
         vision=facts.vision,
-        geometry=facts.geometry,
-        whole_geometry=facts.geometry,
+        geometry=geometry,
+        whole_geometry=geometry,
         options=facts.options,
         mean=processor.mean,
         std=processor.std,
@@ -101,6 +102,26 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         levels=facts.levels,
         digest=weights_digest(folder, config=stored),
     )
+
+
+def _with_texts(family: Family, facts: Facts, folder: Path) -> Geometry:
+    """The geometry with the token ids of what `family.add_texts` encodes.
+
+    Raises:
+        CheckpointError: if the folder holds no tokenizer with the image token, or one that does not fit.
+    """
+    assert family.add_texts is not None
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        image = tokenizer.convert_ids_to_tokens(facts.image_token)
+        if not isinstance(image, str):
+            raise ValueError(f"it holds no token {facts.image_token}, the image token of config.json")
+        return family.add_texts(
+            facts.geometry, image, facts.image_token, lambda text: tokenizer(text, add_special_tokens=False).input_ids
+        )
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder} must hold the tokenizer of a {family.title}: {reason}") from error
 
 
 def resolve_checkpoint(path: str, *, families: Sequence[str] = tuple(FAMILIES), key: str = "model.path") -> Path:
@@ -234,7 +255,8 @@ def _from_hub(path: str, key: str) -> Path:
 def image_processor(folder: Path, tower: str = "") -> ImageProcessor:
     """The image processor in processor_config.json or preprocessor_config.json.
 
-    Without statistics, it has those of the tower, whose `model_type` is `tower`: SigLIP's, or else CLIP's.
+    Without statistics, it has those of the tower, whose `model_type` is `tower`: SigLIP's, which SmolVLM's and
+    Idefics3's is, or else CLIP's.
     """
     settings: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
@@ -244,7 +266,7 @@ def image_processor(folder: Path, tower: str = "") -> ImageProcessor:
             if "image_mean" in settings:
                 mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
                 return ImageProcessor(mean=mean, std=std, settings=settings)
-    if tower.startswith("siglip"):
+    if tower.startswith(("siglip", "smolvlm", "idefics3")):
         return ImageProcessor(mean=SIGLIP_MEAN, std=SIGLIP_STD, settings=settings)
     return ImageProcessor(mean=CLIP_MEAN, std=CLIP_STD, settings=settings)
 

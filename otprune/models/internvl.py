@@ -59,10 +59,12 @@ class InternVLEncoder(nn.Module):
         *,
         merge: int,
         row_width: int,
+        class_tokens: int = 1,
     ):
         super().__init__()
         self.tower, self.projector = tower, projector
         self.merge, self.row_width, self.dtype = merge, row_width, tower.dtype
+        self.class_tokens = class_tokens
         # Not persistent: the statistics come from the preprocessor's file and are no weights of the checkpoint.
         self.register_buffer("mean", torch.tensor(mean, device=tower.device).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=tower.device).view(1, 3, 1, 1), persistent=False)
@@ -91,7 +93,7 @@ class InternVLEncoder(nn.Module):
         pixels = pixels.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
         pixels = (pixels.float() / 255 - self.mean) / self.std
         hidden = self.tower(pixels.to(self.dtype)).last_hidden_state
-        return self.projector(self.shuffle(hidden[:, 1:]))  # the class token comes first
+        return self.projector(self.shuffle(hidden[:, self.class_tokens :]))  # class tokens come first
 
     def shuffle(self, patches: Tensor) -> Tensor:
         """[B, N, merge * merge * W] from patches [B, P, W] in raster order: those of a token one behind the other.

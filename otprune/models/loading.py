@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from otprune.models.checkpoint import Checkpoint, CheckpointError, read_header, weight_files
 
 HEAD_PREFIX = r"^(model\.)?language_model\.(?=lm_head\.)"
-LANGUAGE_PREFIX = r"^(model\.)?language_model\.(model\.)?"
+LANGUAGE_PREFIX = r"^(model\.)?(language_model|text_model)\.(model\.)?"
 
 
 def load_causal_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str) -> Any:

@@ -9,6 +9,8 @@ ARCHITECTURES = {
     "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
+    "Idefics3ForConditionalGeneration": "idefics3",
+    "SmolVLMForConditionalGeneration": "smolvlm",
     "InternVLForConditionalGeneration": "interns1:InternS1ForConditionalGeneration",
     "Mistral3ForConditionalGeneration": "mistral3",
 }

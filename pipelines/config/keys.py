@@ -68,7 +68,8 @@ class ModelConfig:
         low=1,
     )
     max_tiles: int | None = key(
-        "InternVL: cut an image into at most this many tiles, its overview not counted; null: the checkpoint's own, 12",
+        "InternVL, SmolVLM: cut an image into at most this many tiles, its overview not counted; null: the "
+        "checkpoint's own, 12 and 16",
         None,
         low=1,
     )

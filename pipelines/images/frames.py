@@ -2,7 +2,9 @@
 
 Tiles are written from transformers' `LlavaNextImageProcessor` and `GotOcr2ImageProcessor`: the picture is scaled into
 the frame and centred on black, or stretched to the frame, and cut into tiles. The overview is the whole picture
-squeezed into one tile. LLaVA-OneVision's processor does to a single picture what LLaVA-1.6's does.
+squeezed into one tile. LLaVA-OneVision's processor does to a single picture what LLaVA-1.6's does. As transformers'
+`Idefics3ImageProcessor` does, a frame that says so gets the picture by way of another size, and the overview is then
+made of the frame.
 
 Departures:
 - EXIF orientation and alpha are handled as in `decode.py`; JPEGs that become tiles are decoded at full size.
@@ -21,6 +23,8 @@ _BICUBIC = Image.Resampling.BICUBIC
 
 def render(raster: Raster, frame: Frame, background: tuple[int, int, int]) -> np.ndarray:
     """The picture as uint8 of `frame.shape`. `background` is the colour of bars, except around tiles."""
+    if frame.via:
+        raster = _held(resize_stretch(raster, *frame.via, frame.resample))
     if frame.tile:
         return cut_tiles(raster, frame)
     match frame.fit:
@@ -44,8 +48,13 @@ def cut_tiles(raster: Raster, frame: Frame) -> np.ndarray:
         resample = "bicubic"
         canvas = np.asarray(_contained(raster, frame))
     tiles = canvas.reshape(frame.rows, side, frame.columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-    overview = resize_stretch(raster, side, side, resample)[None]
+    overview = resize_stretch(_held(canvas) if frame.via else raster, side, side, resample)[None]
     return np.concatenate([overview, tiles] if frame.overview == "first" else [tiles, overview])
+
+
+def _held(pixels: np.ndarray) -> Raster:
+    """A raster of all pixels of a picture."""
+    return Raster(Image.fromarray(pixels), pixels.shape[1], pixels.shape[0])
 
 
 def _contained(raster: Raster, frame: Frame) -> Image.Image:

@@ -80,6 +80,19 @@ def test_a_stretched_picture_fills_its_tiles_and_the_frame_says_where_the_overvi
     np.testing.assert_array_equal(crops, np.stack([small, *tiles] if overview == "first" else [*tiles, small]))
 
 
+def test_a_picture_by_way_of_another_size_has_an_overview_of_its_frame():
+    image = noise(50, 70)
+    lanczos = Image.Resampling.LANCZOS
+    canvas = image.resize((64, 46), lanczos).resize((84, 56), lanczos)
+    small, tiles = np.asarray(canvas.resize((28, 28), lanczos)), np.asarray(canvas).reshape(2, 28, 3, 28, 3)
+    frame = Frame(56, 84, "stretch", "lanczos", tile=28, overview="last", via=(46, 64))
+    crops = render(Raster(image, 50, 70), frame, MEAN)
+    np.testing.assert_array_equal(crops[:-1], tiles.swapaxes(1, 2).reshape(6, 28, 28, 3))
+    np.testing.assert_array_equal(crops[-1], small)
+    alone = render(Raster(image, 50, 70), Frame(28, 28, "stretch", "lanczos", via=(46, 64)), MEAN)
+    np.testing.assert_array_equal(alone, np.asarray(image.resize((64, 46), lanczos).resize((28, 28), lanczos)))
+
+
 def test_where_the_overview_stands_changes_no_pixel_of_a_picture_with_bars():
     raster = Raster(noise(50, 20), 50, 20)
     first, last = (cut_tiles(raster, Frame(56, 84, "contain", tile=28, overview=end)) for end in ("first", "last"))

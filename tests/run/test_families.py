@@ -23,6 +23,7 @@ RETENTION = {
     "llava_next": 0.098,
     "llava_onevision": 0.098,
     "internvl": 0.2,
+    **dict.fromkeys(("smolvlm", "idefics3"), 0.33),
     **dict.fromkeys(FREE, 0.33),  # merged from 2 x 2 patches, and as many as the picture is large
 }  # of each family by default
 
@@ -111,6 +112,16 @@ def test_the_limit_of_tiles_is_the_users_and_part_of_the_fingerprint(model, corp
     assert job.described["model.max_tiles"] == job.config.model.max_tiles == 6, "the checkpoint's own"
 
 
+def test_labels_are_part_of_the_prompt_and_a_limit_of_tiles_shortens_the_longest_edge(model, corpus, tmp_path):
+    keys = {"model.max_tiles": 4, "prune.method": "resize", "prune.retention": 1.0}
+    run_captions(prepare(load_config(settings(model("smolvlm"), corpus, tmp_path, **keys))))
+    rows = captions(tmp_path)
+    # 1 x 3 or 2 x 2 tiles, and the overview. A label is 2 ids; a line break stands behind each row and behind the last.
+    texts = {row["num_visual_tokens"]: row["num_prompt_tokens"] - row["num_kept_tokens"] for row in rows}
+    assert set(texts) == {64, 80}
+    assert texts[80] - texts[64] == (2 * 5 + 3) - (2 * 4 + 2)
+
+
 @pytest.mark.parametrize(("family", "pixels"), [("qwen2_5_vl", 64 * 28**2), ("mistral3", 64 * 14**2)])
 def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(family, pixels, model, corpus, tmp_path):
     run_captions(prepare(load_config(settings(model(family), corpus, tmp_path, **{"model.max_pixels": pixels}))))
@@ -145,6 +156,12 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(family, pi
         ("mistral3", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures keep their shape, got pad"),
         ("mistral3", {"model.min_pixels": 100}, "must be null, as pictures are never enlarged, got 100"),
         ("mistral3", {"model.max_pixels": 100}, "model.max_pixels must be at least 196, the 14 x 14 of one token"),
+        ("smolvlm", {"prune.method": "fastv"}, "fastv looks inside the language model, which runs for LLaVA alone"),
+        ("smolvlm", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
+        ("smolvlm", {"prune.method": "m3"}, "m3 makes tokens of several, which has not been tried with SmolVLM"),
+        ("smolvlm", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures are stretched to their tiles"),
+        ("smolvlm", {"model.max_pixels": 10**6}, "must be null: model.max_tiles limits the tiles"),
+        ("smolvlm", {"model.max_tiles": 12}, "max_tiles must be 1 to 9, the tiles of a square picture"),
         ("llava_next", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
         ("qwen3_vl", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
     ],

@@ -32,14 +32,16 @@ class Picture:
     rows: Tensor  # [N, W], with DeepStack's levels side by side
     grid: tuple[int, int] | None  # rows and columns of tokens; None without M-RoPE
     columns: int = 0  # Mistral: tokens of a row, behind which an end stands; 0: rows have none
+    labels: tuple[tuple[int, ...], ...] = ()  # ids in front of each crop's tokens, and behind the last one's
 
     @property
     def ids(self) -> list[int]:
         """What stands in the prompt for the whole picture."""
-        if not self.columns:
-            return [IMAGE] * len(self.rows)
-        rows = len(self.rows) // self.columns
-        return [*([*[IMAGE] * self.columns, BREAK] * rows)[:-1], END]
+        if self.columns:
+            rows = len(self.rows) // self.columns
+            return [*([*[IMAGE] * self.columns, BREAK] * rows)[:-1], END]
+        *labels, end = self.labels or ((), ())
+        return [t for label in labels for t in (*label, *[IMAGE] * (len(self.rows) // len(labels)))] + list(end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ def picture(model: Any, number: int) -> Picture:
     """Picture of noise `number` (0 .. 3), of a shape of its own where the family has shapes."""
     generator = torch.Generator().manual_seed(number)
     kind, rows, columns = model.config.model_type, *SIZES[number]
-    grid, in_row = None, 0
+    grid, in_row, labels = None, 0, ()
     if kind == "llava":
         inputs = {"pixel_values": torch.randn(1, 3, 112, 112, generator=generator)}
     elif kind in ("llava_next", "llava_onevision"):
@@ -77,6 +79,10 @@ def picture(model: Any, number: int) -> Picture:
         in_row, height, width = columns, 28 * rows, 28 * columns
         pixels = torch.randn(1, 3, height, width, generator=generator)
         inputs = {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+    elif kind in ("smolvlm", "idefics3"):
+        crops = (7, 13, 1, 5)[number]  # of 4 tokens each
+        inputs = {"pixel_values": torch.randn(1, crops, 3, 56, 56, generator=generator)}
+        labels = (*((50, 51 + crop) for crop in range(crops)), (50,))
     else:
         grid, vision = (rows, columns), model.config.vision_config
         merge, channels = vision.spatial_merge_size, getattr(vision, "in_channels", 3)
@@ -89,7 +95,7 @@ def picture(model: Any, number: int) -> Picture:
     features = out.pooler_output[0] if isinstance(out.pooler_output, tuple | list) else out.pooler_output
     levels = [level[0] for level in getattr(out, "deepstack_features", None) or ()]
     tokens = torch.cat([features.reshape(-1, features.shape[-1]), *levels], 1)
-    return Picture(inputs=inputs, rows=tokens, grid=grid, columns=in_row)
+    return Picture(inputs=inputs, rows=tokens, grid=grid, columns=in_row, labels=labels)
 
 
 @torch.no_grad()
@@ -109,8 +115,8 @@ def case(model: Any, pictures: Sequence[Picture], ratio: float) -> Case:
     if positions is None:
         positions = torch.cumsum(visible, 0)[None] - 1  # of hidden tokens: whatever they are
     spans = [
-        span(positions[:, places], each, np.array(whole)[places.numpy()])
-        for places, each in zip(kept, pictures, strict=True)
+        labelled_span(each, keep) if each.labels else span(positions[:, places], each, np.array(whole)[places.numpy()])
+        for places, keep, each in zip(kept, keeps, pictures, strict=True)
     ]
     tokens, logprobs = answer(model, torch.tensor(whole), visible, positions, torch.cat([p.rows for p in pictures]))
     return Case(
@@ -145,8 +151,8 @@ def prompt_ids(num_pictures: int, model: Any) -> list[int]:
 
 
 def whole_ids(pictures: Sequence[Picture], model: Any) -> list[int]:
-    each = iter(pictures)
-    return [t for i in prompt_ids(len(pictures), model) for t in (next(each).ids if i == IMAGE else [i])]
+    spans = iter(each.ids for each in pictures)
+    return [t for i in prompt_ids(len(pictures), model) for t in (next(spans) if i == IMAGE else [i])]
 
 
 def whole_positions(model: Any, pictures: Sequence[Picture], ids: list[int]) -> Tensor | None:
@@ -167,9 +173,18 @@ def span(positions: Tensor, picture: Picture, ids: np.ndarray) -> Span:
     return Span(ids, relative, num if picture.grid is None else max(picture.grid))
 
 
+def labelled_span(picture: Picture, keep: Tensor) -> Span:
+    """The span of a picture whose labels all stay: the whole one without the tokens that are not kept."""
+    whole = np.array(picture.ids)
+    stays = whole != IMAGE
+    stays[np.flatnonzero(~stays)[keep.numpy()]] = True
+    return Span(whole[stays], np.arange(stays.sum())[None], int(stays.sum()))
+
+
 def answer(model: Any, ids: Tensor, visible: Tensor, positions: Tensor, rows: Tensor) -> tuple[list[int], Tensor]:
     """NEW greedy tokens, and log-probabilities [NEW, vocabulary], of the language model alone."""
     base, embed, axes = model.model, model.get_input_embeddings(), len(positions)
+    language_model = base.text_model if hasattr(base, "text_model") else base.language_model
     image, width = (ids == IMAGE)[None], embed.weight.shape[1]
     main, *levels = rows.split(width, 1)
     embeds = embed(ids)[None].clone()
@@ -179,7 +194,7 @@ def answer(model: Any, ids: Tensor, visible: Tensor, positions: Tensor, rows: Te
         length = embeds.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool).tril() & visible | torch.eye(length, dtype=torch.bool)
         deepstack = {"visual_pos_masks": image, "deepstack_visual_embeds": levels} if levels else {}
-        hidden = base.language_model(
+        hidden = language_model(
             inputs_embeds=embeds,
             attention_mask=mask[None, None],
             position_ids=positions[:, None] if axes == 3 else positions,
@@ -212,7 +227,9 @@ def padded(pictures: Sequence[Picture]) -> list[Picture]:
 def stock_answer(model: Any, pictures: Sequence[Picture]) -> list[int]:
     """transformers' own `generate` on the whole pictures."""
     ids = torch.tensor([whole_ids(pictures, model)])
-    inputs = {name: torch.cat([each.inputs[name] for each in padded(pictures)]) for name in pictures[0].inputs}
+    # Crops of labelled pictures stand in one row of the batch: [1, crops, 3, side, side].
+    axis = 1 if pictures[0].labels else 0
+    inputs = {name: torch.cat([each.inputs[name] for each in padded(pictures)], axis) for name in pictures[0].inputs}
     if pictures[0].grid is not None:
         inputs["mm_token_type_ids"] = (ids == IMAGE).int()
     done = model.generate(

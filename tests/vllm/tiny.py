@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlavaConfig,
@@ -28,6 +30,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 IMAGE, START, END, VIDEO = 4, 5, 6, 7  # token ids: a picture's placeholder, and what stands before and behind it
@@ -191,9 +195,32 @@ def mistral3() -> torch.nn.Module:
     )
 
 
+def smolvlm() -> torch.nn.Module:
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(**idefics3_parts("smolvlm_vision")))
+
+
+def idefics3() -> torch.nn.Module:
+    return Idefics3ForConditionalGeneration(Idefics3Config(**idefics3_parts("idefics3_vision")))
+
+
+def idefics3_parts(tower: str) -> dict[str, Any]:
+    vision = {name: SIGLIP[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size", "image_size")}
+    return {
+        "text_config": {**TEXT, "model_type": "llama"},
+        "vision_config": {**vision, "model_type": tower, "num_hidden_layers": 2, "patch_size": 14},
+        "scale_factor": 2,
+        "image_token_id": IMAGE,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    }
+
+
 FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
     build.__name__: build
-    for build in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl, mistral3)
+    for build in (
+        *(llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe),
+        *(internvl, mistral3, smolvlm, idefics3),
+    )
 }
 
 

@@ -150,9 +150,11 @@ def test_options_that_fit_no_tiles_are_refused_in_one_line(tmp_path, options, me
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"internvl", "qwen3_vl_moe"}))
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"internvl", "smolvlm", "idefics3", "qwen3_vl_moe"}))
 def test_families_whose_tiles_cannot_be_chosen_refuse_a_number_of_them(tmp_path, name):
     folder = MAKERS[name](tmp_path)
-    with pytest.raises(CheckpointError, match=r"model\.max_tiles must be null: .* for InternVL alone") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"model\.max_tiles must be null: .* for InternVL and SmolVLM alone"
+    ) as caught:
         read_checkpoint(str(folder), Options(max_tiles=6))
     assert "\n" not in str(caught.value)

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-import sys
+import venv
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -40,10 +40,17 @@ def shipped(tmp_path) -> Path:
     return tmp_path / "job"
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # -I would hide the folder, too; without site-packages, nothing is installed.
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory) -> Path:
+    """The interpreter of an environment in which nothing is installed, neither for it nor for what it starts."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    return folder / "bin" / "python"
+
+
+def run(bare_python: Path, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VLLM_PLUGINS")}
-    command = [sys.executable, "-S", "driver.py", *arguments]
+    command = [str(bare_python), "driver.py", *arguments]
     return subprocess.run(command, cwd=folder, env=environ | environment, capture_output=True, text=True)
 
 
@@ -55,22 +62,22 @@ def test_the_entry_point_of_the_package_is_the_one_that_is_written(tmp_path, mon
     assert found.VALUE in [point.value for point in entry_points(group=found.GROUP)]
 
 
-def test_shipped_code_is_found_by_new_processes_once_it_is_made_findable(shipped):
-    done = run(shipped)
+def test_shipped_code_is_found_by_new_processes_once_it_is_made_findable(bare_python, shipped):
+    done = run(bare_python, shipped)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == "False True None"
     assert second == f"1 otprune.vllm.plugin {shipped.resolve()}"
 
 
-def test_a_list_of_allowed_plugins_gets_ours(shipped):
-    assert run(shipped, VLLM_PLUGINS="other").stdout.startswith("False True other,otprune\n")
-    assert run(shipped, VLLM_PLUGINS="").stdout.startswith("False True otprune\n")
-    assert run(shipped, VLLM_PLUGINS="otprune,other").stdout.startswith("False True otprune,other\n")
+def test_a_list_of_allowed_plugins_gets_ours(bare_python, shipped):
+    assert run(bare_python, shipped, VLLM_PLUGINS="other").stdout.startswith("False True other,otprune\n")
+    assert run(bare_python, shipped, VLLM_PLUGINS="").stdout.startswith("False True otprune\n")
+    assert run(bare_python, shipped, VLLM_PLUGINS="otprune,other").stdout.startswith("False True otprune,other\n")
 
 
-def test_workers_that_ray_starts_need_the_package_installed(shipped):
-    done = run(shipped, "ray")
+def test_workers_that_ray_starts_need_the_package_installed(bare_python, shipped):
+    done = run(bare_python, shipped, "ray")
     assert done.returncode == 1
     assert "RuntimeError: with distributed_executor_backend=ray, the package must be installed" in done.stderr
 
@@ -86,14 +93,14 @@ def older(shipped, tmp_path) -> str:
     return str(tmp_path / "older")
 
 
-def test_workers_that_ray_starts_take_the_metadata_of_any_version(shipped, older):
+def test_workers_that_ray_starts_take_the_metadata_of_any_version(bare_python, shipped, older):
     """Ray puts the code that it ships in front of what is installed, so that the metadata lead to it."""
-    done = run(shipped, "ray", PYTHONPATH=older)
+    done = run(bare_python, shipped, "ray", PYTHONPATH=older)
     assert "RuntimeError" not in done.stderr
 
 
-def test_metadata_that_leads_to_other_code_is_not_enough(shipped, older):
-    done = run(shipped, PYTHONPATH=older)
+def test_metadata_that_leads_to_other_code_is_not_enough(bare_python, shipped, older):
+    done = run(bare_python, shipped, PYTHONPATH=older)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first.startswith("False True")
