@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from otprune.families import Options
 from otprune.methods import get_method
 from otprune.models import Checkpoint, CheckpointError, read_checkpoint
-from pipelines.config.keys import Config
+from pipelines.config.keys import Config, PruneConfig
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.dollars.meter import check_instances
 from pipelines.engines.registry import check_engine
@@ -137,16 +137,26 @@ def check_model(config: AnyConfig, *, writes: bool = True) -> tuple[AnyConfig, C
         decode=replace(config.decode, aspect=options.aspect),
         prune=replace(config.prune, retention=retention),
     )
-    if get_method(config.prune.method).sends_smaller:
-        shrunk = checkpoint.geometry.shrunk(retention)
-        if shrunk is None:
-            raise UserError(
-                f"prune.method={config.prune.method} needs a model of free picture size, got a "
-                f"{checkpoint.record.title}, whose pictures all have one size or its tiles"
-            )
-        checkpoint = replace(checkpoint, geometry=shrunk)
+    checkpoint = with_pictures_of(config.prune, checkpoint)
     check_unit(config, checkpoint)
     return config, checkpoint
+
+
+def with_pictures_of(prune: PruneConfig, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the geometry of the pictures that the method of `prune`, resolved for the model, sends.
+
+    Raises:
+        UserError: if the method sends smaller pictures, and the model takes none.
+    """
+    if not get_method(prune.method).sends_smaller:
+        return replace(checkpoint, geometry=checkpoint.whole_geometry)
+    shrunk = checkpoint.whole_geometry.shrunk(prune.share)
+    if shrunk is None:
+        raise UserError(
+            f"prune.method={prune.method} needs a model of free picture size, got a {checkpoint.record.title}, whose "
+            "pictures all have one size or its tiles"
+        )
+    return replace(checkpoint, geometry=shrunk)
 
 
 def check_unit(config: Config, checkpoint: Checkpoint) -> None:
@@ -155,7 +165,8 @@ def check_unit(config: Config, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: if a unit of the largest pictures has more than 2 GiB of pixels.
     """
-    most = checkpoint.geometry.most_bytes
+    geometry = checkpoint.geometry if config.gate.min_quality is None else checkpoint.whole_geometry  # sent by the gate
+    most = geometry.most_bytes
     if config.unit.images * most >= 2**31:
         raise UserError(
             f"unit.images must be at most {2**31 // most} with pictures of up to {most // 3} pixels "

@@ -13,6 +13,7 @@ from otprune import num_kept
 from otprune.models import read_checkpoint
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
+from pipelines.preflight.sample import draw_units, run_sample
 from pipelines.run.job import prepare
 from tests.helpers import LOCAL, run_captions, write_corpus
 from tests.tiny import MAKERS
@@ -96,6 +97,21 @@ def test_a_picture_of_fewer_tiles_stays_within_what_pruning_keeps_or_has_one(mod
     assert set(crops) == {1, 3}  # one tile, or two and an overview
 
 
+@pytest.mark.parametrize("family", [FREE[0], "internvl"])
+def test_the_gate_compares_smaller_pictures_with_whole_ones(family, model, corpus, tmp_path):
+    keys = {"prune.method": "resize", "run.samples": 0, "gate.min_quality": 0.9}
+    job = prepare(load_config(settings(model(family), corpus, tmp_path, **keys)))
+    spans = draw_units(job, 16, 0, shown=True)
+    smaller, whole = (
+        [image for summary in run_sample(job, spans, method=method) for image in summary["samples"]]
+        for method in (None, "none")
+    )
+    geometry = read_checkpoint(str(model(family))).geometry
+    assert [(image["rows"], image["columns"]) for image in whole] == list(map(geometry.grid, SIZES))
+    changed = [a["captions"] != b["captions"] for a, b in zip(smaller, whole, strict=True)]
+    assert any(changed), "the smaller pictures are others"
+
+
 def test_tiles_are_chosen_each_by_itself_if_the_user_says_so(model, corpus, tmp_path):
     keys = {"prune.per_tile": True, "prune.retention": 0.1}
     run_captions(prepare(load_config(settings(model("internvl"), corpus, tmp_path, **keys))))
@@ -126,6 +142,11 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, cor
         ("qwen2_5_vl", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures keep their shape, got pad"),
         ("qwen2_5_vl", {"model.max_pixels": 100}, "model.max_pixels must be at least model.min_pixels"),
         ("qwen2_5_vl", {"model.max_pixels": 12845056, "unit.images": 256}, "unit.images must be at most 55"),
+        (
+            "qwen2_5_vl",
+            {"prune.method": "resize", "gate.min_quality": 1, "model.max_pixels": 12845056, "unit.images": 100},
+            "unit.images must be at most 55",
+        ),
         ("llava", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-1.5"),
         ("llava_next", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-1.6"),
         ("llava_onevision", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
