@@ -17,7 +17,7 @@ from pipelines.output.plan import Plan, make_plan
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.run.describe import describe
 from pipelines.run.progress import Counted
-from pipelines.run.pruning import resolve_pruning
+from pipelines.run.pruning import count_text, resolve_pruning
 from pipelines.store import STORE_ERRORS, Store, make_store
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
     config, checkpoint = check_model(config)
     corpus = find_input(config)
     pruning = check_pruning(config, checkpoint)
+    check_prompts(config, checkpoint)
     described = describe(config, checkpoint, pruning if inside_model(config) else None)
     output = open_output(config, described, write=not config.run.estimate)
     plan = make_plan(
@@ -214,6 +215,22 @@ def check_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
         raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(f"prune.{error}") from error
+
+
+def check_prompts(config: Config, checkpoint: Checkpoint) -> None:
+    """Refuses prompts that the model could not get for any image: they would quarantine the whole corpus.
+
+    Raises:
+        UserError: if there is no tokenizer, a template or the system message holds the image token, or the conversation
+            format cannot write the prompt.
+    """
+    prompt = config.prompt
+    for template in (prompt.template, *prompt.more):
+        try:
+            count_text(template, prompt.conversation, prompt.system, checkpoint)
+        except Exception as error:  # of a broken tokenizer.json, tokenizers raises a plain one
+            reason = " ".join(str(error).split())
+            raise UserError(f"prompt.* must fit the tokenizer of {checkpoint.path}: {reason}") from error
 
 
 def open_output(config: Config, described: dict[str, Any], *, write: bool = True) -> Store:

@@ -11,7 +11,7 @@ choosing the tokens is left out on both sides.
 
 import json
 import logging
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from otprune.budget import layer_rows, match_budget
 from otprune.flops import prefill_flops
 from otprune.layerwise.executor import MODEL_TYPES
 from otprune.methods import InModel, Reducer, get_method
-from otprune.models import Checkpoint, load_prompter
+from otprune.models import Checkpoint, Prompter, load_prompter
 from otprune.models.relevance import check_relevance
 from pipelines.config.keys import Config
 
@@ -107,9 +107,15 @@ def prefill_flops_of(config: Config, checkpoint: Checkpoint, settings: dict[str,
 
 def num_text(config: Config, checkpoint: Checkpoint) -> int:
     """Number of text tokens of the configured prompt in its conversation format. `{column}` counts as it stands."""
-    return _count_text(config.prompt.template, config.prompt.conversation, config.prompt.system, checkpoint)
+    return count_text(config.prompt.template, config.prompt.conversation, config.prompt.system, checkpoint)
 
 
-@cache  # every progress point calls this, and loading a tokenizer takes a second
-def _count_text(template: str, conversation: str, system: str, checkpoint: Checkpoint) -> int:
-    return sum(map(len, load_prompter(checkpoint).encode_prompt(template, conversation, system=system)))
+@cache  # every progress point calls this
+def count_text(template: str, conversation: str, system: str, checkpoint: Checkpoint) -> int:
+    """As `num_text`, of one template."""
+    return sum(map(len, _prompter(checkpoint).encode_prompt(template, conversation, system=system)))
+
+
+@lru_cache(maxsize=1)
+def _prompter(checkpoint: Checkpoint) -> Prompter:
+    return load_prompter(checkpoint)  # takes a second

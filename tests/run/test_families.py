@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,9 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(model, cor
         ("internvl", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures are stretched to their tiles"),
         ("internvl", {"model.max_pixels": 10**6}, "must be null: model.max_tiles limits the tiles"),
         ("internvl", {"model.max_tiles": 900, "unit.images": 256}, "unit.images must be at most 253 "),
+        ("qwen3_vl", {"prompt.template": "see <|image_pad|> it"}, "exactly one image, got 2 in 'see <|image_pad|> it'"),
+        ("qwen3_vl", {"prompt.more": "['see <|image_pad|> it']"}, "exactly one image, got 2 in 'see <|image_pad|> it'"),
+        ("internvl", {"prompt.system": "a <IMG_CONTEXT>"}, "exactly one image, got 2 in 'a <IMG_CONTEXT>'"),
         ("llava_next", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
         ("qwen3_vl", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
     ],
@@ -168,3 +172,18 @@ def test_what_a_family_cannot_do_is_one_line(family, keys, says, model, corpus, 
         prepare(load_config(settings(model(family), corpus, tmp_path, **keys)))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [("chat_template.jinja", "hello", "the chat template of"), ("tokenizer.json", "", "tokenizer")],
+)
+def test_a_checkpoint_that_cannot_write_a_prompt_ends_the_job_and_not_every_image(
+    file, text, says, model, corpus, tmp_path
+):
+    folder = shutil.copytree(model("qwen3_vl"), tmp_path / "model")
+    (folder / file).write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        prepare(load_config(settings(folder, corpus, tmp_path / "out")))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
