@@ -113,9 +113,10 @@ def num_text(config: Config, checkpoint: Checkpoint) -> int:
 @cache  # every progress point calls this
 def count_text(template: str, conversation: str, system: str, checkpoint: Checkpoint) -> int:
     """As `num_text`, of one template."""
-    return sum(map(len, _prompter(checkpoint).encode_prompt(template, conversation, system=system)))
+    return sum(map(len, prompter_of(checkpoint).encode_prompt(template, conversation, system=system)))
 
 
 @lru_cache(maxsize=1)
-def _prompter(checkpoint: Checkpoint) -> Prompter:
-    return load_prompter(checkpoint)  # takes a second
+def prompter_of(checkpoint: Checkpoint) -> Prompter:
+    """`load_prompter`, which takes a second."""
+    return load_prompter(checkpoint)
