@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING
 
 from otprune.families import FAMILIES, Family, Geometry, ImageProcessor, Options
 from otprune.families.family import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
-from otprune.shapes import LanguageShape, ModelShape, VisionShape
+from otprune.shapes import LanguageShape, ModelShape, PatchVisionShape, VisionShape
 
 WHOLE_FILE_BYTES = 64 * 2**20  # files up to this size are hashed completely
 BLOCK_BYTES = 4096  # of larger files, three blocks of this size are hashed for each tensor
@@ -36,7 +36,7 @@ class Checkpoint:
     language: LanguageShape
     language_type: str  # `model_type` of the language model
     max_length: int  # longest context, in tokens
-    vision: VisionShape  # up to the layer that the model reads
+    vision: VisionShape | PatchVisionShape  # up to the layer that the model reads
     geometry: Geometry  # of the pictures as the tower gets them
     whole_geometry: Geometry  # the same, unless the method sends smaller pictures
     options: Options  # with which the geometry was read; the checkpoint's own values in place of `auto` and None

@@ -21,6 +21,7 @@ from otprune.layerwise.executor import MODEL_TYPES
 from otprune.methods import InModel, Reducer, get_method
 from otprune.models import Checkpoint, Prompter, load_prompter
 from otprune.models.relevance import check_relevance
+from otprune.shapes import VisionShape
 from pipelines.config.keys import Config
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def resolve_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
         raise ValueError(reason)
     if "relevance" in method.requires:
         check_relevance(settings)
-    if isinstance(method, Reducer) and method.fits is not None:
+    if isinstance(method, Reducer) and method.fits is not None and isinstance(checkpoint.vision, VisionShape):
         method.fits(checkpoint.vision.num_patches, **settings)
     if not isinstance(method, InModel):
         return settings

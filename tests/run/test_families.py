@@ -12,6 +12,8 @@ from PIL import Image
 
 from otprune import num_kept
 from otprune.models import read_checkpoint
+from pipelines.accuracy.calibrate import calibrate
+from pipelines.accuracy.config import CalibrateConfig
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.preflight.sample import draw_units, run_sample
@@ -172,6 +174,13 @@ def test_what_a_family_cannot_do_is_one_line(family, keys, says, model, corpus, 
         prepare(load_config(settings(model(family), corpus, tmp_path, **keys)))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("family", "method"), [("qwen3_vl", "fitprune"), ("internvl", "vtw")])
+def test_methods_inside_the_model_are_not_calibrated_where_they_do_not_run(family, method, model, corpus):
+    arguments = [f"model.path={model(family)}", f"input.path={corpus}", f"prune.method={method}"]
+    with pytest.raises(UserError, match=f"method {method} looks inside the language model, which runs for LLaVA"):
+        calibrate(load_config(arguments, CalibrateConfig))
 
 
 @pytest.mark.parametrize(
