@@ -1,4 +1,4 @@
-"""Caption a corpus of images with a LLaVA model and pruned visual tokens. Every row is captioned exactly once.
+"""Caption images with a vision-language model and pruned visual tokens. Every row is captioned exactly once.
 
 Usage: python jobs/caption_corpus.py [--config FILE] [section.key=value ...]
 

@@ -1,4 +1,4 @@
-"""Score a LLaVA model with pruned visual tokens on the benchmarks of the papers, or on the demo's tasks.
+"""Score a vision-language model with pruned visual tokens on the benchmarks of the papers, or on the demo's tasks.
 
 Usage: python jobs/evaluate.py [--config FILE] [section.key=value ...]
 

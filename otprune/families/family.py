@@ -53,6 +53,12 @@ class ImageProcessor:
         return red, green, blue
 
 
+def check_stored(processor: ImageProcessor) -> None:
+    """Raises ValueError if the checkpoint stores no image processor. Checkpoints of one family differ in theirs."""
+    if not processor.settings:
+        raise ValueError("its folder must have a preprocessor_config.json, which says how pictures are normalised")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
     """What a family reads from a checkpoint's configuration."""

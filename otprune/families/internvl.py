@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otprune.families.family import Facts, Family, ImageProcessor, Options
+from otprune.families.family import Facts, Family, ImageProcessor, Options, check_stored
 from otprune.families.geometry import Color, Filter, Frame, Size, Span, Way, line_span
 from otprune.families.llava import FILTERS, check_side, load_language_model
 from otprune.schedules import num_kept
@@ -154,8 +154,9 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
 
     Raises:
         ValueError: for options that do not fit tiles, a tower whose last layer's patches the projector does not read,
-            or a language model that has not been tried.
+            a language model that has not been tried, or without an image processor.
     """
+    check_stored(processor)
     check_tile_options(options)
     if config.vision_feature_layer != -1 or config.vision_feature_select_strategy != "default":
         raise ValueError(

@@ -183,13 +183,15 @@ def refuses(method: "Method", checkpoint: "Checkpoint", settings: Mapping[str, A
             f"{checkpoint.name} does not have: it needs a CLIP tower, one vision_feature_layer before the last, and "
             "vision_feature_select_strategy 'default'"
         )
+    vision = checkpoint.vision
+    assert isinstance(vision, VisionShape), "the tower of this family sees squares"
     by_clip = "relevance" in method.requires and settings is not None and settings.get("relevance") == "clip"
-    if by_clip and not checkpoint.vision.class_tokens:
+    if by_clip and not vision.class_tokens:
         return (
             f"method {method.name} with settings.relevance=clip needs a CLIP tower, which {checkpoint.name} does not "
             "have; settings.relevance=words compares with the language model's word embeddings instead"
         )
-    square = (checkpoint.vision.image_size, checkpoint.vision.image_size)
+    square = (vision.image_size, vision.image_size)
     if method.keeps_grid and not method.keeps_all and checkpoint.geometry.grid(square) == (0, 0):
         return (
             f"method {method.name} pools a square grid of tokens, but {checkpoint.name} has "

@@ -9,12 +9,12 @@ In Qwen3-VL a token has several rows for the language model: one for the input a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil, floor, isqrt, log, sqrt
+from math import ceil, floor, log, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from otprune.families.family import Facts, Family, ImageProcessor, Options
+from otprune.families.family import Facts, Family, ImageProcessor, Options, check_stored
 from otprune.families.geometry import Color, Frame, Size, Span, Way
 from otprune.families.llava import check_no_tiles
 from otprune.schedules import num_kept
@@ -60,12 +60,12 @@ class Patches:
     @property
     def most_visual(self) -> int:
         """An upper bound for any shape of picture."""
-        least, most = self.min_pixels / self.token**2, self.max_pixels // self.token**2
+        least, most = self.min_pixels / self.token**2, self.max_pixels / self.token**2
         # A frame of one row may exceed max_pixels, as it has at least one row. Of frames brought up to min_pixels, both
         # sides are rounded up: (sqrt(m / a) + 1) (sqrt(m a) + 1) tokens at an aspect ratio of a.
-        one_row = isqrt(THINNEST * most) if most < THINNEST else 0
+        one_row = floor(sqrt(THINNEST * most)) if most < THINNEST else 0
         rounded_up = floor((sqrt(least / THINNEST) + 1) * (sqrt(least * THINNEST) + 1))
-        return num_kept(self.retention, max(most, one_row, rounded_up))
+        return num_kept(self.retention, max(floor(most), one_row, rounded_up))
 
     @property
     def most_bytes(self) -> int:
@@ -151,8 +151,10 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     """The facts about a Qwen2.5-VL or Qwen3-VL.
 
     Raises:
-        ValueError: for an aspect other than auto, or limits of pixels that no picture can meet.
+        ValueError: for an aspect other than auto, limits of pixels that no picture can meet, or without an image
+            processor.
     """
+    check_stored(processor)
     if options.aspect != "auto":
         raise ValueError(f"decode.aspect must be auto, as pictures keep their shape, got {options.aspect}")
     check_no_tiles(options)

@@ -230,7 +230,10 @@ def _check_weights(folder: Path) -> None:
     if not files:
         raise CheckpointError(f"model.path must hold *.safetensors weights, found none in {folder}")
     if (folder / INDEX).is_file():
-        listed = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        try:
+            listed = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{folder / INDEX} must be JSON with a weight_map: {error!r}") from error
         if absent := sorted(listed - {file.name for file in files}):
             raise CheckpointError(f"model.path must hold the {len(listed)} files of {INDEX}, found no {absent[0]}")
     for file in files:
@@ -257,15 +260,22 @@ def image_processor(folder: Path, tower: str = "") -> ImageProcessor:
 
     Without statistics, it has those of the tower, whose `model_type` is `tower`: SigLIP's, which SmolVLM's and
     Idefics3's is, or else CLIP's.
+
+    Raises:
+        CheckpointError: if a file does not hold such settings.
     """
     settings: dict[str, Any] = {}
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            stored = json.loads((folder / name).read_text())
-            settings = stored.get("image_processor", stored)
+    for file in (folder / "processor_config.json", folder / "preprocessor_config.json"):
+        if not file.is_file():
+            continue
+        try:
+            stored = json.loads(file.read_text())
+            settings = stored.get("image_processor", stored) or {}
             if "image_mean" in settings:
                 mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
                 return ImageProcessor(mean=mean, std=std, settings=settings)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file} must hold the settings of an image processor: {error!r}") from error
     if tower.startswith(("siglip", "smolvlm", "idefics3")):
         return ImageProcessor(mean=SIGLIP_MEAN, std=SIGLIP_STD, settings=settings)
     return ImageProcessor(mean=CLIP_MEAN, std=CLIP_STD, settings=settings)

@@ -87,7 +87,6 @@ class LlavaEncoder(nn.Module):
         self.reader: Any = _layer_behind(_transformer(tower), config) if attention else None
         if isinstance(self.layer, int):
             _cut_after(_transformer(tower), self.layer)
-        self.image_size: int = config.vision_config.image_size
         # CLIP's positions include the class token. The strategy "default" drops the first, even of SigLIP's patches.
         num_positions = _transformer(tower).embeddings.position_embedding.weight.shape[0]
         self.num_tokens: int = num_positions - 1 if self.drops_first else num_positions

@@ -40,7 +40,8 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     """The content of the JSON file at `calibrate.path`.
 
     Raises:
-        UserError: if the method takes no setting from data, if there is no model, or if no image can be read.
+        UserError: if the method takes no setting from data or cannot run in the model, if there is no model, or if no
+            image can be read.
     """
     method = METHODS.get(config.prune.method)
     if not isinstance(method, InModel) or method.calibrate is None:
@@ -49,6 +50,8 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
             f"prune.method must be {' or '.join(calibrating)}, the methods that calibrate, got {config.prune.method}"
         )
     config, checkpoint = check_model(config, writes=False)
+    if reason := checkpoint.record.refuses(method, checkpoint):
+        raise UserError(f"prune.{reason}")
     pictures = _pictures(config, checkpoint)
     sample = read_sample(checkpoint, pictures, dtype=config.model.dtype, prompt=config.prompt)
     if not sample.embeds:

@@ -38,7 +38,16 @@ from pipelines.output.fingerprint import fingerprint, read_claim
 from pipelines.output.schema import PREDICTIONS_FOLDER
 from pipelines.output.totals import Totals
 from pipelines.run.describe import describe
-from pipelines.run.job import ENGINES_OWN, Actors, Job, check_model, check_pruning, inside_model, open_output
+from pipelines.run.job import (
+    ENGINES_OWN,
+    Actors,
+    Job,
+    check_model,
+    check_prompts,
+    check_pruning,
+    inside_model,
+    open_output,
+)
 from pipelines.run.metrics import prefill_tflops
 from pipelines.run.outcome import DONE, Outcome
 from pipelines.run.run import run_job
@@ -91,6 +100,7 @@ def prepare_evaluation(
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
     questions = questions or find_questions(store, benches, config.limit)
     pruning = check_pruning(config, checkpoint)
+    check_prompts(config, checkpoint)
     described = describe_evaluation(config, checkpoint, benches, pruning if inside_model(config) else None)
     baseline = open_baseline(config, described)
     output = open_output(config, described)

@@ -32,7 +32,7 @@ from pipelines.accuracy.table import BASELINE, Measured, Point, accuracy_table, 
 from pipelines.config.load import to_yaml, with_values
 from pipelines.errors import UserError
 from pipelines.run.cluster import connected
-from pipelines.run.job import ENGINES_OWN, Actors, check_keys, check_model, check_pruning
+from pipelines.run.job import ENGINES_OWN, Actors, check_keys, check_model, check_pruning, with_pictures_of
 from pipelines.run.outcome import FAILED, INTERRUPTED
 from pipelines.run.pruning import resolve_pruning
 from pipelines.run.tracked import git_tag
@@ -138,7 +138,7 @@ def check_points(config: AccuracyConfig, points: Sequence[Point]) -> Checkpoint:
     budget_logger.setLevel(logging.WARNING)
     try:
         for of_point in configs:
-            check_pruning(of_point, checkpoint)
+            check_pruning(of_point, with_pictures_of(of_point.prune, checkpoint))
     finally:
         budget_logger.setLevel(level)
     return checkpoint

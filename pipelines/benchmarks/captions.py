@@ -25,28 +25,20 @@ MAX_NEW_TOKENS = 64
 def caption_scorer(prefix: str) -> Scorer:
     """A scorer with the metrics `<prefix>_CIDEr`, `<prefix>_Bleu_4` and `<prefix>_ROUGE_L`.
 
-    The statistics of an image are [CIDEr, ROUGE-L, 1, BLEU's counts]. CIDEr needs the references of the whole run, so
-    it is computed for all groups at once.
+    The statistics of a group are those of its captions, [CIDEr, ROUGE-L, 1, BLEU's counts], summed. CIDEr needs the
+    references of the whole run, so it is computed for all groups at once.
     """
 
     def statistics(groups: list[list[Record]]) -> np.ndarray:
-        records = [record for group in groups for record in group]
-        candidates = {record["group_id"]: tokenize(record["prediction"] or "") for record in records}
-        references = {record["group_id"]: [tokenize(text) for text in record["answers"]] for record in records}
-        if len(candidates) != len(records):
-            raise ValueError(f"every image must have one caption, got {len(records)} for {len(candidates)} images")
+        records = {(i, j): record for i, group in enumerate(groups) for j, record in enumerate(group)}
+        candidates = {key: tokenize(record["prediction"] or "") for key, record in records.items()}
+        references = {key: [tokenize(text) for text in record["answers"]] for key, record in records.items()}
         cider = cider_d_scores(candidates, references)
-        return np.array(
-            [
-                [
-                    cider[key],
-                    rouge_l(candidates[key], references[key]),
-                    1,
-                    *bleu4_counts(candidates[key], references[key]),
-                ]
-                for key in candidates
-            ]
-        )
+        sums = np.zeros((len(groups), 3 + NUM_COUNTS))
+        for key, texts in references.items():
+            counts = bleu4_counts(candidates[key], texts)
+            sums[key[0]] += [cider[key], rouge_l(candidates[key], texts), 1, *counts]
+        return sums
 
     def combine(sums: np.ndarray) -> dict[str, np.ndarray]:
         return {

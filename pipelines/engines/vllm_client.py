@@ -52,7 +52,7 @@ class VllmEngine:
         self.guard = guard(self.processes)
 
     async def complete(self, prompt: dict[str, Any], sampling: dict[str, Any], name: str) -> Generated:
-        """The output for a prompt of token ids and either images or visual tokens [P, K, D].
+        """The output for a prompt of token ids and either images or visual tokens (`otprune.vllm.fields`).
 
         `name` must be unique among the requests in the engine.
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.output.plan import plan_everything
 from pipelines.output.span import SpanRow
 from pipelines.preflight.dry_write import SampleSink
-from pipelines.run.job import Job, check_pruning
+from pipelines.run.job import Job, check_pruning, with_pictures_of
 from pipelines.run.stages import Stages, make_stages
 
 MIN_UNITS = 12  # least units of a sample; the differences between units give the intervals
@@ -50,7 +50,8 @@ def run_sample(job: Job, spans: list[SpanRow], *, method: str | None = None) -> 
     config = job.config
     if method is not None:
         config = replace(config, prune=replace(config.prune, method=method, settings={}))
-        job = replace(job, config=config, pruning=check_pruning(config, job.checkpoint))
+        checkpoint = with_pictures_of(config.prune, job.checkpoint)
+        job = replace(job, config=config, checkpoint=checkpoint, pruning=check_pruning(config, checkpoint))
     stages = make_stages(job)
     sink = SampleSink(
         store=job.output, fingerprint=job.fingerprint, model=config.model.path, method=config.prune.method

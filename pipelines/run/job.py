@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from otprune.families import Options
 from otprune.methods import get_method
 from otprune.models import Checkpoint, CheckpointError, read_checkpoint
-from pipelines.config.keys import Config
+from pipelines.config.keys import Config, PruneConfig
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.dollars.meter import check_instances
 from pipelines.engines.registry import check_engine
@@ -17,7 +17,7 @@ from pipelines.output.plan import Plan, make_plan
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.run.describe import describe
 from pipelines.run.progress import Counted
-from pipelines.run.pruning import resolve_pruning
+from pipelines.run.pruning import count_text, resolve_pruning
 from pipelines.store import STORE_ERRORS, Store, make_store
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
     config, checkpoint = check_model(config)
     corpus = find_input(config)
     pruning = check_pruning(config, checkpoint)
+    check_prompts(config, checkpoint)
     described = describe(config, checkpoint, pruning if inside_model(config) else None)
     output = open_output(config, described, write=not config.run.estimate)
     plan = make_plan(
@@ -137,16 +138,26 @@ def check_model(config: AnyConfig, *, writes: bool = True) -> tuple[AnyConfig, C
         decode=replace(config.decode, aspect=options.aspect),
         prune=replace(config.prune, retention=retention),
     )
-    if get_method(config.prune.method).sends_smaller:
-        shrunk = checkpoint.geometry.shrunk(retention)
-        if shrunk is None:
-            raise UserError(
-                f"prune.method={config.prune.method} needs a model of free picture size, got a "
-                f"{checkpoint.record.title}, whose pictures all have one size or its tiles"
-            )
-        checkpoint = replace(checkpoint, geometry=shrunk)
+    checkpoint = with_pictures_of(config.prune, checkpoint)
     check_unit(config, checkpoint)
     return config, checkpoint
+
+
+def with_pictures_of(prune: PruneConfig, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the geometry of the pictures that the method of `prune`, resolved for the model, sends.
+
+    Raises:
+        UserError: if the method sends smaller pictures, and the model takes none.
+    """
+    if not get_method(prune.method).sends_smaller:
+        return replace(checkpoint, geometry=checkpoint.whole_geometry)
+    shrunk = checkpoint.whole_geometry.shrunk(prune.share)
+    if shrunk is None:
+        raise UserError(
+            f"prune.method={prune.method} needs a model of free picture size, got a {checkpoint.record.title}, whose "
+            "pictures all have one size or its tiles"
+        )
+    return replace(checkpoint, geometry=shrunk)
 
 
 def check_unit(config: Config, checkpoint: Checkpoint) -> None:
@@ -155,7 +166,8 @@ def check_unit(config: Config, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: if a unit of the largest pictures has more than 2 GiB of pixels.
     """
-    most = checkpoint.geometry.most_bytes
+    geometry = checkpoint.geometry if config.gate.min_quality is None else checkpoint.whole_geometry  # sent by the gate
+    most = geometry.most_bytes
     if config.unit.images * most >= 2**31:
         raise UserError(
             f"unit.images must be at most {2**31 // most} with pictures of up to {most // 3} pixels "
@@ -203,6 +215,22 @@ def check_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
         raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(f"prune.{error}") from error
+
+
+def check_prompts(config: Config, checkpoint: Checkpoint) -> None:
+    """Refuses prompts that the model could not get for any image: they would quarantine the whole corpus.
+
+    Raises:
+        UserError: if there is no tokenizer, a template or the system message holds the image token, or the conversation
+            format cannot write the prompt.
+    """
+    prompt = config.prompt
+    for template in (prompt.template, *prompt.more):
+        try:
+            count_text(template, prompt.conversation, prompt.system, checkpoint)
+        except Exception as error:  # of a broken tokenizer.json, tokenizers raises a plain one
+            reason = " ".join(str(error).split())
+            raise UserError(f"prompt.* must fit the tokenizer of {checkpoint.path}: {reason}") from error
 
 
 def open_output(config: Config, described: dict[str, Any], *, write: bool = True) -> Store:

@@ -11,7 +11,7 @@ choosing the tokens is left out on both sides.
 
 import json
 import logging
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from otprune.budget import layer_rows, match_budget
 from otprune.flops import prefill_flops
 from otprune.layerwise.executor import MODEL_TYPES
 from otprune.methods import InModel, Reducer, get_method
-from otprune.models import Checkpoint, load_prompter
+from otprune.models import Checkpoint, Prompter, load_prompter
 from otprune.models.relevance import check_relevance
+from otprune.shapes import VisionShape
 from pipelines.config.keys import Config
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def resolve_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
         raise ValueError(reason)
     if "relevance" in method.requires:
         check_relevance(settings)
-    if isinstance(method, Reducer) and method.fits is not None:
+    if isinstance(method, Reducer) and method.fits is not None and isinstance(checkpoint.vision, VisionShape):
         method.fits(checkpoint.vision.num_patches, **settings)
     if not isinstance(method, InModel):
         return settings
@@ -107,9 +108,16 @@ def prefill_flops_of(config: Config, checkpoint: Checkpoint, settings: dict[str,
 
 def num_text(config: Config, checkpoint: Checkpoint) -> int:
     """Number of text tokens of the configured prompt in its conversation format. `{column}` counts as it stands."""
-    return _count_text(config.prompt.template, config.prompt.conversation, config.prompt.system, checkpoint)
+    return count_text(config.prompt.template, config.prompt.conversation, config.prompt.system, checkpoint)
 
 
-@cache  # every progress point calls this, and loading a tokenizer takes a second
-def _count_text(template: str, conversation: str, system: str, checkpoint: Checkpoint) -> int:
-    return sum(map(len, load_prompter(checkpoint).encode_prompt(template, conversation, system=system)))
+@cache  # every progress point calls this
+def count_text(template: str, conversation: str, system: str, checkpoint: Checkpoint) -> int:
+    """As `num_text`, of one template."""
+    return sum(map(len, prompter_of(checkpoint).encode_prompt(template, conversation, system=system)))
+
+
+@lru_cache(maxsize=1)
+def prompter_of(checkpoint: Checkpoint) -> Prompter:
+    """`load_prompter`, which takes a second."""
+    return load_prompter(checkpoint)

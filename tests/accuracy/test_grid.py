@@ -387,6 +387,7 @@ def test_variants_of_a_method_stand_beside_it_with_settings_of_their_own(scenes:
     ("arguments", "says"),
     [
         (["grid.methods=[otprun]"], "prune.method must be one of"),
+        (["grid.methods=[random,resize]"], "prune.method=resize needs a model of free picture size"),
         (["grid.methods=[]"], "grid.methods and grid.retentions must name at least one"),
         (["grid.retentions=[0.5,1.5]"], "grid.retentions must be above 0 and at most 1, got 1.5"),
         (["grid.settings={fastv: {layer: 2}}"], "grid.settings must be of methods in grid.methods, got 'fastv'"),

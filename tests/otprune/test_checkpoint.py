@@ -201,6 +201,21 @@ def test_image_statistics_stand_in_either_file_or_are_clips(tmp_path):
     assert statistics() == ((0.1, 0.2, 0.3), (1, 2, 3))
 
 
+@pytest.mark.parametrize("stored", ["{broken", "[]", "{}"])
+def test_a_broken_index_of_weights_is_one_line(stored, copy):
+    (copy / checkpoint.INDEX).write_text(stored)
+    with pytest.raises(CheckpointError, match="must be JSON with a weight_map"):
+        read_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize("stored", ["{broken", "[]", '{"image_mean": null}', '{"image_mean": [0.5, 0.5, 0.5]}'])
+@pytest.mark.parametrize("name", ["processor_config.json", "preprocessor_config.json"])
+def test_a_broken_image_processor_is_one_line(name, stored, tmp_path):
+    (tmp_path / name).write_text(stored)
+    with pytest.raises(CheckpointError, match=f"{name} must hold the settings of an image processor: "):
+        image_processor(tmp_path)
+
+
 def test_the_mean_of_a_processor_is_a_colour(tmp_path):
     assert image_processor(tmp_path).color == (122, 116, 104)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0, 1], "image_std": [1, 1, 1]}')

@@ -11,7 +11,7 @@ from pipelines.config.load import load_config
 from pipelines.corpus.file import CorpusFile
 from pipelines.metrics import cider_d
 from pipelines.output.unit import Unit, unit_key
-from pipelines.quality.captions import Quality, measure_agreement, measure_quality
+from pipelines.quality.captions import Quality, measure_agreement, measure_quality, measure_references
 from pipelines.quality.config import QualityConfig
 from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 from pipelines.stages.write import Sink
@@ -65,6 +65,18 @@ def test_prompts_of_one_image_are_no_further_evidence():
     four, one = measured(4), measured(1)
     for name in ("rouge_l", "exact_match"):  # CIDEr weighs words by how many captions have them
         assert four[name] == pytest.approx(one[name])
+
+
+def test_captions_of_several_prompts_are_all_held_against_the_references_of_their_image():
+    def measured(prompts: int) -> dict:
+        keys = [("a", row, f"prompt {i}") for row in range(len(SAID)) for i in range(prompts)]
+        captions, references = ({key: texts[key[1]] for key in keys} for texts in (SAID, REFERENCES))
+        return measure_references(captions, references, 200)
+
+    three, one = measured(3), measured(1)
+    assert three.keys() == one.keys() == {"CIDEr", "Bleu_4", "ROUGE_L"}
+    # CIDEr weighs words by how many captions have them, and BLEU adds a tiny constant to its sums.
+    assert three["ROUGE_L"] == pytest.approx(one["ROUGE_L"])
 
 
 def test_agreement_is_over_what_both_outputs_hold(tmp_path: Path):

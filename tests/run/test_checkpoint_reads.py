@@ -1,4 +1,4 @@
-"""A job reads its checkpoint's configuration once, and a progress point reads nothing."""
+"""A job reads its checkpoint's configuration once, its tokenizer besides, and a progress point reads nothing."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import ray
 from otprune.models import prompts
 from pipelines.config.load import load_config
 from pipelines.output.totals import Totals
+from pipelines.run import pruning
 from pipelines.run.job import Job, prepare
 from pipelines.run.metrics import prefill_tflops
 from pipelines.run.stages import make_stages
@@ -58,17 +59,17 @@ def prepared(tmp_path: Path, scene_parquet, monkeypatch) -> Callable[..., Job]:
     "arguments",
     [
         (),
+        ("prune.method=fastv",),
         ("prune.method=m3", "prune.settings.grid=4"),
         ("engine.name=vllm", "prune.method=none", "ray.address=ray://head:10001"),  # which may have vLLM
     ],
 )
-def test_the_configuration_is_opened_once_on_the_way_to_the_stages(prepared, opened, demo_model, arguments):
+def test_the_configuration_is_opened_once_on_the_way_to_the_stages_and_by_the_tokenizer(
+    prepared, opened, demo_model, arguments
+):
+    pruning.count_text.cache_clear()
+    pruning.prompter_of.cache_clear()
     make_stages(prepared(*arguments))
-    assert opened.count(str(demo_model / "config.json")) == 1
-
-
-def test_a_method_inside_the_model_adds_what_its_tokenizer_opens(prepared, opened, demo_model):
-    make_stages(prepared("prune.method=fastv"))
     of_job = opened.count(str(demo_model / "config.json"))
     opened.clear()
     prompts.AutoTokenizer.from_pretrained(demo_model)

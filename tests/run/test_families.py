@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from PIL import Image
 
 from otprune import num_kept
 from otprune.models import read_checkpoint
+from pipelines.accuracy.calibrate import calibrate
+from pipelines.accuracy.config import CalibrateConfig
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
+from pipelines.preflight.sample import draw_units, run_sample
 from pipelines.run.job import prepare
 from tests.helpers import LOCAL, run_captions, write_corpus
 from tests.tiny import MAKERS
@@ -97,6 +101,21 @@ def test_a_picture_of_fewer_tiles_stays_within_what_pruning_keeps_or_has_one(mod
     assert set(crops) == {1, 3}  # one tile, or two and an overview
 
 
+@pytest.mark.parametrize("family", [FREE[0], "internvl"])
+def test_the_gate_compares_smaller_pictures_with_whole_ones(family, model, corpus, tmp_path):
+    keys = {"prune.method": "resize", "run.samples": 0, "gate.min_quality": 0.9}
+    job = prepare(load_config(settings(model(family), corpus, tmp_path, **keys)))
+    spans = draw_units(job, 16, 0, shown=True)
+    smaller, whole = (
+        [image for summary in run_sample(job, spans, method=method) for image in summary["samples"]]
+        for method in (None, "none")
+    )
+    geometry = read_checkpoint(str(model(family))).geometry
+    assert [(image["rows"], image["columns"]) for image in whole] == list(map(geometry.grid, SIZES))
+    changed = [a["captions"] != b["captions"] for a, b in zip(smaller, whole, strict=True)]
+    assert any(changed), "the smaller pictures are others"
+
+
 def test_tiles_are_chosen_each_by_itself_if_the_user_says_so(model, corpus, tmp_path):
     keys = {"prune.per_tile": True, "prune.retention": 0.1}
     run_captions(prepare(load_config(settings(model("internvl"), corpus, tmp_path, **keys))))
@@ -138,6 +157,11 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(family, pi
         ("qwen2_5_vl", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures keep their shape, got pad"),
         ("qwen2_5_vl", {"model.max_pixels": 100}, "model.max_pixels must be at least model.min_pixels"),
         ("qwen2_5_vl", {"model.max_pixels": 12845056, "unit.images": 256}, "unit.images must be at most 55"),
+        (
+            "qwen2_5_vl",
+            {"prune.method": "resize", "gate.min_quality": 1, "model.max_pixels": 12845056, "unit.images": 100},
+            "unit.images must be at most 55",
+        ),
         ("llava", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-1.5"),
         ("llava_next", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-1.6"),
         ("llava_onevision", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
@@ -162,6 +186,9 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(family, pi
         ("smolvlm", {"decode.aspect": "pad"}, "decode.aspect must be auto, as pictures are stretched to their tiles"),
         ("smolvlm", {"model.max_pixels": 10**6}, "must be null: model.max_tiles limits the tiles"),
         ("smolvlm", {"model.max_tiles": 12}, "max_tiles must be 1 to 9, the tiles of a square picture"),
+        ("qwen3_vl", {"prompt.template": "see <|image_pad|> it"}, "exactly one image, got 2 in 'see <|image_pad|> it'"),
+        ("qwen3_vl", {"prompt.more": "['see <|image_pad|> it']"}, "exactly one image, got 2 in 'see <|image_pad|> it'"),
+        ("internvl", {"prompt.system": "a <IMG_CONTEXT>"}, "exactly one image, got 2 in 'a <IMG_CONTEXT>'"),
         ("llava_next", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
         ("qwen3_vl", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
     ],
@@ -171,3 +198,25 @@ def test_what_a_family_cannot_do_is_one_line(family, keys, says, model, corpus, 
         prepare(load_config(settings(model(family), corpus, tmp_path, **keys)))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("family", "method"), [("qwen3_vl", "fitprune"), ("internvl", "vtw")])
+def test_methods_inside_the_model_are_not_calibrated_where_they_do_not_run(family, method, model, corpus):
+    arguments = [f"model.path={model(family)}", f"input.path={corpus}", f"prune.method={method}"]
+    with pytest.raises(UserError, match=f"method {method} looks inside the language model, which runs for LLaVA"):
+        calibrate(load_config(arguments, CalibrateConfig))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [("chat_template.jinja", "hello", "the chat template of"), ("tokenizer.json", "", "tokenizer")],
+)
+def test_a_checkpoint_that_cannot_write_a_prompt_ends_the_job_and_not_every_image(
+    file, text, says, model, corpus, tmp_path
+):
+    folder = shutil.copytree(model("qwen3_vl"), tmp_path / "model")
+    (folder / file).write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        prepare(load_config(settings(folder, corpus, tmp_path / "out")))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -195,6 +195,22 @@ def test_a_checkpoint_travels_with_its_geometry(name, tmp_path):
     assert found.record.image_text("<|image_pad|>") == "<|vision_start|><|image_pad|><|vision_end|>"
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_a_checkpoint_without_image_processor_is_refused(name, tmp_path):
+    folder = MAKERS[name](tmp_path)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"must have a preprocessor_config\.json"):
+        read_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("tokens", [1, 1.99, 2.5, 120.7])
+def test_the_most_tokens_hold_for_limits_that_are_not_whole_tokens(tokens):
+    found = Patches(token=28, min_pixels=784, max_pixels=int(tokens * 784), background=(1, 2, 3))
+    counts = [found.num_visual(size) for size in [*sizes(), (28, 5600), (56000, 280)]]
+    assert max(counts) <= found.most_visual
+    assert found.frame((28, 5600)).height * found.frame((28, 5600)).width * 3 <= found.most_bytes
+
+
 def test_families_load_neither_torch_nor_transformers():
     program = "import sys, otprune.families; print({'torch', 'transformers'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
