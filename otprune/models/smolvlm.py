@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel
 from otprune.models.checkpoint import Checkpoint
 from otprune.models.internvl import InternVLEncoder
 from otprune.models.loading import fill, load_part, read_tensors
+from otprune.shapes import VisionShape
 
 VISION_PREFIX = r"^(model\.)?vision_model\."
 CONNECTOR_PREFIX = r"^(model\.)?connector\.modality_projection\.proj\."
@@ -24,6 +25,7 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: 
     if attention:
         raise ValueError(f"the attention of a class token is not computed for {checkpoint.record.title}")
     folder, vision = checkpoint.path, checkpoint.vision
+    assert isinstance(vision, VisionShape)
     config: Any = AutoConfig.from_pretrained(folder)
     tower = load_part(AutoModel, folder, config.vision_config, {VISION_PREFIX: ""}, dtype)
     connector = nn.Linear(vision.width, checkpoint.row_width, bias=False, dtype=dtype)
