@@ -62,7 +62,7 @@ class StretchedTiles:
         check_side(self.side)
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise ValueError(
-                f"max_tiles must be at least {max(1, self.min_tiles)}, the fewest tiles of a picture, "
+                f"model.max_tiles must be at least {max(1, self.min_tiles)}, the fewest tiles of a picture, "
                 f"got {self.max_tiles}"
             )
 

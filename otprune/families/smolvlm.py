@@ -74,8 +74,8 @@ class LabelledTiles:
             )
         if not 1 <= self.max_tiles <= self.most_rows**2:
             raise ValueError(
-                f"max_tiles must be 1 to {self.most_rows**2}, the tiles of a square picture with the checkpoint's "
-                f"longest edge of {self.edge} pixels, got {self.max_tiles}"
+                f"model.max_tiles must be 1 to {self.most_rows**2}, the tiles of a square picture with the "
+                f"checkpoint's longest edge of {self.edge} pixels, got {self.max_tiles}"
             )
 
     @property

@@ -18,6 +18,7 @@ from otprune.shapes import LanguageShape, ModelShape, PatchVisionShape, VisionSh
 WHOLE_FILE_BYTES = 64 * 2**20  # files up to this size are hashed completely
 BLOCK_BYTES = 4096  # of larger files, three blocks of this size are hashed for each tensor
 INDEX = "model.safetensors.index.json"
+KEYS = ("model.", "decode.")  # begin the keys of options, and so the errors about them
 OTHER_FORMATS = {"internvl_chat": "OpenGVLab/InternVL3-8B-hf"}
 """`model_type` of checkpoints that bring code of their own -> one in Hugging Face format."""
 
@@ -81,7 +82,9 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         language = LanguageShape.from_config(parsed.text_config)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder / 'config.json'} must describe a {family.title}: {reason}") from error
+        if reason.startswith(KEYS):  # the user's option is wrong, not the checkpoint
+            raise CheckpointError(reason) from error
+        raise CheckpointError(f"{folder / 'config.json'} must describe a model of {family.title}: {reason}") from error
     folder = folder.resolve()
     geometry = facts.geometry if family.add_texts is None else _with_texts(family, facts, folder)
     return Checkpoint(

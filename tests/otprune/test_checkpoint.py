@@ -293,7 +293,7 @@ def test_a_checkpoint_travels(demo_model):
 def test_a_configuration_that_describes_no_model_is_one_clear_line(copy, part):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"text_config": config["text_config"] | part}))
-    with pytest.raises(CheckpointError, match=r"config\.json must describe a LLaVA-1\.5: ") as caught:
+    with pytest.raises(CheckpointError, match=r"config\.json must describe a model of LLaVA-1\.5: ") as caught:
         read_checkpoint(str(copy))
     assert "\n" not in str(caught.value)
 

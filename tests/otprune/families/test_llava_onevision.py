@@ -239,7 +239,9 @@ def edited(folder: Path, target: Path, **keys: object) -> Path:
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(keys, says, folder, tmp_path):
-    with pytest.raises(CheckpointError, match=f"must describe a LLaVA-OneVision: .*{re.escape(says)}") as caught:
+    with pytest.raises(
+        CheckpointError, match=f"must describe a model of LLaVA-OneVision: .*{re.escape(says)}"
+    ) as caught:
         read_checkpoint(str(edited(folder, tmp_path, **keys)))
     assert "\n" not in str(caught.value)
 
