@@ -113,6 +113,7 @@ def test_of_images_that_kill_their_encoder_every_time_each_one_is_quarantined_an
     assert verify(arguments) == 0
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_its_generator_is_isolated_too(tmp_path, arguments, images):
     generator = killing(fake_generator(), {sha256(images[9])})
     outcome = on_ray(*arguments, "generate.actors=2", "generate.num_cpus=0.5", "faults.retries=1", generator=generator)

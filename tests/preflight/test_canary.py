@@ -79,8 +79,8 @@ def corpus(scene_parquet: Callable[..., Path], tmp_path_factory: pytest.TempPath
     return folder
 
 
-def test_the_demo_model_looks_at_its_images(corpus: Path, tmp_path: Path, ray_session: None):
-    result = canary(tmp_path, corpus, "canary.images=12", "generate.max_new_tokens=24")
+def test_the_demo_model_looks_at_its_images(corpus: Path, tmp_path: Path):
+    result = canary(tmp_path, corpus, LOCAL, "canary.images=12", "generate.max_new_tokens=24")
     assert (result.images, result.captions, result.left_out) == (12, 12, 0)
     assert result.saw_the_images
     assert result.same_as_blank[0] == 0
