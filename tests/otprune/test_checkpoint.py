@@ -231,8 +231,8 @@ def test_a_checkpoint_says_of_the_demo_model_what_the_loaded_model_says(demo_mod
     assert (found.path, found.name, found.family) == (demo_model, str(demo_model), "llava")
     geometry = found.geometry
     assert (geometry.fixed, geometry.most_visual, geometry.axes) == (encoder.num_tokens, encoder.num_tokens, 1)
-    assert geometry.frame((70, 90)).shape == (encoder.geometry.side, encoder.image_size, 3)
-    assert (found.vision.image_size, found.language.hidden) == (encoder.geometry.side, encoder.row_width)
+    assert geometry.frame((70, 90)).shape == (encoder.tower.config.image_size, encoder.tower.config.image_size, 3)
+    assert (found.vision.image_size, found.language.hidden) == (encoder.tower.config.image_size, encoder.row_width)
     assert (found.row_width, found.levels) == (encoder.row_width, 0)
     torch.testing.assert_close(torch.tensor(found.mean), encoder.mean.flatten())
     torch.testing.assert_close(torch.tensor(found.std), encoder.std.flatten())
