@@ -89,7 +89,9 @@ def test_a_driver_that_is_asked_to_stop_exits_130_and_is_resumed(number, corpus,
         driver.process.send_signal(number)
         assert driver.wait() == 130, driver.text()
         assert "interrupted; the same command resumes" in driver.text()
-        assert "Traceback" not in driver.text()
+        # A signal may meet a destructor of Ray's, which Python reports and ignores; there is no other traceback.
+        *before_each, _ = driver.text().split("Traceback (most recent call last)")
+        assert all(text.rstrip().splitlines()[-1].startswith("Exception ignored in") for text in before_each)
     assert 1 <= len(output.list("captions")) < UNITS
     assert output.exists("run.json")
     assert main(arguments) == 0
