@@ -107,7 +107,6 @@ def _pictures(config: CalibrateConfig, checkpoint: Checkpoint) -> Iterator[tuple
             unit_batch = UnitBatch.from_row(row)
             if unit_batch.error is not None:
                 raise UserError(f"input.path must be readable: {unit_batch.error}")
-            pixels = unit_batch.arrays["pixels"].rows()
+            frames = unit_batch.frames(checkpoint.geometry)
             for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
-                frame = pixels[rows.start].reshape(checkpoint.geometry.frame(image.sizes[0]).shape)
-                yield frame, image.sizes[0], image.prompts[0]
+                yield frames[rows.start], image.sizes[0], image.prompts[0]

@@ -106,8 +106,7 @@ def distances(
                 raise RuntimeError(unit_batch.error)
             hashes = [image.sha256 for image in unit_batch.images for _ in range(image.num_pictures)]
             sizes = [size for image in unit_batch.images for size in image.sizes]
-            pixels = [as_tensor(row) for row in unit_batch.arrays["pixels"].rows()]
-            frames = [row.view(checkpoint.geometry.frame(size).shape) for row, size in zip(pixels, sizes, strict=True)]
+            frames = [as_tensor(frame) for frame in unit_batch.frames(checkpoint.geometry)]
             for start in range(0, len(frames), IMAGES_AT_A_TIME):
                 batch = slice(start, start + IMAGES_AT_A_TIME)
                 regions = encoder.regions(frames[batch], sizes[batch], "joint")

@@ -104,11 +104,10 @@ def _fit(
             unit_batch = UnitBatch.from_row(row)
             if unit_batch.error is not None:
                 raise RuntimeError(unit_batch.error)
-            pixels = unit_batch.arrays["pixels"].rows()
+            frames = unit_batch.frames(checkpoint.geometry)
             for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
                 if image.num_pictures == 1:
-                    text, size = image.prompts[len(pictures) % len(image.prompts)], image.sizes[0]
-                    frame = pixels[rows.start].reshape(checkpoint.geometry.frame(size).shape)
-                    pictures.append((frame, size, text))
+                    text = image.prompts[len(pictures) % len(image.prompts)]
+                    pictures.append((frames[rows.start], image.sizes[0], text))
     sample = read_sample(checkpoint, pictures, dtype=dtype, prompt=prompt)
     return fit.values(sample, retentions) if pictures else None

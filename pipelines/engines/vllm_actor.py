@@ -136,11 +136,9 @@ class VllmGenerator:
         if not self.images:
             return self.requests.of_unit(unit_batch, self.requests.shown(unpack(unit_batch)))
         geometry, whole = self.checkpoint.geometry, self.checkpoint.whole_geometry
-        pixels, shown = unit_batch.arrays["pixels"].rows(), []
+        all_frames, shown = unit_batch.frames(geometry), []
         for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
-            frames = [
-                pixels[row].reshape(geometry.frame(size).shape) for row, size in zip(rows, image.sizes, strict=True)
-            ]
+            frames = all_frames[rows.start : rows.stop]
             # vLLM encodes images only for jobs that keep every token of what the tower sees.
             counts = [geometry.num_visual(size) for size in image.sizes]
             image.num_visual_tokens = sum(whole.num_visual(size) for size in image.sizes)

@@ -11,7 +11,7 @@ a batch, and the method takes them together.
 
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from otprune.families import Size
 from otprune.models import Checkpoint, Kept
@@ -64,12 +64,13 @@ class Encoder:
         return unit_batch.to_row()
 
     def _encode(self, unit_batch: UnitBatch) -> None:
-        pixels, rows = unit_batch.arrays.pop("pixels"), unit_batch.rows()
-        kept_by_row, failed = self._prune(unit_batch, [as_tensor(row) for row in pixels.rows()])
+        geometry, whole = self.checkpoint.geometry, self.checkpoint.whole_geometry
+        frames, rows = unit_batch.frames(geometry), unit_batch.rows()
+        unit_batch.arrays = {}
+        kept_by_row, failed = self._prune(unit_batch, frames)
         for index, error in failed.items():
             unit_batch.reject(index, "encode", f"{type(error).__name__}: {error}")
         kept_rows: list[Kept] = []  # one for each row of the new arrays
-        geometry, whole = self.checkpoint.geometry, self.checkpoint.whole_geometry
         for i, image in enumerate(unit_batch.images):
             if i not in failed:
                 pictures = [kept_by_row[row] for row in rows[i]]
@@ -79,16 +80,18 @@ class Encoder:
                 else:  # the pictures were sent smaller
                     image.num_visual_tokens = sum(whole.num_visual(size) for size in image.sizes)
                 if image.sampled:
-                    frame = pixels.rows()[rows[i].start].reshape(geometry.frame(image.sizes[0]).shape)
-                    image.sample = make_sample(frame, image.sizes[0], firsts[0].source.tolist(), geometry)
+                    kept = firsts[0].source.tolist()
+                    image.sample = make_sample(frames[rows[i].start], image.sizes[0], kept, geometry)
                 # From picture by picture to prompt by prompt, the order of `UnitBatch.arrays`.
                 kept_rows += [picture for prompt in zip(*pictures, strict=True) for picture in prompt]
         unit_batch.drop(failed.keys())
         unit_batch.rows_per_prompt = self.pruner.per_prompt
         unit_batch.arrays = pack(kept_rows, self.pruner.encoder.row_width, self.pruner.encoder.dtype)
 
-    def _prune(self, unit_batch: UnitBatch, pixels: list[Tensor]) -> tuple[dict[int, list[Kept]], dict[int, Exception]]:
-        """Prunes the pictures of a unit; `pixels` holds the frame of each, flattened.
+    def _prune(
+        self, unit_batch: UnitBatch, frames: list[np.ndarray]
+    ) -> tuple[dict[int, list[Kept]], dict[int, Exception]]:
+        """Prunes the pictures of a unit; `frames` holds the frame of each.
 
         Returns:
             The kept tokens of each picture (one `Kept`, or one for each prompt if the method looks at the prompt), and
@@ -102,10 +105,9 @@ class Encoder:
         sizes = [unit_batch.images[i].sizes[number] for i, number in pictures]
         seeds = [image_seed(unit_batch.images[i].sha256, self.seed + number) for i, number in pictures]
         prompts = [unit_batch.images[i].prompts for i, _ in pictures]
-        frames = [self.checkpoint.geometry.frame(size) for size in sizes]
         kept_by_row: dict[int, list[Kept]] = {}
 
-        with Uploader(pixels, self.to_gpu) as upload:
+        with Uploader([as_tensor(frame.reshape(-1)) for frame in frames], self.to_gpu) as upload:
 
             def run(indices: list[int]) -> None:
                 batch = [flat.view(frames[i].shape) for i, flat in zip(indices, upload(indices), strict=True)]
@@ -115,7 +117,7 @@ class Encoder:
                 kept_by_row.update(zip(indices, kept, strict=True))
 
             failed_rows = run_batches(self._batches(sizes), run, upload.ahead)
-        self.suspicion.note(len(pixels) - len(failed_rows), failed_rows.values())
+        self.suspicion.note(len(frames) - len(failed_rows), failed_rows.values())
         return kept_by_row, {pictures[row][0]: error for row, error in failed_rows.items()}
 
     def _batches(self, sizes: list[Size]) -> list[list[int]]:

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from otprune.families import Size
+import numpy as np
+
+from otprune.families import Geometry, Size
 from pipelines.output.unit import Unit
 from pipelines.stages.ragged import Ragged
 from pipelines.text import clean
@@ -181,6 +183,12 @@ class UnitBatch:
         repeats = [len(image.prompts) if self.rows_per_prompt else 1 for image in self.images]
         counts = [image.num_pictures * repeat for image, repeat in zip(self.images, repeats, strict=True)]
         return [range(end - count, end) for end, count in zip(itertools.accumulate(counts), counts, strict=True)]
+
+    def frames(self, geometry: Geometry) -> list[np.ndarray]:
+        """The frame of each picture of each image, in order: views of the array `pixels`."""
+        sizes = [size for image in self.images for size in image.sizes]
+        pairs = zip(self.arrays["pixels"].rows(), sizes, strict=True)
+        return [flat.reshape(geometry.frame(size).shape) for flat, size in pairs]
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
