@@ -40,8 +40,9 @@ def load_part(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype:
         names: {regular expression of a prefix of weight names: prefix in `cls`}.
 
     Raises:
-        CheckpointError: if weights are missing.
+        CheckpointError: if weights are missing, or a file of them is not whole.
     """
+    weight_names(folder)  # safetensors and transformers would not name the file
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would report the other half of the checkpoint as unexpected weights
     transformers_logging.disable_progress_bar()
@@ -68,14 +69,19 @@ def check_missing(names: Iterable[str], module: nn.Module, folder: Path) -> None
 
 
 def weight_names(folder: Path) -> set[str]:
-    """The names of a checkpoint's tensors."""
+    """The names of a checkpoint's tensors; raises CheckpointError if a file of them is not whole."""
     return {name for file in weight_files(folder) for name in read_header(file)[0]}
 
 
 def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names match the regular expression `prefix` at the start: {rest of the name: tensor}."""
+    """The tensors whose names match the regular expression `prefix` at the start: {rest of the name: tensor}.
+
+    Raises:
+        CheckpointError: if a file of weights is not whole.
+    """
     from safetensors import safe_open
 
+    weight_names(folder)  # safetensors would not name the file
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
