@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: caption estimate evaluate accuracy sweep study test test-slow test-vllm lint clean
+.PHONY: caption estimate evaluate accuracy sweep study test test-slow test-vllm chaos lint clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -36,7 +36,10 @@ test: $(INSTALLED)  ## every test that needs no GPU and no minutes; JOBS=4 on a 
 	$(BIN)/python -m pytest -m "on_ray and not slow"
 
 test-slow: $(INSTALLED)  ## the tests that take minutes each
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not long"
+
+chaos: $(INSTALLED)  ## every test that kills processes, the long ones too: a quarter of an hour
+	$(BIN)/python -m pytest -m chaos
 
 test-vllm:  ## the vLLM engine on the CPU build of vLLM, in an environment of its own
 	PYTHON=$(PYTHON) tests/vllm/install .venv-vllm

@@ -114,6 +114,7 @@ def test_of_images_that_kill_their_encoder_every_time_each_one_is_quarantined_an
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_image_that_kills_its_generator_is_isolated_too(tmp_path, arguments, images):
     generator = killing(fake_generator(), {sha256(images[9])})
     outcome = on_ray(*arguments, "generate.actors=2", "generate.num_cpus=0.5", "faults.retries=1", generator=generator)
@@ -165,6 +166,7 @@ def test_an_image_that_kills_its_decoder_is_isolated_from_all_units_of_its_task(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_image_that_kills_the_real_encoder_is_isolated_among_real_captions(tmp_path, arguments, images):
     job = prepare(load_config([*QUICK, *arguments, "input.limit=8", "faults.retries=0"]))
     outcome = run_job(replace(job, actors=Actors(encode=killing(Encoder, {sha256(images[2])}))))

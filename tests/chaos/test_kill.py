@@ -51,7 +51,7 @@ def in_one_go(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessio
     return captions
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=[pytest.param("local", marks=pytest.mark.long), "s3"])
 def place(request: pytest.FixtureRequest, corpus: Path, tmp_path: Path) -> Iterator[Place]:
     if request.param == "local":
         yield Place([f"input.path={corpus}", f"output.path={tmp_path / 'out'}"], Store(str(tmp_path / "out")))
@@ -80,7 +80,7 @@ def test_a_driver_killed_twice_ends_with_the_captions_of_one_that_was_not(place,
     assert verify(place.arguments) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_driver_that_is_asked_to_stop_exits_130_and_is_resumed(number, corpus, in_one_go, tmp_path):
     output = Store(str(tmp_path / "out"))
     arguments = [*SLOWLY, f"input.path={corpus}", f"output.path={output.path}"]

@@ -87,7 +87,7 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("auth", ["token", "disabled"])
+@pytest.mark.parametrize("auth", ["token", pytest.param("disabled", marks=pytest.mark.long)])
 def test_a_submitted_job_captions_its_corpus(auth, short_folder, tmp_path, scene_parquet):
     corpus = scene_parquet(tmp_path / "in" / "a.parquet", 8)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
