@@ -16,6 +16,9 @@ from otprune.methods.positional import FIRST, LAST, RANDOM, UNIFORM
 from otprune.methods.prumerge import PRUMERGE, PRUMERGE_PLUS
 from otprune.methods.pyramiddrop import METHOD as PYRAMIDDROP
 from otprune.methods.resize import METHOD as RESIZE
+from otprune.methods.salient.logdet import METHOD as LOGDET_SALIENT
+from otprune.methods.salient.scope import METHOD as SCOPE
+from otprune.methods.salient.score import METHOD as SCORE
 from otprune.methods.settings import Setting
 from otprune.methods.vtw import METHOD as VTW
 
@@ -67,6 +70,9 @@ METHODS = collect(
     FIRST,
     LAST,
     RESIZE,
+    LOGDET_SALIENT,
+    SCOPE,
+    SCORE,
     CDPRUNER,
     M3,
     PRUMERGE,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from otprune.choice import Choose, choose_tokens
 from otprune.layerwise.policy import Policy
-from otprune.methods.reduction import Reduction, Requirement, Seen, keep_all, keep_rows
+from otprune.methods.reduction import Reduction, Requirement, Seen, Wish, keep_all, keep_rows
 from otprune.methods.settings import Setting, check_settings
 from otprune.schedules import Schedule, num_kept, stage_rows
 from otprune.shapes import LanguageShape
@@ -80,6 +80,8 @@ class Method:
     shared: frozenset[Shared] = frozenset()
     requires: frozenset[Requirement] = frozenset()
     """What the encoder must compute beside the features."""
+    wishes: frozenset[Wish] = frozenset()
+    """What the encoder computes beside the features if it can; the method has a rule for where it cannot."""
     match: Callable[..., dict[str, Any]] | None = None
     """(Search, **settings) -> the settings, where the search has filled in those that are None. The function may take
     further keywords that narrow the search. None: the method has no budget to search."""

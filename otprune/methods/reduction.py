@@ -13,10 +13,13 @@ from torch import Tensor
 Requirement = Literal["keys", "class_attention", "relevance"]
 """A field of `Seen` that the encoder computes only for methods that require it."""
 
+Wish = Literal["saliency", "patches"]
+"""A field of `Seen` that methods use where the encoder has it, and do without elsewhere."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """The encoder's output for a batch of pictures. A field that the method does not require is None."""
+    """The encoder's output for a batch of pictures. A field that the method does not ask for is None."""
 
     features: Tensor
     """[B, N, D]: projected tokens, or the projector's input if the method acts before the projector."""
@@ -30,6 +33,10 @@ class Seen:
     """[B, N]: the class token's attention to each token in that layer."""
     relevance: Tensor | None = None
     """[P, N]: the relevance of each token to the prompt, one row for each prompt of each picture."""
+    saliency: Tensor | None = None
+    """[B, N]: the class token's attention in the layer that makes the features, the mean over its heads."""
+    patches: Tensor | None = None
+    """[B, N, W]: the projector's input."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One setting: its meaning, kind, default and bounds (`low` <= value < `below`).
+    """One setting: its meaning, kind, default and bounds (`low` <= value <= `high`, value < `below`).
 
     A setting of kind `counts` is {layer: number of tokens}. A setting of kind `counts or file` may name a file written
     by jobs/calibrate.py, which holds the value.
@@ -17,6 +17,7 @@ class Setting:
     kind: Literal["integer", "number", "flag", "text", "counts", "counts or file"]
     default: Any = None
     low: float | None = None
+    high: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
 
@@ -58,6 +59,8 @@ def _checked(key: str, setting: Setting, value: Any) -> Any:
     # `not value >= low` instead of `value < low`, so that NaN is refused.
     if setting.low is not None and not value >= setting.low:
         raise ValueError(f"{key} must be at least {setting.low:g}, got {value}")
+    if setting.high is not None and not value <= setting.high:
+        raise ValueError(f"{key} must be at most {setting.high:g}, got {value}")
     if setting.below is not None and not value < setting.below:
         raise ValueError(f"{key} must be below {setting.below:g}, got {value}")
     return value

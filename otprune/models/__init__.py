@@ -5,6 +5,7 @@ and projector) and a decoder (language model and tokenizer).
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,12 +33,15 @@ __all__ = [
 ]
 
 
-def load_encoder(checkpoint: Checkpoint | Path, *, dtype: torch.dtype, device: str, attention: bool = False) -> Encoder:
+def load_encoder(
+    checkpoint: Checkpoint | Path, *, dtype: torch.dtype, device: str, attention: bool = False, saliency: bool = False
+) -> Encoder:
     """Loads the vision tower and projector of a checkpoint, without reading the language model.
 
     Args:
         checkpoint: as read already, or its folder.
         attention: also compute the class token's attention, for the methods that require it.
+        saliency: also compute the saliency of each token, if the tower has a class token.
 
     Raises:
         CheckpointError: if weights are missing.
@@ -45,4 +49,7 @@ def load_encoder(checkpoint: Checkpoint | Path, *, dtype: torch.dtype, device: s
     """
     if isinstance(checkpoint, Path):
         checkpoint = read_checkpoint(str(checkpoint))
-    return checkpoint.record.load_encoder(checkpoint, dtype=dtype, device=device, attention=attention)
+    place: dict[str, Any] = {"dtype": dtype, "device": device, "attention": attention}
+    if saliency and checkpoint.class_attention:
+        place["saliency"] = True
+    return checkpoint.record.load_encoder(checkpoint, **place)

@@ -31,6 +31,8 @@ class Region:
     """[N, W]: with attention, the keys of the layer that reads `patches`."""
     class_attention: Tensor | None = None
     """[N]: with attention, the class token's attention in that layer."""
+    saliency: Tensor | None = None
+    """[N]: with saliency, the class token's attention in the layer that makes `patches`, the mean over its heads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,14 @@ NEWLINE = r"^(model\.)?image_newline$"
 PROJECTOR_PREFIX = r"^(model\.)?multi_modal_projector\."
 
 
-def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: bool = False) -> "LlavaEncoder":
+def load(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: bool = False, saliency: bool = False
+) -> "LlavaEncoder":
     """Loads the vision tower and projector of a checkpoint, without reading the language model.
 
     Args:
         attention: keep the layer that `class_attention` needs; else it is cut off.
+        saliency: remember what `saliency` needs.
 
     Raises:
         CheckpointError: if weights are missing.
@@ -51,6 +54,7 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: 
         checkpoint.std,
         geometry=checkpoint.geometry,
         attention=attention,
+        saliency=saliency,
     )
     if isinstance(checkpoint.geometry, Tiled):
         newlines = read_tensors(folder, NEWLINE)
@@ -78,6 +82,7 @@ class LlavaEncoder(nn.Module):
         *,
         geometry: Geometry,
         attention: bool = False,
+        saliency: bool = False,
     ):
         super().__init__()
         self.tower, self.projector, self.geometry = tower, projector, geometry
@@ -87,6 +92,10 @@ class LlavaEncoder(nn.Module):
         self.reader: Any = _layer_behind(_transformer(tower), config) if attention else None
         if isinstance(self.layer, int):
             _cut_after(_transformer(tower), self.layer)
+        self.entering: list[Tensor] | None = [] if saliency else None
+        if saliency:
+            last: Any = _transformer(tower).encoder.layers[-1]
+            last.register_forward_pre_hook(self._remember, with_kwargs=True)
         # CLIP's positions include the class token. The strategy "default" drops the first, even of SigLIP's patches.
         num_positions = _transformer(tower).embeddings.position_embedding.weight.shape[0]
         self.num_tokens: int = num_positions - 1 if self.drops_first else num_positions
@@ -111,12 +120,14 @@ class LlavaEncoder(nn.Module):
             packed = zip(features.split(counts), sizes, strict=True)
             return [[Region(features=self._pack(crops, size))] for crops, size in packed]
         attention, keys = self.class_attention(hidden) if self.reader is not None else (None, None)
+        saliency = self.saliency() if self.entering is not None else None
         regions = iter(
             Region(
                 features=features[i],
                 patches=patches[i],
                 keys=None if keys is None else keys[i],
                 class_attention=None if attention is None else attention[i],
+                saliency=None if saliency is None else saliency[i],
             )
             for i in range(len(crops))
         )
@@ -187,6 +198,27 @@ class LlavaEncoder(nn.Module):
         keys = self.reader.self_attn.k_proj(normed)
         attention = (query @ keys.float().mT / keys.shape[-1] ** 0.5).softmax(dim=-1)
         return attention[:, 0, 1:], keys[:, 1:]
+
+    def _remember(self, layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Keeps what enters the last layer that runs."""
+        assert self.entering is not None
+        self.entering[:] = [arguments[0] if arguments else keywords["hidden_states"]]
+
+    @torch.inference_mode()
+    def saliency(self) -> Tensor:
+        """The class token's attention [B, N] in the layer that made the last hidden states, the mean over its heads.
+
+        a = mean over heads of softmax(q_class k^T / sqrt(width of a head)) over all positions in float32; the class
+        token's own entry is then removed.
+        """
+        assert self.entering, "the encoder was loaded without saliency, or has seen nothing"
+        layer: Any = _transformer(self.tower).encoder.layers[-1]
+        normed_BPW, attention = layer.layer_norm1(self.entering.pop()), layer.self_attn
+        heads = attention.num_heads
+        query_BHW = attention.q_proj(normed_BPW[:, 0]).unflatten(-1, (heads, -1)).float()
+        keys_BPHW = attention.k_proj(normed_BPW).unflatten(-1, (heads, -1)).float()
+        logits_BHP = torch.einsum("bhw,bphw->bhp", query_BHW, keys_BPHW) / query_BHW.shape[-1] ** 0.5
+        return logits_BHP.softmax(dim=-1).mean(dim=1)[:, 1:]
 
 
 def join_crops(crops: Sequence[Kept]) -> Kept:

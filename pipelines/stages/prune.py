@@ -30,8 +30,13 @@ class Pruner:
         self.method = get_method(prune.method)
         checked, requires = self.method.check(settings), self.method.requires
         dtype, device = place.torch_dtype, place.device
+        by_saliency = "saliency" in self.method.wishes and checkpoint.class_attention
         self.encoder: Encoder = load_encoder(
-            checkpoint, dtype=dtype, device=device, attention="class_attention" in requires
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            attention="class_attention" in requires,
+            saliency=by_saliency,
         )
         self.relevance: Relevance | None = None
         if "relevance" in requires:
@@ -41,7 +46,7 @@ class Pruner:
         self.way: Way = "joint"
         if self.method.keeps_grid:
             self.way = "grid"
-        elif prune.per_tile or requires:  # attention, keys and relevance exist only for each crop by itself
+        elif prune.per_tile or requires or by_saliency:  # these inputs exist only for each crop by itself
             self.way = "tiles"
 
     @property
@@ -101,6 +106,8 @@ class Pruner:
             keys=_stacked([region.keys for region in regions]),
             class_attention=_stacked([region.class_attention for region in regions]),
             relevance=relevance,
+            saliency=_stacked([region.saliency for region in regions]),
+            patches=_stacked([region.patches for region in regions]) if "patches" in self.method.wishes else None,
         )
 
     def _kept(self, region: Region, reduced: Reduced) -> Kept:

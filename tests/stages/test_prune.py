@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForCondition
 from otprune import select_tokens
 from otprune.methods.cdpruner import cdpruner
 from otprune.methods.prumerge import prumerge
+from otprune.methods.salient.scope import scope
+from otprune.methods.salient.score import score
 from otprune.models import CheckpointError, read_checkpoint
 from otprune.models.llava_encoder import LlavaEncoder
 from otprune.models.relevance import ClipRelevance
@@ -132,6 +134,22 @@ def test_prumerge_merges_what_the_projector_reads_by_the_last_layers_attention(
         with torch.inference_mode():
             tokens = whole.model.multi_modal_projector(merged.features)
         torch.testing.assert_close(rows.tokens, tokens, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "choose"), [("scope", scope), ("score", score)])
+def test_saliency_is_the_attention_in_the_layer_that_makes_the_features(
+    encoder, demo_model, seen, scene_pixels, method, choose
+):
+    """Compared on the projector's input, by transformers' own attention weights."""
+    hidden, _, _ = seen
+    model = LlavaForConditionalGeneration.from_pretrained(demo_model, dtype=torch.float32, attn_implementation="eager")
+    mean, std = tower_of(encoder("none")).mean, tower_of(encoder("none")).std
+    pixels = (torch.from_numpy(scene_pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.inference_mode():
+        weights = model.model.vision_tower(pixels, output_attentions=True).attentions[-2]
+    expected = choose(hidden[:, 1:], 26, weights[:, :, 0, 1:].sum(dim=1)).sort().values
+    kept = np.stack(encoded(encoder(method), scene_pixels).arrays["kept"].rows())
+    assert kept.tolist() == expected.tolist()
 
 
 def test_the_layer_that_attention_needs_is_loaded_for_its_methods_alone(encoder):

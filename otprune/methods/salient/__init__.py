@@ -1,0 +1,1 @@
+"""Methods that weigh coverage by how salient a token is."""
