@@ -1,10 +1,12 @@
-"""Calibrate pruning inside the language model on your own images: find FitPrune's recipe or VTW's layer.
+"""Calibrate a method on your own images: FitPrune's recipe, VTW's layer, or the threshold of a budget per picture.
 
 Usage: python jobs/calibrate.py [--config FILE] [section.key=value ...]
 
 Examples:
     python jobs/calibrate.py prune.method=fitprune                            # on the demo corpus, 9.8 % of the tokens
     python jobs/caption_corpus.py prune.method=fitprune prune.settings.recipe=runs/calibration.json   # use it
+    python jobs/calibrate.py prune.method=logdet_adaptive calibrate.path=runs/budget.json calibrate.samples=256
+    python jobs/caption_corpus.py prune.method=logdet_adaptive prune.settings.threshold=runs/budget.json
     python jobs/calibrate.py --config conf/llava15_7b.yaml input.path=... prune.method=vtw calibrate.samples=20
 
 Runs in this process, on the GPU if there is one. Writes the result to calibrate.path and prints it. Set

@@ -55,18 +55,36 @@ def greedy_logdet(
     if factor_BNR.device.type == "cpu":
         middles = [None] * len(factor_BNR) if middle_BRR is None else middle_BRR
         images = zip(factor_BNR, middles, ridge_B.tolist(), strict=True)
-        return _stack([_greedy_image(factor_NR, M, ridge, k, symmetric) for factor_NR, M, ridge in images], k)
+        return _stack([_greedy_image(factor_NR, M, ridge, k, symmetric)[0] for factor_NR, M, ridge in images], k)
     if middle_BRR is None and forms_kernel(factor_BNR.shape[1]):
         return greedy_from_kernel(gram(factor_BNR), ridge_B, k)
     return greedy_from_rows(factor_BNR, middle_BRR, ridge_B, k)
+
+
+def greedy_gains(factor_BNR: Tensor, ridge_B: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The picks int64 [B, k] of `greedy_logdet`, and of each its conditional variance beyond the ridge [B, k].
+
+    log det K_SS grows by log(ridge + that variance) with each pick. O(N (R + k)) a pick and an image.
+    """
+    if factor_BNR.device.type == "cpu":
+        images = zip(factor_BNR, ridge_B.tolist(), strict=True)
+        done = [_greedy_image(factor_NR, None, ridge, k, False) for factor_NR, ridge in images]
+        excess = [torch.from_numpy(excess) for _, excess in done]
+        return _stack([picks for picks, _ in done], k), torch.stack(excess) if excess else factor_BNR.new_empty(0, k)
+    excess_BN = torch.linalg.vector_norm(factor_BNR, dim=-1).square()
+    return _greedy_batch(excess_BN, _rows_of(factor_BNR, None), ridge_B, k)
 
 
 def _stack(picks: list[np.ndarray], k: int) -> Tensor:
     return torch.from_numpy(np.stack(picks)) if picks else torch.empty(0, k, dtype=torch.int64)
 
 
-def _greedy_image(factor_NR: Tensor, middle_RR: Tensor | None, ridge: float, k: int, symmetric: bool) -> np.ndarray:
-    """The picks of one image on a CPU, without forming F F^T: O(N (R + k)) a pick and O(N (R + k)) memory.
+def _greedy_image(
+    factor_NR: Tensor, middle_RR: Tensor | None, ridge: float, k: int, symmetric: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The picks [k] of one image on a CPU and what each adds to the ridge [k], without forming F F^T.
+
+    O(N (R + k)) a pick and O(N (R + k)) memory.
 
     The vector operations are numpy's, because a numpy call costs a fifth of a torch call.
     """
@@ -78,13 +96,13 @@ def _greedy_image(factor_NR: Tensor, middle_RR: Tensor | None, ridge: float, k: 
         excess = product_diagonal(factor_NR[None], middle_RR[None])[0].numpy()
     floor = _noise(factor_NR.dtype) * (ridge + excess)
     squares = np.empty_like(excess)
-    picks = np.empty(k, dtype=np.int64)
+    picks, taken = np.empty(k, dtype=np.int64), np.empty(k, factor.dtype)
     rows = _RowsAhead(factor, factor_NR if symmetric else factor_NR.T, middle_RR, columns)
 
     # Row s of `columns` is the Cholesky column of pick s: rows are contiguous in memory, and each step fills one.
     for step, column in enumerate(columns):
         pick = int(excess.argmax())
-        picks[step] = pick
+        picks[step], taken[step] = pick, excess[pick]
         row, start = rows.take(pick, excess, k - step)
         np.subtract(row, columns[start:step, pick] @ columns[start:step], out=column)
         variance = ridge + float(excess[pick])
@@ -93,7 +111,7 @@ def _greedy_image(factor_NR: Tensor, middle_RR: Tensor | None, ridge: float, k: 
         np.multiply(column, column, out=squares)
         excess -= squares
         excess[pick] = -np.inf  # a token is picked once
-    return picks
+    return picks, taken
 
 
 class _RowsAhead:
@@ -181,7 +199,7 @@ def greedy_from_kernel(excess_BNN: Tensor, ridge_B: Tensor, k: int) -> Tensor:
         return module.greedy_from_kernel(excess_BNN, ridge_B, k)
     image_B = torch.arange(len(excess_BNN), device=excess_BNN.device)
     excess_BN = excess_BNN.diagonal(dim1=-2, dim2=-1).clone()
-    return _greedy_batch(excess_BN, lambda pick_B: excess_BNN[image_B, pick_B], ridge_B, k)
+    return _greedy_batch(excess_BN, lambda pick_B: excess_BNN[image_B, pick_B], ridge_B, k)[0]
 
 
 def greedy_from_rows(factor_BNR: Tensor, middle_BRR: Tensor | None, ridge_B: Tensor, k: int) -> Tensor:
@@ -190,11 +208,16 @@ def greedy_from_rows(factor_BNR: Tensor, middle_BRR: Tensor | None, ridge_B: Ten
     The whole batch advances together: O(N (R + k)) a pick and an image, O(N (R + k)) memory an image, without host
     synchronisation.
     """
-    image_B = torch.arange(len(factor_BNR), device=factor_BNR.device)
     if middle_BRR is None:
         excess_BN = torch.linalg.vector_norm(factor_BNR, dim=-1).square()
     else:
         excess_BN = product_diagonal(factor_BNR, middle_BRR)
+    return _greedy_batch(excess_BN, _rows_of(factor_BNR, middle_BRR), ridge_B, k)[0]
+
+
+def _rows_of(factor_BNR: Tensor, middle_BRR: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A function that gives the rows [B, N] of F M F^T of the tokens int64 [B]."""
+    image_B = torch.arange(len(factor_BNR), device=factor_BNR.device)
 
     def row_of(pick_B: Tensor) -> Tensor:
         row_BR = factor_BNR[image_B, pick_B]
@@ -202,20 +225,26 @@ def greedy_from_rows(factor_BNR: Tensor, middle_BRR: Tensor | None, ridge_B: Ten
             row_BR = torch.einsum("br,brs->bs", row_BR, middle_BRR)
         return torch.einsum("bnr,br->bn", factor_BNR, row_BR)
 
-    return _greedy_batch(excess_BN, row_of, ridge_B, k)
+    return row_of
 
 
-def _greedy_batch(excess_BN: Tensor, row_of: Callable[[Tensor], Tensor], ridge_B: Tensor, k: int) -> Tensor:
-    """The greedy from the diagonal of K - ridge I, which it overwrites, and a function that gives the rows of picks."""
+def _greedy_batch(
+    excess_BN: Tensor, row_of: Callable[[Tensor], Tensor], ridge_B: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """The picks [B, k] and what each adds to the ridge [B, k].
+
+    From the diagonal of K - ridge I, which is overwritten, and a function that gives the rows of picks.
+    """
     B, N = excess_BN.shape
     floor_BN = _noise(excess_BN.dtype) * (ridge_B[:, None] + excess_BN)
     chol_BKN = excess_BN.new_zeros(B, k, N)
     picks_BK = torch.empty(B, k, dtype=torch.int64, device=excess_BN.device)
+    taken_BK = excess_BN.new_empty(B, k)
     image_B = torch.arange(B, device=excess_BN.device)
 
     for step in range(k):
         pick_B = excess_BN.argmax(dim=-1)
-        picks_BK[:, step] = pick_B
+        picks_BK[:, step], taken_BK[:, step] = pick_B, excess_BN[image_B, pick_B]
         variance_B = ridge_B + excess_BN[image_B, pick_B]
         pivot_B = torch.where(variance_B > floor_BN[image_B, pick_B], variance_B.sqrt(), torch.inf)
         explained_BN = torch.einsum("bsn,bs->bn", chol_BKN[:, :step], chol_BKN[image_B, :step, pick_B])
@@ -223,7 +252,7 @@ def _greedy_batch(excess_BN: Tensor, row_of: Callable[[Tensor], Tensor], ridge_B
         chol_BKN[:, step] = column_BN
         excess_BN -= column_BN.square()
         excess_BN[image_B, pick_B] = -torch.inf  # a token is picked once
-    return picks_BK
+    return picks_BK, taken_BK
 
 
 def greedy_max_min(unit_BNR: Tensor, nearest_BN: Tensor, k: int) -> Tensor:

@@ -3,6 +3,7 @@
 To add a method, write one file with its record, then import the record here and list it in METHODS.
 """
 
+from otprune.methods.adaptive import METHOD as LOGDET_ADAPTIVE
 from otprune.methods.base import BeforeModel, InModel, Method, Reducer, Sample, Selector
 from otprune.methods.cdpruner import METHOD as CDPRUNER
 from otprune.methods.divprune import METHOD as DIVPRUNE
@@ -70,6 +71,7 @@ METHODS = collect(
     FIRST,
     LAST,
     RESIZE,
+    LOGDET_ADAPTIVE,
     LOGDET_SALIENT,
     SCOPE,
     SCORE,

@@ -195,6 +195,8 @@ class Reducer(BeforeModel):
     """(Seen, k, **settings) -> the result of a `Reduction`."""
     fits: Callable[..., None] | None = None
     """(number of patches of a picture, **settings) -> None; raises ValueError if the settings do not fit."""
+    calibrate: Callable[..., dict[str, Any]] | None = None
+    """(tokens [N, D] of each picture, retention=, **settings that have values) -> the settings, and other results."""
 
     def build(self, settings: Mapping[str, Any], shared: Mapping[Shared, Any]) -> Reduction:
         return partial(self.reduce, **settings)

@@ -9,12 +9,12 @@ from typing import Any, Literal
 class Setting:
     """One setting: its meaning, kind, default and bounds (`low` <= value <= `high`, value < `below`).
 
-    A setting of kind `counts` is {layer: number of tokens}. A setting of kind `counts or file` may name a file written
-    by jobs/calibrate.py, which holds the value.
+    A setting of kind `counts` is {layer: number of tokens}. A setting of a kind `or file` may name a file written by
+    jobs/calibrate.py, which holds the value.
     """
 
     meaning: str
-    kind: Literal["integer", "number", "flag", "text", "counts", "counts or file"]
+    kind: Literal["integer", "number", "flag", "text", "counts", "counts or file", "number or file"]
     default: Any = None
     low: float | None = None
     high: float | None = None
@@ -50,10 +50,14 @@ def _checked(key: str, setting: Setting, value: Any) -> Any:
             has_kind = isinstance(value, Mapping)
         case "counts or file":
             has_kind = isinstance(value, (Mapping, str))
+        case "number or file":
+            has_kind = isinstance(value, (int, float, str)) and not isinstance(value, bool)
     if not has_kind:
         raise ValueError(f"{key} must be {_KIND_NAMES[setting.kind]}, got {value!r}")
     if isinstance(value, Mapping):
         return _counts(key, value)
+    if isinstance(value, str) and setting.kind == "number or file":
+        return value
     if setting.choices and value not in setting.choices:
         raise ValueError(f"{key} must be one of {', '.join(setting.choices)}, got {value!r}")
     # `not value >= low` instead of `value < low`, so that NaN is refused.
@@ -73,6 +77,7 @@ _KIND_NAMES = {
     "text": "text",
     "counts": "{layer: number of tokens}",
     "counts or file": "{layer: number of tokens} or a file",
+    "number or file": "a number or a file",
 }
 
 

@@ -4,20 +4,24 @@ FitPrune needs a recipe (tokens to delete after each layer), VTW the layer at wh
 methods watch the unpruned model read a sample of the user's own images under the user's own prompt. The result is
 JSON: {"method", "model", "samples", "recipe"} for FitPrune, {..., "layer", "divergences"} for VTW.
 
+A method with a budget for each picture needs the threshold at which the pictures of a sample keep `prune.retention` of
+their tokens together: {..., "threshold", "kept"} for logdet_adaptive. The vision tower alone runs.
+
 FitPrune's alpha follows from `prune.retention`, not from a percentage of its own: alpha is the largest value whose
 prefill costs no less than a selector's, as `run/pruning.py` counts the cost.
 """
 
 import logging
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from otprune.families import Size
-from otprune.methods import METHODS, InModel, Sample
+from otprune.methods import METHODS, InModel, Reducer, Sample
 from otprune.models import Checkpoint, Kept, load_decoder, load_encoder
 from otprune.models.decoder import image_span
 from pipelines.accuracy.config import CalibrateConfig
@@ -33,6 +37,7 @@ from pipelines.store import Store
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 BATCH = 8  # images in one pass through the vision tower
 
 
@@ -44,8 +49,8 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
             image can be read.
     """
     method = METHODS.get(config.prune.method)
-    if not isinstance(method, InModel) or method.calibrate is None:
-        calibrating = sorted(name for name, other in METHODS.items() if isinstance(other, InModel) and other.calibrate)
+    if not isinstance(method, InModel | Reducer) or method.calibrate is None:
+        calibrating = sorted(name for name, other in METHODS.items() if getattr(other, "calibrate", None))
         raise UserError(
             f"prune.method must be {' or '.join(calibrating)}, the methods that calibrate, got {config.prune.method}"
         )
@@ -53,6 +58,8 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     if reason := checkpoint.record.refuses(method, checkpoint):
         raise UserError(f"prune.{reason}")
     pictures = _pictures(config, checkpoint)
+    if isinstance(method, Reducer):
+        return _calibrate_budget(config, method, checkpoint, pictures)
     sample = read_sample(checkpoint, pictures, dtype=config.model.dtype, prompt=config.prompt)
     if not sample.embeds:
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
@@ -63,6 +70,36 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         first_layer=config.calibrate.first_layer,
     )
     return {"method": method.name, "model": checkpoint.digest, "samples": len(sample.embeds), **settings}
+
+
+def _calibrate_budget(
+    config: CalibrateConfig,
+    method: Reducer,
+    checkpoint: Checkpoint,
+    pictures: Iterable[tuple[np.ndarray, Size, str]],
+) -> dict[str, Any]:
+    """As `calibrate`, of a method that reads a picture's tokens alone."""
+    assert method.calibrate is not None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = load_encoder(checkpoint, dtype=torch_dtype(config.model.dtype, device), device=device)
+    way, regions = "tiles" if config.prune.per_tile else "joint", []
+    for batch in _batched(pictures, BATCH):
+        frames, sizes, _ = zip(*batch, strict=True)
+        seen = encoder.regions([as_tensor(frame) for frame in frames], sizes, way)
+        regions += [[region.features for region in of_picture] for of_picture in seen]
+    if not regions:
+        raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
+    given = {name: value for name, value in method.check(config.prune.settings).items() if name != "threshold"}
+    features = [tokens for of_picture in regions for tokens in of_picture]
+    found = method.calibrate(features, retention=config.prune.share, **given)
+    return {"method": method.name, "model": checkpoint.digest, "samples": len(regions), **found}
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of up to `size` items, in order."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def read_sample(

@@ -18,7 +18,7 @@ from typing import Any
 from otprune.budget import layer_rows, match_budget
 from otprune.flops import prefill_flops
 from otprune.layerwise.executor import MODEL_TYPES
-from otprune.methods import InModel, Reducer, get_method
+from otprune.methods import InModel, Method, Reducer, get_method
 from otprune.models import Checkpoint, Prompter, load_prompter
 from otprune.models.relevance import check_relevance
 from otprune.shapes import VisionShape
@@ -41,6 +41,8 @@ def resolve_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
         check_relevance(settings)
     if isinstance(method, Reducer) and method.fits is not None and isinstance(checkpoint.vision, VisionShape):
         method.fits(checkpoint.vision.num_patches, **settings)
+    if isinstance(method, Reducer) and method.calibrate is not None:
+        settings = {key: read_setting(method, key, value, checkpoint) for key, value in settings.items()}
     if not isinstance(method, InModel):
         return settings
     return _resolve_inside(config, method, settings, checkpoint)
@@ -54,7 +56,7 @@ def _resolve_inside(
     if checkpoint.language_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise ValueError(f"method {name} runs language models {known}, got {checkpoint.language_type}")
-    settings = {key: read_counts(method, key, value, checkpoint) for key, value in settings.items()}
+    settings = {key: read_setting(method, key, value, checkpoint) for key, value in settings.items()}
     shape, text, visual = checkpoint.language, num_text(config, checkpoint), checkpoint.geometry.most_visual
     try:
         matched, share, wanted = match_budget(method, settings, config.prune.share, shape, text, visual)
@@ -66,28 +68,29 @@ def _resolve_inside(
     return matched
 
 
-def read_counts(method: InModel, name: str, value: Any, checkpoint: Checkpoint) -> Any:
-    """The value of the setting `name`. A file of counts is replaced by its content.
+def read_setting(method: Method, name: str, value: Any, checkpoint: Checkpoint) -> Any:
+    """The value of the setting `name`. A file of jobs/calibrate.py is replaced by the value that it holds.
 
     Logs a warning if the file was fitted to another model.
 
     Raises:
         ValueError: if a method that is fitted to data lacks the setting, or jobs/calibrate.py did not write the file.
     """
-    if method.settings[name].kind != "counts or file":
+    if not method.settings[name].kind.endswith("or file"):
         return value
-    if value is None and method.fit is not None and method.fit.setting == name:
+    fitted = isinstance(method, Reducer) or (isinstance(method, InModel) and method.fit and method.fit.setting == name)
+    if value is None and fitted:
         raise ValueError(f"settings.{name} must be set: jobs/calibrate.py fits one to your images and prune.retention")
     if not isinstance(value, str):
         return value
     try:
         stored = json.loads(Path(value).read_text())
-        counts, fitted_to = stored[name], stored["model"]
+        found, fitted_to = stored[name], stored["model"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"settings.{name} must be a file of jobs/calibrate.py: {error!r}") from error
     if fitted_to != checkpoint.digest:
         logger.warning("%s was fitted to another model than %s", value, checkpoint.path)
-    return method.check({name: counts})[name]
+    return method.check({name: found})[name]
 
 
 def prefill_flops_of(config: Config, checkpoint: Checkpoint, settings: dict[str, Any], num_prompt_tokens: int) -> int:

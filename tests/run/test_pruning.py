@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig
 
 from jobs.calibrate import main as calibrate
+from jobs.caption_corpus import main
 from otprune.budget import match_budget
 from otprune.flops import prefill_flops
 from otprune.methods import get_method
@@ -20,7 +21,7 @@ from pipelines.config.load import load_config
 from pipelines.errors import UserError
 from pipelines.run.job import check_pruning
 from pipelines.run.pruning import num_text, prefill_flops_of, resolve_pruning
-from tests.helpers import DEMO
+from tests.helpers import DEMO, read_rows
 
 SHAPE = MODELS["llava-1.5-7b"].language
 NOTHING = {"fastv": {"layer": None, "kept": None}, "vtw": {"layer": None}, "pyramiddrop": {"stages": None}}
@@ -80,6 +81,7 @@ def test_a_method_before_the_model_needs_no_more_than_its_settings(demo_model):
             r"settings of vtw must fit .*: layer must be in \[0, 4\]",
         ),
         (("prune.method=m3", "prune.settings.grid=5"), r"prune.settings.grid must be one of \[1, 2, 4, 8, 16\]"),
+        (("prune.method=logdet_adaptive",), "prune.settings.threshold must be set: jobs/calibrate.py"),
         (("prune.method=cdpruner",), "prune.settings.clip must name the CLIP checkpoint"),
         (("prune.method=cdpruner", "prune.settings.clip=/none"), "prune.settings.clip must be a folder or a hub"),
     ],
@@ -105,7 +107,23 @@ def test_a_recipe_fitted_to_the_corpus_is_one_that_the_job_takes(demo_model, sce
     assert stored["layer"] in (1, 2, 3, 4)
     assert stored["divergences"]["1"] > stored["divergences"]["3"]
     assert calibrate([*more, "prune.method=fastv"]) == 2
-    assert "prune.method must be fitprune or vtw" in capsys.readouterr().err
+    assert "prune.method must be fitprune or logdet_adaptive or vtw" in capsys.readouterr().err
+
+
+def test_a_budget_for_each_picture_is_calibrated_and_taken_by_the_job(demo_model, scene_parquet, tmp_path):
+    """Wanted 10 % of six scenes' tokens: 154 of 1,536."""
+    corpus, found = scene_parquet(tmp_path / "in" / "a.parquet", 6), tmp_path / "found.json"
+    arguments = [*DEMO, f"input.path={corpus}", "prune.method=logdet_adaptive", "prune.retention=0.1"]
+    assert calibrate([*arguments, "output.path=", f"calibrate.path={found}"]) == 0
+    stored = json.loads(found.read_text())
+    assert stored["samples"] == 6
+    assert stored["kept"] == 154 / 1536
+    arguments += [f"prune.settings.threshold={found}", f"output.path={tmp_path / 'out'}", "mlflow.enabled=false"]
+    assert resolved(demo_model, *arguments) == {"threshold": stored["threshold"], "most": 3.0}
+    assert main([*arguments, "ray.address=none", "generate.max_new_tokens=2"]) == 0
+    kept = [row["num_kept_tokens"] for row in read_rows(tmp_path / "out")]
+    assert sum(kept) == 154
+    assert len(set(kept)) > 1
 
 
 def test_fitprune_pays_for_the_layer_that_deletes():
