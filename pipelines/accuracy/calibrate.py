@@ -56,12 +56,15 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     sample = read_sample(checkpoint, pictures, dtype=config.model.dtype, prompt=config.prompt)
     if not sample.embeds:
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
-    settings = method.calibrate(
-        sample,
-        retention=config.prune.share,
-        threshold=config.calibrate.threshold,
-        first_layer=config.calibrate.first_layer,
-    )
+    try:
+        settings = method.calibrate(
+            sample,
+            retention=config.prune.share,
+            threshold=config.calibrate.threshold,
+            first_layer=config.calibrate.first_layer,
+        )
+    except ValueError as error:
+        raise UserError(f"calibrate.{error}") from error
     return {"method": method.name, "model": checkpoint.digest, "samples": len(sample.embeds), **settings}
 
 

@@ -5,12 +5,12 @@ import torch
 
 from otprune.layerwise import generate_layerwise, prefill_logits
 from otprune.layerwise.executor import prefill
-from otprune.methods import get_method
+from otprune.methods import Sample, get_method
 from otprune.methods.fitprune import LLAVA_15_7B_RECIPES, FitPrune
 from otprune.methods.fitprune_fit import fit_fitprune, fit_recipe, measure, recipe_at
 from otprune.methods.pyramiddrop import pyramid_stages
 from otprune.methods.vtw import VTW
-from otprune.methods.vtw_search import find_vtw_layer, vtw_divergences
+from otprune.methods.vtw_search import calibrate_vtw, find_vtw_layer, vtw_divergences
 from otprune.part_flops import prefill_flops
 from otprune.shapes import MODELS, LanguageShape
 from tests import llama_oracle
@@ -39,10 +39,10 @@ def masses():
 
 
 def divergence(model, prompts, layer):
-    """Mean over samples of the sum of p log(p / q), p unpruned and q with withdrawal at `layer`, each run in full."""
+    """Mean over samples of the sum of q log(q / p), p unpruned and q with withdrawal at `layer`, each run in full."""
     p = prefill_logits(model, prompts, SPANS).double().softmax(dim=-1)
     q = prefill_logits(model, prompts, SPANS, VTW(layer=layer)).double().softmax(dim=-1)
-    return float((p * (p / q).log()).sum(dim=-1).mean())
+    return float((q * (q / p).log()).sum(dim=-1).mean())
 
 
 def test_vtw_divergences_are_those_of_full_runs(model, prompts):
@@ -59,8 +59,15 @@ def test_vtw_takes_the_first_layer_under_the_threshold(model, prompts):
     assert find_vtw_layer(model, prompts, SPANS, threshold=threshold, first_layer=1) == expected
 
 
-def test_vtw_withdraws_nothing_where_no_layer_is_under_the_threshold(model, prompts):
-    assert find_vtw_layer(model, prompts, SPANS, threshold=0, first_layer=0) == LAYERS
+def test_vtw_names_the_nearest_layer_where_none_is_under_the_threshold(model, prompts):
+    values = dict(vtw_divergences(model, prompts, SPANS, first_layer=1))
+    nearest = min(values, key=values.__getitem__)
+    message = rf"a layer in \[1, 4\] meets, got 0: the smallest divergence is {values[nearest]:.3g}, .*at layer {nearest}"
+    with pytest.raises(ValueError, match=message):
+        find_vtw_layer(model, prompts, SPANS, threshold=0, first_layer=1)
+    sample = Sample(model, prompts, SPANS)
+    with pytest.raises(ValueError, match=message):
+        calibrate_vtw(sample, threshold=0, first_layer=1)
 
 
 def test_the_search_runs_the_image_once(model, prompts):
