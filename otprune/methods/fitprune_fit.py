@@ -183,6 +183,7 @@ class _Masses:
     """A policy that deletes nothing and records the (self, cross) mass [2, N] of each layer, for one prompt."""
 
     by_layer: list[Tensor] = field(default_factory=list)
+    renumbers = False
 
     def events(self, num_layers: int) -> Mapping[int, Need]:
         return dict.fromkeys(range(num_layers), "headmax")

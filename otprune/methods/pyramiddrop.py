@@ -12,7 +12,7 @@ Departures:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -23,11 +23,19 @@ from otprune.methods.settings import Setting
 from otprune.schedules import stage_rows
 
 
+Positions = Literal["renumbered", "original"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop:
     """`stages` is {layer: number of image tokens that this layer and the following ones process}."""
 
     stages: Mapping[int, int]
+    positions: Positions = "renumbered"
+
+    @property
+    def renumbers(self) -> bool:
+        return self.positions == "renumbered"
 
     def events(self, num_layers: int) -> Mapping[int, Need]:
         outside = [layer for layer in self.stages if not 0 <= layer < num_layers]
@@ -80,6 +88,13 @@ METHOD = InModel(
         "stages": Setting(
             meaning="{layer: tokens from it on}; null prunes at the quarters of the model, matching retention's FLOPs",
             kind="counts",
-        )
+        ),
+        "positions": Setting(
+            meaning="of the tokens left after a stage: numbered anew, as in the release, or those of the whole prompt",
+            kind="text",
+            default="renumbered",
+            choices=("renumbered", "original"),
+            schedules=False,
+        ),
     },
 )

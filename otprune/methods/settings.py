@@ -19,6 +19,8 @@ class Setting:
     low: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
+    schedules: bool = True
+    """For a method inside the model: whether the setting decides how many tokens each layer processes."""
 
 
 def check_settings(method: str, known: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, Any]:

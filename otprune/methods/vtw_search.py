@@ -115,6 +115,7 @@ class _TextStates:
 
     first_layer: int
     entering: dict[int, tuple[Tensor, Layout]] = field(default_factory=dict)
+    renumbers = False
 
     def events(self, num_layers: int) -> Mapping[int, Need]:
         return {layer - 1: "none" for layer in range(self.first_layer, num_layers)}

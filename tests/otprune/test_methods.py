@@ -91,6 +91,7 @@ def test_layers_come_as_integers_in_order():
         ("prumerge", {"adaptive": 1}, "settings.adaptive must be true or false, got 1"),
         ("pyramiddrop", {"stages": "a.json"}, "settings.stages must be {layer: number of tokens}, got 'a.json'"),
         ("pyramiddrop", {"stages": {"a": 1}}, "settings.stages must be .*got 'a': 1"),
+        ("pyramiddrop", {"positions": "new"}, "settings.positions must be one of renumbered, original, got 'new'"),
         ("fitprune", {"recipe": {1: -1}}, "settings.recipe must be .*got 1: -1"),
         ("fitprune", {"recipe": 4}, "or a file, got 4"),
     ],

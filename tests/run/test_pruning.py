@@ -52,6 +52,8 @@ def test_given_settings_stay_and_the_rest_is_matched():
     assert matched("fastv", kept=100) == {"layer": 2, "kept": 100}
     assert matched("fastv", layer=1)["kept"] > matched("fastv", layer=2)["kept"] > matched("fastv", layer=3)["kept"]
     assert matched("vtw", layer=16) == {"layer": 16}
+    original = {"positions": "original"}  # which costs nothing
+    assert matched("pyramiddrop", 0.5, **original) == matched("pyramiddrop", 0.5) | original
 
 
 def test_where_two_full_layers_cost_more_than_the_budget_fastv_sees_one():
