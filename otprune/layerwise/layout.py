@@ -81,9 +81,7 @@ def pad_prompts(embeds: list[Tensor], image_spans: list[tuple[int, int]]) -> tup
     return pad_sequence(embeds, batch_first=True, padding_side="left"), layout
 
 
-def keep_rows(
-    hidden_BLD: Tensor, layout: Layout, keep_BL: Tensor, *, renumber: bool = False
-) -> tuple[Tensor, Layout]:
+def keep_rows(hidden_BLD: Tensor, layout: Layout, keep_BL: Tensor, *, renumber: bool = False) -> tuple[Tensor, Layout]:
     """Deletes the image rows outside `keep_BL` (bool [B, L]) and pads the batch again.
 
     Text rows always stay, and the order of rows too. If nothing is deleted, the arguments are returned unchanged. The

@@ -22,7 +22,6 @@ from otprune.methods.search import Search
 from otprune.methods.settings import Setting
 from otprune.schedules import stage_rows
 
-
 Positions = Literal["renumbered", "original"]
 
 

@@ -4,9 +4,9 @@
     K = first layer with D(K) <= threshold
 
 p is the next-token distribution of the unpruned model and p_K that with withdrawal at K: the divergence, in the
-direction of the release, is large where withdrawal makes the model say what it would not have said. The release searches
-K from 5 on some 20 samples of the target task. Its threshold is 0.003; 0.0005 for LLaVA-1.5-13B; 0.0001 for
-LLaVA-1.6-7B. Where no layer is below the threshold there is no K: the release fails on an index, and this search names
+direction of the release, is large where withdrawal makes the model say what it would not have said. The release
+searches K from 5 on some 20 samples of the target task. Its threshold is 0.003; 0.0005 for LLaVA-1.5-13B; 0.0001 for
+LLaVA-1.6-7B. Where no layer meets the threshold there is no K: the release fails on an index, and this search names
 the layer that comes nearest.
 
 The unpruned model runs once a sample and records the text rows that enter every layer. Withdrawal at K continues from
