@@ -96,6 +96,19 @@ class Tiled:
     def grid(self, size: Size) -> tuple[int, int]:
         return self.grid_side, self.grid_side
 
+    def raster_order(self, size: Size, kept: np.ndarray) -> np.ndarray:
+        """The order int64 that sorts tokens as the picture shows them: the overview's, then row by row of all tiles.
+
+        Args:
+            kept: the index of each token among those of all crops, one crop after the other, as of way "tiles".
+        """
+        crop, token = np.divmod(kept, self.num_tokens)
+        tile_row, tile_column = np.divmod(crop - 1, self.frame(size).columns)  # crop 0 is the overview
+        row, column = np.divmod(token, self.grid_side)
+        row, column = row + tile_row * self.grid_side, column + tile_column * self.grid_side
+        overview = crop == 0
+        return np.lexsort((np.where(overview, token, column), np.where(overview, 0, row), ~overview))
+
     def span(self, size: Size, kept: np.ndarray, image_token: int) -> Span:
         return line_span(np.full(len(kept), image_token))
 
