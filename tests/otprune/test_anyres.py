@@ -23,9 +23,11 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from otprune import num_kept, select_tokens
 from otprune.anyres import pack_tiles
+from otprune.families import Options
 from otprune.families.llava import Square
 from otprune.families.llava_next import Tiled, best_resolution
 from otprune.models import llava_encoder, load_decoder, load_encoder, read_checkpoint
+from otprune.models.checkpoint import CheckpointError
 from otprune.models.relevance import WordRelevance
 from otprune.shapes import MODELS
 from pipelines.config.keys import GenerateConfig, PromptConfig, PruneConfig
@@ -143,6 +145,36 @@ def test_crops_are_those_of_transformers(pictures, processed):
 def test_the_best_resolution_shows_most_and_wastes_least():
     best = [(56, 56), (28, 84), (84, 28), (56, 56), (28, 56), (28, 84)]
     assert [best_resolution(size, RESOLUTIONS) for size in SHAPES] == best
+
+
+def own_code_of_llava(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of what LLaVA's own code cuts: of the pairs, read as (width, height), the first with the most
+    pixels of the picture and, among those, the least waste."""
+    best, most, least = None, 0, 0
+    for width, height in RESOLUTIONS:
+        scale = min(width / size[1], height / size[0])
+        shown = min(int(size[1] * scale) * int(size[0] * scale), size[0] * size[1])
+        if best is None or (shown, -(width * height - shown)) > (most, -least):
+            best, most, least = (height, width), shown, width * height - shown
+    return best
+
+
+def test_original_tiles_are_those_of_llavas_own_code_and_differ_for_small_pictures_alone(folder):
+    sizes = [(height, width) for height in range(5, 90, 3) for width in range(5, 90, 3)]
+    own, theirs = (
+        read_checkpoint(str(folder), Options(original_tiles=original)).geometry for original in (True, False)
+    )
+    frames = {size: (own.frame(size), theirs.frame(size)) for size in sizes}
+    assert all((mine.height, mine.width) == own_code_of_llava(size) for size, (mine, _) in frames.items())
+    differ = {size for size, (mine, other) in frames.items() if mine != other}
+    assert differ == {size for size in sizes if max(size) <= SIDE}
+    small = [frames[size] for size in differ]
+    assert {(mine.rows, mine.columns, other.rows, other.columns) for mine, other in small} == {(2, 1, 1, 2)}
+
+
+def test_original_tiles_are_refused_where_there_are_none(demo_model):
+    with pytest.raises(CheckpointError, match=r"model\.original_tiles must be false: .*, got LLaVA-1\.5"):
+        read_checkpoint(str(demo_model), Options(original_tiles=True))
 
 
 def test_packed_tokens_are_those_of_transformers(folder, whole, pictures):
