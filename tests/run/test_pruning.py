@@ -62,7 +62,7 @@ def resolved(demo_model, *arguments: str) -> dict:
 
 
 def test_a_method_before_the_model_needs_no_more_than_its_settings(demo_model):
-    assert resolved(demo_model) == {}
+    assert resolved(demo_model) == {"precision": "float32"}
     assert resolved(demo_model, "prune.method=m3") == {"grid": None}
     assert num_text(load_config(DEMO), read_checkpoint(str(demo_model))) == 9
 
