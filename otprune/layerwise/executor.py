@@ -3,10 +3,13 @@
 A policy (`policy.py`) decides "after layer l keep the set I". Prefill is a loop over the model's own decoder layers
 with fused attention. After an event the executor gathers the kept rows and left-pads the batch again, so that later
 layers process and cache only the kept rows. Kept rows keep their positions in the whole prompt, and generated tokens
-take the positions behind the whole prompt, as FastV, VTW and FitPrune publish it. The cache of every layer has its own
-length, and its own mask if the batch is ragged.
+take the positions behind the whole prompt, as FastV, VTW and FitPrune publish it. Under a policy that renumbers, as
+PyramidDrop publishes it, the rows of every layer are numbered from 0 without gaps, and a generated token has in each
+layer the number of the rows before it there. The cache of every layer has its own length, and its own mask if the batch
+is ragged.
 
-For every kept row, deleting other rows after layer l equals hiding them from the attention of layers l+1 and later.
+For every kept row, deleting other rows after layer l equals hiding them from the attention of layers l+1 and later,
+with the positions that the rows have there.
 
 Departures:
 - The released implementations run one image at a hard-coded place, on one model class of an old transformers; this

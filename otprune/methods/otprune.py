@@ -61,8 +61,8 @@ def otprune(
         gamma: positive; None is 0.01 on the released and paper scales and 0.5 on the trace scale.
         gamma_scale: released | paper | trace (`kernel.squared_kernel_ridge`).
         centered: first remove the mean of each column over the image.
-        precision: float32 | released (`half_precision`), for images of which `kernel.forms_kernel` allows N x N
-            matrices; not centred.
+        precision: float32 | released (`half_precision`): not centred, for images of which `kernel.forms_kernel` allows
+            N x N matrices, one after the other and waiting for the device at every pick.
 
     Raises:
         ValueError: for longer images in the released precision.

@@ -5,8 +5,12 @@ queries and keys of the rows that enter it. The tokens with the best scores stay
 release for LLaVA has stages at layers 8, 16 and 24 of 32; each keeps half of the tokens of the previous one, rounded
 down.
 
+After each stage the release numbers the rows that are left anew, 0 .. n'-1; the scores of a stage still see the numbers
+of the stage before. A generated token's position in a layer is therefore the number of rows before it in that layer,
+another one in each stage. `positions="original"` keeps the numbers of the whole prompt instead, as FastV, VTW and
+FitPrune do: kept tokens stay as far from each other and from the text as they are in the unpruned prompt.
+
 Departures:
-- Rows keep their positions in the whole prompt; some versions of the release renumber them.
 - A stage may start at layer 0.
 """
 
