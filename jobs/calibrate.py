@@ -14,7 +14,7 @@ prune.settings.layer to VTW's layer.
 
 Exit codes:
     0    done
-    2    bad configuration or input
+    2    bad configuration or input; no layer meets calibrate.threshold
     130  interrupted
     1    anything else
 """

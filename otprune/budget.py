@@ -82,4 +82,6 @@ def match_flops(
     if record.match is None:
         searched = ", ".join(name for name, known in METHODS.items() if known.match)
         raise ValueError(f"method must be one of {searched}, which have budgets to search, got {record.name!r}")
-    return record.match(Search(flops=flops, target=target, num_visual=num_visual, num_layers=num_layers), **given)
+    given, apart = record.split(given) if isinstance(record, InModel) else (given, {})
+    search = Search(flops=flops, target=target, num_visual=num_visual, num_layers=num_layers)
+    return {**record.match(search, **given), **apart}

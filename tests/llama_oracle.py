@@ -23,16 +23,16 @@ def tiny_model(model_type: str = "llama", *, layers: int = 4, seed: int = 0, **s
     return model
 
 
-def forward(model, rows, rule=None):
+def forward(model, rows, rule=None, *, renumber=False):
     """Logits [L, V] and the set of deleted rows after each layer, for one prompt [L, D].
 
     `rule(layer, attention, next_attention)` names the rows to hide after `layer` (-1: before the first), seeing that
-    layer's attention [H, L, L] (None at -1) and a function that gives the next one's.
+    layer's attention [H, L, L] (None at -1) and a function that gives the next one's. With `renumber`, a row's position
+    in a layer is the number of rows before it that are not hidden there.
     """
     config, weights = model.config, {name: tensor.double() for name, tensor in model.state_dict().items()}
     length, heads, width = len(rows), config.num_attention_heads, config.head_dim
     frequency = config.rope_parameters["rope_theta"] ** -(torch.arange(0, width, 2).double() / width)
-    angle = torch.outer(torch.arange(length).double(), frequency).repeat(1, 2)
     deleted: list[set[int]] = [set()]
 
     def linear(x, layer, name):
@@ -46,6 +46,10 @@ def forward(model, rows, rule=None):
         return x.repeat_interleave(heads // len(x), dim=0)
 
     def rotate(x):
+        position = torch.arange(length)
+        if renumber:
+            position = position - torch.tensor([sum(gone < i for gone in deleted[-1]) for i in range(length)])
+        angle = torch.outer(position.double(), frequency).repeat(1, 2)
         left, right = x.chunk(2, dim=-1)
         return x * angle.cos() + torch.cat([-right, left], dim=-1) * angle.sin()
 

@@ -62,7 +62,7 @@ def test_select_tokens_takes_the_record_with_its_setting():
 
 def test_a_setting_reaches_no_method_that_does_not_take_it():
     features = torch.randn(1, 12, 4)
-    with pytest.raises(ValueError, match="settings of otprune must be absent, got 'step'"):
+    with pytest.raises(ValueError, match="settings of otprune must be one of precision, got 'step'"):
         select_tokens(features, 4, step=3)
     with pytest.raises(ValueError, match="settings of a callable must be absent, got 'step'"):
         select_tokens(features, 4, method=lambda features, k: torch.arange(k)[None], step=3)

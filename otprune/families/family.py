@@ -32,6 +32,8 @@ class Options:
     """Smallest picture that the tower gets, in pixels; None: the checkpoint's own."""
     max_tiles: int | None = None
     """Tiles of the largest picture, without its overview; None: the checkpoint's own."""
+    original_tiles: bool = False
+    """Whether `image_grid_pinpoints` are (width, height), as LLaVA's own code reads them, or (height, width)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

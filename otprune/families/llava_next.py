@@ -3,6 +3,13 @@
 The tokens of the overview come first, then those of the tiles as they lie in the picture, without the padding, with a
 newline token behind each row (`otprune.anyres`).
 
+Where two resolutions suit a picture equally, the first one of the checkpoint's list is taken. LLaVA's own code reads
+[336, 672] as 336 wide and 672 high, transformers as 336 high and 672 wide. Both know the same set of resolutions, and
+ties are those of pictures with no side above 336: LLaVA cuts each of them into an upper and a lower tile, transformers
+(and vLLM) into a left and a right one. `Options.original_tiles` chooses. The default is transformers', because a
+checkpoint that runs here is a conversion for transformers, whose captions then equal what transformers and vLLM make of
+it. LLaVA's own is what the weights were trained with, and what published numbers rest on.
+
 The language model may be any that transformers knows: Vicuna, Mistral, Llama 3, Qwen, Yi. Its chat template comes with
 the checkpoint.
 """
@@ -96,6 +103,19 @@ class Tiled:
     def grid(self, size: Size) -> tuple[int, int]:
         return self.grid_side, self.grid_side
 
+    def raster_order(self, size: Size, kept: np.ndarray) -> np.ndarray:
+        """The order int64 that sorts tokens as the picture shows them: the overview's, then row by row of all tiles.
+
+        Args:
+            kept: the index of each token among those of all crops, one crop after the other, as of way "tiles".
+        """
+        crop, token = np.divmod(kept, self.num_tokens)
+        tile_row, tile_column = np.divmod(crop - 1, self.frame(size).columns)  # crop 0 is the overview
+        row, column = np.divmod(token, self.grid_side)
+        row, column = row + tile_row * self.grid_side, column + tile_column * self.grid_side
+        overview = crop == 0
+        return np.lexsort((np.where(overview, token, column), np.where(overview, 0, row), ~overview))
+
     def span(self, size: Size, kept: np.ndarray, image_token: int) -> Span:
         return line_span(np.full(len(kept), image_token))
 
@@ -165,7 +185,9 @@ def read_tiled(config: Any, processor: ImageProcessor, options: Options, *, most
             f"vision_feature_select_strategy must be {fitting!r}, so that the tokens of a tile form a square, got "
             f"{config.vision_feature_select_strategy!r}"
         )
-    resolutions = tuple((height, width) for height, width in config.image_grid_pinpoints)
+    resolutions = tuple((first, second) for first, second in config.image_grid_pinpoints)
+    if options.original_tiles:
+        resolutions = tuple((height, width) for width, height in resolutions)
     side = vision.image_size
     if not resolutions or any(min(size) < side or size[0] % side or size[1] % side for size in resolutions):
         raise ValueError(
@@ -181,7 +203,7 @@ def read_tiled(config: Any, processor: ImageProcessor, options: Options, *, most
     aspect = "pad" if options.aspect == "auto" else options.aspect  # has no effect: the picture is cut into tiles
     return Facts(
         geometry=geometry,
-        options=Options(aspect=aspect),
+        options=Options(aspect=aspect, original_tiles=options.original_tiles),
         vision=vision,
         image_token=config.image_token_index,
         class_attention=has_class_attention(config),

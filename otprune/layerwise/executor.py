@@ -3,10 +3,13 @@
 A policy (`policy.py`) decides "after layer l keep the set I". Prefill is a loop over the model's own decoder layers
 with fused attention. After an event the executor gathers the kept rows and left-pads the batch again, so that later
 layers process and cache only the kept rows. Kept rows keep their positions in the whole prompt, and generated tokens
-take the positions behind the whole prompt, as FastV, VTW and FitPrune publish it. The cache of every layer has its own
-length, and its own mask if the batch is ragged.
+take the positions behind the whole prompt, as FastV, VTW and FitPrune publish it. Under a policy that renumbers, as
+PyramidDrop publishes it, the rows of every layer are numbered from 0 without gaps, and a generated token has in each
+layer the number of the rows before it there. The cache of every layer has its own length, and its own mask if the batch
+is ragged.
 
-For every kept row, deleting other rows after layer l equals hiding them from the attention of layers l+1 and later.
+For every kept row, deleting other rows after layer l equals hiding them from the attention of layers l+1 and later,
+with the positions that the rows have there.
 
 Departures:
 - The released implementations run one image at a hard-coded place, on one model class of an old transformers; this
@@ -43,8 +46,6 @@ class Prefill:
     cache: LayerCache
     layouts: list[Layout]
     """The rows that each layer processed."""
-    num_prompt_tokens: list[int]
-    """Rows of each whole prompt, before any deletion."""
 
 
 @torch.inference_mode()
@@ -81,14 +82,13 @@ def generate_layerwise(
     choose = choose or (lambda logits, _: logits.argmax(dim=-1))
     token_B = choose(state.logits, 0)
     ends = torch.tensor(sorted(end_tokens), dtype=torch.int64, device=token_B.device)
-    position_B1 = torch.tensor(state.num_prompt_tokens, device=token_B.device)[:, None]
     new = [marked(token_B, state.logits)]
     open_B, every = (new[0] >= 0) & ~torch.isin(token_B, ends), check_every(token_B.device)
     for step in range(1, max_new_tokens):
         # Asking whether all answers are finished waits for the device, so the loop asks only once in some steps.
         if len(ends) and step % every == 0 and not open_B.any():
             break
-        logits = _decode_step(model, state, token_B, position_B1 + step - 1)
+        logits = _decode_step(model, state, token_B, step - 1)
         token_B = choose(logits, step)
         new.append(marked(token_B, logits))
         open_B = open_B & (new[-1] >= 0) & ~torch.isin(token_B, ends)
@@ -115,12 +115,7 @@ def prefill(
     hidden_BLD, layout = pad_prompts(embeds, image_spans)
     cache = LayerCache(len(model.model.layers), room=room)
     hidden_BLD, layouts = run_layers(model, hidden_BLD, layout, policy, cache)
-    return Prefill(
-        logits=last_logits(model, hidden_BLD),
-        cache=cache,
-        layouts=layouts,
-        num_prompt_tokens=layout.lengths,
-    )
+    return Prefill(logits=last_logits(model, hidden_BLD), cache=cache, layouts=layouts)
 
 
 def run_layers(
@@ -158,7 +153,7 @@ def run_layers(
             case "headmax":
                 attention = headmax(layers[index], entering_BLD, rotary, layout, cache.keys(index))
         state = State(layer=index, hidden=hidden_BLD, layout=layout, attention=attention)
-        hidden_BLD, kept = keep_rows(hidden_BLD, layout, policy.choose(state))
+        hidden_BLD, kept = keep_rows(hidden_BLD, layout, policy.choose(state), renumber=policy.renumbers)
         if kept is not layout:  # `keep_rows` returns the same object if it deletes nothing
             layout = kept
             rotary, mask = rotate(hidden_BLD, position_ids=layout.position), layout.causal_mask()
@@ -170,19 +165,24 @@ def last_logits(model: Any, hidden_BLD: Tensor) -> Tensor:
     return model.lm_head(model.model.norm(hidden_BLD[:, -1]))
 
 
-def _decode_step(model: Any, state: Prefill, token_B: Tensor, position_B1: Tensor) -> Tensor:
+def _decode_step(model: Any, state: Prefill, token_B: Tensor, num_before: int) -> Tensor:
     """Runs all layers on one new token of each prompt and returns the logits [B, V] behind it.
 
-    `position_B1` is the token's position in the whole prompt and answer.
+    `num_before` is the number of generated tokens before it.
     """
     hidden_B1D = model.get_input_embeddings()(token_B[:, None])
-    rotary = model.model.rotary_emb(hidden_B1D, position_ids=position_B1)
+    # Layers between two events share a layout, and all layers share `end` unless a policy renumbers.
     masks: dict[int, Tensor | None] = {}
+    rotaries: dict[int, tuple[Tensor, Any]] = {}
     for index, (layer, layout) in enumerate(zip(model.model.layers, state.layouts, strict=True)):
-        if id(layout) not in masks:  # layers between two events share layout and mask
+        if id(layout) not in masks:
             num_new = state.cache.lengths[index] - layout.valid.shape[1] + 1
             visible_BL = F.pad(layout.valid, (0, num_new), value=True)
             masks[id(layout)] = visible_BL[:, None, None] if layout.is_padded else None
+        if id(layout.end) not in rotaries:
+            position_B1 = layout.end + num_before
+            rotaries[id(layout.end)] = position_B1, model.model.rotary_emb(hidden_B1D, position_ids=position_B1)
+        position_B1, rotary = rotaries[id(layout.end)]
         hidden_B1D = layer(
             hidden_B1D,
             attention_mask=masks[id(layout)],

@@ -15,7 +15,9 @@ class Layout:
     """The rows of a batch between two deletions. Padding is on the left: the last column holds the last tokens."""
 
     position: Tensor
-    """int64 [B, L]: the row's position in the whole prompt, so that a deletion leaves gaps; 0 for padding."""
+    """int64 [B, L]: the row's position, by which its queries and keys are rotated; 0 for padding."""
+    end: Tensor
+    """int64 [B, 1]: the position of the first generated token."""
     valid: Tensor
     """bool [B, L]: False for padding."""
     image: Tensor
@@ -70,6 +72,7 @@ def pad_prompts(embeds: list[Tensor], image_spans: list[tuple[int, int]]) -> tup
     position_BL = torch.arange(max(lengths), device=device) - (max(lengths) - length_B)[:, None]
     layout = Layout(
         position=position_BL.clamp_min(0),
+        end=length_B[:, None],
         valid=position_BL >= 0,
         image=(position_BL >= start_B[:, None]) & (position_BL < end_B[:, None]),
         lengths=lengths,
@@ -78,11 +81,15 @@ def pad_prompts(embeds: list[Tensor], image_spans: list[tuple[int, int]]) -> tup
     return pad_sequence(embeds, batch_first=True, padding_side="left"), layout
 
 
-def keep_rows(hidden_BLD: Tensor, layout: Layout, keep_BL: Tensor) -> tuple[Tensor, Layout]:
+def keep_rows(hidden_BLD: Tensor, layout: Layout, keep_BL: Tensor, *, renumber: bool = False) -> tuple[Tensor, Layout]:
     """Deletes the image rows outside `keep_BL` (bool [B, L]) and pads the batch again.
 
     Text rows always stay, and the order of rows too. If nothing is deleted, the arguments are returned unchanged. The
     new lengths cost one host synchronisation.
+
+    Args:
+        renumber: the rows that are left get the positions 0, 1, 2, ..., and generated tokens those behind them. By
+            default all positions stay, so that a deletion leaves gaps.
     """
     keep_BL = torch.where(layout.image, keep_BL, layout.valid)
     lengths, num_image = torch.stack([keep_BL.sum(dim=1), (keep_BL & layout.image).sum(dim=1)]).tolist()
@@ -91,8 +98,10 @@ def keep_rows(hidden_BLD: Tensor, layout: Layout, keep_BL: Tensor) -> tuple[Tens
     # A stable sort puts False before True: deleted rows move left, into the padding, and kept rows stay in order.
     order_BL = keep_BL.to(torch.int8).argsort(dim=1, stable=True)[:, -max(lengths) :]
     valid_BL = keep_BL.gather(1, order_BL)
+    position_BL = valid_BL.cumsum(dim=1) - 1 if renumber else layout.position.gather(1, order_BL)
     kept = Layout(
-        position=layout.position.gather(1, order_BL).masked_fill(~valid_BL, 0),
+        position=position_BL.masked_fill(~valid_BL, 0),
+        end=valid_BL.sum(dim=1, keepdim=True) if renumber else layout.end,
         valid=valid_BL,
         image=layout.image.gather(1, order_BL) & valid_BL,
         lengths=lengths,

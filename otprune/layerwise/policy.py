@@ -42,6 +42,11 @@ class State:
 class Policy(Protocol):
     """A method that deletes image tokens inside the model. A policy holds only settings, so any batch may use it."""
 
+    @property
+    def renumbers(self) -> bool:
+        """Whether the rows that are left after a deletion are numbered anew (`layout.keep_rows`)."""
+        ...
+
     def events(self, num_layers: int) -> Mapping[int, Need]:
         """{l: needed attention}: the executor calls `choose` after each layer l; -1 is before layer 0.
 
@@ -58,6 +63,8 @@ class Policy(Protocol):
 @dataclass(frozen=True)
 class KeepAll:
     """The policy that deletes nothing: it runs the unpruned model on the same executor."""
+
+    renumbers = False
 
     def events(self, num_layers: int) -> Mapping[int, Need]:
         return {}

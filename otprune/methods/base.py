@@ -246,11 +246,22 @@ class InModel(Method):
         return keep_all
 
     def own_flops(self, sizes: Sizes, settings: Mapping[str, Any], *, on_cpu: bool) -> int:
-        return self.cost(sizes, **settings)
+        return self.cost(sizes, **self.split(settings)[0])
 
     @property
     def scheduled_by(self) -> tuple[str, ...]:
-        return tuple(self.settings)
+        return tuple(name for name, setting in self.settings.items() if setting.schedules)
+
+    def split(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings without those that decide no number of tokens, and those."""
+        others = {name for name, setting in self.settings.items() if not setting.schedules}
+        scheduling = {name: value for name, value in settings.items() if name not in others}
+        return scheduling, {name: settings[name] for name in others if name in settings}
+
+    def visual_rows(self, num_visual: int, num_layers: int, *, as_released: bool = False, **settings: Any) -> Schedule:
+        """As of `Method`; settings that decide no number of tokens may be among them."""
+        scheduling, _ = self.split(settings)
+        return super().visual_rows(num_visual, num_layers, as_released=as_released, **scheduling)
 
     def _rows(self, num_visual: int, num_layers: int, as_released: bool, settings: Mapping[str, Any]) -> Schedule:
         return self.rows(num_visual, num_layers, as_released, **settings)

@@ -4,15 +4,21 @@ L = diag(r) S diag(r), where S is the cosine similarity of the projected tokens 
 instruction. The kept set is the greedy maximiser of log det L_C. Written from the paper's formulas
 (github.com/Theia-4869/CDPruner).
 
+The minimum and maximum over a picture scale its relevance to [0, 1]. Of a picture in crops (LLaVA-1.6), each crop keeps
+its own set, but one minimum and one maximum scale all crops: a crop that has little to do with the instruction has low
+weights everywhere.
+
 Departures:
 - The caller computes the relevance scores: CLIP's patch and text features belong to the model, not to a selector.
-- The minimum and maximum of each image scale its relevance to [0, 1]; the released code takes those of the whole batch.
-  Scores that are all equal become 1 instead of dividing by zero.
+- The released code runs one picture at a time and scales over its batch. Here any batch gives what each picture gives
+  alone. Scores that are all equal become 1 instead of dividing by zero.
+- The released code cuts every picture for LLaVA-1.6 into 2 x 2 tiles; here the checkpoint's own rule chooses the tiles.
 - A zero token has similarity 0 to everything instead of NaN. Once the picks have used up the rank of L, log det is
   minus infinity for every choice; the remaining picks follow the conditional variance at that point, ties to the lowest
   index.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +54,10 @@ def cdpruner(features: Tensor, k: int, relevance: Tensor, *, theta: float | None
         raise ValueError(f"relevance must be {list(features.shape[:2])}, got {list(relevance.shape)}")
     if theta is not None and not 0 <= theta < 1:
         raise ValueError(f"theta must be in [0, 1), got {theta}")
-    weight_BN = _min_max(relevance.to(compute_dtype(features)))
+    return _weighted(features, k, _min_max(relevance.to(compute_dtype(features)), range(len(features))), theta)
+
+
+def _weighted(features: Tensor, k: int, weight_BN: Tensor, theta: float | None) -> Tensor:
     if theta is not None:
         weight_BN = torch.exp(theta / (2 * (1 - theta)) * weight_BN)
     unit_BND = torch.nn.functional.normalize(features.detach().to(weight_BN.dtype), dim=-1)
@@ -56,18 +65,27 @@ def cdpruner(features: Tensor, k: int, relevance: Tensor, *, theta: float | None
     return greedy_logdet(unit_BND * weight_BN[..., None], torch.zeros_like(weight_BN[:, 0]), k)
 
 
-def _min_max(relevance_BN: Tensor) -> Tensor:
-    low_B1, high_B1 = relevance_BN.amin(dim=-1, keepdim=True), relevance_BN.amax(dim=-1, keepdim=True)
-    span_B1 = high_B1 - low_B1
+def _min_max(relevance_BN: Tensor, groups: Sequence[int]) -> Tensor:
+    """The relevance scaled to [0, 1] over all rows of each group; `groups` names the group of each row from 0 on."""
+    group_B = torch.tensor(groups, dtype=torch.int64, device=relevance_BN.device)
+    extremes = relevance_BN.new_empty(max(groups, default=-1) + 1)
+    low_G = extremes.fill_(torch.inf).scatter_reduce(0, group_B, relevance_BN.amin(dim=-1), "amin")
+    high_G = extremes.fill_(-torch.inf).scatter_reduce(0, group_B, relevance_BN.amax(dim=-1), "amax")
+    low_B1, span_B1 = low_G[group_B, None], (high_G - low_G)[group_B, None]
     return torch.where(span_B1 > 0, (relevance_BN - low_B1 + 1e-6) / span_B1, 1)
 
 
 def _reduce(seen: Seen, k: int, *, theta: float | None, **of_relevance: Any) -> list[list[Reduced]]:
-    """The choice for each prompt of each picture, in the order of `seen.prompts`."""
+    """The choice for each prompt of each region, in the order of `seen.prompts`."""
     assert seen.relevance is not None, "cdpruner requires relevance"
-    owner = [picture for picture, prompts in enumerate(seen.prompts) for _ in prompts]
-    choose = partial(cdpruner, relevance=seen.relevance, theta=theta)
-    features = seen.features[owner]  # one row a prompt, as `relevance` has
+    rows = [(region, number) for region, prompts in enumerate(seen.prompts) for number in range(len(prompts))]
+    # One group for each prompt of each picture: the regions of a picture share its scale.
+    pictures = seen.pictures or range(len(seen.prompts))
+    names = [(pictures[region], number) for region, number in rows]
+    group_of = {name: group for group, name in enumerate(dict.fromkeys(names))}
+    features = seen.features[[region for region, _ in rows]]  # one row a prompt, as `relevance` has
+    weight = _min_max(seen.relevance.to(compute_dtype(features)), [group_of[name] for name in names])
+    choose = partial(_weighted, weight_BN=weight, theta=theta)
     kept = iter(keep_rows(features, choose_tokens(choose, features, k)))
     return [[next(kept) for _ in prompts] for prompts in seen.prompts]
 

@@ -37,6 +37,7 @@ class FastV:
     layer: int
     kept: int | None = None
     retention: float | None = None
+    renumbers = False
 
     def __post_init__(self):
         if (self.kept is None) == (self.retention is None):

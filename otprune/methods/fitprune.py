@@ -42,6 +42,7 @@ class FitPrune:
     """`recipe` is {layer: number of image tokens to delete after it}."""
 
     recipe: Recipe
+    renumbers = False
 
     def __post_init__(self):
         if any(deleted < 0 for deleted in self.recipe.values()):

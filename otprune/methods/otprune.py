@@ -7,7 +7,9 @@ Departures:
   variance. `gamma_scale` chooses the meaning of gamma under this normalisation (`kernel.squared_kernel_ridge`).
   test_gamma_scales_agree_where_theory_says_so
 - A column without energy stays zero; the released code divides by zero there. test_zero_columns_are_ignored
-- Norms and products are float32, whatever the model's dtype; the released code takes the norm in float16.
+- Norms, products and Cholesky columns are float32, whatever the model's dtype. The released code has the norms and the
+  columns in float16, which changes many of its picks where the tokens share most of their energy; with
+  `precision="released"` so do we (`half_precision`). test_half_precision.py
 - `select_tokens` returns ascending indices; the released code returns them in the order of a CPython set.
   test_select.py
 - `centered` first removes the mean of each column over the image. The paper assumes zero-mean tokens and never centres
@@ -16,8 +18,10 @@ Departures:
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
+from otprune import half_precision
 from otprune.greedy import greedy_logdet
 from otprune.kernel import (
     forms_kernel,
@@ -30,6 +34,7 @@ from otprune.kernel import (
     unit_columns,
 )
 from otprune.methods.base import Selector, Shared
+from otprune.methods.settings import PRECISION
 
 DEFAULT_GAMMA = {"released": 0.01, "paper": 0.01, "trace": 0.5}
 
@@ -42,6 +47,7 @@ def otprune(
     gamma: float | None = None,
     gamma_scale: str = "released",
     centered: bool = False,
+    precision: str = "float32",
 ) -> Tensor:
     """Token indices int64 [B, k] in the order picked.
 
@@ -55,9 +61,16 @@ def otprune(
         gamma: positive; None is 0.01 on the released and paper scales and 0.5 on the trace scale.
         gamma_scale: released | paper | trace (`kernel.squared_kernel_ridge`).
         centered: first remove the mean of each column over the image.
+        precision: float32 | released (`half_precision`): not centred, for images of which `kernel.forms_kernel` allows
+            N x N matrices, one after the other and waiting for the device at every pick.
+
+    Raises:
+        ValueError: for longer images in the released precision.
     """
     gamma = DEFAULT_GAMMA[gamma_scale] if gamma is None else gamma
     N = features_BND.shape[1]
+    if precision == "released":
+        return _released(features_BND, k, gamma, gamma_scale)
     if forms_kernel(N):
         gram_BNN = token_gram(features_BND, centered=centered)
         ridge_B = squared_kernel_ridge(gamma, gamma_scale, mean_diagonal(gram_BNN), N, k)
@@ -65,6 +78,18 @@ def otprune(
     tokens_BND = unit_columns(features_BND, centered=centered)
     ridge_B = squared_kernel_ridge(gamma, gamma_scale, mean_square_length(tokens_BND), N, k)
     return greedy_logdet(tokens_BND, ridge_B, k, middle_BRR=gram(tokens_BND.mT))
+
+
+def _released(features_BND: Tensor, k: int, gamma: float, gamma_scale: str) -> Tensor:
+    """As `otprune`, with what is float16 in the release rounded to float16, one image after the other."""
+    half_precision.check_length(features_BND)
+    N = features_BND.shape[1]
+    tokens_BND = half_precision.unit_columns(features_BND)
+    gram_BNN = tokens_BND @ tokens_BND.mT
+    ridge_B = squared_kernel_ridge(gamma, gamma_scale, mean_diagonal(gram_BNN), N, k)
+    kernel_BNN = torch.eye(N, device=gram_BNN.device) + gram_BNN @ gram_BNN.mT / ridge_B[:, None, None]
+    picks = [half_precision.greedy_logdet(kernel_NN, k) for kernel_NN in kernel_BNN]
+    return torch.tensor(picks, dtype=torch.int64, device=features_BND.device).reshape(-1, k)
 
 
 def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
@@ -79,5 +104,5 @@ def _cost(num_tokens: int, width: int, kept: int, on_cpu: bool) -> int:
 
 _GAMMA = frozenset[Shared](("gamma", "gamma_scale"))
 
-OTPRUNE = Selector(name="otprune", choose=otprune, cost=_cost, shared=_GAMMA)
+OTPRUNE = Selector(name="otprune", choose=otprune, cost=_cost, shared=_GAMMA, settings={"precision": PRECISION})
 OTPRUNE_CENTERED = Selector(name="otprune_centered", choose=partial(otprune, centered=True), cost=_cost, shared=_GAMMA)

@@ -5,14 +5,18 @@ queries and keys of the rows that enter it. The tokens with the best scores stay
 release for LLaVA has stages at layers 8, 16 and 24 of 32; each keeps half of the tokens of the previous one, rounded
 down.
 
+After each stage the release numbers the rows that are left anew, 0 .. n'-1; the scores of a stage still see the numbers
+of the stage before. A generated token's position in a layer is therefore the number of rows before it in that layer,
+another one in each stage. `positions="original"` keeps the numbers of the whole prompt instead, as FastV, VTW and
+FitPrune do: kept tokens stay as far from each other and from the text as they are in the unpruned prompt.
+
 Departures:
-- Rows keep their positions in the whole prompt; some versions of the release renumber them.
 - A stage may start at layer 0.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -22,12 +26,19 @@ from otprune.methods.search import Search
 from otprune.methods.settings import Setting
 from otprune.schedules import stage_rows
 
+Positions = Literal["renumbered", "original"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop:
     """`stages` is {layer: number of image tokens that this layer and the following ones process}."""
 
     stages: Mapping[int, int]
+    positions: Positions = "renumbered"
+
+    @property
+    def renumbers(self) -> bool:
+        return self.positions == "renumbered"
 
     def events(self, num_layers: int) -> Mapping[int, Need]:
         outside = [layer for layer in self.stages if not 0 <= layer < num_layers]
@@ -80,6 +91,13 @@ METHOD = InModel(
         "stages": Setting(
             meaning="{layer: tokens from it on}; null prunes at the quarters of the model, matching retention's FLOPs",
             kind="counts",
-        )
+        ),
+        "positions": Setting(
+            meaning="of the tokens left after a stage: numbered anew, as in the release, or those of the whole prompt",
+            kind="text",
+            default="renumbered",
+            choices=("renumbered", "original"),
+            schedules=False,
+        ),
     },
 )

@@ -27,6 +27,9 @@ class Seen:
     """int64 [B]: the seed of each picture."""
     prompts: Sequence[Sequence[str]]
     """The prompts of each picture."""
+    pictures: Sequence[int] = ()
+    """Where a method looks at each crop by itself, the number of the picture of which each of B is a crop; () if each
+    is a picture of its own."""
     keys: Tensor | None = None
     """[B, N, width]: the keys of the vision layer that reads the tower's features."""
     class_attention: Tensor | None = None

@@ -20,6 +20,17 @@ class Setting:
     high: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
+    schedules: bool = True
+    """For a method inside the model: whether the setting decides how many tokens each layer processes."""
+
+
+PRECISION = Setting(
+    meaning="float32, or released: rounded to float16 where the released code is, to compare with published numbers",
+    kind="text",
+    default="float32",
+    choices=("float32", "released"),
+)
+"""Of the selectors whose release runs in float16 (`otprune.half_precision`)."""
 
 
 def check_settings(method: str, known: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class VTW:
     """`layer` is K: layers 0 .. K-1 read every token, later layers only the text."""
 
     layer: int
+    renumbers = False
 
     def events(self, num_layers: int) -> Mapping[int, Need]:
         check_layer(self.layer, num_layers)

@@ -1,9 +1,13 @@
 """VTW's calibration: finds the first layer where withdrawing the image hardly changes the next-token distribution.
 
-    D(K) = mean over samples of KL(p || p_K),    K = first layer with D(K) <= threshold
+    D(K) = mean over samples of KL(p_K || p) = mean over samples of sum p_K (log p_K - log p)
+    K = first layer with D(K) <= threshold
 
-p is the next-token distribution of the unpruned model and p_K that with withdrawal at K. The release searches K from 5
-on some 20 samples of the target task. Its threshold is 0.003; 0.0005 for LLaVA-1.5-13B; 0.0001 for LLaVA-1.6-7B.
+p is the next-token distribution of the unpruned model and p_K that with withdrawal at K: the divergence, in the
+direction of the release, is large where withdrawal makes the model say what it would not have said. The release
+searches K from 5 on some 20 samples of the target task. Its threshold is 0.003; 0.0005 for LLaVA-1.5-13B; 0.0001 for
+LLaVA-1.6-7B. Where no layer meets the threshold there is no K: the release fails on an index, and this search names
+the layer that comes nearest.
 
 The unpruned model runs once a sample and records the text rows that enter every layer. Withdrawal at K continues from
 the rows that enter layer K, with text alone. A search over T layers costs at most one full prefill and T^2 / 2 layers
@@ -11,11 +15,10 @@ of text a sample; the release runs 2 T full models. Memory: T x text rows x widt
 
 Departures:
 - The user provides the samples; the release takes the first ones of the benchmark on which it is then measured.
-- The distributions are those behind the prompt's last token, in float32.
-- The direction of the divergence is our reading: the nats that withdrawal loses on the unpruned model's own answer.
+- The distributions are those behind the prompt's last token, in float32; the release takes them in the model's float16.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,28 +42,49 @@ def find_vtw_layer(
     threshold: float = 0.003,
     first_layer: int = 5,
 ) -> int:
-    """The first K >= first_layer with D(K) <= threshold, or the number of layers (no withdrawal) if there is none.
+    """The first K >= first_layer with D(K) <= threshold.
 
     `embeds` and `image_spans` are as in `generate_layerwise`.
 
     Raises:
-        ValueError: as `generate_layerwise`; a negative threshold; first_layer outside the model.
+        ValueError: as `generate_layerwise` and `first_below`; a negative threshold; first_layer outside the model.
     """
     if threshold < 0:
         raise ValueError(f"threshold must be at least 0, got {threshold}")
-    divergences = vtw_divergences(model, embeds, image_spans, first_layer=first_layer)
-    return next((layer for layer, divergence in divergences if divergence <= threshold), len(model.model.layers))
+    return first_below(threshold, vtw_divergences(model, embeds, image_spans, first_layer=first_layer))
+
+
+def first_below(threshold: float, divergences: Iterable[tuple[int, float]]) -> int:
+    """The first K of (K, D(K)) with D(K) <= threshold.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    seen = []
+    for layer, divergence in divergences:
+        if divergence <= threshold:
+            return layer
+        seen.append((divergence, layer))
+    if not seen:
+        raise ValueError("first_layer must be a layer of the model, got the number behind its last")
+    nearest, layer = min(seen)
+    raise ValueError(
+        f"threshold must be one that a layer in [{seen[0][1]}, {seen[-1][1]}] meets, got {threshold:g}: "
+        f"the smallest divergence is {nearest:.3g}, of withdrawal at layer {layer}"
+    )
 
 
 def calibrate_vtw(
     sample: Sample, *, threshold: float, first_layer: int | None, retention: float | None = None
 ) -> dict[str, Any]:
-    """{"layer": as `find_vtw_layer`, "divergences": {K: D(K)}}; `first_layer` None is `first_searched`."""
-    num_layers = len(sample.model.model.layers)
-    first = first_searched(num_layers) if first_layer is None else first_layer
+    """{"layer": as `find_vtw_layer`, "divergences": {K: D(K)}}; `first_layer` None is `first_searched`.
+
+    Raises:
+        ValueError: as `first_below`.
+    """
+    first = first_searched(len(sample.model.model.layers)) if first_layer is None else first_layer
     divergences = dict(vtw_divergences(sample.model, sample.embeds, sample.spans, first_layer=first))
-    below = (layer for layer, value in divergences.items() if value <= threshold)
-    return {"layer": next(below, num_layers), "divergences": divergences}
+    return {"layer": first_below(threshold, divergences.items()), "divergences": divergences}
 
 
 def first_searched(num_layers: int) -> int:
@@ -91,6 +115,7 @@ class _TextStates:
 
     first_layer: int
     entering: dict[int, tuple[Tensor, Layout]] = field(default_factory=dict)
+    renumbers = False
 
     def events(self, num_layers: int) -> Mapping[int, Need]:
         return {layer - 1: "none" for layer in range(self.first_layer, num_layers)}
@@ -117,8 +142,8 @@ def _read_text(model: Any, rows: Tensor, span: tuple[int, int], first_layer: int
 
 @torch.inference_mode()
 def _divergence(model: Any, sample: _Sample, layer: int) -> float:
-    """KL(p || p_K) of one sample, where `layer` is K: runs only layers K and later, on the recorded text rows."""
+    """KL(p_K || p) of one sample, where `layer` is K: runs only layers K and later, on the recorded text rows."""
     cache = LayerCache(len(model.model.layers), room=0)
     hidden_BLD, _ = run_layers(model, *sample.entering[layer], KeepAll(), cache, first=layer)
     log_q_V = last_logits(model, hidden_BLD)[0].float().log_softmax(dim=-1)
-    return float((sample.log_p.exp() * (sample.log_p - log_q_V)).sum())
+    return float((log_q_V.exp() * (log_q_V - sample.log_p)).sum())

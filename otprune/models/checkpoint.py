@@ -85,6 +85,8 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         if reason.startswith(KEYS):  # the user's option is wrong, not the checkpoint
             raise CheckpointError(reason) from error
         raise CheckpointError(f"{folder / 'config.json'} must describe a model of {family.title}: {reason}") from error
+    if options is not None and options.original_tiles and not facts.options.original_tiles:
+        raise CheckpointError(f"model.original_tiles must be false: it is for LLaVA-1.6, got {family.title}")
     folder = folder.resolve()
     geometry = facts.geometry if family.add_texts is None else _with_texts(family, facts, folder)
     return Checkpoint(

@@ -142,11 +142,23 @@ class LlavaEncoder(nn.Module):
             (kept,) = regions
             return kept
         if way == "tiles":
-            return join_crops(regions)
+            return self._in_raster_order(join_crops(regions), size)
         tokens = self._pack(torch.stack([kept.tokens for kept in regions]), size)
         num_visual = self.geometry.num_visual(size)
         whole = len(tokens) == num_visual  # squares that were not pooled hold every token in its place
         return Kept(tokens, torch.arange(num_visual) if whole else torch.full((len(tokens),), -1), num_visual)
+
+    def _in_raster_order(self, kept: Kept, size: Size) -> Kept:
+        """The tokens of the overview, then those of all tiles in the raster order of the whole picture.
+
+        Where some were made of several and have no place of their own, all stay with their crops.
+        """
+        assert isinstance(self.geometry, Tiled)
+        source = kept.source.cpu()
+        if (source < 0).any():
+            return kept
+        order = torch.from_numpy(self.geometry.raster_order(size, source.numpy())).to(kept.source.device)
+        return Kept(kept.tokens[order], kept.source[order], kept.num_visual)
 
     def _pack(self, crops_TND: Tensor, size: Size) -> Tensor:
         """The tokens [K, D] of a picture in the model's order: overview, then the rows of tiles with newline tokens."""

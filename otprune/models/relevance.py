@@ -12,8 +12,10 @@ must name the CLIP checkpoint from which the vision tower comes.
 v_i is the projected token and e_w the language model's own embedding of a prompt token. This relevance is no part of
 CDPruner; it needs no CLIP checkpoint.
 
+The text is the user's prompt without the conversation format around it, and without the instruction how to answer that
+CDPruner's scripts remove (`asked`).
+
 Departures:
-- The text is the user's prompt without the conversation format around it.
 - A chunk holds as many tokens as fit in the text tower beside a begin and an end token; every chunk has both.
 
 Shapes: B images, N visual tokens, W tower width, D language width, E width of CLIP's projection.
@@ -32,7 +34,18 @@ from otprune.models import resolve_checkpoint
 from otprune.models.checkpoint import CheckpointError
 from otprune.models.loading import load_part, read_tensors
 
+INSTRUCTIONS = (
+    "\nAnswer the question using a single word or phrase.",  # of the VQA benchmarks
+    "\nAnswer with the option's letter from the given choices directly.",  # of ScienceQA and MMBench
+)
 EMBEDDING = r"^(model\.)?(language_model\.)?(model\.)?embed_tokens\."
+
+
+def asked(prompt: str) -> str:
+    """The prompt without the instruction of a benchmark how to answer, which says nothing about the picture."""
+    for instruction in INSTRUCTIONS:
+        prompt = prompt.replace(instruction, "")
+    return prompt
 
 
 class ClipRelevance:
@@ -70,7 +83,7 @@ class ClipRelevance:
                 f"CLIP's tower must be {patches.shape[-1]} wide as the model's, got {self.projection.shape[1]}"
             )
         image_BNE = normalize((self.norm(patches.to(self.projection)) @ self.projection.T).float(), dim=-1)
-        text_BE = torch.stack([self._embed(prompt) for prompt in prompts])
+        text_BE = torch.stack([self._embed(asked(prompt)) for prompt in prompts])
         return -(image_BNE @ text_BE[:, :, None])[:, :, 0]
 
     def _embed(self, prompt: str) -> Tensor:
@@ -104,7 +117,7 @@ class WordRelevance:
     @torch.inference_mode()
     def __call__(self, patches: Tensor | None, tokens: Tensor, prompts: list[str]) -> Tensor:
         """The relevance of images with one prompt each; shapes as in `Relevance`."""
-        text_BD = torch.stack([self._embed(prompt) for prompt in prompts])
+        text_BD = torch.stack([self._embed(asked(prompt)) for prompt in prompts])
         return (normalize(tokens.float(), dim=-1) @ text_BD[:, :, None])[:, :, 0]
 
     def _embed(self, prompt: str) -> Tensor:

@@ -1,14 +1,14 @@
 """Calibration: finds the settings that a method inside the language model takes from data.
 
 FitPrune needs a recipe (tokens to delete after each layer), VTW the layer at which it withdraws the image. Both
-methods watch the unpruned model read a sample of the user's own images under the user's own prompt. The result is
-JSON: {"method", "model", "samples", "recipe"} for FitPrune, {..., "layer", "divergences"} for VTW.
+methods watch the model read a sample of the user's own images under the user's own prompt, unpruned and pruned. The
+result is JSON: {"method", "model", "samples", "recipe"} for FitPrune, {..., "layer", "divergences"} for VTW.
 
 A method with a budget for each picture needs the threshold at which the pictures of a sample keep `prune.retention` of
 their tokens together: {..., "threshold", "kept"} for logdet_adaptive. The vision tower alone runs.
 
-FitPrune's alpha follows from `prune.retention`, not from a percentage of its own: alpha is the largest value whose
-prefill costs no less than a selector's, as `run/pruning.py` counts the cost.
+FitPrune's budget follows from `prune.retention`, not from a percentage of its own: the recipe is that of the largest
+percentage whose prefill costs no less than a selector's, as `run/pruning.py` counts the cost.
 """
 
 import logging
@@ -45,8 +45,8 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     """The content of the JSON file at `calibrate.path`.
 
     Raises:
-        UserError: if the method takes no setting from data or cannot run in the model, if there is no model, or if no
-            image can be read.
+        UserError: if the method takes no setting from data or cannot run in the model, if there is no model, if no
+            image can be read, or if no setting meets the threshold or the budget.
     """
     method = METHODS.get(config.prune.method)
     if not isinstance(method, InModel | Reducer) or method.calibrate is None:
@@ -63,12 +63,15 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     sample = read_sample(checkpoint, pictures, dtype=config.model.dtype, prompt=config.prompt)
     if not sample.embeds:
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
-    settings = method.calibrate(
-        sample,
-        retention=config.prune.share,
-        threshold=config.calibrate.threshold,
-        first_layer=config.calibrate.first_layer,
-    )
+    try:
+        settings = method.calibrate(
+            sample,
+            retention=config.prune.share,
+            threshold=config.calibrate.threshold,
+            first_layer=config.calibrate.first_layer,
+        )
+    except ValueError as error:
+        raise UserError(f"calibrate.{error}") from error
     return {"method": method.name, "model": checkpoint.digest, "samples": len(sample.embeds), **settings}
 
 

@@ -1,6 +1,6 @@
 """Fits the recipes of a method that takes its setting from data (FitPrune), if `grid.settings` holds none.
 
-The fit reads the grid's own first images and questions with the unpruned model, and sees no answer. recipes.json in
+The fit lets the model read the grid's own first images and questions, and sees no answer. recipes.json in
 the grid's output stores the recipes, so that a resumed grid uses the same ones. A grid with another model or sample
 fits its own.
 """
@@ -78,7 +78,8 @@ def fit_recipes(
 
 def _basis(config: AccuracyConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """What the recipes were fitted to; stored recipes with another basis are not used."""
-    return {"model": checkpoint.digest, "images": config.grid.calibration_images, "budget": "as executed"}
+    fitted = {"budget": "as executed", "attention": "of the pruned model"}  # other rules than earlier versions had
+    return {"model": checkpoint.digest, "images": config.grid.calibration_images, **fitted}
 
 
 def _fit(

@@ -1,7 +1,8 @@
 """MMBench-EN dev: one copy of a question for each rotation of its options; solved only if every copy is answered right.
 
 The index of a copy is the index of the base question plus a multiple of a million. Undecided answers are wrong, and
-their number is reported: see `pipelines.metrics.mmbench`.
+their number is reported: see `pipelines.metrics.mmbench`. An absent option is null or, in the published files, the text
+`nan`. Neither is in the prompt. The published rules look for the text `nan` in answers, so `choices` holds it.
 """
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipelines.metrics.sums import ratio
 
 _COPY = 1_000_000  # distance between the indices of a question and its next copy
 _OPTIONS = ("A", "B", "C", "D")
+_ABSENT = "nan"
 
 
 def _identify(source: Source, _: int) -> list[Key]:
@@ -24,24 +26,24 @@ def _identify(source: Source, _: int) -> list[Key]:
 
 
 def _present(text: str | None) -> str | None:
-    return None if text in (None, "", "nan") else text  # the data set writes `nan` for an absent text
+    return None if text in (None, "", _ABSENT) else text
 
 
 def _content(source: Source) -> list[Content]:
     options = [_present(source[letter]) for letter in _OPTIONS]
-    choices = [option for option in options if option is not None]
-    if None in options[: len(choices)] or not choices:
+    num_present = len(options) - options.count(None)
+    if None in options[:num_present] or not num_present:
         raise ValueError(f"columns A to D must be filled from A without a gap, got {options}")
-    if source["answer"] not in _OPTIONS[: len(choices)]:
+    if source["answer"] not in _OPTIONS[:num_present]:
         raise ValueError(
-            f"column 'answer' must be the letter of one of {len(choices)} options, got {source['answer']!r}"
+            f"column 'answer' must be the letter of one of {num_present} options, got {source['answer']!r}"
         )
     return [
         {
             "images": [image_bytes(source["image"])],
             "question": source["question"],
             "hint": _present(source["hint"]),
-            "choices": choices,
+            "choices": [source[letter] for letter in _OPTIONS if source[letter]],
             "answers": [source["answer"]],
             "category": f"{source['L2-category']}/{source['category']}",
             "kind": "choice",
@@ -51,7 +53,8 @@ def _content(source: Source) -> list[Content]:
 
 def _prompt(row: Row) -> str:
     hint = f"{row['hint']} " if row["hint"] else ""
-    return f"{hint}{row['question']} There are several options:\n{options_text(row['choices'])}\n\n{LETTER}"
+    options = options_text([choice for choice in row["choices"] if choice != _ABSENT])
+    return f"{hint}{row['question']} There are several options:\n{options}\n\n{LETTER}"
 
 
 def _statistics(groups: list[list[Record]]) -> np.ndarray:
@@ -60,11 +63,7 @@ def _statistics(groups: list[list[Record]]) -> np.ndarray:
     for group in groups:
         if all(record["question_id"] != record["group_id"] for record in group):
             raise ValueError(f"question {group[0]['group_id']} must come with its base row, got rotated copies alone")
-        letters = [
-            # An absent option counts as the text `nan`, as in the published rules.
-            mmbench_letter(record["prediction"] or "", record["choices"] + ["nan"] * (4 - len(record["choices"])))
-            for record in group
-        ]
+        letters = [mmbench_letter(record["prediction"] or "", record["choices"]) for record in group]
         solved = circular_hit(letters, [record["answers"][0] for record in group])
         table.append([solved, 1, letters.count(None), len(letters)])
     return np.array(table, np.float64)

@@ -73,6 +73,11 @@ class ModelConfig:
         None,
         low=1,
     )
+    original_tiles: bool = key(
+        "LLaVA-1.6: cut an image with no side above 336 pixels into an upper and a lower tile, as LLaVA's own code "
+        "does, instead of a left and a right one, as transformers and vLLM do",
+        False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,8 +19,8 @@ def mmbench_letter(prediction: str, choices: Sequence[str]) -> str | None:
     """The letter in the answer, or None if the rules do not decide.
 
     The rules in their order: exactly one letter stands alone as a word; exactly one letter fits a shape; the answer
-    contains the text of exactly one option. `choices` are the texts of options A, B, .... The data set writes `nan` for
-    an absent option, and `nan` counts as a text, as in the published rules.
+    contains the text of exactly one option. `choices` are the texts of options A, B, .... Where the data set writes
+    `nan` for an absent option, `nan` counts as a text, as in the published rules; a null option has no text.
     """
     words = prediction.split()
     alone = [letter for letter in LETTERS if letter in words]

@@ -30,7 +30,8 @@ def mmmu_letter(prediction: str, choices: Sequence[str], question_id: str) -> tu
     """
     if not choices:
         raise ValueError(f"choices of MMMU question {question_id} must not be empty")
-    if not prediction.strip():
+    prediction = prediction.strip()
+    if not prediction:
         return None, False
     for mark in ",.!?;:'":  # one mark after the other, as published: a mark freed by a later one stays
         prediction = prediction.strip(mark)

@@ -16,6 +16,7 @@ KEYS = (
     "model.max_pixels",
     "model.min_pixels",
     "model.max_tiles",
+    "model.original_tiles",
     "generate.max_new_tokens",
     "generate.temperature",
     "generate.top_p",
@@ -23,8 +24,8 @@ KEYS = (
     "input.image_column",
     "input.id_column",
 )
-UNSET = ("model.max_pixels", "model.min_pixels", "model.max_tiles", "prompt.system")
-"""Keys that decide nothing while they are null or empty."""
+UNSET = ("model.max_pixels", "model.min_pixels", "model.max_tiles", "model.original_tiles", "prompt.system")
+"""Keys that decide nothing while they are null, false or empty."""
 
 
 def describe(config: Config, checkpoint: Checkpoint, pruning: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def check_model(config: AnyConfig, *, writes: bool = True) -> tuple[AnyConfig, C
         max_pixels=config.model.max_pixels,
         min_pixels=config.model.min_pixels,
         max_tiles=config.model.max_tiles,
+        original_tiles=config.model.original_tiles,
     )
     try:
         checkpoint = read_checkpoint(config.model.path, options)

@@ -78,7 +78,7 @@ class Pruner:
             regions = [regions_by_picture[i][j] for i, j in group]
             # A region adds its number to the picture's seed, so that no two crops draw the same random tokens.
             group_seeds = torch.tensor([seeds[i] for i, _ in group]) + torch.tensor([j for _, j in group])
-            seen = self._seen(regions, group_seeds, [prompts[i] for i, _ in group])
+            seen = self._seen(regions, group_seeds, [prompts[i] for i, _ in group], [i for i, _ in group])
             answers = self.reduce(seen, num_kept(self.retention, count))
             for place, region, answer in zip(group, regions, answers, strict=True):
                 kept[place] = [self._kept(region, reduced) for reduced in answer]
@@ -88,7 +88,9 @@ class Pruner:
             joined.append([self.encoder.join(size, parts, self.way, before_projector=early) for parts in by_prompt])
         return joined
 
-    def _seen(self, regions: Sequence[Region], seeds: Tensor, prompts: list[list[str]]) -> Seen:
+    def _seen(
+        self, regions: Sequence[Region], seeds: Tensor, prompts: list[list[str]], pictures: Sequence[int]
+    ) -> Seen:
         """The inputs of the method for regions of equally many tokens."""
         features = torch.stack([region.features for region in regions])
         relevance = None
@@ -103,6 +105,7 @@ class Pruner:
             features=features,
             seeds=seeds.to(features.device),
             prompts=prompts,
+            pictures=pictures,
             keys=_stacked([region.keys for region in regions]),
             class_attention=_stacked([region.class_attention for region in regions]),
             relevance=relevance,

@@ -89,6 +89,20 @@ def test_mmbench_takes_its_index_as_a_number_or_as_text():
     assert list(bench.rows(as_text)) == list(bench.rows(table))
 
 
+@pytest.mark.parametrize(("absent", "undecided"), [("nan", 1), (None, 0), ("", 0)])
+def test_mmbench_looks_for_the_text_nan_and_for_no_null(absent: str | None, undecided: int):
+    """`banana` holds the text `nan` of an absent option, as in the published rules; a null option has no text."""
+    bench = get_benchmark("mmbench_en_dev")
+    table = questions_of(bench)
+    for letter in "CD":
+        table = with_cell(table, letter, 1, absent)
+    row = list(bench.rows(table))[1]
+    assert "nan" not in bench.prompt(row)
+    scores = bench.score([record("", "surely yes, a banana it is", row)], resamples=5)
+    assert scores.metrics["undecided"] == undecided
+    assert scores.metrics["gpt_eval_score"] == 100 * (1 - undecided)
+
+
 @pytest.mark.parametrize(
     ("name", "column", "value", "message"),
     [

@@ -184,6 +184,8 @@ def test_an_mme_image_scores_accuracy_plus_accuracy_plus():
         ("it looks like a red bus to me", "A"),
         ("first red bus then some cat I think", "B"),
         ("'B'", "B"),
+        ("A\n", "A"),  # white space is no part of an answer
+        ("\nB. ", "B"),
         ("A) dog", "drawn"),
         ("bus", "drawn"),
         ("a red bus", "drawn"),  # too short to be searched for an option's text

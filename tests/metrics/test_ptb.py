@@ -34,6 +34,9 @@ DROPPED = ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "
         ("near Lake Ave.", "near lake ave."),
         ("J. Smith in row b. of it", "j. smith in row b. of it"),
         ("the letter C. The end. No. 5 but no.", "the letter c the end no. 5 but no"),
+        ("a sign with the letter A.", "a sign with the letter a"),
+        ("vitamin C. ", "vitamin c"),
+        ("by J. K. Rowling, plan b.", "by j. k. rowling plan b"),
         ("on the ground.A man", "on the ground.a man"),
         ("#41 bus 50% $5 $1.50 1,000 5:54pm 12:43", "# 41 bus 50 % $ 5 $ 1.50 1,000 5:54 pm 12:43"),
         ("a (left) [one] {two}", "a -lrb- left -rrb- -lsb- one -rsb- -lcb- two -rcb-"),
@@ -54,6 +57,12 @@ def test_every_caption_of_the_sample_has_the_tokens_of_the_java_tokenizer(tmp_pa
     theirs = java_tokens(captions, tmp_path)
     differing = [(caption, want) for caption, want in zip(captions, theirs, strict=True) if tokenize(caption) != want]
     assert differing == []
+
+
+def test_a_letter_before_the_final_dot_is_cut_as_before_another_caption(tmp_path: Path):
+    """As the original cuts it where the next line begins with A."""
+    captions = ["a sign with the letter A.", "A man in plan b.", "A cup of vitamin C.", "A man"]
+    assert [tokenize(caption) for caption in captions] == java_tokens(captions, tmp_path)
 
 
 def java_tokens(captions: list[str], folder: Path) -> list[list[str]]:

@@ -23,9 +23,12 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from otprune import num_kept, select_tokens
 from otprune.anyres import pack_tiles
+from otprune.families import Options
 from otprune.families.llava import Square
 from otprune.families.llava_next import Tiled, best_resolution
 from otprune.models import llava_encoder, load_decoder, load_encoder, read_checkpoint
+from otprune.models.checkpoint import CheckpointError
+from otprune.models.relevance import WordRelevance
 from otprune.shapes import MODELS
 from pipelines.config.keys import GenerateConfig, PromptConfig, PruneConfig
 from pipelines.engines.transformers_actor import Generator
@@ -144,6 +147,36 @@ def test_the_best_resolution_shows_most_and_wastes_least():
     assert [best_resolution(size, RESOLUTIONS) for size in SHAPES] == best
 
 
+def own_code_of_llava(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of what LLaVA's own code cuts: of the pairs, read as (width, height), the first with the most
+    pixels of the picture and, among those, the least waste."""
+    best, most, least = None, 0, 0
+    for width, height in RESOLUTIONS:
+        scale = min(width / size[1], height / size[0])
+        shown = min(int(size[1] * scale) * int(size[0] * scale), size[0] * size[1])
+        if best is None or (shown, -(width * height - shown)) > (most, -least):
+            best, most, least = (height, width), shown, width * height - shown
+    return best
+
+
+def test_original_tiles_are_those_of_llavas_own_code_and_differ_for_small_pictures_alone(folder):
+    sizes = [(height, width) for height in range(5, 90, 3) for width in range(5, 90, 3)]
+    own, theirs = (
+        read_checkpoint(str(folder), Options(original_tiles=original)).geometry for original in (True, False)
+    )
+    frames = {size: (own.frame(size), theirs.frame(size)) for size in sizes}
+    assert all((mine.height, mine.width) == own_code_of_llava(size) for size, (mine, _) in frames.items())
+    differ = {size for size, (mine, other) in frames.items() if mine != other}
+    assert differ == {size for size in sizes if max(size) <= SIDE}
+    small = [frames[size] for size in differ]
+    assert {(mine.rows, mine.columns, other.rows, other.columns) for mine, other in small} == {(2, 1, 1, 2)}
+
+
+def test_original_tiles_are_refused_where_there_are_none(demo_model):
+    with pytest.raises(CheckpointError, match=r"model\.original_tiles must be false: .*, got LLaVA-1\.5"):
+        read_checkpoint(str(demo_model), Options(original_tiles=True))
+
+
 def test_packed_tokens_are_those_of_transformers(folder, whole, pictures):
     unit_batch = encoded(folder, pictures, "none")
     encoder = load_encoder(folder, dtype=torch.float32, device="cpu")
@@ -211,14 +244,24 @@ def test_pictures_of_mixed_sizes_in_one_unit_keep_what_each_keeps_alone(folder, 
         torch.testing.assert_close(kept.tokens, expected.tokens, atol=1e-5, rtol=1e-5)
 
 
+def raster(size: tuple[int, int], chosen: list[int]) -> list[int]:
+    """The chosen of all tokens, crop after crop, as they lie in the picture: the overview, then its rows through all
+    tiles. The places of the tokens are drawn on the picture's own grid."""
+    frame = GEOMETRY.frame(size)
+    crops = np.arange(4 * (1 + frame.rows * frame.columns)).reshape(-1, 2, 2)
+    picture = np.block([[crops[1 + r * frame.columns + c] for c in range(frame.columns)] for r in range(frame.rows)])
+    return [token for token in [*crops[0].flatten(), *picture.flatten()] if token in chosen]
+
+
 def test_selection_by_tile_is_that_of_each_crop_alone(folder, pictures):
     unit_batch = encoded(folder, pictures, "divprune", retention=0.5, per_tile=True)
     encoder = llava_encoder.load(read_checkpoint(str(folder)), dtype=torch.float32, device="cpu")
     for picture, image, rows in zip(pictures, unit_batch.images, kept_of(unit_batch), strict=True):
         features = encoder(torch.from_numpy(cut(picture)))
         index = select_tokens(features, 2, method="divprune") + torch.arange(len(features))[:, None] * 4
-        assert rows.kept.tolist() == index.flatten().tolist()
-        torch.testing.assert_close(rows.tokens, features.flatten(0, 1)[index.flatten()], atol=1e-5, rtol=1e-5)
+        chosen = raster(size_of(picture), index.flatten().tolist())
+        assert rows.kept.tolist() == chosen
+        torch.testing.assert_close(rows.tokens, features.flatten(0, 1)[chosen], atol=1e-5, rtol=1e-5)
         assert image.num_visual_tokens == 4 * len(features) == GEOMETRY.num_visual(size_of(picture), "tiles")
 
 
@@ -233,12 +276,43 @@ def test_pooling_is_of_each_crop_before_packing(folder, pictures):
         torch.testing.assert_close(rows.tokens, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["prumerge", "cdpruner"])
-def test_methods_that_look_at_patches_work_tile_by_tile(folder, pictures, method):
-    settings = {"relevance": "words"} if method == "cdpruner" else {}
-    unit_batch = encoded(folder, pictures, method, retention=0.5, settings=settings)
+def test_prumerge_works_tile_by_tile(folder, pictures):
+    unit_batch = encoded(folder, pictures, "prumerge", retention=0.5)
     for picture, rows in zip(pictures, kept_of(unit_batch), strict=True):
         assert len(rows.tokens) == len(rows.kept) == 2 * len(cut(picture))
+        assert rows.kept.tolist()[1::2] == [-1] * len(cut(picture))  # the extra token of each crop stands last in it
+
+
+def test_cdpruner_scales_relevance_over_all_crops_and_keeps_raster_order(folder, pictures):
+    """L = diag(r) S diag(r) in each crop, with r scaled by one minimum and one maximum of the picture. Of two tokens of
+    a crop the greedy takes the largest L_ii = r_i^2, then the largest r_j^2 (1 - S_ij^2)."""
+    unit_batch = encoded(folder, pictures, "cdpruner", retention=0.5, settings={"relevance": "words"})
+    checkpoint = read_checkpoint(str(folder))
+    encoder = llava_encoder.load(checkpoint, dtype=torch.float32, device="cpu")
+    relevance = WordRelevance(folder, dtype=torch.float32, device="cpu")
+    alone = 0
+    for picture, rows in zip(pictures, kept_of(unit_batch), strict=True):
+        features = encoder(torch.from_numpy(cut(picture)))
+        scores = relevance(None, features, [PROMPT] * len(features)).double()
+
+        def greedy(scores: torch.Tensor, low: torch.Tensor, high: torch.Tensor, unit: torch.Tensor) -> list[int]:
+            weight = (scores - low + 1e-6) / (high - low)
+            first = int(weight.argmax())
+            gain = weight.square() * (1 - (unit @ unit[first]).square())
+            gain[first] = -1
+            return [first, int(gain.argmax())]
+
+        units = torch.nn.functional.normalize(features.double(), dim=-1)
+        pairs = list(zip(scores, units, strict=True))
+        chosen = [
+            4 * crop + i
+            for crop, (own, unit) in enumerate(pairs)
+            for i in greedy(own, scores.min(), scores.max(), unit)
+        ]
+        assert rows.kept.tolist() == raster(size_of(picture), chosen)
+        by_crop = [4 * c + i for c, (own, unit) in enumerate(pairs) for i in greedy(own, own.min(), own.max(), unit)]
+        alone += by_crop != chosen
+    assert alone  # where each crop has a scale of its own, it keeps other tokens
 
 
 # Large images

@@ -29,6 +29,7 @@ CASES = {
     "vtw-0": (VTW, {"layer": 0}),
     "fitprune": (FitPrune, {"recipe": {0: 5, 1: 3, 3: 1}}),
     "pyramiddrop": (PyramidDrop, {"stages": {0: 10, 1: 6, 3: 2}}),
+    "pyramiddrop-original": (PyramidDrop, {"stages": {0: 10, 1: 6, 3: 2}, "positions": "original"}),
 }
 
 
@@ -44,9 +45,9 @@ def prompts():
 
 
 def oracle(model, name, rows, span, num_prompt):
-    method, settings = name.split("-")[0], CASES[name][1]
+    method, settings = name.split("-")[0], {k: v for k, v in CASES[name][1].items() if k != "positions"}
     rule = getattr(llama_oracle, f"{method}_rule")(range(*span), num_prompt - 1, **settings)
-    return llama_oracle.forward(model, rows, rule)
+    return llama_oracle.forward(model, rows, rule, renumber=name == "pyramiddrop")
 
 
 def test_the_oracle_is_the_model(model, prompts):
@@ -71,12 +72,16 @@ def test_what_is_deleted_is_what_the_method_says(model, prompts, name):
     for b, (rows, span) in enumerate(zip(prompts, SPANS, strict=True)):
         _, deleted = oracle(model, name, rows, span, len(rows))
         for layout, gone in zip(layouts, deleted, strict=False):  # the event after the last layer changes no layout
-            assert layout.position[b, layout.valid[b]].tolist() == [i for i in range(len(rows)) if i not in gone]
+            left = [i for i in range(len(rows)) if i not in gone]
+            renumbered = list(range(len(left))) if name == "pyramiddrop" else left
+            assert layout.position[b, layout.valid[b]].tolist() == renumbered
+            assert layout.end[b] == (len(left) if name == "pyramiddrop" else len(rows))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decoding_goes_on_behind_the_whole_prompt_and_sees_what_was_kept(model, prompts, name):
-    """Teacher forcing through the oracle, where nothing is ever renumbered or cached, gives the same greedy answer."""
+def test_decoding_goes_on_behind_the_prompt_and_sees_what_was_kept(model, prompts, name):
+    """Teacher forcing through the oracle, where nothing is ever cached, gives the same greedy answer. Where a stage
+    numbers its rows anew, a new token has another position in every stage."""
     policy, settings = CASES[name]
     answers = generate_layerwise(model, prompts, SPANS, policy(**settings), max_new_tokens=6)
     for rows, span, answer in zip(prompts, SPANS, answers, strict=True):

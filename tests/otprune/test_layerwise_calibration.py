@@ -5,13 +5,14 @@ import torch
 
 from otprune.layerwise import generate_layerwise, prefill_logits
 from otprune.layerwise.executor import prefill
-from otprune.methods import get_method
+from otprune.methods import Sample, get_method
 from otprune.methods.fitprune import LLAVA_15_7B_RECIPES, FitPrune
-from otprune.methods.fitprune_fit import fit_fitprune, fit_recipe, measure, recipe_at
+from otprune.methods.fitprune_fit import Trials, fit_fitprune, fit_flops, fit_recipes
 from otprune.methods.pyramiddrop import pyramid_stages
 from otprune.methods.vtw import VTW
-from otprune.methods.vtw_search import find_vtw_layer, vtw_divergences
+from otprune.methods.vtw_search import calibrate_vtw, find_vtw_layer, vtw_divergences
 from otprune.part_flops import prefill_flops
+from otprune.schedules import recipe_rows
 from otprune.shapes import MODELS, LanguageShape
 from tests import llama_oracle
 from tests.llama_oracle import WIDTH, tiny_model
@@ -32,17 +33,11 @@ def prompts():
     return [torch.randn(length, WIDTH, generator=generator) for length in LENGTHS]
 
 
-@pytest.fixture(scope="module")
-def masses():
-    """(self, cross) of 7 samples, 4 layers and 16 tokens, uneven as attention is."""
-    return torch.rand(2, 7, 4, 16, generator=torch.Generator().manual_seed(3)).pow(4)
-
-
 def divergence(model, prompts, layer):
-    """Mean over samples of the sum of p log(p / q), p unpruned and q with withdrawal at `layer`, each run in full."""
+    """Mean over samples of the sum of q log(q / p), p unpruned and q with withdrawal at `layer`, each run in full."""
     p = prefill_logits(model, prompts, SPANS).double().softmax(dim=-1)
     q = prefill_logits(model, prompts, SPANS, VTW(layer=layer)).double().softmax(dim=-1)
-    return float((p * (p / q).log()).sum(dim=-1).mean())
+    return float((q * (q / p).log()).sum(dim=-1).mean())
 
 
 def test_vtw_divergences_are_those_of_full_runs(model, prompts):
@@ -59,8 +54,17 @@ def test_vtw_takes_the_first_layer_under_the_threshold(model, prompts):
     assert find_vtw_layer(model, prompts, SPANS, threshold=threshold, first_layer=1) == expected
 
 
-def test_vtw_withdraws_nothing_where_no_layer_is_under_the_threshold(model, prompts):
-    assert find_vtw_layer(model, prompts, SPANS, threshold=0, first_layer=0) == LAYERS
+def test_vtw_names_the_nearest_layer_where_none_is_under_the_threshold(model, prompts):
+    values = dict(vtw_divergences(model, prompts, SPANS, first_layer=1))
+    nearest = min(values, key=values.__getitem__)
+    message = (
+        rf"a layer in \[1, 4\] meets, got 0: the smallest divergence is {values[nearest]:.3g}, .*at layer {nearest}"
+    )
+    with pytest.raises(ValueError, match=message):
+        find_vtw_layer(model, prompts, SPANS, threshold=0, first_layer=1)
+    sample = Sample(model, prompts, SPANS)
+    with pytest.raises(ValueError, match=message):
+        calibrate_vtw(sample, threshold=0, first_layer=1)
 
 
 def test_the_search_runs_the_image_once(model, prompts):
@@ -87,76 +91,105 @@ def test_a_search_that_makes_no_sense_is_refused(model, prompts, settings, messa
         find_vtw_layer(model, [], [], first_layer=0)
 
 
-def test_masses_are_the_mean_over_image_rows_and_the_sum_over_text_behind_them(model, prompts):
-    self_STN, cross_STN = measure(model, prompts, SPANS)
-    for s, (rows, (start, end)) in enumerate(zip(prompts, SPANS, strict=True)):
-        seen = {}
-        llama_oracle.forward(model, rows, lambda layer, attention, _: seen.update({layer: attention}) or set())  # noqa: B023
-        for layer in range(LAYERS):
-            largest = seen[layer].amax(dim=0)
-            own = largest[start:end, start:end].mean(dim=0)
-            cross = largest[end:, start:end].sum(dim=0)
-            torch.testing.assert_close(self_STN[s, layer].double(), own, atol=1e-5, rtol=0)
-            torch.testing.assert_close(cross_STN[s, layer].double(), cross, atol=1e-5, rtol=0)
+SHAPE = LanguageShape(hidden=64, intermediate=96, layers=LAYERS, heads=4, kv_heads=2, head_dim=16, vocab=97)
 
 
-def deletable(mass, left, alpha):
-    """The longest run of tokens, from the smallest mass up, that keeps the mass gone at most alpha of all."""
-    gone = sum(m for i, m in enumerate(mass) if i not in left)
-    found = set()
-    for i in sorted(left, key=lambda i: mass[i]):
-        gone += mass[i]
-        if gone > alpha * sum(mass):
+def fit_cost(entering: list[int], leaving: list[int]) -> int:
+    """Image tokens alone: queries, keys, values and scores of those that enter a layer, output projection and FFN of
+    those that leave it. Two heads of queries share a head of keys, so that keys and values are half as wide."""
+    before = sum(n * (64 * 64 + 2 * 64 * 32) + 2 * n**2 * 64 for n in entering)
+    return before + sum(m * (64 * 64 + 3 * 64 * 96) for m in leaving)
+
+
+def spare(mass: dict[int, float], keep: float) -> set[int]:
+    """The largest number of tokens, from the smallest mass up, without which the others still have `keep`."""
+    found, rest = set(), sum(mass.values())
+    for i in sorted(mass, key=mass.__getitem__)[:-1]:
+        rest -= mass[i]
+        if rest < keep:
             break
         found.add(i)
     return found
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.03, 0.2, 0.5, 0.9])
-def test_a_recipe_deletes_what_both_masses_can_spare(masses, alpha):
-    counts = [[] for _ in range(4)]
-    for own, cross in zip(*masses.tolist(), strict=True):
-        left = set(range(16))
-        for layer in range(4):
-            gone = deletable(own[layer], left, alpha) & deletable(cross[layer], left, alpha)
-            left -= gone
-            counts[layer].append(len(gone))
-    expected = {layer: sum(numbers) // 7 for layer, numbers in enumerate(counts) if sum(numbers) // 7}
-    assert recipe_at(*masses, alpha) == expected
+def oracle_trial(model, rows, span, alpha):
+    """The number of tokens that each layer deletes of one prompt, in a model that hides them from the next layer on.
+
+    The masses are those of the model as it is by then; the thresholds are shares of the unpruned model's."""
+    image, text = range(*span), range(span[1], len(rows))
+
+    def masses(seen, left):
+        largest = seen.amax(dim=0)
+        own = {i: float(largest[sorted(left), i].mean()) for i in left}
+        return own, {i: float(largest[text, i].sum()) for i in left}
+
+    whole, counts, left = [], [], set(image)
+    llama_oracle.forward(
+        model, rows, lambda _, seen, __: whole.append(seen is not None and masses(seen, image)) or set()
+    )
+
+    def rule(layer, seen, _):
+        if seen is None:
+            return set()
+        pairs = zip(masses(seen, left), whole[layer + 1], strict=True)
+        own, cross = (spare(now, (1 - alpha) * sum(before.values())) for now, before in pairs)
+        counts.append(len(own & cross))
+        left.difference_update(own & cross)
+        return own & cross
+
+    llama_oracle.forward(model, rows, rule)
+    return counts
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_alpha_1_deletes_every_token_in_the_first_layer(seed):
-    """However the masses are rounded when they are summed."""
-    masses = torch.rand(2, 3, 2, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).pow(8)
-    assert recipe_at(*masses, 1.0) == {0: 64}
+def oracle_fit(model, prompts, alpha, reduction):
+    """The recipe of `alpha` if the samples' mean work is within the budget before some layer, else None: layer by layer
+    as if the layers from there on deleted nothing."""
+    counts = [oracle_trial(model, rows, span, alpha) for rows, span in zip(prompts, SPANS, strict=True)]
+    for stop in range(LAYERS):
+        forecast = []
+        for deleted in counts:
+            entering = [12 - sum(deleted[: min(layer, stop)]) for layer in range(LAYERS + 1)]
+            forecast.append(fit_cost(entering[:-1], entering[1:]))
+        if sum(forecast) / len(forecast) <= (1 - reduction) * fit_cost([12] * LAYERS, [12] * LAYERS):
+            means = [sum(deleted[layer] for deleted in counts) // len(counts) for layer in range(stop)]
+            return {layer: number for layer, number in enumerate(means) if number}
+    return None
 
 
-def test_a_deleted_token_is_spent_mass_later():
-    """Half the mass may go: layer 0 deletes tokens 0 and 1. They hold half of layer 1's mass, so nothing else can."""
-    mass = torch.tensor([[[1.0, 1, 2], [1, 1, 2], [1, 0, 2]]])
-    assert recipe_at(mass, mass, 0.5) == {0: 2}
-    lighter_later = torch.tensor([[[1.0, 1, 2], [0, 0, 2], [0, 0, 2]]])
-    assert recipe_at(lighter_later, lighter_later, 1.0) == {0: 3}
+@pytest.mark.parametrize("reduction", [0.0, 0.2, 0.45, 0.6])
+def test_a_recipe_is_measured_in_the_pruned_model_until_the_budget_is_reached(model, prompts, reduction):
+    low, high, expected = 0.0, 1.0, None
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        found = oracle_fit(model, prompts, middle, reduction)
+        low, high, expected = (middle, high, expected) if found is None else (low, middle, found)
+    assert expected is not None
+    assert fit_fitprune(model, prompts, SPANS, reduction=reduction) == expected
 
 
-@pytest.mark.parametrize("reduction", [0.0, 0.3, 0.6, 0.7])
-def test_a_fit_saves_what_it_was_asked_for_and_hardly_more(masses, reduction):
-    """Its alpha is within 0.01 of one that would not have been enough. A layer that n rows enter costs
-    4 n d^2 + 2 n^2 d + 3 n d m."""
-    shape = LanguageShape(hidden=8, intermediate=20, layers=4, heads=2, kv_heads=2, head_dim=4, vocab=9)
+@pytest.mark.parametrize("alpha", [0.25, 0.8125, 0.9921875])
+def test_of_any_image_a_token_stays(model, prompts, alpha):
+    deleted = Trials(model, prompts, SPANS).deleted(alpha).tolist()
+    assert [row[:-1] for row in deleted] == [
+        oracle_trial(model, rows, span, alpha)[:-1] for rows, span in zip(prompts, SPANS, strict=True)
+    ]
+    assert all(sum(row) < 12 for row in deleted)
 
-    def saved(recipe):
-        rows = [16 - sum(recipe.get(before, 0) for before in range(layer)) for layer in range(4)]
-        cost = sum(4 * n * 8**2 + 2 * n**2 * 8 + 3 * n * 8 * 20 for n in rows)
-        return 1 - cost / (4 * (4 * 16 * 8**2 + 2 * 16**2 * 8 + 3 * 16 * 8 * 20))
 
-    recipe = fit_recipe(*masses, shape, reduction=reduction)
-    assert saved(recipe) >= reduction
-    alphas = [alpha / 1000 for alpha in range(1001)]
-    enough = next(alpha for alpha in alphas if saved(recipe_at(*masses, alpha)) >= reduction)
-    near = [recipe_at(*masses, alpha) for alpha in alphas if enough <= alpha + 0.001 and alpha <= enough + 0.011]
-    assert recipe in near
+def test_a_recipe_for_a_retention_costs_no_less_than_a_selector_and_hardly_more(model, prompts):
+    """Where a layer works on all rows that enter it; a recipe that saves a per cent more costs less."""
+    num_text, retentions = LENGTHS[0] - 12, [0.75, 0.5]
+
+    def cost(recipe):
+        return prefill_flops(SHAPE, num_text, visual=recipe_rows(12, LAYERS, recipe))
+
+    recipes = fit_recipes(Sample(model, prompts, SPANS), retentions)
+    trials = Trials(model, prompts, SPANS)
+    saving = {percent: trials.fit(percent / 100) for percent in range(80)}
+    for retention, recipe in zip(retentions, recipes, strict=True):
+        target = prefill_flops(SHAPE, num_text + round(12 * retention))
+        percent = max(percent for percent, other in saving.items() if cost(other) >= target)
+        assert recipe == saving[percent]
 
 
 def test_a_fitted_recipe_runs(model, prompts):
@@ -168,30 +201,28 @@ def test_a_fitted_recipe_runs(model, prompts):
     ] * len(prompts)
 
 
-def test_a_fit_that_makes_no_sense_is_refused(model, prompts, masses):
-    shape = LanguageShape.from_config(model.config)
+def test_a_fit_that_makes_no_sense_is_refused(model, prompts):
     with pytest.raises(ValueError, match=r"reduction must be in \[0, 1\), got 1"):
         fit_fitprune(model, prompts, SPANS, reduction=1)
     with pytest.raises(ValueError, match="deleting tokens can reach"):
         fit_fitprune(model, prompts, SPANS, reduction=0.99)
     with pytest.raises(ValueError, match=r"same number of image tokens, got \[11, 12\]"):
-        measure(model, prompts, [(3, 14), *SPANS[1:]])
+        fit_fitprune(model, prompts, [(3, 14), *SPANS[1:]], reduction=0.5)
     with pytest.raises(ValueError, match=r"same number of image tokens, got \[\]"):
-        measure(model, [], [])
-    assert fit_recipe(*masses, shape, reduction=0) == {}
+        fit_fitprune(model, [], [], reduction=0.5)
 
 
-@pytest.mark.parametrize("percent", [80, 90])
-def test_the_released_recipes_promise_what_charges_deleted_rows_to_nothing(percent):
-    """It counts a layer's rows after its deletion; charged to that layer's attention, they miss by about 0.6 %."""
+@pytest.mark.parametrize(("percent", "left"), [(80, 20.31), (90, 10.32)])
+def test_the_released_recipes_leave_what_the_release_counts(percent, left):
+    """Queries, keys, values and scores of rows that enter a layer, output projection and FFN of rows that leave it."""
+    language, d = MODELS["llava-1.5-7b"].language, 4096
     rows = get_method("fitprune").visual_rows(576, 32, recipe=LLAVA_15_7B_RECIPES[percent], as_released=True)
-    left_behind = [(after, after) for _, after in rows]
-    language = MODELS["llava-1.5-7b"].language
-    unpruned, promised, charged = (
-        prefill_flops(language, 0, visual=schedule, head=False) for schedule in ([(576, 576)] * 32, left_behind, rows)
+    assert 100 * fit_flops(language, 576, LLAVA_15_7B_RECIPES[percent]) == pytest.approx(
+        left * fit_flops(language, 576, {}), rel=5e-4
     )
-    assert percent < 100 - 100 * promised / unpruned < percent + 0.5
-    assert percent - 1 < 100 - 100 * charged / unpruned < percent
+    assert fit_flops(language, 576, LLAVA_15_7B_RECIPES[percent]) == sum(
+        3 * n * d**2 + 2 * n**2 * d + m * d**2 + 3 * m * d * 11008 for n, m in rows
+    )
 
 
 def test_the_released_90_percent_recipe_leaves_37_tokens_and_73_on_average():

@@ -66,7 +66,8 @@ def test_no_name_of_a_method_is_compared_outside_the_records():
 
 
 def test_settings_are_completed_by_their_defaults():
-    assert check_settings("otprune", {}) == {}
+    assert check_settings("otprune", {}) == {"precision": "float32"}
+    assert check_settings("random", {}) == {}
     assert check_settings("fastv", {"layer": 3}) == {"layer": 3, "kept": None}
     assert check_settings("cdpruner", {"theta": 0.5}) == {"relevance": "clip", "clip": None, "theta": 0.5}
     assert check_settings("prumerge", {"adaptive": None}) == {"adaptive": False}
@@ -80,7 +81,9 @@ def test_layers_come_as_integers_in_order():
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("otprune", {"layer": 1}, "settings of otprune must be absent, got 'layer'"),
+        ("uniform", {"layer": 1}, "settings of uniform must be absent, got 'layer'"),
+        ("otprune", {"layer": 1}, "settings of otprune must be one of precision, got 'layer'"),
+        ("divprune", {"precision": "half"}, "settings.precision must be one of float32, released, got 'half'"),
         ("fastv", {"layers": 1}, "settings of fastv must be one of layer, kept, got 'layers'"),
         ("fastv", {"layer": 0}, "settings.layer must be at least 1, got 0"),
         ("fastv", {"layer": True}, "settings.layer must be an integer, got True"),
@@ -91,6 +94,7 @@ def test_layers_come_as_integers_in_order():
         ("prumerge", {"adaptive": 1}, "settings.adaptive must be true or false, got 1"),
         ("pyramiddrop", {"stages": "a.json"}, "settings.stages must be {layer: number of tokens}, got 'a.json'"),
         ("pyramiddrop", {"stages": {"a": 1}}, "settings.stages must be .*got 'a': 1"),
+        ("pyramiddrop", {"positions": "new"}, "settings.positions must be one of renumbered, original, got 'new'"),
         ("fitprune", {"recipe": {1: -1}}, "settings.recipe must be .*got 1: -1"),
         ("fitprune", {"recipe": 4}, "or a file, got 4"),
     ],

@@ -27,6 +27,7 @@ DECIDES = {
     "model.max_pixels",
     "model.min_pixels",
     "model.max_tiles",
+    "model.original_tiles",
     "prompt.template",
     "prompt.more",
     "prompt.system",
@@ -149,7 +150,7 @@ def test_null_keys_stand_for_the_models_own_values(checkpoint):
     assert (config.prune.share, config.decode.aspect) == (0.098, "pad")
     named = ("prune.retention=0.098", "decode.aspect=pad")
     assert describe(config, checkpoint) == described_of(checkpoint, *named)
-    unset = {"model.max_pixels", "model.min_pixels", "model.max_tiles", "prompt.system"}
+    unset = {"model.max_pixels", "model.min_pixels", "model.max_tiles", "model.original_tiles", "prompt.system"}
     assert not unset & describe(config, checkpoint).keys()
 
 

@@ -1,10 +1,8 @@
 """Budgets of methods inside the model, settings checked before anything runs, and calibration on the user's images."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
-import torch
 from transformers import AutoConfig
 
 from jobs.calibrate import main as calibrate
@@ -13,7 +11,6 @@ from otprune.budget import match_budget
 from otprune.flops import prefill_flops
 from otprune.methods import get_method
 from otprune.methods.fitprune import LLAVA_15_7B_RECIPES
-from otprune.methods.fitprune_fit import match_recipes, recipe_at
 from otprune.methods.vtw_search import first_searched
 from otprune.models import read_checkpoint
 from otprune.shapes import MODELS, LanguageShape
@@ -53,6 +50,8 @@ def test_given_settings_stay_and_the_rest_is_matched():
     assert matched("fastv", kept=100) == {"layer": 2, "kept": 100}
     assert matched("fastv", layer=1)["kept"] > matched("fastv", layer=2)["kept"] > matched("fastv", layer=3)["kept"]
     assert matched("vtw", layer=16) == {"layer": 16}
+    original = {"positions": "original"}  # which costs nothing
+    assert matched("pyramiddrop", 0.5, **original) == matched("pyramiddrop", 0.5) | original
 
 
 def test_where_two_full_layers_cost_more_than_the_budget_fastv_sees_one():
@@ -64,7 +63,7 @@ def resolved(demo_model, *arguments: str) -> dict:
 
 
 def test_a_method_before_the_model_needs_no_more_than_its_settings(demo_model):
-    assert resolved(demo_model) == {}
+    assert resolved(demo_model) == {"precision": "float32"}
     assert resolved(demo_model, "prune.method=m3") == {"grid": None}
     assert num_text(load_config(DEMO), read_checkpoint(str(demo_model))) == 9
 
@@ -106,6 +105,10 @@ def test_a_recipe_fitted_to_the_corpus_is_one_that_the_job_takes(demo_model, sce
     assert list(stored["divergences"]) == ["1", "2", "3"]
     assert stored["layer"] in (1, 2, 3, 4)
     assert stored["divergences"]["1"] > stored["divergences"]["3"]
+    assert calibrate([*more, "prune.method=vtw", "calibrate.threshold=0"]) == 2
+    assert (
+        "calibrate.threshold must be one that a layer in [1, 3] meets, got 0: the smallest" in capsys.readouterr().err
+    )
     assert calibrate([*more, "prune.method=fastv"]) == 2
     assert "prune.method must be fitprune or logdet_adaptive or vtw" in capsys.readouterr().err
 
@@ -124,26 +127,6 @@ def test_a_budget_for_each_picture_is_calibrated_and_taken_by_the_job(demo_model
     kept = [row["num_kept_tokens"] for row in read_rows(tmp_path / "out")]
     assert sum(kept) == 154
     assert len(set(kept)) > 1
-
-
-def test_fitprune_pays_for_the_layer_that_deletes():
-    """Of all alphas the cheapest recipe that costs no less than the selector, where a layer works, attention and FFN,
-    on all rows that enter it: 4 n d^2 + 2 n^2 d + 3 n d m."""
-    masses = torch.rand(2, 7, 4, 16, generator=torch.Generator().manual_seed(3)).pow(4)
-    sizes = {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 2}
-    shape = LanguageShape.from_config(SimpleNamespace(**sizes, vocab_size=9))
-
-    def cost(rows: list[int]) -> int:
-        return sum(4 * n * 8**2 + 2 * n**2 * 8 + 3 * n * 8 * 20 for n in (5 + left for left in rows))
-
-    def cost_of(recipe: dict[int, int]) -> int:
-        return cost([16 - sum(recipe.get(before, 0) for before in range(layer)) for layer in range(4)])
-
-    every = [cost_of(recipe_at(*masses, alpha / 100)) for alpha in range(101)]
-    retentions = [0.75, 0.5, 0.375]
-    recipes = match_recipes(*masses, shape, 5, retentions)
-    for retention, recipe in zip(retentions, recipes, strict=True):
-        assert cost_of(recipe) == min(each for each in every if each >= cost([round(16 * retention)] * 4))
 
 
 @pytest.mark.parametrize(("num_layers", "first"), [(4, 1), (28, 4), (32, 5), (40, 5)])

@@ -16,7 +16,8 @@ from otprune.methods.salient.scope import scope
 from otprune.methods.salient.score import score
 from otprune.models import CheckpointError, read_checkpoint
 from otprune.models.llava_encoder import LlavaEncoder
-from otprune.models.relevance import ClipRelevance
+from otprune.models.relevance import ClipRelevance, WordRelevance
+from pipelines.benchmarks.prompts import LETTER, SINGLE_WORD
 from pipelines.config.keys import PruneConfig
 from pipelines.images.decode import Picture
 from pipelines.output.unit import Unit
@@ -204,6 +205,18 @@ def test_clip_relevance_is_the_negative_cosine_averaged_over_chunks(clip_folder,
             texts = [model.text_projection(model.text_model(chunk).pooler_output) for chunk in chunks]
             expected = torch.stack([-torch.cosine_similarity(images[i], text, dim=-1) for text in texts]).mean(dim=0)
             torch.testing.assert_close(relevance(patches, patches, prompts)[i], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("instruction", [SINGLE_WORD, LETTER])
+def test_the_instruction_how_to_answer_has_no_part_in_relevance(clip_folder, demo_model, instruction):
+    question = "is there a circle ?"
+    for kind, folder in ((ClipRelevance, clip_folder[0]), (WordRelevance, demo_model)):
+        relevance = kind(folder, dtype=torch.float32, device="cpu")
+        patches = torch.randn(2, 9, 128 if kind is ClipRelevance else 192)
+        bare, asked = ([text] * 2 for text in (question, f"{question}\n{instruction}"))
+        assert torch.equal(relevance(patches, patches, asked), relevance(patches, patches, bare))
+        other = [f"{question}\nanswer briefly ."] * 2
+        assert not torch.equal(relevance(patches, patches, other), relevance(patches, patches, bare))
 
 
 def test_cdpruner_with_a_clip_of_its_own_runs(encoder, clip_folder, scene_pixels):
