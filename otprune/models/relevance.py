@@ -32,7 +32,7 @@ from otprune.models import resolve_checkpoint
 from otprune.models.checkpoint import CheckpointError
 from otprune.models.loading import load_part, read_tensors
 
-EMBEDDING = r"^(model\.)?(language_model\.)?(model\.)?embed_tokens\."
+EMBEDDING = r"^(model\.)?((language_model|text_model)\.)?(model\.)?embed_tokens\."
 
 
 class ClipRelevance:
