@@ -1,6 +1,6 @@
 """A job of a family with vLLM, killed in its middle and resumed, has transformers' captions, each exactly once.
 
-Two families by default. All of them, with two starts of the engine each:
+One family by default. All of them, with two starts of the engine each:
 
     .venv-vllm/bin/python -m pytest tests/vllm/test_families.py -W default --every-family -s
 """
@@ -15,7 +15,7 @@ from tests.tiny import MAKERS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
-USUAL = ("qwen3_vl", "internvl")
+USUAL = ("internvl",)
 VLLM = (
     *("engine.name=vllm", "engine.kwargs.max_num_seqs=4", "engine.kwargs.max_model_len=2048"),
     *("engine.kwargs.kv_cache_memory_bytes=268435456", "faults.no_progress_seconds=400"),
