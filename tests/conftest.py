@@ -35,6 +35,12 @@ found = importlib.util.find_spec("vllm")
 collect_ignore = [] if found and found.origin else ["vllm"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-family", action="store_true", help="kill and resume a job of every family, not only of the usual ones"
+    )
+
+
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """Folder of the trained demo checkpoint."""

@@ -343,12 +343,12 @@ def _make_qwen3(folder: Path, config: Any, model: Any, ffn: dict[str, int], tie:
     return save(model(described), folder, processor, **options)
 
 
-def make_mistral3(folder: Path, *, tie: bool = False, longest: int = 150, **options: Any) -> Path:
+def make_mistral3(folder: Path, *, tie: bool = False, longest: int = 150, head_dim: int = 24, **options: Any) -> Path:
     """Tokens of 14 x 14 pixels, in pictures of up to `longest` pixels a side, which is no multiple of them."""
     tokenizer = save_tokenizer(folder, MISTRAL_TOKENS, MISTRAL_TEMPLATE, begin=True)
     text = MistralConfig(
         **TEXT,
-        head_dim=24,  # not the hidden size by the number of heads, as in the released models
+        head_dim=head_dim,  # not the hidden size by the number of heads, as in the released models
         vocab_size=len(tokenizer),
         sliding_window=None,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},

@@ -4,7 +4,7 @@ To add a family, write one file with its record, then import the record here and
 """
 
 from otprune.families.family import Facts, Family, ImageProcessor, Options, collect
-from otprune.families.geometry import Frame, Geometry, Size, Span, Way
+from otprune.families.geometry import Frame, Geometry, Size, Span, Way, overview_tokens
 from otprune.families.internvl import INTERNVL
 from otprune.families.llava import LLAVA
 from otprune.families.llava_next import LLAVA_NEXT
@@ -25,6 +25,7 @@ __all__ = [
     "Span",
     "Way",
     "collect",
+    "overview_tokens",
 ]
 
 FAMILIES = collect(

@@ -6,7 +6,7 @@ the record in FAMILIES (`__init__.py`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from otprune.families.geometry import Color, Geometry
@@ -36,6 +36,10 @@ class Options:
     """Whether `image_grid_pinpoints` are (width, height), as LLaVA's own code reads them, or (height, width)."""
 
 
+def _no_tokenizer() -> Any:
+    raise ValueError("its folder must hold a tokenizer")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageProcessor:
     """The settings of a checkpoint's image processor."""
@@ -45,8 +49,10 @@ class ImageProcessor:
     std: tuple[float, ...]
     settings: Mapping[str, Any]
     """All of its settings, as stored; {} if the checkpoint stores none."""
-    tokens: Mapping[str, int] = field(default_factory=dict)
-    """Ids of the tokens that it writes around a picture's (`Family.tokens`), by their texts."""
+    tokenizer: Callable[[], Any] = _no_tokenizer
+    """Opens transformers' tokenizer of the checkpoint, for the ids of text that stands among a picture's tokens.
+
+    Raises ValueError if there is none."""
 
     @property
     def color(self) -> Color:
@@ -96,8 +102,6 @@ class Family:
     """(Checkpoint, dtype=, device=, attention=) -> vision tower and projector."""
     load_language_model: Callable[..., Any]
     """(Checkpoint, dtype=, device=) -> a causal language model of transformers, or what acts like one."""
-    tokens: tuple[str, ...] = ()
-    """Texts of tokens whose ids `read` needs besides the image token's."""
     retention: float = 0.098
     """The share of visual tokens to keep where the user names none."""
     image_text: Callable[[str], str] = lambda image_token: image_token
@@ -105,11 +109,6 @@ class Family:
     finish_prompt: Callable[[str, str], str] = lambda prompt, image_token: prompt
     """(prompt that a chat template has written, text of the image token) -> the prompt with what the family's processor
     adds to it around an image token."""
-    add_texts: Callable[[Geometry, str, int, Callable[[str], list[int]]], Geometry] | None = None
-    """(geometry, text of the image token, its id, (text) -> token ids) -> the geometry with the ids of the text that
-    stands among a picture's tokens; None if there is no such text.
-
-    Raises ValueError if the tokenizer does not fit."""
     refuses: Callable[..., str | None] = lambda method, checkpoint, settings=None: None
     """(Method, Checkpoint, settings of the method or None) -> why the method cannot run in this family; None if it
     can."""

@@ -158,3 +158,12 @@ class Geometry(Protocol):
             ValueError: if positions need a place for a token that has none.
         """
         ...
+
+
+def overview_tokens(geometry: Geometry, size: Size, num_visual: int) -> range | None:
+    """The indices of the overview's tokens in a picture's sequence of `num_visual`; None without tiles besides."""
+    if not geometry.tiled or not (frame := geometry.frame(size)).tile:
+        return None
+    rows, columns = geometry.grid(size)
+    begin = num_visual - rows * columns if frame.overview == "last" else 0
+    return range(begin, begin + rows * columns)

@@ -143,7 +143,8 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
 
     Raises:
         ValueError: for options that do not fit pictures of free size that are never enlarged, a tower other than
-            Pixtral's or not read at its end, or a language model that has not been tried.
+            Pixtral's or not read at its end, a language model that has not been tried, or a tokenizer without the ends
+            of rows.
     """
     if options.aspect != "auto":
         raise ValueError(f"decode.aspect must be auto, as pictures keep their shape, got {options.aspect}")
@@ -163,12 +164,13 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
         raise ValueError(
             f"model.max_pixels must be at least {token**2}, the {token} x {token} of one token, got {most}"
         )
+    row_break, end = token_ids(processor.tokenizer(), BREAK, END)
     geometry = PatchRows(
         token=token,
         longest=longest_side(processor.settings),
         max_pixels=most,
-        row_break=processor.tokens[BREAK],
-        end=processor.tokens[END],
+        row_break=row_break,
+        end=end,
         background=processor.color,
         resample=FILTERS.get(processor.settings.get("resample"), "bicubic"),
     )
@@ -178,6 +180,22 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
         vision=vision,
         image_token=config.image_token_index,
     )
+
+
+def token_ids(tokenizer: Any, *texts: str) -> list[int]:
+    """The ids of texts that are one token each.
+
+    Raises:
+        ValueError: if the tokenizer has no token for one of them.
+    """
+    ids = tokenizer.convert_tokens_to_ids(list(texts))
+    # Of a text without a token, the id is that of the unknown token, or None.
+    missing = [
+        text for text, i in zip(texts, ids, strict=True) if i is None or tokenizer.convert_ids_to_tokens(i) != text
+    ]
+    if missing:
+        raise ValueError(f"its tokenizer must have the tokens {', '.join(texts)}, found none for {', '.join(missing)}")
+    return ids
 
 
 def longest_side(settings: Mapping[str, Any]) -> int:
@@ -229,7 +247,6 @@ MISTRAL3 = Family(
     read=read,
     load_encoder=load_encoder,
     load_language_model=load_language_model,
-    tokens=(BREAK, END),
     retention=RETENTION,
     refuses=refuses,
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from otprune.families.family import Facts, Family, ImageProcessor, Options
-from otprune.families.geometry import Color, Filter, Frame, Geometry, Size, Span, Way, line_span
+from otprune.families.geometry import Color, Filter, Frame, Size, Span, Way, line_span
 from otprune.families.internvl import check_tile_options, num_crops, refuses
 from otprune.families.llava import FILTERS, check_side, load_language_model
 from otprune.schedules import num_kept
@@ -244,10 +244,16 @@ def cut(ids: list[int], image_token: int, crops: int) -> Pieces:
     return tuple(tuple(ids[start + 1 : end]) for start, end in zip([-1, *places], [*places, len(ids)], strict=True))
 
 
-def add_texts(geometry: Geometry, image: str, image_token: int, encode: Callable[[str], list[int]]) -> Geometry:
-    """As of `Family.add_texts`."""
-    assert isinstance(geometry, LabelledTiles)
-    return with_texts(geometry, image, image_token, encode)
+def image_text(tokenizer: Any, image_token: int) -> str:
+    """The text of the image token.
+
+    Raises:
+        ValueError: if the tokenizer has no such token.
+    """
+    text = tokenizer.convert_ids_to_tokens(image_token)
+    if not isinstance(text, str):
+        raise ValueError(f"its tokenizer must hold token {image_token}, the image token of config.json, found none")
+    return text
 
 
 def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
@@ -255,7 +261,7 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
 
     Raises:
         ValueError: for options that do not fit tiles, an image processor that does not cut pictures into tiles of the
-            tower's size, or a language model that has not been tried.
+            tower's size, a language model that has not been tried, or a tokenizer that does not fit.
     """
     check_tile_options(options)
     if config.text_config.model_type != "llama":
@@ -270,6 +276,7 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     if side != vision.image_size:
         raise ValueError(f"the image processor's max_image_size must be the tower's {vision.image_size}, got {side}")
     most = ceil(edge / side) ** 2 if options.max_tiles is None else options.max_tiles
+    image, tokenizer = config.image_token_id, processor.tokenizer()
     geometry = LabelledTiles(
         side=side,
         grid_side=isqrt(vision.num_tokens),
@@ -279,10 +286,15 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
         resample=FILTERS.get(settings.get("resample"), "lanczos"),
     )
     return Facts(
-        geometry=geometry,
+        geometry=with_texts(
+            geometry,
+            image_text(tokenizer, image),
+            image,
+            lambda text: tokenizer(text, add_special_tokens=False).input_ids,
+        ),
         options=Options(max_tiles=most),
         vision=vision,
-        image_token=config.image_token_id,
+        image_token=image,
     )
 
 
@@ -342,7 +354,6 @@ def _family(name: str, title: str, architecture: str) -> Family:
         load_encoder=load_encoder,
         load_language_model=load_language_model,
         retention=RETENTION,
-        add_texts=add_texts,
         refuses=refuses,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoTokenizer
 
-from otprune.families import FAMILIES, Facts, Family, Geometry, ImageProcessor, Options
+from otprune.families import FAMILIES, Family, Geometry, ImageProcessor, Options
 from otprune.families.family import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
 from otprune.shapes import LanguageShape, ModelShape, PatchVisionShape, VisionShape
 
@@ -73,13 +73,14 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
     folder, stored = _find(path, tuple(FAMILIES), "model.path")
     config = json.loads(stored)
     tower = (config.get("vision_config") or {}).get("model_type", "")
-    family, processor = FAMILIES[config["model_type"]], image_processor(folder, tower)
-    if family.tokens:
-        processor = replace(processor, tokens=token_ids(folder, family.tokens))
+    family = FAMILIES[config["model_type"]]
+    processor = replace(image_processor(folder, tower), tokenizer=lambda: _open_tokenizer(folder, family.title))
     try:
         parsed: Any = CONFIG_MAPPING[family.name].from_dict(config)  # fills in the family's defaults
         facts = family.read(parsed, processor, options or Options())
         language = LanguageShape.from_config(parsed.text_config)
+    except CheckpointError:  # says already which file is wrong
+        raise
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         if reason.startswith(KEYS):  # the user's option is wrong, not the checkpoint
@@ -88,7 +89,6 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
     if options is not None and options.original_tiles and not facts.options.original_tiles:
         raise CheckpointError(f"model.original_tiles must be false: it is for LLaVA-1.6, got {family.title}")
     folder = folder.resolve()
-    geometry = facts.geometry if family.add_texts is None else _with_texts(family, facts, folder)
     return Checkpoint(
         path=folder,
         name=path,
@@ -97,8 +97,8 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
         language_type=parsed.text_config.model_type,
         max_length=parsed.text_config.max_position_embeddings,
         vision=facts.vision,
-        geometry=geometry,
-        whole_geometry=geometry,
+        geometry=facts.geometry,
+        whole_geometry=facts.geometry,
         options=facts.options,
         mean=processor.mean,
         std=processor.std,
@@ -109,24 +109,19 @@ def read_checkpoint(path: str, options: Options | None = None) -> Checkpoint:
     )
 
 
-def _with_texts(family: Family, facts: Facts, folder: Path) -> Geometry:
-    """The geometry with the token ids of what `family.add_texts` encodes.
+def _open_tokenizer(folder: Path, title: str) -> Any:
+    """transformers' tokenizer of a checkpoint of the family `title`.
 
     Raises:
-        CheckpointError: if the folder holds no tokenizer with the image token, or one that does not fit.
+        CheckpointError: if the folder holds none in tokenizer.json, the format that every engine reads.
     """
-    assert family.add_texts is not None
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        image = tokenizer.convert_ids_to_tokens(facts.image_token)
-        if not isinstance(image, str):
-            raise ValueError(f"it holds no token {facts.image_token}, the image token of config.json")
-        return family.add_texts(
-            facts.geometry, image, facts.image_token, lambda text: tokenizer(text, add_special_tokens=False).input_ids
-        )
-    except (ValueError, OSError) as error:
+        if not (folder / "tokenizer.json").is_file():
+            raise ValueError("found no tokenizer.json")
+        return AutoTokenizer.from_pretrained(folder)
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder} must hold the tokenizer of a {family.title}: {reason}") from error
+        raise CheckpointError(f"{folder} must hold the tokenizer of a {title}: {reason}") from error
 
 
 def resolve_checkpoint(path: str, *, families: Sequence[str] = tuple(FAMILIES), key: str = "model.path") -> Path:
@@ -284,31 +279,3 @@ def image_processor(folder: Path, tower: str = "") -> ImageProcessor:
     if tower.startswith(("siglip", "smolvlm", "idefics3")):
         return ImageProcessor(mean=SIGLIP_MEAN, std=SIGLIP_STD, settings=settings)
     return ImageProcessor(mean=CLIP_MEAN, std=CLIP_STD, settings=settings)
-
-
-def token_ids(folder: Path, texts: Sequence[str]) -> dict[str, int]:
-    """The ids of tokens that are added to the vocabulary, by their texts.
-
-    They stand in tokenizer.json or, in released checkpoints, in the smaller tokenizer_config.json as well.
-
-    Raises:
-        CheckpointError: if neither file holds them all.
-    """
-    found: dict[str, int] = {}
-    for name in ("tokenizer_config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            continue
-        try:
-            stored = json.loads((folder / name).read_bytes())
-            by_id = {int(i): token for i, token in stored.get("added_tokens_decoder", {}).items()}
-            by_id |= {token["id"]: token for token in stored.get("added_tokens", ())}
-            found |= {token["content"]: i for i, token in by_id.items() if token["content"] in texts}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{folder / name} must be a tokenizer's file in JSON, got {error!r}") from error
-        if len(found) == len(texts):
-            return found
-    missing = ", ".join(text for text in texts if text not in found)
-    raise CheckpointError(
-        f"{folder} must hold a tokenizer.json or tokenizer_config.json with the added tokens {', '.join(texts)}, "
-        f"found none for {missing}"
-    )

@@ -16,6 +16,7 @@ from otprune.models.checkpoint import Checkpoint
 from otprune.models.encoder import Kept, Region
 from otprune.models.llava_encoder import PROJECTOR_PREFIX, join_crops
 from otprune.models.loading import fill, load_part, read_tensors
+from otprune.models.pixels import Normalize
 
 VISION_PREFIX = r"^(model\.)?vision_tower\."
 
@@ -47,9 +48,6 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: 
 class InternVLEncoder(nn.Module):
     """Computes visual tokens of tiles."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         tower: Any,
@@ -65,9 +63,7 @@ class InternVLEncoder(nn.Module):
         self.tower, self.projector = tower, projector
         self.merge, self.row_width, self.dtype = merge, row_width, tower.dtype
         self.class_tokens = class_tokens
-        # Not persistent: the statistics come from the preprocessor's file and are no weights of the checkpoint.
-        self.register_buffer("mean", torch.tensor(mean, device=tower.device).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, device=tower.device).view(1, 3, 1, 1), persistent=False)
+        self.normalize = Normalize(mean, std, tower.device)
 
     @torch.inference_mode()
     def regions(
@@ -90,9 +86,7 @@ class InternVLEncoder(nn.Module):
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         """Visual tokens [B, N, D], in the encoder's dtype on its device, from uint8 pixels [B, H, H, 3] anywhere."""
-        pixels = pixels.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
-        pixels = (pixels.float() / 255 - self.mean) / self.std
-        hidden = self.tower(pixels.to(self.dtype)).last_hidden_state
+        hidden = self.tower(self.normalize(pixels).to(self.dtype)).last_hidden_state
         return self.projector(self.shuffle(hidden[:, self.class_tokens :]))  # class tokens come first
 
     def shuffle(self, patches: Tensor) -> Tensor:

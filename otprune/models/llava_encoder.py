@@ -19,6 +19,7 @@ from otprune.families.llava_next import Tiled
 from otprune.models.checkpoint import Checkpoint, CheckpointError
 from otprune.models.encoder import Kept, Region
 from otprune.models.loading import fill, load_part, read_tensors
+from otprune.models.pixels import Normalize
 
 VISION_PREFIX = r"^(model\.)?vision_tower\.(vision_model\.)?"
 NEWLINE = r"^(model\.)?image_newline$"
@@ -67,8 +68,6 @@ def load(
 class LlavaEncoder(nn.Module):
     """Computes projected visual tokens [B, N, D] from uint8 pixels [B, H, H, 3]."""
 
-    mean: Tensor
-    std: Tensor
     newline: Tensor | None = None
     """The learned token [D] that ends each row of tiles; None in LLaVA-1.5."""
 
@@ -100,11 +99,8 @@ class LlavaEncoder(nn.Module):
         num_positions = _transformer(tower).embeddings.position_embedding.weight.shape[0]
         self.num_tokens: int = num_positions - 1 if self.drops_first else num_positions
         self.row_width: int = config.text_config.hidden_size
-        device, dtype = tower.device, tower.dtype
-        # Not persistent: the statistics come from the preprocessor's file and are no weights of the checkpoint.
-        self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, device=device).view(1, 3, 1, 1), persistent=False)
-        self.dtype = dtype
+        self.normalize = Normalize(mean, std, tower.device)
+        self.dtype = tower.dtype
 
     @torch.inference_mode()
     def regions(
@@ -181,11 +177,10 @@ class LlavaEncoder(nn.Module):
     @torch.inference_mode()
     def see(self, pixels: Tensor) -> Tensor:
         """Hidden states [B, P, W] from uint8 pixels [B, H, H, 3]; a class token comes first."""
-        pixels = pixels.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
-        pixels = (pixels.float() / 255 - self.mean) / self.std  # in the order of CLIP's image processor
+        pixels = self.normalize(pixels).to(self.dtype)
         if isinstance(self.layer, int):
-            return self.tower(pixels.to(self.dtype)).last_hidden_state
-        hidden = self.tower(pixels.to(self.dtype), output_hidden_states=True).hidden_states
+            return self.tower(pixels).last_hidden_state
+        hidden = self.tower(pixels, output_hidden_states=True).hidden_states
         return torch.cat([hidden[layer] for layer in self.layer], dim=-1)
 
     def patches(self, hidden: Tensor) -> Tensor:

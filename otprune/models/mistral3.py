@@ -17,6 +17,7 @@ from otprune.models.checkpoint import Checkpoint
 from otprune.models.encoder import Kept, Region
 from otprune.models.llava_encoder import PROJECTOR_PREFIX
 from otprune.models.loading import fill, load_part, read_tensors
+from otprune.models.pixels import Normalize
 
 VISION_PREFIX = r"^(model\.)?vision_tower\."
 
@@ -47,18 +48,13 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: 
 class PixtralEncoder(nn.Module):
     """Computes visual tokens of pictures of any size."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self, tower: Any, projector: nn.Module, mean: Sequence[float], std: Sequence[float], *, row_width: int
     ):
         super().__init__()
         self.tower, self.projector = tower, projector
         self.row_width, self.dtype = row_width, tower.dtype
-        # Not persistent: the statistics come from the preprocessor's file and are no weights of the checkpoint.
-        self.register_buffer("mean", torch.tensor(mean, device=tower.device).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, device=tower.device).view(1, 3, 1, 1), persistent=False)
+        self.normalize = Normalize(mean, std, tower.device)
 
     @torch.inference_mode()
     def regions(
@@ -84,8 +80,7 @@ class PixtralEncoder(nn.Module):
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
         """Visual tokens [B, N, D], in the encoder's dtype on its device, from uint8 pixels [B, H, W, 3] anywhere."""
-        pixels = pixels.to(self.mean.device, non_blocking=True).permute(0, 3, 1, 2)
-        pixels = ((pixels.float() / 255 - self.mean) / self.std).to(self.dtype)
+        pixels = self.normalize(pixels).to(self.dtype)
         hidden = self.see(pixels)
         frames = [tuple(pixels.shape[-2:])] * len(pixels)
         return self.projector(hidden.flatten(0, 1), frames).unflatten(0, (len(pixels), -1))

@@ -16,6 +16,7 @@ from otprune.models.checkpoint import Checkpoint
 from otprune.models.encoder import Kept, Region
 from otprune.models.loading import load_part
 from otprune.models.packed_attention import pack_attention
+from otprune.models.pixels import Normalize
 
 VISION_PREFIX = r"^(model\.)?visual\."
 
@@ -37,18 +38,13 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, attention: 
 class QwenEncoder(nn.Module):
     """Computes visual tokens of pictures of any size."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, tower: Any, mean: Sequence[float], std: Sequence[float], *, row_width: int):
         super().__init__()
         self.tower, self.row_width, self.dtype = tower, row_width, tower.dtype
         self.segments = pack_attention(tower)
         config = tower.config
         self.patch, self.merge, self.frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
-        # Not persistent: the statistics come from the preprocessor's file and are no weights of the checkpoint.
-        self.register_buffer("mean", torch.tensor(mean, device=tower.device), persistent=False)
-        self.register_buffer("std", torch.tensor(std, device=tower.device), persistent=False)
+        self.normalize = Normalize(mean, std, tower.device)
 
     @torch.inference_mode()
     def regions(
@@ -82,12 +78,11 @@ class QwenEncoder(nn.Module):
         The four patches of a token stand together, tokens in raster order. Within a patch the channel comes first, then
         the frame, row and column; a picture is a video whose `frames` frames are equal.
         """
-        pixels = picture.to(self.mean.device, non_blocking=True)
-        pixels = ((pixels.float() / 255 - self.mean) / self.std).to(self.dtype)
+        pixels = self.normalize(picture).to(self.dtype)
         side, merge = self.patch, self.merge
         token_rows, token_columns = picture.shape[0] // (side * merge), picture.shape[1] // (side * merge)
-        cut = pixels.reshape(token_rows, merge, side, token_columns, merge, side, 3)
-        patches = cut.permute(0, 3, 1, 4, 6, 2, 5)  # token row, token column, patch row, patch column, channel, y, x
+        cut = pixels.reshape(3, token_rows, merge, side, token_columns, merge, side)
+        patches = cut.permute(1, 4, 2, 5, 0, 3, 6)  # token row, token column, patch row, patch column, channel, y, x
         patches = patches[..., None, :, :].expand(*patches.shape[:5], self.frames, side, side)
         return patches.reshape(token_rows * token_columns * merge**2, -1)
 

@@ -38,7 +38,7 @@ INSTRUCTIONS = (
     "\nAnswer the question using a single word or phrase.",  # of the VQA benchmarks
     "\nAnswer with the option's letter from the given choices directly.",  # of ScienceQA and MMBench
 )
-EMBEDDING = r"^(model\.)?(language_model\.)?(model\.)?embed_tokens\."
+EMBEDDING = r"^(model\.)?((language_model|text_model)\.)?(model\.)?embed_tokens\."
 
 
 def asked(prompt: str) -> str:

@@ -37,6 +37,7 @@ def render_report(job: "Job", outcome: "Outcome", totals: Totals) -> str:
         gate=gate,
         compared=[_compared(image) for image in gate.compared[:SHOWN_COMPARED]] if gate else [],
         totals=totals,
+        crop_shares=totals.crop_shares(),
         num_rows=job.plan.num_rows,
         stages=[(stage, value, 100 * value / longest) for stage, value in seconds],
         reasons=[(reason, REASONS[reason], count) for reason, count in totals.reasons.most_common()],

@@ -25,6 +25,8 @@ def print_summary(job: "Job", outcome: "Outcome") -> None:
         table.add_row("images", f"{captioned:,} captioned and {quarantined:,} quarantined in this run")
         rates = f"{metrics['images_per_second']:.1f} images/s, {metrics['tokens_per_second']:.0f} tokens/s"
         table.add_row("speed", f"{rates} once started; {metrics['wall_seconds']:.0f} s in all")
+    if "kept_from/overview" in metrics:
+        table.add_row("tiles", _overview_line(metrics))
     if "usd_total" in metrics:
         table.add_row("cost", f"${metrics['usd_total']:.4f}{_per_million(metrics)}")
         if "usd/idle" in metrics:
@@ -44,6 +46,13 @@ def print_summary(job: "Job", outcome: "Outcome") -> None:
     if outcome.tracked:
         table.add_row("mlflow", outcome.tracked)
     make_console().print(table)
+
+
+def _overview_line(metrics: Mapping[str, float]) -> str:
+    """What pictures in tiles keep of their overviews and of their tiles."""
+    overview, tiles = metrics["retention/overview"], metrics["retention/tiles"]
+    kept = f"kept {overview:.0%} of the overviews' tokens and {tiles:.0%} of the tiles'"
+    return f"{kept}; {metrics['kept_from/overview']:.0%} of what was kept shows the whole picture"
 
 
 def _per_million(metrics: Mapping[str, float]) -> str:

@@ -19,6 +19,8 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
     `idle_share`: share of the paid capacity (GPUs, else CPUs) that no stage used.
     `usd_per_million_images_steady`: price of a million images at the rate of the run, without start-up and gate.
     `usd_total`: while a node has no price, the cost of the other nodes; prices per image are then left out.
+    `kept_from/overview`, `kept_from/tiles`, `retention/overview`, `retention/tiles`: of pictures in tiles
+        (`Totals.crop_shares`).
     `prefill_tflops_per_image`: multiply-adds of the language model, as papers on pruning count them.
     """
     totals, rates, startup = progress.totals, progress.rates(), progress.startup_seconds
@@ -31,6 +33,7 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
         "mean_prompt_tokens": totals.prompt_tokens / max(1, totals.captions),
         "prefill_tflops_per_image": prefill_tflops(job, totals),
         "finished_by_length": totals.finished_by_length / max(1, totals.captions),
+        **totals.crop_shares(),
         "wall_seconds": progress.elapsed,
         "startup_seconds": startup - account.gate_seconds,
         **{f"seconds/{stage}": seconds for stage, seconds in totals.seconds.items()},

@@ -1,14 +1,15 @@
 """The second stage, a GPU actor: encodes pixels and keeps the visual tokens worth decoding.
 
-The stage drops the array `pixels` and adds `tokens` and `kept` (`token_arrays.py`). It sets `num_visual_tokens` of each
-image and `sample` of each sampled image. The actor holds the vision tower and the projector, and nothing of the
-language model. Tokens are selected and merged here, before they leave the stage: 56 instead of 576 tokens of an image
-go to the next stage. For a method that prunes inside the language model, all tokens do.
+The stage drops the array `pixels` and adds `tokens` and `kept` (`token_arrays.py`). It sets `num_visual_tokens` and
+`crop_tokens` of each image and `sample` of each sampled image. The actor holds the vision tower and the projector, and
+nothing of the language model. Tokens are selected and merged here, before they leave the stage: 56 instead of 576
+tokens of an image go to the next stage. For a method that prunes inside the language model, all tokens do.
 
 Pictures of free size go through the tower in the order of their numbers of tokens: pictures of equal numbers then share
 a batch, and the method takes them together.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from otprune.models import Checkpoint, Kept
 from pipelines.config.keys import PruneConfig
 from pipelines.stages.batches import Suspicion, run_batches
 from pipelines.stages.gpu import Place, exit_if_cuda_is_broken, limit_memory
+from pipelines.stages.overview import count_crops
 from pipelines.stages.prune import Pruner
 from pipelines.stages.seeds import image_seed
 from pipelines.stages.thumbnail import make_sample
@@ -87,6 +89,16 @@ class Encoder:
         unit_batch.drop(failed.keys())
         unit_batch.rows_per_prompt = self.pruner.per_prompt
         unit_batch.arrays = pack(kept_rows, self.pruner.encoder.row_width, self.pruner.encoder.dtype)
+        if geometry.tiled and not self.pruner.method.keeps_all:
+            self._count_crops(unit_batch, [kept.num_visual for kept in kept_rows])
+
+    def _count_crops(self, unit_batch: UnitBatch, num_visual: list[int]) -> None:
+        """Sets `crop_tokens` of each image; `num_visual` holds the tokens before pruning of each row of the arrays."""
+        kept = unit_batch.arrays["kept"].rows()
+        for image, rows in zip(unit_batch.images, unit_batch.rows(), strict=True):
+            sizes = itertools.cycle(image.sizes)  # of each prompt's pictures
+            pictures = [(next(sizes), num_visual[row], kept[row]) for row in rows]
+            image.crop_tokens = count_crops(pictures, self.checkpoint.geometry)
 
     def _prune(
         self, unit_batch: UnitBatch, frames: list[np.ndarray]

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image as PILImage
 
-from otprune.families import Geometry, Size
+from otprune.families import Geometry, Size, overview_tokens
 from pipelines.stages.unit_batch import Sample
 
 THUMBNAIL = 224  # pixels of the longer side
@@ -29,7 +29,6 @@ def make_sample(pixels: np.ndarray, size: Size, kept: list[int], geometry: Geome
     small.save(stream := io.BytesIO(), "JPEG", quality=80)
     rows, columns = geometry.grid(size)
     if rows:
-        begin = geometry.num_visual(size) - rows * columns if last else 0
-        places = [token - begin if token >= 0 else token for token in kept if token < 0 or token >= begin]
-        kept = [place for place in places if place < rows * columns]
+        shown = overview_tokens(geometry, size, geometry.num_visual(size)) or range(rows * columns)
+        kept = [max(-1, token - shown.start) for token in kept if token < 0 or token in shown]
     return Sample(base64.b64encode(stream.getvalue()).decode(), *small.size, kept, rows, columns)

@@ -91,7 +91,8 @@ class Image:
     """One image of a unit that is still fit to be captioned.
 
     The reader sets what identifies the image, and the sizes of its pictures. The stage that turns pixels into visual
-    tokens sets `num_visual_tokens` and, of a sampled image, `sample`. The generator sets `answers`, one a prompt.
+    tokens sets `num_visual_tokens`, `crop_tokens` and, of a sampled image, `sample`. The generator sets `answers`, one
+    a prompt.
     """
 
     id: str
@@ -102,6 +103,7 @@ class Image:
     sizes: list[Size] = field(default_factory=list)  # (height, width) of each of its pictures, upright, in pixels
     answers: list[Answer] = field(default_factory=list)
     num_visual_tokens: int = 0  # of all its pictures, before pruning
+    crop_tokens: dict[str, int] = field(default_factory=dict)  # of its pictures in tiles (`stages/overview.py`)
     sampled: bool = False  # whether the report shows the image
     references: list[str] = field(default_factory=list)  # of sampled images only
     sample: Sample | None = None

@@ -97,6 +97,7 @@ def totals(unit_batch: UnitBatch) -> dict[str, Any]:
         "prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
         "generated_tokens": sum(answer.num_generated_tokens for answer in answers),
         "finished_by_length": sum(answer.finish_reason == "length" for answer in answers),
+        "crop_tokens": dict(sum((Counter(image.crop_tokens) for image in unit_batch.images), Counter())),
         "reasons": dict(Counter(rejected.reason for rejected in unit_batch.rejected)),
         "seconds": unit_batch.seconds,
     }

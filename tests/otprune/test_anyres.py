@@ -183,7 +183,7 @@ def test_packed_tokens_are_those_of_transformers(folder, whole, pictures):
     crops = [torch.from_numpy(cut(picture)) for picture in pictures]
     most = max(map(len, crops))
     padded = torch.stack([torch.cat([c, c.new_zeros(most - len(c), SIDE, SIDE, 3)]) for c in crops])
-    pixels = (padded.permute(0, 1, 4, 2, 3) / 255 - encoder.mean) / encoder.std
+    pixels = ((padded / 255 - encoder.normalize.mean) / encoder.normalize.std).permute(0, 1, 4, 2, 3)
     with torch.inference_mode():
         expected = whole.model.get_image_features(pixels, torch.tensor(SHAPES)).pooler_output
     for image, rows, tokens in zip(unit_batch.images, kept_of(unit_batch), expected, strict=True):

@@ -234,8 +234,8 @@ def test_a_checkpoint_says_of_the_demo_model_what_the_loaded_model_says(demo_mod
     assert geometry.frame((70, 90)).shape == (encoder.tower.config.image_size, encoder.tower.config.image_size, 3)
     assert (found.vision.image_size, found.language.hidden) == (encoder.tower.config.image_size, encoder.row_width)
     assert (found.row_width, found.levels) == (encoder.row_width, 0)
-    torch.testing.assert_close(torch.tensor(found.mean), encoder.mean.flatten())
-    torch.testing.assert_close(torch.tensor(found.std), encoder.std.flatten())
+    torch.testing.assert_close(torch.tensor(found.mean), encoder.normalize.mean)
+    torch.testing.assert_close(torch.tensor(found.std), encoder.normalize.std)
     assert (found.image_token, found.language_type) == (prompter.image_token, "llama")
     assert (geometry.tiled, found.whole_geometry, found.options) == (False, geometry, Options(aspect="pad"))
     assert found.record is FAMILIES["llava"]

@@ -212,7 +212,7 @@ def test_other_towers_and_layers_give_the_features_of_the_whole_model(tmp_path, 
     model = random_llava(tmp_path, demo_model, siglip=siglip, layer=layer, strategy=strategy)
     encoder = load_encoder(tmp_path, **CPU)
     pixels = torch.randint(0, 256, (3, 28, 28, 3), dtype=torch.uint8)
-    normal = (pixels.permute(0, 3, 1, 2) / 255 - encoder.mean) / encoder.std
+    normal = ((pixels / 255 - encoder.normalize.mean) / encoder.normalize.std).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = torch.stack(list(model.model.get_image_features(normal).pooler_output))
     got = encoder(pixels)

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,52 @@ def test_pictures_of_all_sizes_share_a_unit_and_keep_their_own_share(family, mod
     samples = json.loads((tmp_path / "samples.json").read_text())
     grids = {(sample["rows"], sample["columns"]) for sample in samples}
     assert grids == {geometry.grid(size) for size in SIZES}
+
+
+@pytest.mark.parametrize(
+    ("family", "per_tile"),
+    [(name, False) for name in ("llava_next", "llava_onevision", "internvl", "smolvlm", "idefics3")]
+    + [("llava_next", True), ("internvl", True)],
+)
+def test_what_overviews_and_tiles_keep_is_reported(family, per_tile, model, corpus, tmp_path):
+    """Compared with the tokens that the whole model's sequence has of each picture; `first` keeps its beginning."""
+    keys = {"prune.method": "first", "prune.retention": 0.4, "prune.per_tile": per_tile}
+    outcome = run_captions(prepare(load_config(settings(model(family), corpus, tmp_path, **keys))))
+    geometry, counts = read_checkpoint(str(model(family))).geometry, Counter()
+    for size in SIZES:
+        if (frame := geometry.frame(size)).tile:
+            rows, columns = geometry.grid(size)
+            of_overview = set(range(rows * columns))
+            visual = geometry.num_visual(size, "tiles" if per_tile else "joint")
+            if frame.overview == "last":
+                of_overview = {visual - 1 - token for token in of_overview}
+            kept = range(num_kept(0.4, visual))
+            if per_tile:
+                step = rows * columns
+                kept = [crop * step + i for crop in range(frame.num_crops) for i in range(num_kept(0.4, step))]
+            of_kept = len(of_overview.intersection(kept))
+            counts += Counter(overview=len(of_overview), tiles=visual - len(of_overview))
+            counts += Counter(overview_kept=of_kept, tiles_kept=len(kept) - of_kept)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    assert Counter(stored["totals"]["crop_tokens"]) == counts
+    kept = counts["overview_kept"] + counts["tiles_kept"]
+    expected = {
+        "kept_from/overview": counts["overview_kept"] / kept,
+        "kept_from/tiles": counts["tiles_kept"] / kept,
+        "retention/overview": counts["overview_kept"] / counts["overview"],
+        "retention/tiles": counts["tiles_kept"] / counts["tiles"],
+    }
+    assert expected == pytest.approx({name: outcome.metrics[name] for name in expected})
+    assert stored["last_run"]["kept_from/overview"] == outcome.metrics["kept_from/overview"]
+    share = round(100 * expected["kept_from/overview"])
+    assert f"<b>{share} %</b> of the kept tokens are of overviews" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("family", "method"), [("qwen2_5_vl", "first"), ("internvl", "none"), ("internvl", "resize")])
+def test_nothing_is_said_of_overviews_without_tiles_or_where_all_is_kept(family, method, model, corpus, tmp_path):
+    outcome = run_captions(prepare(load_config(settings(model(family), corpus, tmp_path, **{"prune.method": method}))))
+    assert not [name for name in outcome.metrics if name.startswith(("kept_from/", "retention/"))]
+    assert "overviews" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("family", FREE)

@@ -64,8 +64,8 @@ def seen(whole, encoder, scene_pixels):
         getattr(attention, name).register_forward_hook(lambda _, __, output, name=name: caught.update({name: output}))
         for name in ("q_proj", "k_proj")
     ]
-    mean, std = tower_of(encoder("none")).mean, tower_of(encoder("none")).std
-    pixels = (torch.from_numpy(scene_pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    statistics = tower_of(encoder("none")).normalize
+    pixels = ((torch.from_numpy(scene_pixels) / 255 - statistics.mean) / statistics.std).permute(0, 3, 1, 2)
     with torch.inference_mode():
         hidden = whole.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
     for hook in hooks:

@@ -33,6 +33,7 @@ def everything() -> UnitBatch:
         sizes=[(480, 640), (7, 3000)],
         answers=[Answer("said", 25, 31, 2, "stop"), Answer("", 26, 32, 40, "length")],
         num_visual_tokens=512,
+        crop_tokens={"overview": 16, "tiles": 64},
         sampled=True,
         references=["a reference"],
         sample=Sample("/9j/", 224, 168, [-1, 0, 255], 16, 12),

@@ -1,171 +1,24 @@
-"""Checkpoints of InternVL as they are published: names, tied heads, halves, multiply-adds, and what is refused."""
+"""Checkpoints of InternVL as they are published: names, decoders, and what is refused."""
 
 import json
-import re
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from otprune import num_kept
-from otprune.flops import prefill_flops, projector_flops, true_flops, vision_flops
-from otprune.methods import METHODS
-from otprune.models import CheckpointError, load_decoder, load_encoder, read_checkpoint
-from otprune.models.relevance import make_relevance
+from otprune.models import load_decoder, read_checkpoint
+from tests.otprune.families.loading import (
+    CPU,
+    change_json,
+    refused,
+)
 from tests.tiny import make_internvl
 
-CPU = {"dtype": torch.float32, "device": "cpu"}
-SIZE = (150, 260)  # 2 x 3 tiles and the overview
 
-
-def rename(folder: Path, change) -> None:
-    """Stores the weights under the names that `change` gives; None leaves a weight out."""
-    file = folder / "model.safetensors"
-    renamed = {change(name): tensor for name, tensor in load_file(file).items()}
-    renamed.pop(None, None)
-    save_file(renamed, file, {"format": "pt"})
-
-
-def configure(folder: Path, **sections: dict) -> None:
-    """Changes keys of config.json: of a section or, in the section `top`, of the whole."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    for section, keys in sections.items():
-        (config if section == "top" else config[section]).update(keys)
-    file.write_text(json.dumps(config))
-
-
-def stored_names(folder: Path) -> set[str]:
-    return {name for file in folder.glob("*.safetensors") for name in load_file(file)}
-
-
-def rows_and_answer(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, str]:
-    """Both halves at work on one picture."""
-    checkpoint = read_checkpoint(str(folder))
-    encoder = load_encoder(checkpoint, dtype=dtype, device="cpu")
-    decoder = load_decoder(checkpoint, dtype=dtype, device="cpu")
-    frame = checkpoint.geometry.frame(SIZE)
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, frame.shape, np.uint8))
-    [[region]] = encoder.regions([pixels], [SIZE], "joint")
-    [completion] = decoder.generate([region.features], [decoder.encode_prompt("describe")], max_new_tokens=8)
-    return region.features, completion.text
-
-
-# Names
-
-
-def test_both_layouts_of_names_load(tmp_path):
-    folder = make_internvl(tmp_path)
-    assert {re.sub(r"\..*", "", name) for name in stored_names(folder)} == {
-        *("vision_tower", "multi_modal_projector", "language_model")
-    }
-    expected = rows_and_answer(folder)
-    rename(
-        folder,
-        lambda name: re.sub(
-            r"^(?!lm_head)", "model.", re.sub(r"^language_model\.(model\.)?", r"language_model.", name)
-        ).replace("model.language_model.lm_head", "lm_head"),
-    )
-    assert {"model.vision_tower.embeddings.cls_token", "model.language_model.norm.weight", "lm_head.weight"} <= (
-        stored_names(folder)
-    )
-    found = rows_and_answer(folder)
-    assert torch.equal(found[0], expected[0])
-    assert found[1] == expected[1] != ""
-
-
-def test_shards_give_what_one_file_gives(tmp_path):
-    whole, shards = make_internvl(tmp_path / "one"), make_internvl(tmp_path / "shards", max_shard_size="100KB")
-    assert len(list(shards.glob("*.safetensors"))) > 2
-    assert torch.equal(rows_and_answer(whole)[0], rows_and_answer(shards)[0])
-    assert rows_and_answer(whole)[1] == rows_and_answer(shards)[1] != ""
-
-
-@pytest.mark.parametrize("said_by", ["both", "the whole model alone", "the language model alone"])
-@pytest.mark.parametrize("decoder", ["qwen2", "qwen3"])
-def test_a_tied_head_is_the_embedding(decoder, said_by, tmp_path):
+@pytest.mark.parametrize("decoder", ["qwen3", "llama"])
+def test_a_tied_head_of_the_other_decoders_is_the_embedding(decoder, tmp_path):
     folder = make_internvl(tmp_path, decoder=decoder, tie=True)
-    assert not any("lm_head" in stored for stored in stored_names(folder))
-    if said_by != "both":
-        whole = said_by == "the whole model alone"
-        configure(folder, top={"tie_word_embeddings": whole}, text_config={"tie_word_embeddings": not whole})
     model = load_decoder(read_checkpoint(str(folder)), **CPU).model
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    assert model.lm_head.weight.std() > 0.5  # what was stored, and not what transformers draws for a missing weight
-
-
-def test_a_head_of_its_own_stays_that_where_the_whole_models_configuration_ties_it(tmp_path):
-    """A released configuration may lack the key, whose default ties heads in transformers' class."""
-    folder = make_internvl(tmp_path)
-    configure(folder, top={"tie_word_embeddings": True})
-    model = load_decoder(read_checkpoint(str(folder)), **CPU).model
-    assert torch.equal(model.lm_head.weight, load_file(folder / "model.safetensors")["language_model.lm_head.weight"])
-    assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
-
-
-# Halves
-
-
-def test_each_half_holds_its_own_weights_and_nothing_else(tmp_path):
-    folder = make_internvl(tmp_path)
-    checkpoint = read_checkpoint(str(folder))
-    tower, language = load_encoder(checkpoint, **CPU).state_dict(), load_decoder(checkpoint, **CPU).model.state_dict()
-    assert {part.split(".")[0] for part in tower} == {"tower", "projector"}
-    assert {part.split(".")[0] for part in language} == {"model", "lm_head"}
-    assert len(tower) + len(language) == len(stored_names(folder))
-    for part, load in (("vision_tower", load_encoder), ("projector", load_encoder), ("language_model", load_decoder)):
-        folder = make_internvl(tmp_path / part)
-        rename(folder, lambda weight, part=part: None if f"{part}." in weight else weight)
-        other = load_decoder if load is load_encoder else load_encoder
-        other(read_checkpoint(str(folder)), **CPU)
-        with pytest.raises(CheckpointError, match="lacks"):
-            load(read_checkpoint(str(folder)), **CPU)
-
-
-def test_halves_in_bfloat16_answer(tmp_path):
-    rows, text = rows_and_answer(make_internvl(tmp_path), torch.bfloat16)
-    exact, _ = rows_and_answer(tmp_path)
-    assert rows.dtype == torch.bfloat16
-    assert text != ""
-    assert (rows.float() - exact).norm() < 0.05 * exact.norm()  # bfloat16 has 8 bits
-
-
-def test_there_is_nothing_to_choose_by_a_class_token_or_before_the_projector(tmp_path):
-    checkpoint = read_checkpoint(str(make_internvl(tmp_path)))
-    with pytest.raises(ValueError, match="attention of a class token is not computed for InternVL"):
-        load_encoder(checkpoint, **CPU, attention=True)
-    with pytest.raises(ValueError, match="behind"):
-        load_encoder(checkpoint, **CPU).regions([], [], "joint", before_projector=True)
-
-
-# Multiply-adds
-
-
-@pytest.mark.parametrize(("size", "crops"), [((60, 60), 1), ((310, 130), 3), (SIZE, 7)])
-def test_tower_and_projector_are_counted_as_they_multiply(tmp_path, size, crops):
-    checkpoint = read_checkpoint(str(make_internvl(tmp_path)))
-    encoder, frame = load_encoder(checkpoint, **CPU), checkpoint.geometry.frame(size)
-    assert frame.num_crops == crops
-    # The counter does not know the CPU's fused attention, but its matrix products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        encoder.regions([torch.zeros(frame.shape, dtype=torch.uint8)], [size], "joint")
-    found = vision_flops(checkpoint.vision, crops=crops) + projector_flops(checkpoint.shape, crops=crops)
-    assert counter.get_total_flops() == 2 * found
-
-
-def test_true_flops_follow_from_the_number_of_crops(tmp_path):
-    checkpoint = read_checkpoint(str(make_internvl(tmp_path)))
-    num_visual = checkpoint.geometry.num_visual(SIZE)
-    whole = true_flops(checkpoint.shape, "none", num_text=20, crops=7)
-    pruned = true_flops(checkpoint.shape, "otprune", num_text=20, crops=7, retention=0.2)
-    assert whole.vision == pruned.vision == 7 * vision_flops(checkpoint.vision)
-    assert whole.projector == pruned.projector == 7 * projector_flops(checkpoint.shape)
-    assert whole.prefill == prefill_flops(checkpoint.language, 20 + num_visual)
-    assert pruned.prefill == prefill_flops(checkpoint.language, 20 + num_kept(0.2, num_visual))
+    assert model.lm_head.weight.std() > 0.5
 
 
 # What is refused
@@ -173,9 +26,7 @@ def test_true_flops_follow_from_the_number_of_crops(tmp_path):
 
 def test_the_format_with_code_of_its_own_is_refused_with_the_name_of_the_other(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl_chat"}))
-    with pytest.raises(CheckpointError, match=r"internvl_chat.* -hf or -HF, as OpenGVLab/InternVL3-8B-hf") as caught:
-        read_checkpoint(str(tmp_path))
-    assert "\n" not in str(caught.value)
+    refused(tmp_path, r"internvl_chat.* -hf or -HF, as OpenGVLab/InternVL3-8B-hf")
 
 
 @pytest.mark.parametrize(
@@ -191,44 +42,5 @@ def test_the_format_with_code_of_its_own_is_refused_with_the_name_of_the_other(t
 )
 def test_checkpoints_that_have_not_been_tried_are_refused_in_one_line(tmp_path, sections, message):
     folder = make_internvl(tmp_path)
-    configure(folder, **sections)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        read_checkpoint(str(folder))
-    assert "\n" not in str(caught.value)
-
-
-INSIDE, CLASS, MADE = "looks inside the language model", "reads the attention of a class token", "makes tokens of"
-REFUSED = {
-    **dict.fromkeys(("fastv", "vtw", "fitprune", "pyramiddrop"), INSIDE),
-    **dict.fromkeys(("prumerge", "prumerge_plus"), CLASS),
-    "m3": MADE,
-}
-
-
-def test_methods_that_have_not_been_tried_are_refused_in_one_line(tmp_path):
-    checkpoint = read_checkpoint(str(make_internvl(tmp_path)))
-    for method in METHODS.values():
-        reason = checkpoint.record.refuses(method, checkpoint)
-        if expected := REFUSED.get(method.name):
-            assert reason is not None
-            assert f"method {method.name} {expected}" in reason
-            assert "\n" not in reason
-        else:
-            assert reason is None, (method.name, reason)
-    cdpruner = METHODS["cdpruner"]
-    refused = checkpoint.record.refuses(cdpruner, checkpoint, cdpruner.check({"relevance": "clip"}))
-    assert refused is not None
-    assert "settings.relevance of cdpruner must be words or none" in refused
-    for relevance in ("words", "none"):
-        assert checkpoint.record.refuses(cdpruner, checkpoint, cdpruner.check({"relevance": relevance})) is None
-
-
-def test_words_of_the_prompt_have_a_relevance(tmp_path):
-    folder = make_internvl(tmp_path)
-    tokens = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))
-    model = load_decoder(read_checkpoint(str(folder)), **CPU)
-    embedding = model.model.get_input_embeddings().weight
-    words = torch.tensor(model.tokenizer("a red cat", add_special_tokens=False).input_ids)
-    expected = torch.nn.functional.cosine_similarity(tokens[0][:, None], embedding[words][None], dim=-1).mean(dim=1)
-    relevance = make_relevance({"relevance": "words"}, folder, torch.float32, "cpu")
-    torch.testing.assert_close(relevance(None, tokens, ["a red cat"])[0], expected)
+    change_json(folder / "config.json", **sections)
+    refused(folder, message)

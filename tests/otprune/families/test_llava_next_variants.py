@@ -13,12 +13,14 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from otprune.methods import get_method
 from otprune.models import load_encoder, load_prompter, read_checkpoint
 from otprune.models.checkpoint import CheckpointError
-from tests import tiled
-from tests.tiled import CPU
+from tests.otprune.families import parity
+from tests.otprune.families.loading import copied
+from tests.otprune.families.parity import CPU, Model
 from tests.tiny import TEXT, save_llava_next, save_tokenizer
 from tests.tiny_llava import released_name
 
-PROMPTS = [("describe the picture", [(100, 70)]), ("what?", [(60, 130)]), ("compare", [(56, 56), (150, 90)])]
+PROMPTS = [("describe it", [(100, 70)]), ("what is it?", [(60, 130)]), ("compare both", [(56, 56), (150, 90)])]
+HALVES = (0.5, 0.5, 0.5)
 # Of a message's parts, the pictures first and then the text.
 PARTS = (
     "{% for part in m.content | selectattr('type', 'equalto', 'image') %}<image>\n{% endfor %}"
@@ -113,8 +115,17 @@ def folder(name, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder) -> tiled.Model:
-    return tiled.load(folder, LlavaNextImageProcessorPil)
+def model(folder) -> Model:
+    return load(folder)
+
+
+def load(folder: Path) -> Model:
+    processor = LlavaNextImageProcessorPil.from_pretrained(folder)
+
+    def inputs(sizes):
+        return dict(processor([parity.picture(size) for size in sizes], return_tensors="pt"))
+
+    return parity.load(folder, inputs, parity.tokens_of_each_picture)
 
 
 def test_the_prompt_is_that_of_the_released_checkpoint(name, model):
@@ -131,28 +142,20 @@ def test_several_pictures_stand_before_the_text_one_a_line(name, model):
 
 
 def test_all_tokens_kept_give_the_answers_of_transformers_own_generate(model):
-    tiled.assert_answers(model, PROMPTS, 1)
+    parity.assert_whole_answers(model, PROMPTS)
 
 
 def test_half_of_the_tokens_give_the_answers_of_the_whole_prompt_with_the_others_hidden(model):
-    tiled.assert_answers(model, PROMPTS, 0.5)
+    parity.assert_pruned_answers(model, PROMPTS, *parity.pruned(model, PROMPTS, HALVES))
 
 
 def test_released_names_of_weights_give_the_same_answers(name, folder, model, tmp_path):
     weights = {released_name(key): weight.contiguous() for key, weight in model.whole.state_dict().items()}
     assert {"image_newline", "language_model.model.norm.weight", "language_model.lm_head.weight"} < set(weights)
-    other = edited(folder, tmp_path)
+    other = copied(folder, tmp_path)
     save_file(weights, other / "model.safetensors", {"format": "pt"})
-    tiled.assert_answers(tiled.load(other, LlavaNextImageProcessorPil), PROMPTS[:2], 0.5)
-
-
-def edited(folder: Path, target: Path, **keys: object) -> Path:
-    """A copy of the checkpoint whose config.json says something else."""
-    for file in folder.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps({**config, **keys}))
-    return target
+    found = load(other)
+    parity.assert_pruned_answers(found, PROMPTS[:2], *parity.pruned(found, PROMPTS[:2], HALVES[:2]))
 
 
 # What is the same for all language models, with one of them
@@ -166,14 +169,14 @@ def mistral(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("of_config", [{"multimodal_projector_bias": False}, {"vision_feature_layer": [1, -2]}])
 def test_checkpoints_of_other_settings_answer_as_transformers(of_config, tmp_path):
     made = make(tmp_path, "mistral", **of_config)
-    tiled.assert_answers(tiled.load(made, LlavaNextImageProcessorPil), PROMPTS[:2], 1)
+    parity.assert_whole_answers(load(made), PROMPTS[:2])
 
 
 def test_the_released_keys_of_the_configuration_are_read(mistral, tmp_path):
     """They hold keys that transformers no longer knows, and image_token_index or its newer name."""
     config = json.loads((mistral / "config.json").read_text())
     token = config.pop("image_token_index", None) or config.pop("image_token_id")
-    edited(mistral, tmp_path)
+    copied(mistral, tmp_path)
     released = {**config, "use_image_newline_parameter": True, "ignore_index": -100, "vocab_size": 32064}
     for key in ("image_token_index", "image_token_id"):
         (tmp_path / "config.json").write_text(json.dumps({**released, key: token}))
@@ -182,7 +185,7 @@ def test_the_released_keys_of_the_configuration_are_read(mistral, tmp_path):
 
 
 def test_a_checkpoint_without_the_newline_token_is_refused(mistral, tmp_path):
-    other = edited(mistral, tmp_path, use_image_newline_parameter=False)
+    other = copied(mistral, tmp_path, use_image_newline_parameter=False)
     weights = {key: w for key, w in load_file(mistral / "model.safetensors").items() if "newline" not in key}
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="must hold the weight image_newline, found none in"):
@@ -190,19 +193,19 @@ def test_a_checkpoint_without_the_newline_token_is_refused(mistral, tmp_path):
 
 
 def test_an_image_token_that_the_tokenizer_lacks_is_refused(mistral, tmp_path):
-    prompter = load_prompter(edited(mistral, tmp_path, image_token_index=32000, image_token_id=32000))
+    prompter = load_prompter(copied(mistral, tmp_path, image_token_index=32000, image_token_id=32000))
     with pytest.raises(ValueError, match=r"the tokenizer must hold the image token 32000 of config\.json, found none"):
         prompter.encode_prompt("What is it?")
 
 
 def test_a_class_token_among_the_tokens_of_a_tile_is_refused(mistral, tmp_path):
-    other = edited(mistral, tmp_path, vision_feature_select_strategy="full")
+    other = copied(mistral, tmp_path, vision_feature_select_strategy="full")
     with pytest.raises(CheckpointError, match="vision_feature_select_strategy must be 'default', so that the tokens"):
         read_checkpoint(str(other))
 
 
 def test_resolutions_of_parts_of_tiles_are_refused(mistral, tmp_path):
-    other = edited(mistral, tmp_path, image_grid_pinpoints=[[56, 112], [56, 100]])
+    other = copied(mistral, tmp_path, image_grid_pinpoints=[[56, 112], [56, 100]])
     with pytest.raises(CheckpointError, match=r"must be sizes in whole tiles of 56 x 56 pixels, got \[\(56, 112\)"):
         read_checkpoint(str(other))
 

@@ -27,9 +27,10 @@ from otprune.methods import get_method
 from otprune.methods.m3 import m3_pool
 from otprune.models import Kept, load_decoder, load_encoder, read_checkpoint
 from otprune.models.checkpoint import CheckpointError
-from tests import tiled
+from tests.otprune.families import parity
+from tests.otprune.families.loading import copied
+from tests.otprune.families.parity import CPU, NEAR, Model, picture
 from tests.otprune.families.test_llava_geometry import sizes
-from tests.tiled import CPU, NEAR, Model, picture
 from tests.tiny import make_llava_onevision
 from tests.tiny_llava import released_name
 
@@ -43,6 +44,7 @@ SCALED, NOT_SCALED = (
 )
 PICTURES = [*SCALED, *NOT_SCALED]
 PROMPTS = [("describe the picture", [SCALED[0]]), ("what?", [(310, 130)]), ("compare the two", [(60, 50), (44, 44)])]
+HALVES = (0.5, 0.5, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,17 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder) -> Model:
-    return tiled.load(folder, LlavaOnevisionImageProcessorPil)
+    return load(folder)
+
+
+def load(folder: Path) -> Model:
+    processor = LlavaOnevisionImageProcessorPil.from_pretrained(folder)
+
+    def inputs(sizes):
+        found = processor([picture(size) for size in sizes], return_tensors="pt")
+        return {key: found[key] for key in ("pixel_values", "image_sizes")}
+
+    return parity.load(folder, inputs, parity.tokens_of_each_picture)
 
 
 # Geometry
@@ -99,7 +111,8 @@ def test_a_grid_of_many_more_tokens_than_nine_tiles_is_scaled_to_about_as_many(g
 
 @pytest.mark.parametrize("size", PICTURES)
 def test_crops_are_those_of_transformers_pixel_for_pixel(model, size):
-    expected = model.processor([picture(size)], do_rescale=False, do_normalize=False, return_tensors="pt")
+    processor = LlavaOnevisionImageProcessorPil.from_pretrained(model.checkpoint.path)
+    expected = processor([picture(size)], do_rescale=False, do_normalize=False, return_tensors="pt")
     (crops,) = expected["pixel_values"]
     torch.testing.assert_close(model.frame(size).permute(0, 3, 1, 2), crops.to(torch.uint8), atol=0, rtol=0)
     assert model.checkpoint.mean == model.checkpoint.std == (0.5, 0.5, 0.5)
@@ -107,14 +120,9 @@ def test_crops_are_those_of_transformers_pixel_for_pixel(model, size):
 
 def test_pictures_of_different_sizes_in_one_call_have_the_tokens_of_the_whole_model(model):
     geometry = model.checkpoint.geometry
-    found, expected = model.rows(PICTURES), model.expected_rows(PICTURES)
-    for size, rows, tokens in zip(PICTURES, found, expected, strict=True):
-        assert len(rows) == len(tokens) == geometry.num_visual(size)
-        torch.testing.assert_close(rows, tokens, atol=NEAR, rtol=0)
+    parity.assert_tokens(model, PICTURES, [len(tokens) for tokens in model.features(PICTURES).pooler_output])
     unscaled = replace(geometry, most_tiles=0)
     assert [size for size in PICTURES if geometry.num_visual(size) < unscaled.num_visual(size)] == SCALED
-    for size, together in zip(PICTURES, found, strict=True):
-        torch.testing.assert_close(together, *model.rows([size]), atol=NEAR, rtol=0)
 
 
 def test_without_scaling_down_large_pictures_have_other_tokens(model):
@@ -133,11 +141,11 @@ def test_without_scaling_down_large_pictures_have_other_tokens(model):
 
 
 def test_all_tokens_kept_give_the_answers_of_transformers_own_generate(model):
-    tiled.assert_answers(model, PROMPTS, 1)
+    parity.assert_whole_answers(model, PROMPTS)
 
 
 def test_half_of_the_tokens_give_the_answers_of_the_whole_prompt_with_the_others_hidden(model):
-    tiled.assert_answers(model, PROMPTS, 0.5)
+    parity.assert_pruned_answers(model, PROMPTS, *parity.pruned(model, PROMPTS, HALVES))
 
 
 def test_the_prompt_is_that_of_the_released_template(model):
@@ -215,17 +223,8 @@ def test_released_names_of_weights_load_as_those_that_transformers_5_saves(model
     ],
 )
 def test_checkpoints_of_other_settings_answer_as_transformers(of_config, tmp_path):
-    model = tiled.load(make_llava_onevision(tmp_path, **of_config), LlavaOnevisionImageProcessorPil)
-    tiled.assert_answers(model, PROMPTS[:2], 1, varied="tie" not in of_config)  # a tied head repeats the last word
-
-
-def edited(folder: Path, target: Path, **keys: object) -> Path:
-    """A copy of the checkpoint whose config.json says something else."""
-    for file in folder.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps({**config, **keys}))
-    return target
+    model = load(make_llava_onevision(tmp_path, **of_config))
+    parity.assert_whole_answers(model, PROMPTS[:2], varied="tie" not in of_config)  # a tied head repeats the last word
 
 
 @pytest.mark.parametrize(
@@ -242,12 +241,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(keys, says, folde
     with pytest.raises(
         CheckpointError, match=f"must describe a model of LLaVA-OneVision: .*{re.escape(says)}"
     ) as caught:
-        read_checkpoint(str(edited(folder, tmp_path, **keys)))
+        read_checkpoint(str(copied(folder, tmp_path, **keys)))
     assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_without_the_newline_token_is_refused(folder, tmp_path):
-    other = edited(folder, tmp_path)
+    other = copied(folder, tmp_path)
     weights = {name: w for name, w in load_file(folder / "model.safetensors").items() if "newline" not in name}
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="must hold the weight image_newline, found none in"):
@@ -262,7 +261,7 @@ def test_pictures_of_free_size_are_refused(folder):
 def test_the_image_token_may_have_its_newer_name(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     token = config.pop("image_token_index", None) or config.pop("image_token_id")
-    edited(folder, tmp_path)
+    copied(folder, tmp_path)
     for name in ("image_token_id", "image_token_index"):
         (tmp_path / "config.json").write_text(json.dumps({**config, name: token}))
         assert read_checkpoint(str(tmp_path)).image_token == token == 5

@@ -1,0 +1,40 @@
+"""A job of a family with vLLM, killed in its middle and resumed, has transformers' captions, each exactly once.
+
+One family by default. All of them, with two starts of the engine each:
+
+    .venv-vllm/bin/python -m pytest tests/vllm/test_families.py -W default --every-family -s
+"""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.caption_corpus import main
+from tests.chaos.families import arguments_of, killed_and_resumed, rows_of, write_photographs
+from tests.tiny import MAKERS
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
+
+USUAL = ("internvl",)
+VLLM = (
+    *("engine.name=vllm", "engine.kwargs.max_num_seqs=4", "engine.kwargs.max_model_len=2048"),
+    *("engine.kwargs.kv_cache_memory_bytes=268435456", "faults.no_progress_seconds=400"),
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.parametrize("family", MAKERS if metafunc.config.getoption("--every-family") else USUAL)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("in") / "a.parquet")
+
+
+def test_a_job_of_the_family_is_killed_and_resumed(family: str, corpus: Path, tmp_path: Path):
+    options = {"head_dim": 32} if family == "mistral3" else {}  # vLLM's CPU build refuses 24
+    model = MAKERS[family](tmp_path / "model", **options)
+    assert main(arguments_of(model, corpus, tmp_path / "whole")) == 0
+    shown = killed_and_resumed(model, corpus, tmp_path / "out", *VLLM, seconds=500)
+    print(f"\n{family}, vllm: {shown}")
+    assert shown.rows == rows_of(tmp_path / "whole")
