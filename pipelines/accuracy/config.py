@@ -18,7 +18,7 @@ class EvaluateConfig(Config):
     )
     resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
-    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(max_new_tokens=1024))
+    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(max_new_tokens=1024, retries=0))
     mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="benchmarks"))
 
 

@@ -180,6 +180,12 @@ class GenerateConfig:
         "probability mass that nucleus sampling draws from, at a temperature above 0", 1.0, above=0, high=1
     )
     seed: int = key("seed of sampling, combined with each image's hash", 0, low=0)
+    retries: int = key(
+        "further attempts at a caption that ends in a loop, each at a higher temperature; 0 keeps it as it is", 3, low=0
+    )
+    retry_cut: bool = key(
+        "try captions again that max_new_tokens cuts as well. Mostly a larger max_new_tokens is what they need", False
+    )
     batch_size: int = key("prompts decoded together by the transformers engine", 32, low=1)
     actors: int = key("number of actors that decode captions", 1, low=1)
     max_actors: int | None = key(

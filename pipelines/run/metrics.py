@@ -19,6 +19,9 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
     `idle_share`: share of the paid capacity (GPUs, else CPUs) that no stage used.
     `usd_per_million_images_steady`: price of a million images at the rate of the run, without start-up and gate.
     `usd_total`: while a node has no price, the cost of the other nodes; prices per image are then left out.
+    `retry_tokens`: tokens of attempts that were not kept. `tokens_per_second` and prices per token count kept tokens
+        alone, so that what retries cost lowers the one and raises the others.
+    `usd_of_retries`: the part of `usd/generate` that these tokens cost, by their share of all generated tokens.
     `prefill_tflops_per_image`: multiply-adds of the language model, as papers on pruning count them.
     """
     totals, rates, startup = progress.totals, progress.rates(), progress.startup_seconds
@@ -31,13 +34,17 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
         "mean_prompt_tokens": totals.prompt_tokens / max(1, totals.captions),
         "prefill_tflops_per_image": prefill_tflops(job, totals),
         "finished_by_length": totals.finished_by_length / max(1, totals.captions),
+        "finished_by_loop": totals.finished_by_loop / max(1, totals.captions),
+        "captions_retried": totals.retried,
+        "captions_repaired": totals.repaired,
+        "retry_tokens": totals.retry_tokens,
         "wall_seconds": progress.elapsed,
         "startup_seconds": startup - account.gate_seconds,
         **{f"seconds/{stage}": seconds for stage, seconds in totals.seconds.items()},
         **{f"gpu_busy/{stage}": share for stage, share in busy.items() if share is not None},
         **{f"quarantined/{reason}": count for reason, count in totals.reasons.items()},
     }
-    return metrics | account.metrics(
+    metrics |= account.metrics(
         first_unit=startup,
         busy=totals.seconds,
         images=totals.images_captioned,
@@ -45,6 +52,9 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
         rates=rates,
         usd_to_finish=progress.usd_left,
     )
+    if "usd/generate" in metrics:
+        metrics["usd_of_retries"] = metrics["usd/generate"] * totals.retry_share
+    return metrics
 
 
 def prefill_tflops(job: Job, totals: Totals) -> float:

@@ -97,6 +97,10 @@ def totals(unit_batch: UnitBatch) -> dict[str, Any]:
         "prompt_tokens": sum(answer.num_prompt_tokens for answer in answers),
         "generated_tokens": sum(answer.num_generated_tokens for answer in answers),
         "finished_by_length": sum(answer.finish_reason == "length" for answer in answers),
+        "finished_by_loop": sum(answer.finish_reason == "loop" for answer in answers),
+        "retried": sum(answer.num_attempts > 1 for answer in answers),
+        "repaired": sum(answer.num_attempts > 1 and answer.finish_reason == "stop" for answer in answers),
+        "retry_tokens": sum(answer.num_discarded_tokens for answer in answers),
         "reasons": dict(Counter(rejected.reason for rejected in unit_batch.rejected)),
         "seconds": unit_batch.seconds,
     }

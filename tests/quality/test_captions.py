@@ -42,7 +42,7 @@ def measure(*arguments: str) -> Quality:
 
 
 def test_captions_are_judged_by_themselves(tmp_path: Path):
-    looping = "a dog and a dog and a dog and a dog and"
+    looping = "a dog and" + " a dog and" * 5
     write_output(tmp_path, [SAID[0], "", looping, SAID[0]], ["stop", "stop", "length", "stop"])
     quality = measure(f"output.path={tmp_path}")
     assert quality.captions == 4
