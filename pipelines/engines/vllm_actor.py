@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -175,7 +176,8 @@ class VllmGenerator:
         finally:
             self.num_inside -= 1
             self.last_progress = time.monotonic()
-        return as_answer(self._completion(request, generated), request.num_visual)
+        answer = as_answer(self._completion(request, generated), request.num_visual)
+        return replace(answer, finish_reason="loop") if generated.finish_reason == "repetition" else answer
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         """vLLM's prompt: the ids with one placeholder for each picture, and the pictures.
