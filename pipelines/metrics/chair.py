@@ -29,8 +29,12 @@ COUNTS = ("captions", "with_invented", "mentions", "invented", "objects", "found
 _TOKENS = re.compile(r"[^\W_]+|[^\w\s]")
 _IRREGULAR = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse"}
 _FUNCTION_WORDS = frozenset(
-    "a an the and or but with in on at of to by for from as is are was were be has have that which while who its their "
-    "next near beside behind under above below between into onto over it this these those there".split()
+    (
+        *("a", "an", "the", "and", "or", "but", "as", "while", "which", "that", "this", "these", "those", "it", "its"),
+        *("with", "in", "on", "at", "of", "to", "by", "for", "from", "into", "onto", "over", "under", "between"),
+        *("next", "near", "beside", "behind", "above", "below", "there", "their", "who"),
+        *("is", "are", "was", "were", "be", "has", "have"),
+    )
 )
 _NO_OBJECT = ""
 

@@ -6,7 +6,7 @@ shape: the words in front of a kind are its colour and size, those behind it, up
     a small red circle at the top left , left of a blue ring
       size  color kind        row  column  relation
 
-    color_accuracy   of the mentioned shapes whose kind is there and that are given a colour: is there one of this colour?
+    color_accuracy   of mentions of a kind that is there, with a colour: is one of this colour there?
     size_accuracy    likewise, among the shapes of that kind and, where it is right, of that colour
     place_accuracy   likewise of the thirds of the canvas that are named, and of relations (left of, above) to the shape
                      that is mentioned next
@@ -110,11 +110,13 @@ def _judge_adjectives(
 
 def _adjective(tokens: Sequence[str], mention: Mention, said: Sequence[Mention], words: Sequence[str]) -> str | None:
     """The last of these words in the three tokens in front of a mention, without those of the mention before."""
-    begin = max([mention.start - 3, *(other.stop for other in said if other.stop <= mention.start)])
+    begin = max([0, mention.start - 3, *(other.stop for other in said if other.stop <= mention.start)])
     return next((token for token in reversed(tokens[begin : mention.start]) if token in words), None)
 
 
-def _judge_places(behind: Sequence[str], meant: Sequence[Drawn], after: Sequence[Drawn], counts: dict[str, int]) -> None:
+def _judge_places(
+    behind: Sequence[str], meant: Sequence[Drawn], after: Sequence[Drawn], counts: dict[str, int]
+) -> None:
     """Counts what the tokens behind a mention say of its place, and of its relation to the next mention."""
     if not meant:
         return
