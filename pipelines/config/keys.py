@@ -286,6 +286,20 @@ class GateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QualitySection:
+    """what captions are held against by jobs/quality.py, the gate and the sweep"""
+
+    objects: Literal["auto", "none", "coco", "shapes"] = key(
+        "objects to look for in captions. coco: COCO's 80; shapes: those of the demo world; auto: coco with "
+        "quality.instances, shapes where the corpus has a column `scene`",
+        "auto",
+    )
+    instances: str | None = key(
+        "COCO's instances_*.json: the objects of the images whose number is in the id of their row"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MlflowConfig:
     """tracking of the run in MLflow"""
 
@@ -339,6 +353,7 @@ class Config(Sections):
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    quality: QualitySection = field(default_factory=QualitySection)
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     run: RunConfig = field(default_factory=RunConfig)
