@@ -281,6 +281,12 @@ class GateConfig:
         None,
         above=0,
     )
+    metric: Literal["auto", "cider", "rouge_l", "objects", "judge"] = key(
+        "what quality is. cider: against references; rouge_l: agreement with unpruned captions; objects: F1 of the "
+        "objects named (quality.objects); judge: pairs won (quality.judge). auto: cider or else rouge_l for captions "
+        "of up to 30 words, objects or else judge for longer ones",
+        "auto",
+    )
     images: int = key("images in the sample; each is captioned with and without pruning", 256, low=16)
     seed: int = key("seed of the sample", 0, low=0)
 
@@ -296,6 +302,11 @@ class QualitySection:
     )
     instances: str | None = key(
         "COCO's instances_*.json: the objects of the images whose number is in the id of their row"
+    )
+    judge: dict[str, Any] = key(
+        "a model that says which of two captions is better, behind an OpenAI-compatible endpoint: quality.judge.url, "
+        ".model; .pairs=100, .seconds=600, .usd_per_million_input ...; the key is in JUDGE_API_KEY (.key_variable)",
+        {},
     )
 
 

@@ -6,6 +6,7 @@
     references   CIDEr, BLEU-4 and ROUGE-L, if the corpus has a column of reference captions
     objects      CHAIR and recall, where the objects of images are known (corpus/truth.py); of drawn scenes, also how
                  right colours, sizes and places are
+    judge        which of the two outputs' captions a model prefers (preflight/pairwise.py), with quality.judge
     canary       whether captions depend on their images at all; only the canary runs the model (preflight/canary.py)
 
 The first four measure a sample of `sample` captions. The hash of a caption's address draws the sample, so that every
@@ -24,13 +25,16 @@ import numpy as np
 from pipelines.benchmarks import Record
 from pipelines.benchmarks.captions import caption_scorer
 from pipelines.benchmarks.scoring import score_records
+from pipelines.config.judge import read_judge
 from pipelines.config.load import to_yaml
-from pipelines.corpus.truth import read_texts, read_truth
+from pipelines.corpus.pictures import picture_urls
+from pipelines.corpus.truth import open_corpus, read_texts, read_truth
 from pipelines.errors import UserError
 from pipelines.metrics.agreement import agreement, health
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.output.reader import OutputReader
 from pipelines.output.schema import CAPTIONS_FOLDER
+from pipelines.preflight.pairwise import Judged, Pair, judge_pairs
 from pipelines.quality.config import QualityConfig
 from pipelines.store import STORE_ERRORS, Store, make_store
 from pipelines.tracker import make_tracker
@@ -57,6 +61,7 @@ class Quality:
     objects: Measured | None = None
     known: int = 0  # captions of the sample whose images' objects are known
     health_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    judged: Judged | None = None
     canary: "CanaryResult | None" = None
 
 
@@ -99,6 +104,7 @@ def measure_captions(config: QualityConfig, output: Store) -> Quality:
                 f"baseline.path must hold captions of the same images and prompts, got none in {store.path}"
             )
         agreement_with_baseline = measure_agreement({key: captions[key] for key in others}, others, config.resamples)
+    judged = ask_judge(config, captions, others) if config.quality.judge else None
     references = read_references(config, list(captions))
     objects, known = measure_objects(config, {address_of(row): row for row in rows}, references)
     return Quality(
@@ -107,11 +113,32 @@ def measure_captions(config: QualityConfig, output: Store) -> Quality:
         health_intervals=health_intervals(rows, config.resamples),
         objects=objects,
         known=known,
+        judged=judged,
         agreement=agreement_with_baseline,
         agreed_on=len(others),
         references=measure_references(captions, references, config.resamples) if references else None,
         referenced=len(references),
     )
+
+
+def ask_judge(config: QualityConfig, captions: Mapping[Address, str], others: Mapping[Address, str]) -> Judged:
+    """The judgement on captions and the baseline's captions of the same images, whose pictures the corpus holds.
+
+    Raises:
+        UserError: if quality.judge is wrong, or there is no baseline or no corpus.
+    """
+    settings = read_judge(config.quality.judge)
+    assert settings is not None
+    if not others or not config.input.path:
+        raise UserError("quality.judge compares two outputs by their images: it needs baseline.path and input.path")
+    asked = list(others)[: settings.pairs]
+    urls = picture_urls(open_corpus(config.input, "none"), (address[:2] for address in asked))
+    pairs = [
+        Pair(address[:2], urls[address[:2]], captions[address], others[address])
+        for address in asked
+        if address[:2] in urls
+    ]
+    return judge_pairs(pairs, settings)
 
 
 def health_intervals(rows: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, tuple[float, float]]:
@@ -196,6 +223,8 @@ def track_quality(config: QualityConfig, quality: Quality) -> str:
     for part, measured in measured_parts(quality):
         for name, (value, low, high) in measured.items():
             metrics |= {f"{part}/{name}": value, f"{part}/{name}/low": low, f"{part}/{name}/high": high}
+    if quality.judged is not None:
+        metrics |= quality.judged.metrics()
     if quality.canary is not None:
         metrics["canary/saw_the_images"] = quality.canary.saw_the_images
     tracker.log(metrics, 0)

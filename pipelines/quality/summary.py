@@ -30,6 +30,8 @@ def print_quality(quality: "Quality", max_same: float) -> None:
             table.add_row(measured_on[part], name, f"{value:.4f}", f"{low:.4f} to {high:.4f}")
     console = make_console()
     console.print(table)
+    if quality.judged is not None:
+        console.print(f"judge   {quality.judged}")
     if canary:
         verdict = "depend on their images" if canary.saw_the_images else "DO NOT DEPEND on their images"
         left_out = f"; {canary.left_out} sampled images left out" if canary.left_out else ""

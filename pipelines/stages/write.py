@@ -118,6 +118,7 @@ def summarize(unit_batch: UnitBatch) -> dict[str, Any]:
 def _sample_fields(image: Image, sample: Sample) -> dict[str, Any]:
     """A sampled image for the report, the gate and samples.json."""
     return {
+        "id": image.id,
         "source": image.source,
         "row": image.row,
         "references": image.references,

@@ -228,6 +228,7 @@ def test_only_sampled_images_go_back_to_the_driver():
     unit = UnitBatch(UNIT, images=[image(10, answer("a")), image(11, answer("b"), sample=sample)])
     (shown,) = summarize(unit)["samples"]
     assert shown == {
+        "id": "id11",
         "source": "a.parquet",
         "row": 11,
         "references": ["a reference"],
