@@ -39,6 +39,10 @@ NOT_IN_EVALUATION = (
     "gate.min_quality",
     "gate.images",
     "gate.seed",
+    "gate.metric",
+    "quality.objects",
+    "quality.instances",
+    "quality.judge",
 )
 """Keys of the caption job without meaning in an evaluation: the benchmark decides what they would set."""
 

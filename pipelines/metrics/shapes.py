@@ -69,6 +69,14 @@ def shapes_of_scene(scene: dict[str, Any], side: float = SIDE) -> list[Drawn]:
         raise ValueError(f"a scene must hold shapes with kind, color, size, x and y: {error!r}") from error
 
 
+def shapes_of_caption(caption: str) -> list[Drawn]:
+    """The shapes that a true caption describes by colour and size, all in the middle: their places are not known."""
+    tokens = split(caption)
+    said = mentions(tokens, SHAPES)
+    words = [[_adjective(tokens, mention, said, words) or "" for words in (COLORS, SIZES)] for mention in said]
+    return [Drawn(mention.name, color, size, 0.5, 0.5) for mention, (color, size) in zip(said, words, strict=True)]
+
+
 def shape_counts(caption: str, there: Sequence[Drawn]) -> np.ndarray:
     """The counts of one caption, float64 [8] in the order of COUNTS; those of a corpus are their sum."""
     tokens = split(caption)

@@ -28,7 +28,7 @@ from pipelines.benchmarks.scoring import score_records
 from pipelines.config.judge import read_judge
 from pipelines.config.load import to_yaml
 from pipelines.corpus.pictures import picture_urls
-from pipelines.corpus.truth import open_corpus, read_texts, read_truth
+from pipelines.corpus.truth import Truth, open_corpus, read_texts, read_truth
 from pipelines.errors import UserError
 from pipelines.metrics.agreement import agreement, health
 from pipelines.metrics.bootstrap import bootstrap
@@ -157,13 +157,21 @@ def measure_objects(
     """The metrics of `Truth`, and the number of captions that they are of; (None, 0) if no object is known."""
     ids = {address[:2]: row["id"] for address, row in rows.items()}
     truth = read_truth(config.quality, config.input, ids, {key[:2]: texts for key, texts in references.items()})
-    known = [address for address in rows if truth is not None and address[:2] in truth.objects]
-    if truth is None or not known:
+    if truth is None:
         return None, 0
-    table = sum_by_image(known, [truth.counts(address[:2], rows[address]["caption"]) for address in known])
-    intervals = bootstrap(table, truth.metrics, resamples=config.resamples)
+    captions = {address: row["caption"] for address, row in rows.items()}
+    return measure_truth(captions, truth, config.resamples), sum(address[:2] in truth.objects for address in rows)
+
+
+def measure_truth(captions: Mapping[Address, str], truth: Truth, resamples: int) -> Measured | None:
+    """The metrics of `Truth` over the captions of the images whose objects are known; None if there are none."""
+    known = [address for address in captions if address[:2] in truth.objects]
+    if not known:
+        return None
+    table = sum_by_image(known, [truth.counts(address[:2], captions[address]) for address in known])
+    intervals = bootstrap(table, truth.metrics, resamples=resamples)
     values = truth.metrics(table.sum(axis=0))
-    return {name: (float(value), *intervals[name]) for name, value in values.items()}, len(known)
+    return {name: (float(value), *intervals[name]) for name, value in values.items()}
 
 
 def measure_agreement(captions: Mapping[Address, str], others: Mapping[Address, str], resamples: int) -> Measured:

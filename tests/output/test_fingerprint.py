@@ -72,7 +72,8 @@ DOES_NOT = {
     "engine.timeout_seconds",
     "engine.max_restarts",
 }
-DOES_NOT_SECTIONS = {"output", "encode", "faults", "cost", "budget", "mlflow", "ray", "run", "gate", "estimate", "quality"}
+DOES_NOT_SECTIONS = {"output", "encode", "faults", "cost", "budget", "mlflow", "ray", "run"}
+DOES_NOT_SECTIONS |= {"gate", "estimate", "quality"}
 
 
 DEMO_DESCRIBED = {
