@@ -181,7 +181,10 @@ class GenerateConfig:
     )
     seed: int = key("seed of sampling, combined with each image's hash", 0, low=0)
     retries: int = key(
-        "further attempts at a caption that ends in a loop, each at a higher temperature; 0 keeps it as it is", 3, low=0
+        "further attempts at a caption that ends in a loop, each at a higher temperature; 0 keeps it as it is",
+        3,
+        low=0,
+        high=10,
     )
     retry_cut: bool = key(
         "try captions again that max_new_tokens cuts as well. Mostly a larger max_new_tokens is what they need", False

@@ -1,6 +1,7 @@
 """The images of single rows of a corpus as URLs, for a model behind an endpoint."""
 
 import base64
+import time
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -14,21 +15,22 @@ from pipelines.store import STORE_ERRORS
 
 KNOWN = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}  # what endpoints take
 MAX_BYTES = 8 << 20
+FETCH_SECONDS = 10.0  # for one image behind a URI
 
 
-def picture_urls(
-    corpus: Corpus, images: Iterable[tuple[str, int]], timeout: float = 30.0
-) -> dict[tuple[str, int], str]:
+def picture_urls(corpus: Corpus, images: Iterable[tuple[str, int]], seconds: float) -> dict[tuple[str, int], str]:
     """A data URL for each image (source, row) that is of a common format and at most 8 MiB large.
 
-    Others are left out, as are images that cannot be read.
+    Others are left out, as are images that cannot be read, and what is left after so many `seconds`.
     """
     files, urls = {file.source: file for file in corpus.files}, {}
+    deadline = time.monotonic() + seconds
     for image in dict.fromkeys(images):
-        if image[0] not in files:
+        left = deadline - time.monotonic()
+        if image[0] not in files or left <= 0:
             continue
         try:
-            data = _read(corpus, files[image[0]], image[1], timeout)
+            data = _read(corpus, files[image[0]], image[1], min(left, FETCH_SECONDS))
         except (*STORE_ERRORS, pa.ArrowException):
             continue
         if isinstance(data, bytes) and len(data) <= MAX_BYTES and (kind := KNOWN.get(format_of(data) or "")):

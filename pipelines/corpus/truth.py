@@ -114,9 +114,11 @@ def _of_coco(file: str | None, ids: Mapping[ImageKey, str], references: Mapping[
     if file:
         store, _, name = file.rpartition("/")
         try:
-            known = read_instances(make_store(store or ".").read(name))
+            content = make_store(store or ".").read(name)
         except STORE_ERRORS as error:
             raise UserError(f"quality.instances {file} cannot be read: {type(error).__name__}: {error}") from error
+        try:
+            known = read_instances(content)
         except ValueError as error:
             raise UserError(f"quality.instances {file} {error}") from error
         numbers = {key: int(digits[-1]) for key, name in ids.items() if (digits := re.findall(r"\d+", name))}

@@ -3,10 +3,10 @@
     attempt 0    as configured
     attempt a    temperature + 0.3 a, nucleus of at most 0.9, a seed of the image, the prompt and the attempt
 
-An answer climbs until an attempt ends by itself. If none does, the least faulty is kept: one that was cut before one
-that loops, the earliest among equals. The attempts of an answer depend on nothing but its image and its prompt, so a
-unit that is run again, in other batches or by another actor, climbs the same steps. All attempts lie within the stage,
-before the unit's commit: a kill in between leaves nothing behind.
+An answer climbs until an attempt ends by itself and says something. If none does, the least faulty is kept: one that
+was cut before one that loops, the earliest among equals. The attempts of an answer depend on nothing but its image and
+its prompt, so a unit that is run again, in other batches or by another actor, climbs the same steps. All attempts lie
+within the stage, before the unit's commit: a kill in between leaves nothing behind.
 """
 
 from dataclasses import dataclass, replace
@@ -60,7 +60,7 @@ def failed_again(kept: Answer) -> Answer:
 
 def better_of(kept: Answer, new: Answer) -> Answer:
     """The less faulty of the answer kept so far and that of a new attempt, with the attempts and tokens of both."""
-    is_better = FAULTS.index(new.finish_reason) < FAULTS.index(kept.finish_reason)
+    is_better = bool(new.caption) and FAULTS.index(new.finish_reason) < FAULTS.index(kept.finish_reason)
     chosen, other = (new, kept) if is_better else (kept, new)
     return replace(
         chosen,

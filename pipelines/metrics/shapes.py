@@ -81,7 +81,7 @@ def shape_counts(caption: str, there: Sequence[Drawn]) -> np.ndarray:
     """The counts of one caption, float64 [8] in the order of COUNTS; those of a corpus are their sum."""
     tokens = split(caption)
     said = mentions(tokens, SHAPES)
-    counts = dict.fromkeys(COUNTS, 0)
+    counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
     counts["shapes"] = len(there)
     described: set[Drawn] = set()
     candidates = [_judge_adjectives(mention, tokens, said, there, counts) for mention in said]

@@ -18,9 +18,8 @@ from typing import Any
 
 from otprune.methods import UNPRUNED
 from pipelines.config.judge import read_judge
-from pipelines.config.keys import Config
 from pipelines.corpus.pictures import picture_urls
-from pipelines.corpus.truth import Truth, open_corpus, read_truth
+from pipelines.corpus.truth import Truth, read_truth
 from pipelines.errors import JobFailedError, UserError
 from pipelines.metrics.agreement import agreement
 from pipelines.preflight.gate_metrics import Comparison, Key, compare
@@ -65,7 +64,7 @@ def pass_gate(job: Job) -> Gate | None:
             f"the gate has too little to compare: {num_images} of {drawn} sampled images came through twice"
         )
     ids = {address: image["id"] for address, image in pruned.items()}
-    comparison = compare_sample(job.config, compared, ids)
+    comparison = compare_sample(job, compared, ids)
     gate = judge(compared, config.min_quality, drawn, time.perf_counter() - started, comparison)
     stored = {"fingerprint": job.fingerprint, "sample": _sample(job), **asdict(gate)}
     # Captions and thumbnails of the sample are for the report of this run alone.
@@ -98,13 +97,13 @@ def judge(
     )
 
 
-def compare_sample(config: Config, compared: dict[Key, Compared], ids: dict[tuple[str, int], str]) -> Comparison:
+def compare_sample(job: Job, compared: dict[Key, Compared], ids: dict[tuple[str, int], str]) -> Comparison:
     """The comparison of a sample's captions by `gate.metric`. `ids` are the ids of the images.
 
     Raises:
         JobFailedError: if the corpus has not what the metric needs.
     """
-    settings = read_judge(config.quality.judge)
+    config, settings = job.config, read_judge(job.config.quality.judge)
 
     def truth() -> Truth | None:
         references = {key[:2]: each.references for key, each in compared.items()}
@@ -113,8 +112,7 @@ def compare_sample(config: Config, compared: dict[Key, Compared], ids: dict[tupl
     def ask(captions: Mapping[Key, Compared]) -> Judged:
         assert settings is not None
         asked = dict(list(captions.items())[: settings.pairs])
-        corpus = open_corpus(config.input, "none")
-        urls = picture_urls(corpus, (key[:2] for key in asked))
+        urls = picture_urls(job.corpus, (key[:2] for key in asked), settings.seconds)
         pairs = [
             Pair(key[:2], urls.get(key[:2]) or f"data:image/jpeg;base64,{e.picture['jpeg']}", e.pruned, e.unpruned)
             for key, e in asked.items()

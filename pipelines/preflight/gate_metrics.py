@@ -11,6 +11,7 @@ longer than a reference, so that one of 60 words has none beside COCO's referenc
 words share few of their longest sequences. So `auto` takes objects, then the judge, and falls back on the short ones.
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -162,8 +163,8 @@ def _judge(compared: Mapping[Key, Compared], ask: AskJudge | None) -> _Scored | 
     """None without a judge; without rows if it judged too little."""
     if ask is None:
         return None
-    keys = list(compared)
-    judged = ask(compared)
+    keys = sorted(compared, key=lambda key: zlib.crc32(repr(key).encode()))  # the first of them are a random sample
+    judged = ask({key: compared[key] for key in keys})
     rows = {key: (score, 1) for key, score in zip(keys, judged.scores, strict=False) if score is not None}
     enough = len(rows) >= min(ENOUGH, max(1, judged.pairs // 2))
     return _Scored(rows if enough else {}, _preference, judged.metrics())

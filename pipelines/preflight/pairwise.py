@@ -52,7 +52,7 @@ class Pair:
     """Two captions of one image."""
 
     group: tuple[str, int]  # the image: source, row
-    picture: str  # URL of the image, or a data URL
+    picture: str | None  # URL of the image, or a data URL; None: there is none, and the judge is not asked
     ours: str
     theirs: str
 
@@ -69,7 +69,7 @@ class Judged:
     preference: float | None  # mean score; None if no pair was judged
     interval: tuple[float, float] | None
     first_place: float | None  # share of answers, ties left out, that chose the caption shown first
-    unjudged: dict[str, int]  # pairs by reason: unreachable, slow, refused, malformed, given_up
+    unjudged: dict[str, int]  # pairs by reason: unreachable, slow, refused, malformed, given_up, no_image
     requests: int
     input_tokens: int
     output_tokens: int
@@ -189,6 +189,8 @@ class _Session:
 
     async def _score(self, pair: Pair, swapped: bool) -> float | str:
         """The score of ours in one order, or why there is none."""
+        if pair.picture is None:
+            return "no_image"
         try:
             async with self.slots:
                 answer = await self._answer(pair, swapped)

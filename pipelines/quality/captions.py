@@ -131,17 +131,13 @@ def ask_judge(config: QualityConfig, captions: Mapping[Address, str], others: Ma
     assert settings is not None
     if not others or not config.input.path:
         raise UserError("quality.judge compares two outputs by their images: it needs baseline.path and input.path")
-    asked = list(others)[: settings.pairs]
-    urls = picture_urls(open_corpus(config.input, "none"), (address[:2] for address in asked))
-    pairs = [
-        Pair(address[:2], urls[address[:2]], captions[address], others[address])
-        for address in asked
-        if address[:2] in urls
-    ]
+    asked = [address for address in captions if address in others][: settings.pairs]  # in the order of the sample
+    urls = picture_urls(open_corpus(config.input, "none"), (address[:2] for address in asked), settings.seconds)
+    pairs = [Pair(address[:2], urls.get(address[:2]), captions[address], others[address]) for address in asked]
     return judge_pairs(pairs, settings)
 
 
-def health_intervals(rows: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, tuple[float, float]]:
+def health_intervals(rows: Sequence[dict[str, Any]], resamples: int) -> dict[str, tuple[float, float]]:
     """95 % intervals of the metrics of `health` that are means over captions."""
     parts = [health([row["caption"]], [row["finish_reason"]]) for row in rows]
     names = [name for name in parts[0] if name != "distinct"]
@@ -189,12 +185,12 @@ def measure_agreement(captions: Mapping[Address, str], others: Mapping[Address, 
     return {name: (float(value), *intervals[name]) for name, value in combine(table.sum(axis=0)).items()}
 
 
-def sum_by_image(addresses: Iterable[Address], rows: Sequence[Sequence[float]]) -> np.ndarray:
+def sum_by_image(addresses: Iterable[Address], rows: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
     """Sums rows of captions [captions, columns] over the prompts of each image: float64 [images, columns]."""
     images = [address[:2] for address in addresses]
     index_of = {image: i for i, image in enumerate(dict.fromkeys(images))}
     table = np.zeros((len(index_of), len(rows[0])))
-    np.add.at(table, [index_of[image] for image in images], rows)
+    np.add.at(table, [index_of[image] for image in images], np.array(rows, np.float64))
     return table
 
 

@@ -82,6 +82,11 @@ class Gate:
     note: str = ""  # why the metric is second best
     judged: dict[str, float] = field(default_factory=dict)  # what a judge said and cost, under MLflow names
 
+    @property
+    def by(self) -> str:
+        """The metric in words, with the reason if it is second best."""
+        return METRICS[self.metric] + (f" ({self.note})" if self.note else "")
+
     def metrics(self) -> dict[str, float]:
         """The numbers of the gate under their MLflow names, `gate/...`."""
         names = ("min_quality", "quality", "pruned_score", "unpruned_score", "images", "seconds")
@@ -91,10 +96,9 @@ class Gate:
 
     def __str__(self) -> str:
         low, high = self.interval
-        of = METRICS[self.metric] + (f" ({self.note})" if self.note else "")
         return (
-            f"quality {self.quality:.4f} of unpruned ({low:.4f} to {high:.4f}; {of}, {self.pruned_score:.4f} against "
-            f"{self.unpruned_score:.4f}, {self.images} of {self.drawn} sampled images) "
+            f"quality {self.quality:.4f} of unpruned ({low:.4f} to {high:.4f}; {self.by}, "
+            f"{self.pruned_score:.4f} against {self.unpruned_score:.4f}, {self.images} of {self.drawn} sampled images) "
             f"{'reaches' if self.passed else 'does not reach'} gate.min_quality={self.min_quality:g} at the lower end"
         )
 

@@ -158,9 +158,9 @@ class Judge:
         total, count = table.sum(axis=0)
         return (float(total / count), *percentile_interval(sums[:, 0] / sums[:, 1]))
 
-    def truth(self, rows: Sequence[Mapping[str, Any]], references: Mapping[Address, Sequence[str]]) -> Truth | None:
+    def truth(self, rows: Sequence[dict[str, Any]], references: Mapping[Address, Sequence[str]]) -> Truth | None:
         """What is known of the objects of the captioned images. Read again only where a point has new images."""
-        ids = {address_of(dict(row))[:2]: row["id"] for row in rows}
+        ids = {address_of(row)[:2]: row["id"] for row in rows}
         if not ids.keys() <= self._ids.keys():
             self._ids |= ids
             texts = {address[:2]: texts for address, texts in references.items()}

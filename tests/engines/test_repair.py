@@ -61,6 +61,9 @@ def test_the_least_faulty_attempt_is_kept_and_the_tokens_of_the_others_are_count
     assert kept == answer("length", attempts=3, tokens=38, discarded=79)
     assert better_of(kept, answer("length", tokens=37)) == answer("length", attempts=4, tokens=38, discarded=116)
     assert better_of(kept, answer("stop", tokens=7)) == answer("stop", attempts=4, tokens=7, discarded=117)
+    assert better_of(kept, replace(answer("stop", tokens=1), caption="")).caption == kept.caption, (
+        "nothing is no repair"
+    )
     assert failed_again(kept) == replace(kept, num_attempts=4)
 
 
