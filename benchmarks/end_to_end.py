@@ -57,6 +57,7 @@ def main() -> None:
         "model.path": model,
         "prompt.template": "describe the image .",
         "generate.max_new_tokens": options.new_tokens,
+        "generate.retries": 0,  # random weights loop, and what is measured is speed
         "generate.batch_size": options.unit,
         "encode.batch_size": options.unit,
         "unit.images": options.unit,

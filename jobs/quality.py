@@ -1,14 +1,18 @@
-"""Measure the quality of captions: health, agreement with other captions, scores against references, a canary.
+"""Measure the quality of captions: health, agreement, scores against references, CHAIR, a judge, a canary.
 
 Usage: python jobs/quality.py [--config FILE] [section.key=value ...]
 
 Examples:
     python jobs/quality.py                                           # score the demo's captions against its references
     python jobs/quality.py input.path=CORPUS output.path=A baseline.path=B      # agreement of A with B, e.g. unpruned
+    python jobs/quality.py input.path=... output.path=A quality.instances=instances_val2017.json        # CHAIR on COCO
+    python jobs/quality.py input.path=... output.path=A baseline.path=B quality.judge.url=http://host/v1 \\
+        quality.judge.model=NAME                                     # which does a model prefer?
     python jobs/quality.py --config conf/mine.yaml canary.images=64  # before a large job: do captions depend on images?
 
 Prints a table, tracks it in MLflow, and writes quality.json beside the captions. Without a canary, only input.* (for
-the references), output.*, baseline.*, sample, resamples and mlflow.* have an effect. The canary runs the model on Ray.
+the references and images), output.*, baseline.*, quality.*, sample, resamples and mlflow.* have an effect. The canary
+runs the model on Ray.
 
 Exit codes:
     0    done

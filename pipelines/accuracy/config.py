@@ -18,7 +18,7 @@ class EvaluateConfig(Config):
     )
     resamples: int = key("bootstrap resamples behind each interval", 1000, low=1)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
-    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(max_new_tokens=1024))
+    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(max_new_tokens=1024, retries=0))
     mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="benchmarks"))
 
 
@@ -39,6 +39,10 @@ NOT_IN_EVALUATION = (
     "gate.min_quality",
     "gate.images",
     "gate.seed",
+    "gate.metric",
+    "quality.objects",
+    "quality.instances",
+    "quality.judge",
 )
 """Keys of the caption job without meaning in an evaluation: the benchmark decides what they would set."""
 

@@ -8,16 +8,22 @@ is trained on the bare questions with a closed vocabulary, so the prompt is the 
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.benchmarks.benchmark import Benchmark, Key, Source
 from pipelines.benchmarks.captions import caption_content, caption_scorer
 from pipelines.benchmarks.columns import IMAGE, TEXT, Column, image_bytes
 from pipelines.benchmarks.prompts import LETTERS
-from pipelines.benchmarks.rows import Content, Kind, Row
+from pipelines.benchmarks.rows import Content, Kind, Record, Row
 from pipelines.benchmarks.scoring import Scorer, mean_scorer
 from pipelines.benchmarks.short_answers import exact_match_score, short_content, yes_no_scorer, yes_or_no
+from pipelines.metrics import shapes
+from pipelines.metrics.chair import COUNTS, chair_counts, chair_metrics
 from pipelines.metrics.choice import seed_correct
+from pipelines.metrics.ptb import tokenize
+from pipelines.metrics.repetition import is_loop
+from pipelines.metrics.sums import ratio
 
 CAPTION_PROMPT = "describe the image ."
 
@@ -71,6 +77,39 @@ def _choice_contents(source: Source) -> list[Content]:
     return contents
 
 
+def described_scorer() -> Scorer:
+    """The scorer of captions with what is right in them: CHAIR, and the accuracy of colours and sizes.
+
+    The first reference names every shape with its colour and size, which is all that needs to be known. It says no
+    places, so their accuracy is left to jobs/quality.py, which reads the scenes.
+    """
+    base = caption_scorer("demo")
+
+    def statistics(groups: list[list[Record]]) -> np.ndarray:
+        counts = [sum(map(_described_counts, group), np.zeros(_NUM_COUNTS)) for group in groups]
+        return np.hstack([base.statistics(groups), counts])
+
+    def combine(sums: np.ndarray) -> dict[str, np.ndarray]:
+        scores, counts = base.combine(sums[..., :-_NUM_COUNTS]), sums[..., -_NUM_COUNTS:]
+        objects, drawn = counts[..., : len(COUNTS)], counts[..., len(COUNTS) : -2]
+        right = chair_metrics(objects) | shapes.shape_metrics(drawn)
+        del right["place_accuracy"]
+        right |= {name: ratio(counts[..., i], objects[..., 0]) for i, name in ((-2, "words"), (-1, "looping"))}
+        return scores | {f"demo_{name}": values for name, values in right.items()}
+
+    return Scorer(headline=base.headline, scale=base.scale, statistics=statistics, combine=combine)
+
+
+_NUM_COUNTS = len(COUNTS) + len(shapes.COUNTS) + 2
+
+
+def _described_counts(record: Record) -> np.ndarray:
+    """The counts of CHAIR, those of shapes, words, and 1 if the caption loops."""
+    text, there = record["prediction"] or "", shapes.shapes_of_caption(record["answers"][0])
+    objects = chair_counts(text, {shape.kind for shape in there}, shapes.SHAPES)
+    return np.concatenate([objects, shapes.shape_counts(text, there), [len(tokenize(text)), is_loop(text)]])
+
+
 def _choice_prompt(row: Row) -> str:
     options = " ".join(f"{letter} {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=False))
     return f"{row['question']} {options}"
@@ -103,7 +142,7 @@ DEMO = (
         content=lambda source: [caption_content(image_bytes(source["image"]), source["references"])],
         prompt=lambda row: CAPTION_PROMPT,
         max_new_tokens=64,
-        scorer=caption_scorer("demo"),
+        scorer=described_scorer(),
     ),
     _demo("exist", yes_no_scorer("pope_accuracy"), kind="yesno"),
     _demo("rel", yes_no_scorer("pope_accuracy"), kind="yesno"),

@@ -185,6 +185,15 @@ class GenerateConfig:
         "probability mass that nucleus sampling draws from, at a temperature above 0", 1.0, above=0, high=1
     )
     seed: int = key("seed of sampling, combined with each image's hash", 0, low=0)
+    retries: int = key(
+        "further attempts at a caption that ends in a loop, each at a higher temperature; 0 keeps it as it is",
+        3,
+        low=0,
+        high=10,
+    )
+    retry_cut: bool = key(
+        "try captions again that max_new_tokens cuts as well. Mostly a larger max_new_tokens is what they need", False
+    )
     batch_size: int = key("prompts decoded together by the transformers engine", 32, low=1)
     actors: int = key("number of actors that decode captions", 1, low=1)
     max_actors: int | None = key(
@@ -280,8 +289,33 @@ class GateConfig:
         None,
         above=0,
     )
+    metric: Literal["auto", "cider", "rouge_l", "objects", "judge"] = key(
+        "what quality is. cider: against references; rouge_l: agreement with unpruned captions; objects: F1 of the "
+        "objects named (quality.objects); judge: pairs won (quality.judge). auto: cider or else rouge_l for captions "
+        "of up to 30 words, objects or else judge for longer ones",
+        "auto",
+    )
     images: int = key("images in the sample; each is captioned with and without pruning", 256, low=16)
     seed: int = key("seed of the sample", 0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualitySection:
+    """what captions are held against by jobs/quality.py, the gate and the sweep"""
+
+    objects: Literal["auto", "none", "coco", "shapes"] = key(
+        "objects to look for in captions. coco: COCO's 80; shapes: those of the demo world; auto: coco with "
+        "quality.instances, shapes where the corpus has a column `scene`",
+        "auto",
+    )
+    instances: str | None = key(
+        "COCO's instances_*.json: the objects of the images whose number is in the id of their row"
+    )
+    judge: dict[str, Any] = key(
+        "a model that says which of two captions is better, behind an OpenAI-compatible endpoint: quality.judge.url, "
+        ".model; .pairs=100, .seconds=600, .usd_per_million_input ...; the key is in JUDGE_API_KEY (.key_variable)",
+        {},
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -338,6 +372,7 @@ class Config(Sections):
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     estimate: EstimateConfig = field(default_factory=EstimateConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    quality: QualitySection = field(default_factory=QualitySection)
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     run: RunConfig = field(default_factory=RunConfig)

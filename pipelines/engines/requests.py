@@ -10,6 +10,7 @@ from otprune.families import Geometry, Span
 from otprune.models import Completion, Prompter
 from otprune.models.prompts import Prompt
 from pipelines.config.keys import PromptConfig
+from pipelines.metrics.repetition import is_loop
 from pipelines.stages.token_arrays import KeptRows
 from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 
@@ -32,6 +33,11 @@ class Request:
     ids: Prompt
     pictures: list[Shown]
     max_new_tokens: int
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(image, prompt)."""
+        return self.image, self.prompt
 
     @property
     def num_visual(self) -> int:
@@ -122,11 +128,11 @@ def give_answers(unit_batch: UnitBatch, answers: dict[tuple[int, int], Answer], 
 
 
 def as_answer(completion: Completion, num_kept: int) -> Answer:
-    """The answer to a request for which `num_kept` visual tokens were decoded."""
+    """The answer to a request for which `num_kept` visual tokens were decoded. A loop is noticed by its text."""
     return Answer(
         caption=completion.text,
         num_kept_tokens=num_kept,
         num_prompt_tokens=completion.num_prompt_tokens,
         num_generated_tokens=completion.num_generated_tokens,
-        finish_reason=completion.finish_reason,
+        finish_reason="loop" if is_loop(completion.text) else completion.finish_reason,
     )

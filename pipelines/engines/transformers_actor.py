@@ -4,7 +4,7 @@ The stage sets `answers` of every image and drops the arrays `tokens` and `kept`
 the tokenizer, and nothing of the vision tower.
 """
 
-from itertools import groupby
+import itertools
 from statistics import fmean
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from otprune.budget import layer_rows, make_policy
 from otprune.models import Checkpoint, Completion, load_decoder
 from pipelines.config.keys import GenerateConfig, PromptConfig, PruneConfig
+from pipelines.engines.repair import Ladder, better_of, failed_again
 from pipelines.engines.requests import Request, RequestMaker, as_answer, give_answers
 from pipelines.stages.batches import Suspicion, run_batched
 from pipelines.stages.gpu import Place, exit_if_cuda_is_broken, limit_memory
-from pipelines.stages.seeds import sampling_seed
 from pipelines.stages.token_arrays import unpack
 from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.text import clean
@@ -40,8 +40,7 @@ class Generator:
         self.decoder = load_decoder(checkpoint, dtype=place.torch_dtype, device=place.device)
         length = self.decoder.max_length
         self.requests = RequestMaker(self.decoder, prompt, checkpoint.geometry, generate.max_new_tokens, length)
-        self.batch_size, self.seed = generate.batch_size, generate.seed
-        self.sampling: dict[str, Any] = {"temperature": generate.temperature, "top_p": generate.top_p}
+        self.batch_size, self.ladder = generate.batch_size, Ladder.of(generate)
         self.method, self.settings = prune.method, settings
         self.suspicion = Suspicion()
         self.policy = make_policy(prune.method, settings)
@@ -65,23 +64,42 @@ class Generator:
         # A batch of similar lengths needs little padding. `groupby` below needs equal limits next to each other.
         requests.sort(key=lambda r: (r.max_new_tokens, r.length))
         answers: dict[tuple[int, int], Answer] = {}
-
-        def run(indices: list[int]) -> None:
-            batch = [requests[i] for i in indices]
-            for request, completion in zip(batch, self._complete(unit_batch, batch), strict=True):
-                num_kept = self._num_kept(request.num_visual)
-                answers[request.image, request.prompt] = as_answer(completion, num_kept)
-
-        failed_requests: dict[int, Exception] = {}
-        # One call of `generate` has one limit of new tokens, so each limit gets batches of its own.
-        for _, equal_limit in groupby(range(len(requests)), key=lambda i: requests[i].max_new_tokens):
-            failed_requests |= run_batched(list(equal_limit), self.batch_size, run)
-        failed_images = {requests[r].image: error for r, error in failed_requests.items()}
+        failed_images = self._attempt(unit_batch, requests, answers, 0)
         self.suspicion.note(len(answers), failed_images.values())
+        self._retry(unit_batch, requests, answers)
         for i, error in failed_images.items():
             unit_batch.reject(i, "generate", f"{type(error).__name__}: {error}")
             rejected.add(i)
         give_answers(unit_batch, answers, rejected)
+
+    def _attempt(
+        self, unit_batch: UnitBatch, requests: list[Request], answers: dict[tuple[int, int], Answer], attempt: int
+    ) -> dict[int, Exception]:
+        """Decodes the requests, puts the answers into `answers`, and returns the errors of images that fail."""
+
+        def run(indices: list[int]) -> None:
+            batch = [requests[i] for i in indices]
+            for request, completion in zip(batch, self._complete(unit_batch, batch, attempt), strict=True):
+                answer = as_answer(completion, self._num_kept(request.num_visual))
+                answers[request.key] = better_of(answers[request.key], answer) if attempt else answer
+
+        failed: dict[int, Exception] = {}
+        # One call of `generate` has one limit of new tokens, so each limit gets batches of its own.
+        for _, equal_limit in itertools.groupby(range(len(requests)), key=lambda i: requests[i].max_new_tokens):
+            failed |= run_batched(list(equal_limit), self.batch_size, run)
+        return {requests[i].image: error for i, error in failed.items()}
+
+    def _retry(self, unit_batch: UnitBatch, requests: list[Request], answers: dict[tuple[int, int], Answer]) -> None:
+        """Replaces faulty answers by better ones."""
+        requests = [request for request in requests if request.key in answers]
+        for attempt in itertools.count(1):
+            requests = [request for request in requests if self.ladder.goes_on(answers[request.key])]
+            if not requests:
+                return
+            self._attempt(unit_batch, requests, answers, attempt)
+            for key in (request.key for request in requests):
+                if answers[key].num_attempts == attempt:  # this attempt alone failed; the answer is a caption still
+                    answers[key] = failed_again(answers[key])
 
     def _num_kept(self, num_visual: int) -> int:
         """Number of visual tokens that were decoded; for methods inside the model, the mean over its layers."""
@@ -89,14 +107,14 @@ class Generator:
         rows = layer_rows(self.method, self.settings, num_visual, layers)
         return num_visual if rows is None else round(fmean(attended for attended, _ in rows))
 
-    def _complete(self, unit_batch: UnitBatch, batch: list[Request]) -> list[Completion]:
+    def _complete(self, unit_batch: UnitBatch, batch: list[Request], attempt: int) -> list[Completion]:
         """The completions of a batch of requests with equal `max_new_tokens`."""
         images = [unit_batch.images[request.image] for request in batch]
         return self.decoder.generate(
             [[(torch.as_tensor(picture.content), picture.span) for picture in r.pictures] for r in batch],
             [request.ids for request in batch],
             max_new_tokens=batch[0].max_new_tokens,
-            seeds=[sampling_seed(i.sha256, r.prompt, self.seed) for i, r in zip(images, batch, strict=True)],
+            seeds=[self.ladder.seed_of(i, r, attempt) for i, r in zip(images, batch, strict=True)],
             policy=self.policy,
-            **self.sampling,
+            **self.ladder.sampling(attempt),
         )

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -24,11 +25,11 @@ from PIL import Image as PILImage
 from otprune.models import Checkpoint, Completion, load_prompter
 from otprune.vllm.request import image_fields
 from pipelines.config.keys import EngineConfig, GenerateConfig, PromptConfig
+from pipelines.engines.repair import Ladder, better_of, failed_again
 from pipelines.engines.requests import Request, RequestMaker, Shown, as_answer, give_answers
 from pipelines.engines.vllm_client import EngineDiedError, Generated, VllmEngine, engine_arguments
 from pipelines.stages.batches import SYSTEMATIC, Suspicion
 from pipelines.stages.gpu import Place
-from pipelines.stages.seeds import sampling_seed
 from pipelines.stages.thumbnail import make_sample
 from pipelines.stages.token_arrays import unpack
 from pipelines.stages.unit_batch import Answer, UnitBatch
@@ -70,11 +71,9 @@ class VllmGenerator:
         images: bool,
         place: Place,
     ):
-        self.images, self.seed, self.timeout_seconds = images, generate.seed, engine.timeout_seconds
+        self.images, self.ladder, self.timeout_seconds = images, Ladder.of(generate), engine.timeout_seconds
         self.prompter, self.checkpoint = load_prompter(checkpoint), checkpoint
         self.sampling = {
-            "temperature": generate.temperature,
-            "top_p": generate.top_p,
             "stop_token_ids": self.prompter.end_tokens,
             "ignore_eos": True,  # ignores the tokenizer's end token: the checkpoint's end tokens end an answer
             **engine.sampling,
@@ -152,20 +151,33 @@ class VllmGenerator:
         return self.requests.of_unit(unit_batch, shown)
 
     async def _answer(self, unit_batch: UnitBatch, request: Request) -> Answer:
+        """The answer to the request, after as many attempts as the ladder makes."""
         async with self.places:
-            if not self.num_inside:
-                self.last_progress = time.monotonic()
-            self.num_inside += 1
-            try:
-                sampling = self.sampling | {"max_tokens": request.max_new_tokens}
-                if sampling["temperature"] > 0:
-                    sampling["seed"] = sampling_seed(unit_batch.images[request.image].sha256, request.prompt, self.seed)
-                name = f"{unit_batch.unit.name}:{request.image}:{request.prompt}"
-                generated = await self.engine.complete(self._prompt(request), sampling, name)
-            finally:
-                self.num_inside -= 1
-                self.last_progress = time.monotonic()
-        return as_answer(self._completion(request, generated), request.num_visual)
+            answer = await self._attempt(unit_batch, request, 0)
+            while self.ladder.goes_on(answer):
+                try:
+                    answer = better_of(answer, await self._attempt(unit_batch, request, answer.num_attempts))
+                except EngineDiedError:
+                    raise
+                except Exception:  # this attempt alone failed, and the answer so far is a caption still
+                    answer = failed_again(answer)
+        return answer
+
+    async def _attempt(self, unit_batch: UnitBatch, request: Request, attempt: int) -> Answer:
+        if not self.num_inside:
+            self.last_progress = time.monotonic()
+        self.num_inside += 1
+        try:
+            sampling = self.sampling | self.ladder.sampling(attempt) | {"max_tokens": request.max_new_tokens}
+            if sampling["temperature"] > 0:
+                sampling["seed"] = self.ladder.seed_of(unit_batch.images[request.image], request, attempt)
+            name = f"{unit_batch.unit.name}:{request.image}:{request.prompt}:{attempt}"
+            generated = await self.engine.complete(self._prompt(request), sampling, name)
+        finally:
+            self.num_inside -= 1
+            self.last_progress = time.monotonic()
+        answer = as_answer(self._completion(request, generated), request.num_visual)
+        return replace(answer, finish_reason="loop") if generated.finish_reason == "repetition" else answer
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         """vLLM's prompt: the ids with one placeholder for each picture, and the pictures.

@@ -28,7 +28,7 @@ class Generated:
     """The output of one request."""
 
     ids: list[int]  # generated tokens, including the end token
-    finish_reason: str  # stop | length
+    finish_reason: str  # stop | length | repetition, where vLLM's own detector (`repetition_detection`) ended it
     text: str | None = None  # only for a request with stop strings, which cut the text
 
 
@@ -70,7 +70,7 @@ class VllmEngine:
         except EngineGenerateError as error:
             raise error.__cause__ or error from None
         (answer,) = outputs[-1].outputs
-        if answer.finish_reason not in ("stop", "length"):
+        if answer.finish_reason not in ("stop", "length", "repetition"):
             raise RuntimeError(f"vLLM gave the request up: {answer.finish_reason}")
         text = answer.text if sampling.get("stop") else None
         return Generated(list(answer.token_ids), answer.finish_reason, text)
@@ -93,6 +93,10 @@ def sampling_params(sampling: dict[str, Any]) -> Any:
     params = dict(sampling)
     if structured := params.pop("structured_outputs", None):
         params["structured_outputs"] = StructuredOutputsParams(**structured)
+    if repetition := params.pop("repetition_detection", None):
+        from vllm.sampling_params import RepetitionDetectionParams  # pyright: ignore[reportMissingImports]
+
+        params["repetition_detection"] = RepetitionDetectionParams(**repetition)
     return SamplingParams(**params, detokenize=bool(params.get("stop")), output_kind=RequestOutputKind.FINAL_ONLY)
 
 

@@ -42,7 +42,7 @@ def health(captions: Sequence[str], finish_reasons: Sequence[str]) -> dict[str, 
 
     empty             captions without a character other than white space
     truncated         captions whose finish reason is "length"
-    looping           captions that end in the same words three times or more
+    looping           captions that end in a loop (repetition.py)
     repeated_4grams   mean share of a caption's 4-grams that occurred before in the same caption
     distinct          different captions / captions; near 0 if the model says the same of every image
     mean_tokens       mean number of tokens

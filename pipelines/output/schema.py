@@ -19,8 +19,9 @@ CAPTIONS = pa.schema(
         ("num_kept_tokens", pa.int32()),  # visual tokens decoded; for methods inside the model, the mean over layers
         ("num_prompt_tokens", pa.int32()),  # text and visual tokens that enter the first layer
         ("num_generated_tokens", pa.int32()),  # includes the end token
-        ("finish_reason", pa.string()),  # stop | length
+        ("finish_reason", pa.string()),  # stop | length | loop
         ("sha256", pa.string()),  # of the encoded image
+        ("num_attempts", pa.int32()),  # 1, and the retries of a caption that looped (or was cut)
     ]
 )
 

@@ -63,7 +63,7 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
         UserError: for anything that the user has to correct, such as a corpus of one image.
         JobFailedError: if Ray gives up, or a unit fails as a whole.
     """
-    config = replace(config, generate=replace(config.generate, temperature=0.0))
+    config = replace(config, generate=replace(config.generate, temperature=0.0, retries=0))
     config, checkpoint = check_model(config)
     corpus = find_input(config)
     spans = sample_spans(corpus, images)

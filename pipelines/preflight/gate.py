@@ -1,8 +1,6 @@
 """The gate: captions a sample with and without pruning before a run, and stops the run if pruning costs too much.
 
-    quality    CIDEr with the corpus's references, pruned / unpruned, over the images with references. If more than half
-               of the captions have no references: mean ROUGE-L of the pruned captions with the unpruned captions as
-               references (1: the same words)
+    quality    of the pruned captions relative to the unpruned ones, by gate.metric (gate_metrics.py)
     passed     the lower end of the 95 % interval of the quality (bootstrap over images, both captions of an image
                together) reaches gate.min_quality
 
@@ -14,18 +12,18 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from otprune.methods import UNPRUNED
-from pipelines.errors import JobFailedError
+from pipelines.config.judge import read_judge
+from pipelines.corpus.pictures import picture_urls
+from pipelines.corpus.truth import Truth, read_truth
+from pipelines.errors import JobFailedError, UserError
 from pipelines.metrics.agreement import agreement
-from pipelines.metrics.bootstrap import bootstrap
-from pipelines.metrics.cider import cider_d_scores
-from pipelines.metrics.ptb import tokenize
+from pipelines.preflight.gate_metrics import Comparison, Key, compare
+from pipelines.preflight.pairwise import Judged, Pair, judge_pairs
 from pipelines.preflight.sample import draw_units, run_sample
 from pipelines.run.job import Job
 from pipelines.run.outcome import Compared, Gate
@@ -36,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 FILE = "gate.json"
 ENOUGH = 16  # least images that are captioned under both settings
-
-Key = tuple[str, int, int]  # source, row, index of the prompt
 
 
 def pass_gate(job: Job) -> Gate | None:
@@ -67,55 +63,66 @@ def pass_gate(job: Job) -> Gate | None:
         raise JobFailedError(
             f"the gate has too little to compare: {num_images} of {drawn} sampled images came through twice"
         )
-    gate = judge(compared, config.min_quality, drawn, time.perf_counter() - started)
+    ids = {address: image["id"] for address, image in pruned.items()}
+    comparison = compare_sample(job, compared, ids)
+    gate = judge(compared, config.min_quality, drawn, time.perf_counter() - started, comparison)
     stored = {"fingerprint": job.fingerprint, "sample": _sample(job), **asdict(gate)}
     # Captions and thumbnails of the sample are for the report of this run alone.
     job.output.write(FILE, json.dumps(stored | {"compared": None}, indent=1).encode())
     return gate
 
 
-def judge(compared: dict[Key, Compared], min_quality: float, drawn: int = 0, seconds: float = 0.0) -> Gate:
-    """The verdict on captions of the same images under both settings: by CIDEr if at least half have references.
+def judge(
+    compared: dict[Key, Compared],
+    min_quality: float,
+    drawn: int = 0,
+    seconds: float = 0.0,
+    comparison: Comparison | None = None,
+) -> Gate:
+    """The verdict on captions of the same images under both settings.
 
     Args:
         drawn: images of the sample.
         seconds: that the sample took.
+        comparison: of the captions; None compares them by `auto`, of a corpus of which nothing more is known.
     """
-    keys, referenced = list(compared), [key for key in compared if compared[key].references]
-    if 2 * len(referenced) >= len(keys):
-        keys = referenced
-        metric, references = "cider", {key: [tokenize(t) for t in compared[key].references] for key in keys}
-        scores = [
-            cider_d_scores({key: tokenize(getattr(compared[key], setting)) for key in keys}, references)
-            for setting in ("pruned", "unpruned")
-        ]
-    else:
-        metric = "rouge_l"
-        scores = [{key: compared[key].agreement for key in keys}, dict.fromkeys(keys, 1.0)]  # unpruned with itself: 1
-    images = {key: i for i, key in enumerate(dict.fromkeys(key[:2] for key in keys))}
-    # Image x (pruned, unpruned), summed over prompts: the bootstrap resamples an image with all its prompts.
-    table = np.zeros((len(images), 2))
-    for key in keys:
-        table[images[key[:2]]] += [scores[0][key], scores[1][key]]
-
-    def combine(sums: np.ndarray) -> dict[str, np.ndarray]:
-        return {"quality": sums[..., 0] / np.maximum(sums[..., 1], 1e-12)}
-
-    interval = bootstrap(table, combine)["quality"]
-    pruned, unpruned = table.sum(axis=0) / len(keys)
+    found = comparison or compare(compared)
     return Gate(
-        passed=interval[0] >= min_quality,
+        passed=found.interval[0] >= min_quality,
         min_quality=min_quality,
-        quality=float(combine(table.sum(axis=0))["quality"]),
-        interval=interval,
-        metric=metric,
-        pruned_score=float(pruned),
-        unpruned_score=float(unpruned),
-        images=len(images),
-        drawn=max(drawn, len(images)),
+        drawn=max(drawn, found.images),
         seconds=seconds,
-        compared=sorted(compared.values(), key=lambda comparison: comparison.agreement),
+        compared=sorted(compared.values(), key=lambda each: each.agreement),
+        **{name: getattr(found, name) for name in Comparison.__slots__},
     )
+
+
+def compare_sample(job: Job, compared: dict[Key, Compared], ids: dict[tuple[str, int], str]) -> Comparison:
+    """The comparison of a sample's captions by `gate.metric`. `ids` are the ids of the images.
+
+    Raises:
+        JobFailedError: if the corpus has not what the metric needs.
+    """
+    config, settings = job.config, read_judge(job.config.quality.judge)
+
+    def truth() -> Truth | None:
+        references = {key[:2]: each.references for key, each in compared.items()}
+        return read_truth(config.quality, config.input, ids, references)
+
+    def ask(captions: Mapping[Key, Compared]) -> Judged:
+        assert settings is not None
+        asked = dict(list(captions.items())[: settings.pairs])
+        urls = picture_urls(job.corpus, (key[:2] for key in asked), settings.seconds)
+        pairs = [
+            Pair(key[:2], urls.get(key[:2]) or f"data:image/jpeg;base64,{e.picture['jpeg']}", e.pruned, e.unpruned)
+            for key, e in asked.items()
+        ]
+        return judge_pairs(pairs, settings)
+
+    try:
+        return compare(compared, config.gate.metric, truth, ask if settings else None)
+    except (UserError, ValueError) as error:
+        raise JobFailedError(str(error)) from error
 
 
 def _images(summaries: Iterable[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
@@ -161,6 +168,9 @@ def _sample(job: Job) -> dict[str, Any]:
         "files": hashlib.sha256(files.encode()).hexdigest()[:12],
         "limit": config.input.limit,
         "references": config.input.reference_column,
+        "metric": config.gate.metric,
+        "objects": [config.quality.objects, config.quality.instances],
+        "judge": [config.quality.judge.get("url"), config.quality.judge.get("model")],
     }
 
 

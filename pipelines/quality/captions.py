@@ -4,18 +4,20 @@
     agreement    agreement with the captions of another output (say, of the unpruned model) for the same images and
                  prompts
     references   CIDEr, BLEU-4 and ROUGE-L, if the corpus has a column of reference captions
+    objects      CHAIR and recall, where the objects of images are known (corpus/truth.py); of drawn scenes, also how
+                 right colours, sizes and places are
+    judge        which of the two outputs' captions a model prefers (preflight/pairwise.py), with quality.judge
     canary       whether captions depend on their images at all; only the canary runs the model (preflight/canary.py)
 
-The first three measure a sample of `sample` captions. The hash of a caption's address draws the sample, so that every
+The first four measure a sample of `sample` captions. The hash of a caption's address draws the sample, so that every
 output of the same corpus has the same sample.
 """
 
 import heapq
 import json
 import zlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +25,16 @@ import numpy as np
 from pipelines.benchmarks import Record
 from pipelines.benchmarks.captions import caption_scorer
 from pipelines.benchmarks.scoring import score_records
+from pipelines.config.judge import read_judge
 from pipelines.config.load import to_yaml
-from pipelines.corpus.find import find_corpus
+from pipelines.corpus.pictures import picture_urls
+from pipelines.corpus.truth import Truth, open_corpus, read_texts, read_truth
 from pipelines.errors import UserError
 from pipelines.metrics.agreement import agreement, health
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.output.reader import OutputReader
 from pipelines.output.schema import CAPTIONS_FOLDER
+from pipelines.preflight.pairwise import Judged, Pair, judge_pairs
 from pipelines.quality.config import QualityConfig
 from pipelines.store import STORE_ERRORS, Store, make_store
 from pipelines.tracker import make_tracker
@@ -37,7 +42,7 @@ from pipelines.tracker import make_tracker
 if TYPE_CHECKING:
     from pipelines.preflight.canary import CanaryResult
 
-COLUMNS = ["source", "row", "prompt", "caption", "finish_reason"]
+COLUMNS = ["id", "source", "row", "prompt", "caption", "finish_reason"]
 
 Address = tuple[str, int, str]  # source, row, prompt
 Measured = dict[str, tuple[float, float, float]]  # metric -> value and the ends of its 95 % interval
@@ -53,6 +58,10 @@ class Quality:
     agreed_on: int  # captions of the sample that both outputs hold
     references: Measured | None
     referenced: int  # captions of the sample with references
+    objects: Measured | None = None
+    known: int = 0  # captions of the sample whose images' objects are known
+    health_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    judged: Judged | None = None
     canary: "CanaryResult | None" = None
 
 
@@ -95,15 +104,70 @@ def measure_captions(config: QualityConfig, output: Store) -> Quality:
                 f"baseline.path must hold captions of the same images and prompts, got none in {store.path}"
             )
         agreement_with_baseline = measure_agreement({key: captions[key] for key in others}, others, config.resamples)
+    judged = ask_judge(config, captions, others) if config.quality.judge else None
     references = read_references(config, list(captions))
+    objects, known = measure_objects(config, {address_of(row): row for row in rows}, references)
     return Quality(
         captions=len(rows),
         health=health([row["caption"] for row in rows], [row["finish_reason"] for row in rows]),
+        health_intervals=health_intervals(rows, config.resamples),
+        objects=objects,
+        known=known,
+        judged=judged,
         agreement=agreement_with_baseline,
         agreed_on=len(others),
         references=measure_references(captions, references, config.resamples) if references else None,
         referenced=len(references),
     )
+
+
+def ask_judge(config: QualityConfig, captions: Mapping[Address, str], others: Mapping[Address, str]) -> Judged:
+    """The judgement on captions and the baseline's captions of the same images, whose pictures the corpus holds.
+
+    Raises:
+        UserError: if quality.judge is wrong, or there is no baseline or no corpus.
+    """
+    settings = read_judge(config.quality.judge)
+    assert settings is not None
+    if not others or not config.input.path:
+        raise UserError("quality.judge compares two outputs by their images: it needs baseline.path and input.path")
+    asked = [address for address in captions if address in others][: settings.pairs]  # in the order of the sample
+    urls = picture_urls(open_corpus(config.input, "none"), (address[:2] for address in asked), settings.seconds)
+    pairs = [Pair(address[:2], urls.get(address[:2]), captions[address], others[address]) for address in asked]
+    return judge_pairs(pairs, settings)
+
+
+def health_intervals(rows: Sequence[dict[str, Any]], resamples: int) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the metrics of `health` that are means over captions."""
+    parts = [health([row["caption"]], [row["finish_reason"]]) for row in rows]
+    names = [name for name in parts[0] if name != "distinct"]
+    table = sum_by_image(map(address_of, rows), [[*(part[name] for name in names), 1] for part in parts])
+    return bootstrap(
+        table, lambda sums: {name: sums[..., i] / sums[..., -1] for i, name in enumerate(names)}, resamples=resamples
+    )
+
+
+def measure_objects(
+    config: QualityConfig, rows: Mapping[Address, Mapping[str, Any]], references: Mapping[Address, Sequence[str]]
+) -> tuple[Measured | None, int]:
+    """The metrics of `Truth`, and the number of captions that they are of; (None, 0) if no object is known."""
+    ids = {address[:2]: row["id"] for address, row in rows.items()}
+    truth = read_truth(config.quality, config.input, ids, {key[:2]: texts for key, texts in references.items()})
+    if truth is None:
+        return None, 0
+    captions = {address: row["caption"] for address, row in rows.items()}
+    return measure_truth(captions, truth, config.resamples), sum(address[:2] in truth.objects for address in rows)
+
+
+def measure_truth(captions: Mapping[Address, str], truth: Truth, resamples: int) -> Measured | None:
+    """The metrics of `Truth` over the captions of the images whose objects are known; None if there are none."""
+    known = [address for address in captions if address[:2] in truth.objects]
+    if not known:
+        return None
+    table = sum_by_image(known, [truth.counts(address[:2], captions[address]) for address in known])
+    intervals = bootstrap(table, truth.metrics, resamples=resamples)
+    values = truth.metrics(table.sum(axis=0))
+    return {name: (float(value), *intervals[name]) for name, value in values.items()}
 
 
 def measure_agreement(captions: Mapping[Address, str], others: Mapping[Address, str], resamples: int) -> Measured:
@@ -121,12 +185,12 @@ def measure_agreement(captions: Mapping[Address, str], others: Mapping[Address, 
     return {name: (float(value), *intervals[name]) for name, value in combine(table.sum(axis=0)).items()}
 
 
-def sum_by_image(addresses: Iterable[Address], rows: Sequence[Sequence[float]]) -> np.ndarray:
+def sum_by_image(addresses: Iterable[Address], rows: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
     """Sums rows of captions [captions, columns] over the prompts of each image: float64 [images, columns]."""
     images = [address[:2] for address in addresses]
     index_of = {image: i for i, image in enumerate(dict.fromkeys(images))}
     table = np.zeros((len(index_of), len(rows[0])))
-    np.add.at(table, [index_of[image] for image in images], rows)
+    np.add.at(table, [index_of[image] for image in images], np.array(rows, np.float64))
     return table
 
 
@@ -163,6 +227,8 @@ def track_quality(config: QualityConfig, quality: Quality) -> str:
     for part, measured in measured_parts(quality):
         for name, (value, low, high) in measured.items():
             metrics |= {f"{part}/{name}": value, f"{part}/{name}/low": low, f"{part}/{name}/high": high}
+    if quality.judged is not None:
+        metrics |= quality.judged.metrics()
     if quality.canary is not None:
         metrics["canary/saw_the_images"] = quality.canary.saw_the_images
     tracker.log(metrics, 0)
@@ -172,7 +238,11 @@ def track_quality(config: QualityConfig, quality: Quality) -> str:
 
 def measured_parts(quality: Quality) -> list[tuple[str, Measured]]:
     """(part, metrics) of every part of the quality that has intervals."""
-    parts = [("agreement", quality.agreement or {}), ("references", quality.references or {})]
+    parts = [
+        ("agreement", quality.agreement or {}),
+        ("references", quality.references or {}),
+        ("objects", quality.objects or {}),
+    ]
     if quality.canary is not None:
         names = ("same_as_blank", "same_as_swapped", "follows_swap")
         shares = {name: getattr(quality.canary, name) for name in names}
@@ -187,24 +257,8 @@ def read_references(config: QualityConfig, addresses: Sequence[Address]) -> dict
     """
     if not config.input.path or config.input.reference_column == "none":
         return {}
-    corpus = find_corpus(
-        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
-        format=config.input.format,
-        image_column=config.input.image_column,
-        id_column=config.input.id_column,
-        reference_column=config.input.reference_column,
-        templates=[],
-    )
-    references: dict[Address, list[str]] = {}
-    by_source: dict[str, list[Address]] = defaultdict(list)
-    for address in addresses:
-        by_source[address[0]].append(address)
-    for file in corpus.files:
-        if in_file := by_source.get(file.source):
-            rows = [row for _, row, _ in in_file]
-            texts = corpus.format.references(corpus.store, file, corpus.columns, rows)
-            references |= {address: texts[address[1]] for address in in_file if address[1] in texts}
-    return references
+    texts = read_texts(config.input, config.input.reference_column, (address[:2] for address in addresses))
+    return {address: texts[address[:2]] for address in addresses if address[:2] in texts}
 
 
 def read_captions(store: Store, name: str) -> Iterator[dict[str, Any]]:

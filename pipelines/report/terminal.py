@@ -27,6 +27,8 @@ def print_summary(job: "Job", outcome: "Outcome") -> None:
         table.add_row("speed", f"{rates} once started; {metrics['wall_seconds']:.0f} s in all")
     if "kept_from/overview" in metrics:
         table.add_row("tiles", _overview_line(metrics))
+        if glitches := _glitches(metrics):
+            table.add_row("glitches", glitches)
     if "usd_total" in metrics:
         table.add_row("cost", f"${metrics['usd_total']:.4f}{_per_million(metrics)}")
         if "usd/idle" in metrics:
@@ -53,6 +55,20 @@ def _overview_line(metrics: Mapping[str, float]) -> str:
     overview, tiles = metrics["retention/overview"], metrics["retention/tiles"]
     kept = f"kept {overview:.0%} of the overviews' tokens and {tiles:.0%} of the tiles'"
     return f"{kept}; {metrics['kept_from/overview']:.0%} of what was kept shows the whole picture"
+
+
+def _glitches(metrics: Mapping[str, float]) -> str:
+    """What was wrong with captions, and what trying again did; empty if nothing was. Old records know no loops."""
+    parts = []
+    if retried := metrics.get("captions_retried"):
+        usd = f", ${metrics['usd_of_retries']:.4f}" if "usd_of_retries" in metrics else ""
+        cost = f"{metrics['retry_tokens']:,} tokens{usd}"
+        parts.append(f"{retried:,} captions tried again ({cost}), {metrics['captions_repaired']:,} repaired")
+    if looping := metrics.get("finished_by_loop"):
+        parts.append(f"{looping:.1%} end in a loop")
+    if cut := metrics.get("finished_by_length"):
+        parts.append(f"{cut:.1%} are cut at generate.max_new_tokens")
+    return "; ".join(parts)
 
 
 def _per_million(metrics: Mapping[str, float]) -> str:

@@ -21,11 +21,16 @@ KEYS = (
     "generate.temperature",
     "generate.top_p",
     "generate.seed",
+    "generate.retries",
+    "generate.retry_cut",
     "input.image_column",
     "input.id_column",
 )
-UNSET = ("model.max_pixels", "model.min_pixels", "model.max_tiles", "model.original_tiles", "prompt.system")
-"""Keys that decide nothing while they are null, false or empty."""
+UNSET = (
+    *("model.max_pixels", "model.min_pixels", "model.max_tiles", "model.original_tiles"),
+    *("prompt.system", "generate.retries", "generate.retry_cut"),
+)
+"""Keys that decide nothing while they are null, empty, 0 or false."""
 
 
 def describe(config: Config, checkpoint: Checkpoint, pruning: dict[str, Any] | None = None) -> dict[str, Any]:

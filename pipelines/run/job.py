@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from otprune.families import Options
 from otprune.methods import get_method
 from otprune.models import Checkpoint, CheckpointError, read_checkpoint
+from pipelines.config.judge import read_judge
 from pipelines.config.keys import Config, PruneConfig
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.dollars.meter import check_instances
@@ -196,6 +197,8 @@ def check_keys(config: Config, *, writes: bool = True) -> None:
         get_method(config.prune.method).check(config.prune.settings)
     except ValueError as error:
         raise UserError(f"prune.{error}") from error
+    if read_judge(config.quality.judge) is None and config.gate.metric == "judge":
+        raise UserError("gate.metric=judge needs quality.judge.url and quality.judge.model")
     check_engine(config)
 
 

@@ -21,6 +21,9 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
     `usd_total`: while a node has no price, the cost of the other nodes; prices per image are then left out.
     `kept_from/overview`, `kept_from/tiles`, `retention/overview`, `retention/tiles`: of pictures in tiles
         (`Totals.crop_shares`).
+    `retry_tokens`: tokens of attempts that were not kept. `tokens_per_second` and prices per token count kept tokens
+        alone, so that what retries cost lowers the one and raises the others.
+    `usd_of_retries`: the part of `usd/generate` that these tokens cost, by their share of all generated tokens.
     `prefill_tflops_per_image`: multiply-adds of the language model, as papers on pruning count them.
     """
     totals, rates, startup = progress.totals, progress.rates(), progress.startup_seconds
@@ -34,13 +37,17 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
         "prefill_tflops_per_image": prefill_tflops(job, totals),
         "finished_by_length": totals.finished_by_length / max(1, totals.captions),
         **totals.crop_shares(),
+        "finished_by_loop": totals.finished_by_loop / max(1, totals.captions),
+        "captions_retried": totals.retried,
+        "captions_repaired": totals.repaired,
+        "retry_tokens": totals.retry_tokens,
         "wall_seconds": progress.elapsed,
         "startup_seconds": startup - account.gate_seconds,
         **{f"seconds/{stage}": seconds for stage, seconds in totals.seconds.items()},
         **{f"gpu_busy/{stage}": share for stage, share in busy.items() if share is not None},
         **{f"quarantined/{reason}": count for reason, count in totals.reasons.items()},
     }
-    return metrics | account.metrics(
+    metrics |= account.metrics(
         first_unit=startup,
         busy=totals.seconds,
         images=totals.images_captioned,
@@ -48,6 +55,9 @@ def run_metrics(job: Job, progress: Progress, account: Account, clock: PoolClock
         rates=rates,
         usd_to_finish=progress.usd_left,
     )
+    if "usd/generate" in metrics:
+        metrics["usd_of_retries"] = metrics["usd/generate"] * totals.retry_share
+    return metrics
 
 
 def prefill_tflops(job: Job, totals: Totals) -> float:

@@ -56,6 +56,14 @@ class Compared:
     agreement: float  # ROUGE-L of the two captions
 
 
+METRICS = {  # of the gate
+    "cider": "CIDEr with the corpus's references",
+    "rouge_l": "ROUGE-L with the unpruned captions",
+    "objects": "F1 of the objects named",
+    "judge": "pairs that a judge gives to each",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """The verdict of the gate. `compared` serves the report, worst agreement first; it is empty after a resume."""
@@ -64,26 +72,33 @@ class Gate:
     min_quality: float
     quality: float
     interval: tuple[float, float]  # 95 %
-    metric: str  # cider with the corpus's references, or rouge_l with the unpruned captions as references
-    pruned_score: float  # CIDEr on the raw scale, or ROUGE-L
+    metric: str  # a key of METRICS
+    pruned_score: float  # on the metric's own scale
     unpruned_score: float
     images: int  # captioned both with and without pruning
     drawn: int  # images of the sample
     seconds: float
     compared: list[Compared] = field(default_factory=list)
+    note: str = ""  # why the metric is second best
+    judged: dict[str, float] = field(default_factory=dict)  # what a judge said and cost, under MLflow names
+
+    @property
+    def by(self) -> str:
+        """The metric in words, with the reason if it is second best."""
+        return METRICS[self.metric] + (f" ({self.note})" if self.note else "")
 
     def metrics(self) -> dict[str, float]:
         """The numbers of the gate under their MLflow names, `gate/...`."""
         names = ("min_quality", "quality", "pruned_score", "unpruned_score", "images", "seconds")
         numbers = {f"gate/{name}": float(getattr(self, name)) for name in names}
-        return numbers | {"gate/quality_low": self.interval[0], "gate/quality_high": self.interval[1]}
+        ends = {"gate/quality_low": self.interval[0], "gate/quality_high": self.interval[1]}
+        return numbers | ends | {f"gate/{name}": value for name, value in self.judged.items()}
 
     def __str__(self) -> str:
         low, high = self.interval
-        of = "CIDEr with the corpus's references" if self.metric == "cider" else "ROUGE-L with the unpruned captions"
         return (
-            f"quality {self.quality:.4f} of unpruned ({low:.4f} to {high:.4f}; {of}, {self.pruned_score:.4f} against "
-            f"{self.unpruned_score:.4f}, {self.images} of {self.drawn} sampled images) "
+            f"quality {self.quality:.4f} of unpruned ({low:.4f} to {high:.4f}; {self.by}, "
+            f"{self.pruned_score:.4f} against {self.unpruned_score:.4f}, {self.images} of {self.drawn} sampled images) "
             f"{'reaches' if self.passed else 'does not reach'} gate.min_quality={self.min_quality:g} at the lower end"
         )
 

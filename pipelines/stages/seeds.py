@@ -16,11 +16,12 @@ def image_seed(sha256: str, seed: int) -> int:
     return (int(sha256[:15], 16) + seed) % 2**62
 
 
-def sampling_seed(sha256: str, prompt: int, seed: int) -> int:
+def sampling_seed(sha256: str, prompt: int, seed: int, attempt: int = 0) -> int:
     """Seed, in [0, 2^60), for sampling one answer.
 
     `sha256` is the hash of the image's bytes in hex, `prompt` the index of the prompt among the image's prompts, and
-    `seed` is `generate.seed`. The result is a hash of all three: a sum could give prompts of different images the same
-    seed.
+    `seed` is `generate.seed`. A further attempt at the same answer counts on from 1. The result is a hash of all of
+    them: a sum could give prompts of different images the same seed.
     """
-    return int(hashlib.sha256(f"{sha256}:{prompt}:{seed}".encode()).hexdigest()[:15], 16)
+    again = f":{attempt}" if attempt else ""
+    return int(hashlib.sha256(f"{sha256}:{prompt}:{seed}{again}".encode()).hexdigest()[:15], 16)

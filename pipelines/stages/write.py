@@ -98,6 +98,10 @@ def totals(unit_batch: UnitBatch) -> dict[str, Any]:
         "generated_tokens": sum(answer.num_generated_tokens for answer in answers),
         "finished_by_length": sum(answer.finish_reason == "length" for answer in answers),
         "crop_tokens": dict(sum((Counter(image.crop_tokens) for image in unit_batch.images), Counter())),
+        "finished_by_loop": sum(answer.finish_reason == "loop" for answer in answers),
+        "retried": sum(answer.num_attempts > 1 for answer in answers),
+        "repaired": sum(answer.num_attempts > 1 and answer.finish_reason == "stop" for answer in answers),
+        "retry_tokens": sum(answer.num_discarded_tokens for answer in answers),
         "reasons": dict(Counter(rejected.reason for rejected in unit_batch.rejected)),
         "seconds": unit_batch.seconds,
     }
@@ -115,6 +119,7 @@ def summarize(unit_batch: UnitBatch) -> dict[str, Any]:
 def _sample_fields(image: Image, sample: Sample) -> dict[str, Any]:
     """A sampled image for the report, the gate and samples.json."""
     return {
+        "id": image.id,
         "source": image.source,
         "row": image.row,
         "references": image.references,

@@ -76,7 +76,7 @@ class StudyConfig(Config):
     mlflow: MlflowConfig = field(default_factory=lambda: MlflowConfig(experiment="study"))
     # The pieces are Ray tasks of one CPU. These sections reserve nothing, so that no room is kept free for actors.
     encode: EncodeConfig = field(default_factory=lambda: EncodeConfig(num_cpus=0.0, num_gpus=0.0))
-    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(num_cpus=0.0, num_gpus=0.0))
+    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(num_cpus=0.0, num_gpus=0.0, retries=0))
 
 
 OWN = ("experiments", "resamples", "piece_scenes", *EXPERIMENTS)

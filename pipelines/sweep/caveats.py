@@ -11,6 +11,7 @@ Difference = Callable[[str, str], Interval | None]
 
 FEW_IMAGES = 400  # below this number of judged images, a warning says how many there were
 CUT_SHARE = 0.05  # above this share of captions that end at max_new_tokens, a warning says so
+LOOP_SHARE = 0.001  # share of looping captions from which a caveat tells it
 DISORDER = 0.1  # above this share of pairs in which fewer tokens cost more, speeds are called noisy
 
 
@@ -119,4 +120,7 @@ def _weak_quality(buy: Setting) -> list[str]:
     if metrics.get("finished_by_length", 0) > CUT_SHARE:
         share = f"{100 * metrics['finished_by_length']:.0f} %"
         found.append(f"{share} of its captions are cut at generate.max_new_tokens, which also sets their cost.")
+    if metrics.get("finished_by_loop", 0) > LOOP_SHARE:
+        share = f"{100 * metrics['finished_by_loop']:.1f} %"
+        found.append(f"{share} of its captions end in a loop, after every retry (generate.retries).")
     return found

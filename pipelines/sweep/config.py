@@ -1,7 +1,7 @@
 """The configuration of jobs/sweep.py."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.config.keys import Config, MlflowConfig
 from pipelines.config.schema import key
@@ -24,6 +24,11 @@ class SweepSection:
         0.05,
         low=0,
         high=1,
+    )
+    metric: Literal["auto", "cider", "rouge_l", "objects"] = key(
+        "what quality is, as gate.metric. auto: cider or else rouge_l for captions of up to 30 words, objects for "
+        "longer ones where they are known",
+        "auto",
     )
     sample: int = key("captions of each point that are scored; the same images in every point", 10_000, low=2)
     resamples: int = key("bootstrap resamples for each interval", 1000, low=1)

@@ -45,6 +45,7 @@ NOT_OF_POINTS = (  # keys that cannot be an axis: they belong to the sweep, or c
     "run.",
     "budget.",
     "gate.",
+    "quality.",
 )
 
 

@@ -43,8 +43,9 @@ def make_generator(model: Path, method: str = "none", settings: dict | None = No
 def generator(loaded, monkeypatch):
     """The loaded generator, with some settings changed for one test by calling it."""
 
-    def change(temperature=0.0, top_p=1.0, **settings) -> Generator:
-        monkeypatch.setattr(loaded, "sampling", {"temperature": temperature, "top_p": top_p})
+    def change(temperature=0.0, top_p=1.0, seed=0, **settings) -> Generator:
+        ladder = replace(loaded.ladder, temperature=temperature, top_p=top_p, seed=seed)
+        monkeypatch.setattr(loaded, "ladder", ladder)
         for name, value in settings.items():
             monkeypatch.setattr(loaded, name, value)
         return loaded

@@ -233,7 +233,7 @@ def test_a_text_cut_by_a_stop_string_is_taken_as_the_engine_cut_it(stage):
 
 
 def test_an_answer_that_was_cut_says_so(stage):
-    engine = FakeEngine(complete=lambda *_: Generated([11] * 40, "length"))
+    engine = FakeEngine(complete=lambda *_: Generated(list(range(11, 51)), "length"))
     (unit_batch,) = run(stage(engine), unit(tokens(1)))
     assert unit_batch.images[0].answers[0].finish_reason == "length"
 

@@ -2,14 +2,17 @@
 
 import itertools
 import math
+import random
 
 import numpy as np
 import pytest
 
+from demo.language import references
+from demo.world import scene_at
 from pipelines.metrics.agreement import agreement, canary, health
 from pipelines.metrics.bootstrap import bootstrap, percentile_interval, resampled_sums
 from pipelines.metrics.compare import mcnemar_p, wilcoxon_p
-from pipelines.metrics.repetition import is_loop, loop_turns, pieces, repeated_share
+from pipelines.metrics.repetition import MIN_REPEATED, is_loop, loop_period, repeated_share
 
 CAPTIONS = {
     "a": "A red bus drives down the street.",
@@ -41,51 +44,77 @@ def test_agreement_wants_the_same_images():
 
 
 def test_health_counts_each_ailment():
-    captions = ["a dog", "", "a bus a bus a bus", "a dog"]
+    captions = ["a dog", "", "a bus " * 8, "a dog"]
     found = health(captions, ["stop", "stop", "length", "stop"])
     assert found["empty"] == 0.25
     assert found["truncated"] == 0.25
     assert found["looping"] == 0.25
     assert found["distinct"] == 0.75
-    assert found["mean_tokens"] == pytest.approx((2 + 0 + 6 + 2) / 4)
-    assert found["repeated_4grams"] == pytest.approx((1 / 3) / 4)
+    assert found["mean_tokens"] == pytest.approx((2 + 0 + 16 + 2) / 4)
+    assert found["repeated_4grams"] == pytest.approx((11 / 13) / 4)
     with pytest.raises(ValueError, match="one length"):
         health(["a"], [])
 
 
-@pytest.mark.parametrize(
-    ("caption", "turns"),
-    [
-        ("a dog on a mat", 1),
-        ("a very very big dog", 1),  # not at the end
-        ("a dog dog", 2),
-        ("a bus . . . .", 4),
-        ("the cat and the dog and the dog and the dog and the", 3),  # the last turn is cut
-        ("", 1),
-    ],
-)
-def test_loops_are_repetitions_at_the_end(caption: str, turns: int):
-    assert loop_turns(pieces(caption)) == turns
-    assert is_loop(caption) is (turns >= 3)
+LOOPS = {
+    "the last turn is cut": "a cat and the dog and the dog and the dog and the dog and the dog and the",
+    "within a word": "a cat and the dog and the dog and the dog and the dog and the dog and the do",
+    "one word": "a bus" + " red" * 13,
+    "dots": "a bus" + " ." * 13,
+    "letters without spaces": "a code 7" + "0" * 60,
+    "a script without spaces": "\u7ea2\u8272\u7684\u732b" + "\u7684\u732b" * 8,
+    "closed as JSON": '{"caption": "a cat' + ", a cat" * 12 + '"}',
+    "long sentences": "A cat. " + "The sign behind the counter of the shop reads open until ten in the evening. " * 3,
+}
+NO_LOOPS = {
+    "plain": "a dog on a mat",
+    "empty": "",
+    "speech": "a very, very, very, very big dog",
+    "a sign": "The sign says no no no no no no no no no no no no",
+    "not at the end": "red " * 40 + "is written on the wall behind the two men",
+    "few turns": "a red ball and a red ball and a red ball",
+    "two sentences": "The sign behind the counter of the shop reads open until ten in the evening. " * 2,
+    "one pattern": " ".join(f"On the {side} there is a small red circle." for side in ("left", "right", "top", "rim")),
+    "a list": "\n".join(f"{i}. a {color} car" for i, color in enumerate(("red", "blue", "red", "blue", "red"), 1)),
+    "equal items": "\n".join(f"{i}. a red car" for i in range(1, 12)),
+    "Markdown": "**Objects**\n\n- a dog\n- a dog\n- a dog\n\n| name | number |\n|---|---|\n| dog | 3 |",
+    "ellipsis and rule": "and so on......\n----------",
+}
 
 
-def test_loop_turns_is_what_trying_every_unit_finds():
-    def by_trying(tokens):
-        best = 1
-        for period in range(1, min(12, len(tokens) // 2) + 1):
-            for cut in range(period):  # length of the unfinished last turn
-                unit = tokens[len(tokens) - cut - period : len(tokens) - cut]
-                if cut and tokens[len(tokens) - cut :] != unit[:cut]:
-                    continue
-                turns, end = 0, len(tokens) - cut
-                while end - period >= 0 and tokens[end - period : end] == unit:
-                    turns, end = turns + 1, end - period
-                best = max(best, turns)
-        return best
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_is_one_phrase_again_and_again_at_the_end(name: str):
+    assert is_loop(LOOPS[name])
 
-    for length in range(9):
-        for tokens in itertools.product("ab", repeat=length):
-            assert loop_turns(list(tokens)) == by_trying(list(tokens)), tokens
+
+@pytest.mark.parametrize("name", NO_LOOPS)
+def test_what_people_repeat_is_no_loop(name: str):
+    assert not is_loop(NO_LOOPS[name])
+
+
+def test_no_true_caption_of_the_demo_world_is_a_loop():
+    """Neither one caption nor the four of a scene in one text, 80 words on average."""
+    texts = [references(scene_at("corpus", i)) for i in range(2000)]
+    assert not [text for four in texts for text in (*four, " ".join(four)) if is_loop(text)]
+    assert np.mean([len(" ".join(four).split()) for four in texts]) > 60
+
+
+def test_the_period_of_a_loop_is_what_trying_every_phrase_finds():
+    def by_trying(tokens: str) -> int:
+        for period in range(1, len(tokens) + 1):
+            length = period + max(2 * period, MIN_REPEATED)
+            end = tokens[-length:]
+            if len(end) == length and end == (end[:period] * length)[:length]:
+                return period
+        return 0
+
+    rng, found = random.Random(0), []
+    for _ in range(2000):
+        phrase = "".join(rng.choices("ab", k=rng.randint(1, 9)))
+        tokens = "".join(rng.choices("ab", k=rng.randint(0, 5))) + (phrase * 20)[: rng.randint(0, 40)]
+        found.append(by_trying(tokens))
+        assert loop_period(list(tokens)) == found[-1], tokens
+    assert {0, *range(1, 10)} == set(found)
 
 
 def test_repeated_share_counts_ngrams_seen_before():

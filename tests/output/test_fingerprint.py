@@ -47,6 +47,8 @@ DECIDES = {
     "generate.temperature",
     "generate.top_p",
     "generate.seed",
+    "generate.retries",
+    "generate.retry_cut",
     "engine.name",
     "engine.kwargs",
     "engine.sampling",
@@ -71,7 +73,8 @@ DOES_NOT = {
     "engine.timeout_seconds",
     "engine.max_restarts",
 }
-DOES_NOT_SECTIONS = {"output", "encode", "faults", "cost", "budget", "mlflow", "ray", "run", "gate", "estimate"}
+DOES_NOT_SECTIONS = {"output", "encode", "faults", "cost", "budget", "mlflow", "ray", "run"}
+DOES_NOT_SECTIONS |= {"gate", "estimate", "quality"}
 
 
 DEMO_DESCRIBED = {
@@ -81,6 +84,7 @@ DEMO_DESCRIBED = {
     "decode.min_side": 2,
     "engine.name": "transformers",
     "generate.max_new_tokens": 48,
+    "generate.retries": 3,
     "generate.seed": 0,
     "generate.temperature": 0.0,
     "generate.top_p": 1.0,

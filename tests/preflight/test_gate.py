@@ -1,6 +1,7 @@
 """The gate and the cap: numbers that must hold before a run begins, and dollars that end it."""
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,14 +10,19 @@ from typing import Any
 import pytest
 
 from pipelines.config.load import load_config
+from pipelines.corpus.truth import Truth
 from pipelines.errors import UserError
 from pipelines.metrics import cider_d
-from pipelines.preflight import gate
+from pipelines.metrics.coco_objects import COCO
+from pipelines.preflight import gate, pairwise
 from pipelines.preflight.gate import judge
+from pipelines.preflight.gate_metrics import compare
+from pipelines.preflight.pairwise import Judged
 from pipelines.run.job import Actors, prepare
 from pipelines.run.outcome import Compared, Outcome
 from pipelines.stages.unit_batch import Sample, UnitBatch
 from tests.helpers import LOCAL, QUICK, addresses, fake_encoder, fake_generator, run_captions
+from tests.preflight.test_pairwise import Judge, said
 
 TEXTS = ["a red circle", "two blue squares on grass", "a small cat by a door", "the digit 7", "nothing at all here"]
 PICTURE = Sample(jpeg="", width=224, height=112, kept=[0], rows=1, columns=2)
@@ -189,3 +195,94 @@ def test_a_cap_without_a_price_is_refused(corpus: Path, tmp_path: Path):
         run(corpus, tmp_path, "cost.usd_per_hour=null", "budget.max_usd=5")
     assert addresses(tmp_path) == []
     assert not (tmp_path / "heartbeat.json").exists()
+
+
+# The metric
+
+
+LONG = " ".join(["word"] * 40)
+
+
+def long(pruned: list[str], unpruned: list[str], references: bool = False) -> dict:
+    rest = {"picture": asdict(PICTURE), "agreement": 0.5, "prompt": "describe"}
+    return {
+        ("a", i, 0): Compared("a", i, pruned=f"{p} {LONG}", unpruned=f"{u} {LONG}", references=[u] * references, **rest)
+        for i, (p, u) in enumerate(zip(pruned, unpruned, strict=True))
+    }
+
+
+def known(there: str, number: int) -> Truth:
+    return Truth(COCO, {("a", i): frozenset(there.split()) for i in range(number)})
+
+
+def test_long_captions_are_compared_by_the_objects_they_name_where_these_are_known():
+    pairs = long(["a dog", "a dog and a cat", "a cat", "a dog"], ["a dog"] * 4, references=True)
+    found = compare(pairs, read_truth=lambda: known("dog", 4))
+    # of five mentions three are there, and three of four dogs are found
+    assert found.metric == "objects"
+    assert found.pruned_score == pytest.approx(2 / (5 / 3 + 4 / 3))
+    assert (found.unpruned_score, found.quality) == (1.0, found.pruned_score)
+    assert found.interval[0] < found.quality < found.interval[1]
+    assert compare(compared(TEXTS), read_truth=lambda: known("dog", 5)).metric == "cider", "short ones are not"
+
+
+def test_without_objects_they_are_compared_by_the_judge_and_without_a_judge_the_gate_says_what_that_means():
+    pairs = long(TEXTS, TEXTS)
+    prefers = compare(pairs, judge=lambda captions: verdict([1.0, 1.0, 0.5, 0.0, 0.0]))
+    assert (prefers.metric, prefers.quality, prefers.pruned_score, prefers.note) == ("judge", 1.0, 0.5, "")
+    assert prefers.judged["judge/wins"] == 2
+    alone = compare(pairs)
+    assert (alone.metric, alone.quality) == ("rouge_l", 0.5)
+    assert "set quality.objects or quality.judge" in alone.note
+    assert alone.note in str(judge(pairs, 0.1))
+
+
+def test_a_judge_that_judges_too_little_is_replaced_and_its_cost_is_kept():
+    silent = compare(long(TEXTS, TEXTS), "judge", judge=lambda captions: verdict([1.0, None, None, None, None]))
+    assert (silent.metric, silent.note) == ("rouge_l", "the judge judged too little")
+    assert silent.judged["judge/unjudged"] == 4
+
+
+@pytest.mark.parametrize(("metric", "needs"), [("cider", "reference captions"), ("objects", "quality.objects")])
+def test_a_metric_that_was_asked_for_is_that_or_none(metric, needs):
+    with pytest.raises(ValueError, match=f"gate.metric={metric} needs .*{needs}"):
+        compare(long(TEXTS, TEXTS), metric)
+    assert compare(compared(TEXTS), "rouge_l").metric == "rouge_l"
+
+
+def test_the_gate_asks_a_real_judge_with_the_images_of_the_corpus(corpus: Path, tmp_path: Path):
+    with Judge() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        server.reply = lambda a, b: said('{"better": "tie"}', prompt_tokens=10, completion_tokens=1)
+        asked = ("gate.metric=judge", f"quality.judge.url={server.url}", "quality.judge.model=m")
+        outcome = run(corpus, tmp_path, "gate.min_quality=0.9", *asked)
+        server.shutdown()
+    assert outcome.code == 0
+    assert outcome.gate is not None
+    assert (outcome.gate.metric, outcome.gate.quality) == ("judge", 1.0)
+    assert outcome.metrics["gate/judge/input_tokens"] == 320
+    shown = {request["messages"][0]["content"][0]["image_url"]["url"] for request in server.asked}
+    assert len(shown) == 16
+    assert all(url.startswith("data:image/png;base64,") for url in shown)
+
+
+def test_a_dead_judge_does_not_stop_the_run(corpus: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(pairwise, "ATTEMPTS", 1)
+    asked = ("gate.metric=judge", "quality.judge.url=http://127.0.0.1:9", "quality.judge.model=m")
+    outcome = run(corpus, tmp_path, "gate.min_quality=0.9", *asked)
+    assert outcome.code == 0
+    assert outcome.gate is not None
+    assert outcome.gate.metric == "cider"
+    assert "the judge judged too little" in str(outcome.gate)
+
+
+def test_a_judge_that_is_not_described_is_refused_before_the_run(corpus: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"gate.metric=judge needs quality.judge.url"):
+        run(corpus, tmp_path, "gate.min_quality=0.9", "gate.metric=judge")
+
+
+def verdict(scores: list[float | None]) -> Judged:
+    signs = [round(2 * score - 1) for score in scores if score is not None]
+    counts = [signs.count(sign) for sign in (1, 0, -1)]
+    unjudged = {"slow": lost} if (lost := scores.count(None)) else {}
+    return Judged("m", len(scores), *counts, None, None, None, unjudged, 10, 0, 0, None, 1.0, scores)

@@ -1,14 +1,21 @@
 """Quality of captions without questions: read from outputs and corpora as the caption job leaves them."""
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from demo.corpus import SCHEMA
+from demo.language import caption, references
+from demo.world import scene_at
 from jobs.quality import main
 from pipelines.config.load import load_config
 from pipelines.corpus.file import CorpusFile
+from pipelines.errors import UserError
 from pipelines.metrics import cider_d
 from pipelines.output.unit import Unit, unit_key
 from pipelines.quality.captions import Quality, measure_agreement, measure_quality, measure_references
@@ -17,6 +24,7 @@ from pipelines.stages.unit_batch import Answer, Image, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.helpers import DEMO, write_corpus
+from tests.preflight.test_pairwise import Judge
 
 SAID = ["a red bus .", "two dogs play with a ball .", "a cat sleeps on a mat .", "a train at the station ."]
 REFERENCES = [["a red bus"], ["dogs with a ball", "two dogs"], ["the cat on the mat"], ["a train"]]
@@ -42,7 +50,7 @@ def measure(*arguments: str) -> Quality:
 
 
 def test_captions_are_judged_by_themselves(tmp_path: Path):
-    looping = "a dog and a dog and a dog and a dog and"
+    looping = "a dog and" + " a dog and" * 5
     write_output(tmp_path, [SAID[0], "", looping, SAID[0]], ["stop", "stop", "length", "stop"])
     quality = measure(f"output.path={tmp_path}")
     assert quality.captions == 4
@@ -139,3 +147,92 @@ def test_mistakes_end_with_code_2(arguments: str, says: str, tmp_path: Path, cap
     sink.commit(UnitBatch(Unit("0" * 12, 0, 1, ("b.parquet",)), [image]))
     assert main([*DEMO, "input.path=", *arguments.format(tmp_path).split()]) == 2
     assert says in capsys.readouterr().err
+
+
+# Objects and the judge
+
+
+def scenes_corpus(folder: Path, captions: int = 12) -> tuple[Path, list[str]]:
+    """A corpus of demo scenes as the demo builds it, and the true caption of each row."""
+    scenes = [scene_at("corpus", i) for i in range(captions)]
+    rows = [
+        {
+            "id": f"scene-{i}",
+            "image": {"bytes": b"", "path": None},
+            "references": references(scene),
+            "questions": [],
+            "scene": json.dumps(scene.to_dict()),
+        }
+        for i, scene in enumerate(scenes)
+    ]
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "a.parquet")
+    return folder, [caption(scene) for scene in scenes]
+
+
+def test_captions_of_drawn_scenes_are_held_against_the_scenes(tmp_path: Path):
+    corpus, true = scenes_corpus(tmp_path / "in")
+    right = measure(f"output.path={write_output(tmp_path / 'a', true)}", f"input.path={corpus}")
+    assert right.objects is not None
+    assert right.known == 12
+    assert (right.objects["chair_s"][0], right.objects["object_recall"][0], right.objects["described"]) == (
+        0,
+        1,
+        (1, 1, 1),
+    )
+    shifted = [*true[1:], true[0]]
+    wrong = measure(f"output.path={write_output(tmp_path / 'b', shifted)}", f"input.path={corpus}")
+    assert wrong.objects is not None
+    value, low, high = wrong.objects["chair_i"]
+    assert low < value < high
+    assert wrong.objects["color_accuracy"][0] < 0.6
+    none = measure(f"output.path={tmp_path / 'a'}", f"input.path={corpus}", "quality.objects=none")
+    assert none.objects is None
+
+
+def test_captions_of_coco_are_held_against_the_instances_and_the_references(tmp_path: Path, scene_png):
+    """As CHAIR is published: an object is there if it is annotated, or named by a reference."""
+    corpus = write_corpus(tmp_path / "in" / "a.parquet", [scene_png(0)] * 4, references=REFERENCES)
+    instances = tmp_path / "instances.json"
+    categories = [{"id": i, "name": name} for i, name in enumerate(("bus", "dog", "cat", "train", "bench"))]
+    annotations = [{"image_id": i, "category_id": category} for i, category in enumerate((0, 1, 2, 4))]
+    content = {"images": [{"id": i} for i in range(4)], "categories": categories, "annotations": annotations}
+    instances.write_text(json.dumps(content))
+    output = write_output(tmp_path / "out", [*SAID[:2], "a dog on a mat", SAID[3]])
+    quality = measure(f"output.path={output}", f"input.path={corpus.parent}", f"quality.instances={instances}")
+    assert quality.objects is not None
+    assert quality.objects["chair_i"][0] == pytest.approx(1 / 5)  # bus, dogs, ball, dog, train: no dog in the third
+    assert quality.objects["chair_s"][0] == pytest.approx(1 / 4)
+    assert quality.objects["object_recall"][0] == pytest.approx(4 / 6)  # neither the cat nor the bench
+    alone = measure(f"output.path={output}", f"input.path={corpus.parent}", "quality.objects=coco")
+    assert alone.objects is not None
+    assert alone.objects["object_recall"][0] == pytest.approx(4 / 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "cannot be read"), ("[]", "must hold images"), ("{", "quality.instances"), ("known", "must know images")],
+)
+def test_instances_of_another_kind_are_refused(tmp_path: Path, scene_png, content: str | None, says: str):
+    corpus = write_corpus(tmp_path / "in" / "a.parquet", [scene_png(0)] * 2)
+    other = {"images": [{"id": 99}], "categories": [], "annotations": []}
+    if content is not None:
+        (tmp_path / "i.json").write_text(json.dumps(other) if content == "known" else content)
+    output = write_output(tmp_path / "out", SAID[:2])
+    with pytest.raises(UserError, match=says):
+        measure(f"output.path={output}", f"input.path={corpus.parent}", f"quality.instances={tmp_path / 'i.json'}")
+
+
+def test_the_judge_sees_the_images_of_the_corpus(tmp_path: Path, scene_png):
+    corpus = write_corpus(tmp_path / "in" / "a.parquet", [scene_png(i) for i in range(4)])
+    ours, theirs = write_output(tmp_path / "a", SAID), write_output(tmp_path / "b", ["g " + text for text in SAID])
+    with Judge() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        asked = (f"quality.judge.url={server.url}", "quality.judge.model=m", "quality.judge.pairs=3")
+        quality = measure(f"output.path={ours}", f"baseline.path={theirs}", f"input.path={corpus.parent}", *asked)
+        server.shutdown()
+    assert quality.judged is not None
+    assert (quality.judged.pairs, quality.judged.losses, quality.judged.preference) == (3, 3, 0.0)
+    assert {r["messages"][0]["content"][0]["image_url"]["url"][:22] for r in server.asked} == {"data:image/png;base64,"}
+    with pytest.raises(UserError, match=r"needs baseline\.path and input\.path"):
+        measure(f"output.path={ours}", f"input.path={corpus.parent}", *asked)

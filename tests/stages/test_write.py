@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,6 +88,7 @@ def test_captions_have_exactly_the_promised_columns(sink, store):
         ("num_generated_tokens", "int32"),
         ("finish_reason", "string"),
         ("sha256", "string"),
+        ("num_attempts", "int32"),
     ]
     assert table.to_pylist()[1] == {
         "id": "id11",
@@ -102,6 +104,7 @@ def test_captions_have_exactly_the_promised_columns(sink, store):
         "num_generated_tokens": 5,
         "finish_reason": "stop",
         "sha256": "sha11",
+        "num_attempts": 1,
     }
 
 
@@ -190,18 +193,26 @@ def test_a_missing_caption_or_an_unknown_reason_fails_the_unit_instead_of_losing
 def test_totals_stand_in_the_metadata_and_in_the_summary(sink, store):
     unit = UnitBatch(
         UNIT,
-        images=[image(10, answer("a", 5), answer("b", 64, "length"))],
+        images=[
+            image(10, answer("a", 5), answer("b", 64, "length")),
+            image(13, replace(answer("c", 7), num_attempts=3, num_discarded_tokens=128)),
+            image(14, replace(answer("d", 64, "loop"), num_attempts=4, num_discarded_tokens=192)),
+        ],
         rejected=[rejected(11), rejected(12, "empty")],
         seconds={"read": 0.5, "decode": 0.25},
     )
     summary = run(sink, unit)
     expected = {
-        "images_captioned": 1,
+        "images_captioned": 3,
         "images_quarantined": 2,
-        "captions": 2,
-        "prompt_tokens": 62,
-        "generated_tokens": 69,
+        "captions": 4,
+        "prompt_tokens": 124,
+        "generated_tokens": 140,
         "finished_by_length": 1,
+        "finished_by_loop": 1,
+        "retried": 2,
+        "repaired": 1,
+        "retry_tokens": 320,
         "reasons": {"truncated": 1, "empty": 1},
     }
     stored = read_totals(store, NAME)
@@ -217,6 +228,7 @@ def test_only_sampled_images_go_back_to_the_driver():
     unit = UnitBatch(UNIT, images=[image(10, answer("a")), image(11, answer("b"), sample=sample)])
     (shown,) = summarize(unit)["samples"]
     assert shown == {
+        "id": "id11",
         "source": "a.parquet",
         "row": 11,
         "references": ["a reference"],
@@ -227,6 +239,8 @@ def test_only_sampled_images_go_back_to_the_driver():
                 "num_prompt_tokens": 31,
                 "num_generated_tokens": 5,
                 "finish_reason": "stop",
+                "num_attempts": 1,
+                "num_discarded_tokens": 0,
             }
         ],
         "prompts": ["prompt 0"],

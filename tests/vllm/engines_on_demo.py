@@ -49,13 +49,19 @@ class Mortal(VllmGenerator):
 class Running:
     """A stage and the event loop that its engine lives in, as in an actor."""
 
-    def __init__(self, images: bool, timeout_seconds: float = 600.0):
-        config = load_config([*DEMO, *SMALL])
+    def __init__(
+        self,
+        images: bool,
+        timeout_seconds: float = 600.0,
+        *arguments: str,
+        generate: GenerateConfig = GENERATE,
+    ):
+        config = load_config([*DEMO, *SMALL, *arguments])
         self.loop = asyncio.new_event_loop()
         self.stage = Mortal(
             checkpoint=read_checkpoint(config.model.path),
             prompt=PromptConfig(),
-            generate=GENERATE,
+            generate=generate,
             engine=replace(config.engine, timeout_seconds=timeout_seconds),
             images=images,
             place=CPU,

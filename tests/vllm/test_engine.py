@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -80,11 +81,11 @@ def test_a_stop_string_cuts_an_answer(engine, features, monkeypatch):
 
 
 def test_sampled_answers_depend_on_image_and_seed_alone(engine, features, monkeypatch):
-    monkeypatch.setattr(engine.stage, "sampling", engine.stage.sampling | {"temperature": 1.5})
+    monkeypatch.setattr(engine.stage, "ladder", replace(engine.stage.ladder, temperature=1.5))
     few, more = unit(kept(features[:2], 0.05)), unit(kept(features[:6], 0.05))
     once = answers(engine.run(few)[0])
     assert answers(engine.run(more)[0])[:2] == once
-    monkeypatch.setattr(engine.stage, "seed", 1)
+    monkeypatch.setattr(engine.stage, "ladder", replace(engine.stage.ladder, seed=1))
     assert answers(engine.run(few)[0]) != once
 
 
