@@ -39,6 +39,14 @@ class Unit:
     def num_images(self) -> int:
         return self.stop - self.start
 
+    @property
+    def where(self) -> str:
+        """The unit for people: its file with its rows, or its files."""
+        if len(self.sources) > 1:
+            return f"{self.sources[0]} to {self.sources[-1]}"
+        rows = f"row {self.start}" if self.num_images == 1 else f"rows {self.start} to {self.stop - 1}"
+        return f"{self.sources[0]}, {rows}"
+
 
 def unit_key(files: Iterable[CorpusFile], fingerprint: str) -> str:
     """12 hex digits: a hash of the files' relative paths and sizes and of the configuration's fingerprint."""
