@@ -29,7 +29,7 @@ class InputConfig:
     endpoint_url: str | None = key("S3 endpoint of the input, if it is not AWS: e.g. the URL of a MinIO server")
     anonymous: bool = key("read S3 without credentials", False)
     fetch_threads: int = key(
-        "parallel downloads in each process that reads, of images named by address and of image files",
+        "parallel downloads in each process that reads: images named by address, and image files",
         16,
         low=1,
         high=256,
@@ -43,8 +43,8 @@ class InputConfig:
     )
     allow_private: bool = key("let addresses in the corpus lead into loopback, link-local and private networks", False)
     allow_paths: list[str] = key(
-        "what addresses in the corpus may name besides the web and the corpus's own folder or bucket: local folders, or "
-        "prefixes such as s3://bucket/folder",
+        "what addresses in the corpus may name besides the web and the corpus's own folder or bucket: local folders, "
+        "or prefixes such as s3://bucket/folder",
         [],
     )
 

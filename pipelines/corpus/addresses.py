@@ -74,7 +74,7 @@ def checked_socket(info: Any) -> socket.socket:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is of the public internet, also the IPv4 address inside an IPv6 address that stands for it."""
+    """Whether an IP address is of the public internet; of an IPv6 address that stands for an IPv4 address, that one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)

@@ -26,7 +26,7 @@ CREDENTIALS = frozenset(
 """Codes of S3 that say that nobody's object is at fault, but the credentials (or the clock) of this machine."""
 
 
-class FetchFault(OSError):
+class FetchFault(OSError):  # noqa: N818 - an outcome, not an error of the program
     """A file that could not be fetched. The text holds nothing of the address and nothing of what was read.
 
     Args:

@@ -1,6 +1,7 @@
-"""Downloads from http and https: one session a process with connections kept alive, each connection's address checked."""
+"""Downloads from http and https: connections are kept alive, and the address of each is checked as it is made."""
 
 import asyncio
+import os
 import socket
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -144,8 +145,9 @@ def _fault_of(error: Exception) -> FetchFault:
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return FetchFault("the connection ended before the answer came", passing=True, answered=False)
     if isinstance(error, aiohttp.ClientConnectionError | asyncio.TimeoutError | OSError):
-        words = inner.strerror if inner is not None and inner.errno else getattr(error, "strerror", None)
-        return FetchFault(f"no connection: {words}" if words else "no connection", passing=True, answered=False)
+        number = getattr(error if inner is None else inner, "errno", None)
+        words = f": {os.strerror(number)}" if number and number > 0 else ""
+        return FetchFault(f"no connection{words}", passing=True, answered=False)
     if isinstance(error, aiohttp.InvalidURL | ValueError):
         return FetchFault("not a valid address")
     return FetchFault("not a valid answer")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from pipelines.corpus.file import CorpusFile
 
-SPAN_UNITS = 8  # most units of a span
+SPAN_UNITS = 8  # least units of a span, if its row group has as many
+REREAD_BYTES = 1024  # bytes a row that may be read once more than needed, so that a row group is read in parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +75,18 @@ def plan_rows(
     """Cuts rows [0, stop) of a file, without the ranges in `done`, into spans: lists of units that one task reads.
 
     Consecutive small row groups are joined to one unit of at most `num_images` rows. A row group larger than a unit is
-    cut evenly. A reader cannot start inside a row group, so up to SPAN_UNITS of its units share one read.
+    cut evenly. A reader cannot start inside a row group, so the units of one share one read. Only where the rows are
+    small, as addresses are, several reads share a row group: each but the first reads rows that it does not need.
     """
-    key = unit_key([file], fingerprint)
+    key, done = unit_key([file], fingerprint), sorted(done)
+    num_reads = 1 + 2 * REREAD_BYTES * file.num_rows // max(1, file.size)  # on average, each reads half a row group
     spans = []
-    for start, end in _subtract(_cut(file.row_groups, num_images), stop, sorted(done)):
-        units = [Unit(key, a, b, (file.source,)) for a, b in _even(start, end, num_images)]
-        spans += [units[i : i + SPAN_UNITS] for i in range(0, len(units), SPAN_UNITS)]
+    for group in _cut(file.row_groups, num_images):
+        left = [
+            Unit(key, a, b, (file.source,)) for r in _subtract([group], stop, done) for a, b in _even(*r, num_images)
+        ]
+        length = max(SPAN_UNITS, math.ceil(len(left) / num_reads))
+        spans += [left[i : i + length] for i in range(0, len(left), length)]
     return spans
 
 

@@ -202,24 +202,34 @@ class ReadDecode:
         Raises:
             OutageError: if patience is over.
         """
-        patience = Patience(self.patience, self.store.path if self.format.one_image_a_file else "addresses")
-        while self.patience > 0:
-            silent = [row for row in rows if row.is_silent]
-            if not silent or any(row.target is not None and not row.is_silent for row in rows):
-                return
-            if len(silent) == 1 and not isinstance(silent[0].target, InStore):
-                return
-            fetcher = self._fetcher
-            known = fetcher.answered
-            if known is not None and not isinstance(fetcher.fetch(known), FetchFault):
-                return
-            assert isinstance(silent[0].fault, FetchFault)
+        what = self.store.path if self.format.one_image_a_file else "addresses"
+        patience = Patience(self.patience, what)
+        while self._is_outage(rows):
+            first = next(row.fault for row in rows if row.is_silent)
+            assert isinstance(first, FetchFault)
             with unit_batch.timed("read"):
-                patience.wait(silent[0].fault)
-            fetcher.forget()
-            again = (replace(row.record, data=row.target) for row in silent)
-            for row, (_, data) in zip(silent, fetcher.load(again), strict=True):
-                self._decode(row, data)
+                patience.wait(first)
+            self._fetch_again(rows)
+            if not self._is_outage(rows):
+                self._fetch_again(rows)  # those that were tried before the first answer came
+
+    def _is_outage(self, rows: list[_Row]) -> bool:
+        """Whether nothing answers for any row, nor what answered before."""
+        silent = [row for row in rows if row.is_silent]
+        if not silent or not self.patience or any(row.target is not None and not row.is_silent for row in rows):
+            return False
+        if len(silent) == 1 and not isinstance(silent[0].target, InStore):
+            return False
+        known = self._fetcher.answered
+        return known is None or isinstance(self._fetcher.fetch(known), FetchFault)
+
+    def _fetch_again(self, rows: list[_Row]) -> None:
+        """Fetches the rows for which nothing answered."""
+        silent, fetcher = [row for row in rows if row.is_silent], self._fetcher
+        fetcher.forget()
+        again = (replace(row.record, data=row.target) for row in silent)
+        for row, (_, data) in zip(silent, fetcher.load(again), strict=True):
+            self._decode(row, data)
 
     def _records(self, span: SpanRow) -> Iterator[Record]:
         return self.format.records(

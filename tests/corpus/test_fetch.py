@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.corpus.fetch
+import pipelines.corpus.patience
 from pipelines.corpus.addresses import Allowed, is_public
 from pipelines.corpus.fault import FetchFault
 from pipelines.corpus.fetch import Fetcher, FetchSettings, fetcher_of
 from pipelines.corpus.format import Record
 from pipelines.images.decode import Reject
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
-from tests.reading import LIMIT, LOCALHOST, numbers_of, png, read, reasons
+from tests.reading import LIMIT, LOCALHOST, corpus_at, numbers_of, png, read, reader_of, reasons, spans_of
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -39,6 +41,18 @@ class Server(http.server.ThreadingHTTPServer):
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+
+class QuietHandler(http.server.BaseHTTPRequestHandler):
+    """Answers with an image, whatever is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(png(1))
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -407,3 +421,83 @@ def test_a_column_of_addresses_is_fetched_and_faults_stay_with_their_rows(web, t
     assert numbers_of(work) == [1, 9]
     assert reasons([work]) == {1: "fetch", 2: "missing", 4: "unsupported_format", 5: "unavailable"}
     assert work.images[0].sha256 == hashlib.sha256(png(1)).hexdigest()
+
+
+# Outages
+
+
+@pytest.fixture
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines.corpus.patience, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(pipelines.corpus.patience, "LONGEST_WAIT", 0.1)
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def units_of(path: Path, num_images: int = 100, **settings) -> list[UnitBatch]:
+    """Read by a process that knows nothing of the network yet."""
+    pipelines.corpus.fetch._fetchers.cache_clear()
+    corpus = corpus_at(path)
+    reader = reader_of(corpus, **{"retries": 0, **settings})
+    return [UnitBatch.from_row(row) for span in spans_of(corpus, num_images) for row in reader(span.to_row())]
+
+
+@pytest.mark.usefixtures("short_patience")
+def test_when_nothing_answers_the_images_are_not_to_blame(tmp_path, caplog):
+    uris = [f"http://127.0.0.1:{closed_port()}/{i}" for i in range(6)]
+    pq.write_table(pa.table({"url": uris}), tmp_path / "a.parquet")
+    first, second = units_of(tmp_path / "a.parquet", num_images=3, patience=0.3)
+    assert first.error == "outage: addresses: no connection: Connection refused, for 0.3 s"
+    assert (first.images, first.rejected, second.error) == ([], [], first.error)
+    assert caplog.messages == ["addresses: no connection: Connection refused; waiting up to 0.3 s"]
+    (work,) = units_of(tmp_path / "a.parquet", patience=0)  # unless the user says so
+    assert set(reasons([work]).values()) == {"unavailable"}
+
+
+@pytest.mark.usefixtures("short_patience")
+def test_an_outage_that_ends_costs_time_and_no_image(tmp_path):
+    port = closed_port()
+    uris = [f"http://127.0.0.1:{port}/image" for i in range(5)]
+    pq.write_table(pa.table({"url": uris}), tmp_path / "a.parquet")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), QuietHandler, bind_and_activate=False)
+    server.allow_reuse_address = True
+
+    def come_back() -> None:
+        server.server_bind()
+        server.server_activate()
+        server.serve_forever()
+
+    threading.Timer(0.5, come_back).start()
+    (work,) = units_of(tmp_path / "a.parquet", patience=20)
+    server.shutdown()
+    server.server_close()
+    assert (work.error, numbers_of(work)) == (None, [1] * 5)
+
+
+def test_hosts_that_are_gone_are_no_outage_where_another_answers(web, tmp_path):
+    gone = [f"http://127.0.0.1:{closed_port()}/{i}" for i in range(4)]
+    pq.write_table(pa.table({"url": [*gone[:2], f"{web}/missing", *gone[2:]]}), tmp_path / "a.parquet")
+    (work,) = units_of(tmp_path / "a.parquet", patience=60)  # which a test would wait for
+    assert reasons([work]) == {0: "unavailable", 1: "unavailable", 2: "fetch", 3: "unavailable", 4: "unavailable"}
+    pq.write_table(pa.table({"url": [f"{web}/image", *gone]}), tmp_path / "a.parquet", row_group_size=1)
+    works = units_of(tmp_path / "a.parquet", num_images=1, patience=60)  # what answered in an earlier unit counts
+    assert reasons(works) == dict.fromkeys(range(1, 5), "unavailable")
+
+
+@pytest.mark.usefixtures("short_patience")
+def test_a_corpus_that_is_gone_as_a_whole_is_an_outage(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        (tmp_path / "in" / f"{i}.png").write_bytes(png(i))
+    corpus = corpus_at(tmp_path / "in")
+    (span,) = spans_of(corpus)
+    (tmp_path / "in").rename(tmp_path / "away")
+    (row,) = reader_of(corpus, patience=0.2)(span.to_row())
+    assert UnitBatch.from_row(row).error == f"outage: {tmp_path}/in: the folder of the corpus is gone, for 0.2 s"
+    threading.Timer(0.3, lambda: (tmp_path / "away").rename(tmp_path / "in")).start()
+    (row,) = reader_of(corpus, patience=20)(span.to_row())
+    assert numbers_of(UnitBatch.from_row(row)) == [0, 1, 2]

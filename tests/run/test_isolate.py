@@ -142,7 +142,7 @@ def test_an_error_that_passes_is_no_failure(scene):
 def test_an_error_that_stays_stops_the_job_and_keeps_what_is_committed(scene):
     guilty = scene.address(0)
     with pytest.raises(
-        JobFailedError, match="1 work units failed even alone, the first of .*, by read: OSError: bad sector"
+        JobFailedError, match=r"1 work units failed even alone, the first of .*, by read: OSError: bad sector"
     ):
         scene.run(lambda images, attempt: "read: OSError: bad sector" if guilty in images else None)
     assert len(scene.captioned()) >= 6
