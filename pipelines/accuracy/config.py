@@ -35,6 +35,7 @@ NOT_IN_EVALUATION = (
     "input.allow_private",
     "input.allow_paths",
     "faults.patience_seconds",
+    "faults.redo",
     "prompt.template",
     "prompt.more",
     "run.estimate",

@@ -237,6 +237,11 @@ class FaultsConfig:
         600.0,
         low=0,
     )
+    redo: list[str] = key(
+        "try quarantined rows of these reasons again, also of an output that is complete, e.g. [unavailable]: what a "
+        "passing fault kept from being fetched",
+        [],
+    )
 
     retries: int = key("retries of a unit whose process died", 2, low=0)
     max_isolated: int = key(

@@ -1,13 +1,14 @@
 """The plan of a run: the rows of the corpus that have no committed output yet, cut into units."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pipelines.corpus.file import CorpusFile, RowGroups
 from pipelines.corpus.find import Corpus
 from pipelines.errors import UserError
 from pipelines.output.reader import OutputReader
+from pipelines.output.redo import plan_redo
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import Unit, parse_part, plan_images, plan_rows, unit_key
@@ -39,18 +40,22 @@ def make_plan(
     limit: int | None,
     num_samples: int,
     tidy: bool = True,
+    redo: Collection[str] = (),
 ) -> Plan:
     """Plans units of at most `num_images` images for those of the first `limit` rows that have no output yet.
 
     The plan marks `num_samples` images, spread over its spans, for the report. With `tidy` it removes the quarantine
-    parts that belong to no unit; without `tidy` it only reads the output.
+    parts that belong to no unit; without `tidy` it only reads the output. Quarantined rows for a reason in `redo` are
+    planned again.
 
     Raises:
-        UserError: if the output holds captions of files that this corpus lacks or that have changed.
+        UserError: if the output holds captions of files that this corpus lacks or that have changed, or a reason is
+            unknown.
     """
     committed = committed_parts(output, CAPTIONS_FOLDER)
     plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
     spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed)
+    spans += plan_redo(corpus, output, fingerprint, redo, committed)
     planned = [unit for units, _ in spans for unit in units]
     if tidy:
         delete_orphans(output, committed, planned)

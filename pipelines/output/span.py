@@ -29,7 +29,7 @@ class SpanRow:
     def to_row(self) -> dict[str, Any]:
         """The span as a Ray Data row with one column of JSON, which grows by the range of each unit alone."""
         first = self.units[0]
-        ranges = [(unit.start, unit.stop) for unit in self.units]
+        ranges = [(unit.start, unit.stop, *([unit.redo] if unit.redo else [])) for unit in self.units]
         span = {"key": first.key, "sources": first.sources, "ranges": ranges, "num_samples": self.num_samples}
         return {"span": json.dumps({**span, "row_groups": asdict(self.row_groups)})}
 
@@ -37,7 +37,8 @@ class SpanRow:
     def from_row(cls, row: dict[str, Any]) -> "SpanRow":
         """The span that `to_row` wrote."""
         span = json.loads(row["span"])
-        units = tuple(Unit(span["key"], start, stop, tuple(span["sources"])) for start, stop in span["ranges"])
+        key, sources = span["key"], tuple(span["sources"])
+        units = tuple(Unit(key, start, stop, sources, *map(tuple, redo)) for start, stop, *redo in span["ranges"])
         groups = span["row_groups"]
         row_groups = RowGroups(**{**groups, "rows": tuple(groups["rows"]), "offsets": tuple(groups["offsets"])})
         return cls(units, row_groups, span["num_samples"])

@@ -26,6 +26,7 @@ class Unit:
     start: int
     stop: int
     sources: tuple[str, ...]
+    redo: tuple[int, ...] = ()  # of a committed unit, the positions of the rows that are tried again; empty: all rows
 
     @property
     def name(self) -> str:
@@ -38,14 +39,15 @@ class Unit:
 
     @property
     def num_images(self) -> int:
-        return self.stop - self.start
+        """Images that this run works on."""
+        return len(self.redo) or self.stop - self.start
 
     @property
     def where(self) -> str:
         """The unit for people: its file with its rows, or its files."""
         if len(self.sources) > 1:
             return f"{self.sources[0]} to {self.sources[-1]}"
-        rows = f"row {self.start}" if self.num_images == 1 else f"rows {self.start} to {self.stop - 1}"
+        rows = f"row {self.start}" if self.stop == self.start + 1 else f"rows {self.start} to {self.stop - 1}"
         return f"{self.sources[0]}, {rows}"
 
 

@@ -98,7 +98,8 @@ def _attempt(
     missing = Missing(errors=list(errors.values()))
     for span in spans:
         for unit in span.units:
-            if unit.part not in committed:
+            # Rows that were tried again and killed their process stay in quarantine, so they are not missing.
+            if unit.part not in committed or (unit.redo and unit.name in errors):
                 group = missing.failed if unit.name in errors else missing.died
                 group.append(SpanRow((unit,), span.row_groups, 0))
     return missing

@@ -253,11 +253,15 @@ class _Records:
         self._records = self._make()
 
     def take(self, unit: Unit) -> Iterator[Record]:
-        """Yields the unit's records, and drops those before it."""
-        count = 0
-        while count < unit.num_images and (record := next(self._records, None)) is not None:
-            if len(unit.sources) > 1 or record.row >= unit.start:
-                count += 1
+        """Yields the unit's records, of those that are tried again, and drops the others."""
+        wanted = set(unit.redo)
+        for position in range(unit.stop - unit.start):
+            record = next(self._records, None)
+            while record is not None and len(unit.sources) == 1 and record.row < unit.start:
+                record = next(self._records, None)
+            if record is None:
+                return
+            if not wanted or position in wanted:
                 yield record
 
 
