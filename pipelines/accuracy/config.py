@@ -28,6 +28,7 @@ NOT_IN_EVALUATION = (
     "input.id_column",
     "input.reference_column",
     "input.limit",
+    "input.on_changed",
     "input.fetch_threads",
     "input.fetch_per_host",
     "input.fetch_timeout",

@@ -26,6 +26,12 @@ class InputConfig:
     )
     reference_column: str = key("column with reference captions, shown in the report: auto | none | a name", "auto")
     limit: int | None = key("caption only this many rows, from the start of the corpus", None, low=1)
+    on_changed: Literal["refuse", "skip", "redo"] = key(
+        "what a resume does with captioned files that are lost or changed since. refuse: stop with exit code 2. "
+        "skip: keep their captions, and leave out what changed. redo: remove the captions of what changed and caption "
+        "it again; keep those of what is lost",
+        "refuse",
+    )
     endpoint_url: str | None = key("S3 endpoint of the input, if it is not AWS: e.g. the URL of a MinIO server")
     anonymous: bool = key("read S3 without credentials", False)
     fetch_threads: int = key(

@@ -4,6 +4,7 @@ What cannot be read costs its own rows: a value of text that is no UTF-8 its row
 footer the file. Each of these rows becomes a record with a `Reject` that names the rows.
 """
 
+import hashlib
 import logging
 import struct
 from bisect import bisect_right
@@ -53,7 +54,7 @@ def find_files(
     """
     names = [name for name in sizes if is_parquet(name)]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda name: read_footer(store, name, sizes[name]), names))
+        footers = list(pool.map(lambda name: _footer_or_problem(store, name, sizes[name]), names))
     readable = [footer for footer in footers if isinstance(footer, pq.FileMetaData)]
     if not readable:
         raise UserError(f"{names[0]} is not a readable Parquet file: {footers[0]}")
@@ -71,13 +72,32 @@ def find_files(
         _check_same(name, footer.schema.to_arrow_schema(), schema, columns)
         groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         if sum(groups):
-            files.append(CorpusFile(name, sizes[name], groups))
+            files.append(CorpusFile(name, sizes[name], groups, tag=_tag(footer)))
     if not files:
         raise UserError(f"input.path must hold images, found {len(names)} Parquet files without rows in {store.path}")
     return files, columns
 
 
-def read_footer(store: Store, name: str, size: int) -> pq.FileMetaData | str:
+def _tag(footer: pq.FileMetaData) -> str:
+    """A hash of what a footer says about every column chunk: places, bytes, and statistics of the values."""
+    stream = pa.BufferOutputStream()
+    footer.write_metadata_file(stream)
+    return hashlib.sha256(stream.getvalue()).hexdigest()[:16]
+
+
+def read_footer(store: Store, name: str) -> pq.FileMetaData:
+    """The footer of a Parquet file.
+
+    Raises:
+        UserError: if the file is not readable Parquet.
+    """
+    footer = _footer_or_problem(store, name)
+    if isinstance(footer, str):
+        raise UserError(f"{name} is not a readable Parquet file: {footer}")
+    return footer
+
+
+def _footer_or_problem(store: Store, name: str, size: int | None = None) -> pq.FileMetaData | str:
     """The footer of a Parquet file, or in a line why it is none.
 
     Raises:

@@ -18,7 +18,7 @@ from pipelines.store import Store
 
 BLOCK_BYTES = 8 * 2**20  # of one request
 BLOCKS = 4  # blocks that are held: pyarrow reads the chunks of several columns side by side
-VERSIONS = ("ETag", "etag", "md5Hash", "mtime", "LastModified")  # what stores say that changes with a file
+VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime")  # what stores say of a content
 GAP_BYTES = 2**16  # ranges that lie no further apart are read together
 TRIES, FIRST_WAIT = 4, 0.5  # of one request; the upper end of the random wait before the second try, in seconds
 

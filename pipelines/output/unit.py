@@ -9,7 +9,7 @@ ranges: an image that has a caption never gets a second one.
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipelines.corpus.file import CorpusFile
@@ -52,10 +52,10 @@ class Unit:
 
 
 def unit_key(files: Iterable[CorpusFile], fingerprint: str) -> str:
-    """12 hex digits: a hash of the files' relative paths and sizes and of the configuration's fingerprint."""
+    """12 hex digits: a hash of the files' relative paths, sizes and tags and of the configuration's fingerprint."""
     digest = hashlib.sha256(fingerprint.encode())
     for file in files:
-        digest.update(f"\0{file.source}\0{file.size}".encode())
+        digest.update(f"\0{file.source}\0{file.size}\0{file.tag}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -98,15 +98,14 @@ def plan_images(files: list[CorpusFile], fingerprint: str, num_images: int) -> l
     return [Unit(unit_key(c, fingerprint), 0, len(c), tuple(f.source for f in c)) for c in chunks]
 
 
-def split_unit(unit: Unit, sizes: dict[str, int], fingerprint: str) -> list[Unit]:
+def split_unit(unit: Unit, files: Mapping[str, CorpusFile], fingerprint: str) -> list[Unit]:
     """The unit's images as units of one image each, to find the image that kills its process.
 
-    `sizes` are the sizes in bytes of the unit's image files by name.
+    `files` are the corpus's files by name.
     """
     if len(unit.sources) == 1:  # rows of one file, or one image file, for which the result is the unit itself
         return [Unit(unit.key, row, row + 1, unit.sources) for row in range(unit.start, unit.stop)]
-    files = [CorpusFile(source, sizes[source]) for source in unit.sources]
-    return plan_images(files, fingerprint, 1)
+    return plan_images([files[source] for source in unit.sources], fingerprint, 1)
 
 
 def _cut(row_groups: tuple[int, ...], num_images: int) -> Iterator[tuple[int, int]]:

@@ -8,9 +8,10 @@ An error that stays, or a death of every single image, is not the fault of an im
 part stays.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pipelines.corpus.file import CorpusFile
 from pipelines.errors import JobFailedError
 from pipelines.output.plan import delete_orphans
 from pipelines.output.span import SpanRow
@@ -38,13 +39,13 @@ def run_with_isolation(
     *,
     read: Reader,
     sink: Sink,
-    sizes: dict[str, int],
+    files: Mapping[str, CorpusFile],
     max_isolated: int,
 ) -> Iterator[dict]:
     """Runs all spans, then isolates the missing units. Yields the summary of every unit that is committed.
 
     Args:
-        sizes: source -> bytes of every file in the corpus.
+        files: every file of the corpus by its name.
         max_isolated: units that may fail by an error in one pass.
 
     Raises:
@@ -57,7 +58,7 @@ def run_with_isolation(
     images = [
         SpanRow((unit,), span.row_groups, 0)
         for span in second.died
-        for unit in split_unit(span.units[0], sizes, sink.fingerprint)
+        for unit in split_unit(span.units[0], files, sink.fingerprint)
     ]
     if images:
         # A unit may have written its quarantine before its process died. The units of one image write the same rows

@@ -163,7 +163,7 @@ class Run:
             lambda spans, alone: stages.run(spans, job.config, alone, self.clock),
             read=stages.read,
             sink=stages.sink,
-            sizes={file.source: file.size for file in job.corpus.files},
+            files={file.source: file for file in job.corpus.files},
             max_isolated=job.config.faults.max_isolated,
         )
         for summary in summaries:

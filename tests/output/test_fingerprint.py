@@ -55,6 +55,7 @@ DOES_NOT = {
     "input.format",
     "input.reference_column",
     "input.limit",
+    "input.on_changed",
     "input.endpoint_url",
     "input.anonymous",
     "input.fetch_threads",

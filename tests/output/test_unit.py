@@ -134,11 +134,11 @@ def test_image_files_are_taken_in_order_a_unit_at_a_time():
 
 def test_a_unit_of_rows_splits_into_its_rows_under_the_same_key():
     unit = Unit("0123456789ab", 5, 8, ("f",))
-    singles = split_unit(unit, {"f": 100}, "f")
+    singles = split_unit(unit, {"f": CorpusFile("f", 100)}, "f")
     assert [(single.key, single.start, single.stop) for single in singles] == [(unit.key, i, i + 1) for i in (5, 6, 7)]
 
 
 def test_a_unit_of_files_splits_into_the_files_as_they_would_be_planned_alone():
     files = [CorpusFile(f"{i}.png", 10 + i) for i in range(3)]
     (unit,) = plan_images(files, "f", 3)
-    assert split_unit(unit, {f.source: f.size for f in files}, "f") == plan_images(files, "f", 1)
+    assert split_unit(unit, {f.source: f for f in files}, "f") == plan_images(files, "f", 1)

@@ -75,9 +75,9 @@ class Scene:
 
     def run(self, fate, max_isolated: int = 100) -> tuple[list[dict], Flow]:
         flow = Flow(self.sink, fate)
-        sizes = {file.source: file.size for file in self.corpus.files}
+        files = {file.source: file for file in self.corpus.files}
         summaries = run_with_isolation(
-            self.spans(), flow, read=reader_of(self.corpus), sink=self.sink, sizes=sizes, max_isolated=max_isolated
+            self.spans(), flow, read=reader_of(self.corpus), sink=self.sink, files=files, max_isolated=max_isolated
         )
         return list(summaries), flow
 
