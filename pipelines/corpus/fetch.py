@@ -82,6 +82,7 @@ class Host:
     free: asyncio.Semaphore
     silent: int = 0  # requests in a row without an answer
     silent_until: float = 0.0  # of the clock `monotonic`
+    fault: FetchFault | None = None  # the newest
 
 
 class Fetcher:
@@ -89,7 +90,7 @@ class Fetcher:
 
     def __init__(self, store: Store, settings: FetchSettings, max_bytes: int):
         self.store, self.settings, self.max_bytes = store, settings, max_bytes
-        self.answered: str | InStore | None = None  # the newest target that was fetched: the network was fine then
+        self.answered: dict[bool, str | InStore] = {}  # by `is_web`, the newest target that was fetched
         self._web = Web(settings.allowed)
         self._slots = asyncio.Semaphore(settings.threads)
         self._hosts: OrderedDict[str, Host] = OrderedDict()
@@ -156,13 +157,13 @@ class Fetcher:
             async with self._turn(source) as host:
                 began = monotonic()
                 if host is not None and began < host.silent_until:
-                    return FetchFault("its host gave no answer lately", passing=True, answered=False)
+                    return host.fault or fault
                 holder = _Holder(budget, index)
                 try:
                     async with asyncio.timeout(self.settings.timeout - spent) as holder.deadline:
                         data = await self._read(source, holder.grow)
-                    self.answered = target
-                    _answered(host, True)
+                    self.answered[is_web(target)] = target
+                    _note(host, None)
                     if len(data) <= self.max_bytes:
                         return data
                     await holder.drop()
@@ -170,7 +171,7 @@ class Fetcher:
                 except (OSError, ValueError, BotoCoreError, ClientError) as error:  # TimeoutError is an OSError
                     fault = fault_of(error)
                     await holder.drop()
-                    _answered(host, fault.answered)
+                    _note(host, fault)
                 except BaseException:
                     await holder.drop()
                     raise
@@ -240,11 +241,16 @@ class _Holder:
         self.held = 0
 
 
-def _answered(host: Host | None, answered: bool) -> None:
+def is_web(target: str | InStore) -> bool:
+    """Whether a target is on the web, and not in a store: one may be out of order without the other."""
+    return isinstance(target, str) and target[:8].lower().startswith(("http://", "https://"))
+
+
+def _note(host: Host | None, fault: FetchFault | None) -> None:
     """Counts the requests in a row that a host did not answer."""
     if host is None:
         return
-    host.silent = 0 if answered else host.silent + 1
+    host.silent, host.fault = 0 if fault is None or fault.answered else host.silent + 1, fault
     if host.silent >= SILENT_TRIES:
         host.silent, host.silent_until = 0, monotonic() + SILENT_SECONDS
 

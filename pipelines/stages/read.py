@@ -16,7 +16,7 @@ import numpy as np
 from otprune.families import Geometry
 from pipelines.corpus.columns import Columns
 from pipelines.corpus.fault import FetchFault, OutageError, fault_of
-from pipelines.corpus.fetch import Fetched, Fetcher, FetchSettings, fetcher_of
+from pipelines.corpus.fetch import Fetched, Fetcher, FetchSettings, fetcher_of, is_web
 from pipelines.corpus.format import Format, InStore, Record
 from pipelines.corpus.patience import Patience
 from pipelines.images.decode import Picture, Reject, decode_image
@@ -196,8 +196,8 @@ class ReadDecode:
     def _outlast_outage(self, unit_batch: UnitBatch, rows: list[_Row]) -> None:
         """Fetches the rows for which nothing answered again, as long as nothing answers for any row at all.
 
-        One row alone may name a server that is gone. Of several, some would answer; and what answered before still
-        does. Files of the corpus itself come from one store, which answers or does not.
+        Of several servers, some would answer, and what answered before still does. Files of the corpus itself come from
+        one store, which answers or does not.
 
         Raises:
             OutageError: if patience is over.
@@ -214,14 +214,19 @@ class ReadDecode:
                 self._fetch_again(rows)  # those that were tried before the first answer came
 
     def _is_outage(self, rows: list[_Row]) -> bool:
-        """Whether nothing answers for any row, nor what answered before."""
-        silent = [row for row in rows if row.is_silent]
-        if not silent or not self.patience or any(row.target is not None and not row.is_silent for row in rows):
+        """Whether nothing on the web, or nothing in the store, answers for any row, nor what answered before."""
+        if not self.patience:
             return False
-        if len(silent) == 1 and not isinstance(silent[0].target, InStore):
-            return False
-        known = self._fetcher.answered
-        return known is None or isinstance(self._fetcher.fetch(known), FetchFault)
+        for web in (True, False):
+            fetched = [row for row in rows if row.target is not None and is_web(row.target) == web]
+            if not fetched or not all(row.is_silent for row in fetched):
+                continue
+            if len(fetched) == 1 and not isinstance(fetched[0].target, InStore):
+                continue  # one address alone may name a server that is gone
+            known = self._fetcher.answered.get(web)
+            if known is None or isinstance(self._fetcher.fetch(known), FetchFault):
+                return True
+        return False
 
     def _fetch_again(self, rows: list[_Row]) -> None:
         """Fetches the rows for which nothing answered."""
