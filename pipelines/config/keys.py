@@ -239,7 +239,7 @@ class FaultsConfig:
 
     patience_seconds: float = key(
         "wait this long for an input of which nothing answers (network, store, credentials), then stop with exit code "
-        "1; 0: quarantine its images instead",
+        "1; 0: do not wait, and quarantine the images",
         600.0,
         low=0,
     )

@@ -45,6 +45,7 @@ def locate(address: str, store: Store, allowed: Allowed) -> str | Stored:
     scheme = match[1].lower() if (match := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", address)) else ""
     if scheme in ("http", "https"):
         return address
+    address = scheme + address[len(scheme) :]
     if scheme == "file" or (not scheme and address.startswith("/")):
         path = address[len("file://") :] if scheme else address
         return Stored(Store("/"), _below(path, [*_folders(store), *allowed.paths]))
@@ -105,9 +106,8 @@ def _prefixes(store: Store) -> list[str]:
 
 
 def _begins(address: str, prefix: str) -> bool:
-    """Whether an address is a prefix, or lies below it. The case of a scheme does not matter."""
-    (scheme, _, rest), (other, _, below) = address.partition("://"), prefix.rstrip("/").partition("://")
-    return scheme.lower() == other.lower() and (rest == below or rest.startswith(below + "/"))
+    """Whether an address is a prefix, or lies below it."""
+    return address == prefix or address.startswith(prefix.rstrip("/") + "/")
 
 
 def _has_parent(address: str) -> bool:

@@ -6,7 +6,7 @@ import socket
 from typing import Any
 
 import aiohttp
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from pipelines.images.decode import Reject
 
@@ -62,6 +62,8 @@ def fault_of(error: BaseException) -> FetchFault:
         return FetchFault(_shown(error), answered=False)
     if isinstance(error, TimeoutError):
         return FetchFault("TimeoutError", passing=True, answered=False)
+    if isinstance(error, ParamValidationError):  # such as no name of a bucket
+        return FetchFault("not a valid address")
     if isinstance(error, ConnectionError | socket.gaierror | BotoCoreError | aiohttp.ClientError):
         return FetchFault(_shown(error), passing=True, answered=False)
     if isinstance(error, OSError) and error.errno in PASSING_ERRORS:

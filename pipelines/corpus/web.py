@@ -75,7 +75,7 @@ class Web:
                 return url.join(URL(response.headers["Location"]))
             if response.status == 407:
                 raise FetchFault("HTTP status 407 of the proxy", passing=True, answered=False)
-            if response.status != 200:
+            if not 200 <= response.status < 300:
                 passing = response.status in PASSING_STATUSES
                 wait = _seconds(response.headers.get("Retry-After")) if passing else None
                 raise FetchFault(f"HTTP status {response.status}", passing=passing, retry_after=wait)

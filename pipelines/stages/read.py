@@ -158,9 +158,9 @@ class ReadDecode:
                 break
             except Exception as error:  # of the store, by way of a format
                 fault = fault_of(error)
-                if not fault.passing:
+                records.restart()  # an iterator that raised has ended
+                if not fault.passing or not self.patience:
                     raise
-                records.restart()
                 with unit_batch.timed("read"):
                     patience.wait(fault)
                 self._fetcher.forget()
@@ -282,7 +282,7 @@ def _sha256(data: Fetched) -> str | None:
 def fill_units(span: SpanRow, fill: Callable[[UnitBatch], None]) -> Iterator[dict[str, Any]]:
     """Fills the units of the span in order and yields a row for each. A unit whose `fill` fails gets an `error`.
 
-    The error says which rows of which file it met. After an outage the units that follow are not tried.
+    After an outage the units that follow are not tried.
     """
     outage: str | None = None
     for unit in span.units:

@@ -17,7 +17,7 @@ import pytest
 
 import pipelines.corpus.fetch
 import pipelines.corpus.patience
-from pipelines.corpus.addresses import Allowed, is_public
+from pipelines.corpus.addresses import Allowed, is_public, locate
 from pipelines.corpus.fault import FetchFault
 from pipelines.corpus.fetch import Fetcher, FetchSettings, fetcher_of
 from pipelines.corpus.format import Record
@@ -404,6 +404,16 @@ def test_a_corpus_in_a_bucket_names_files_of_this_bucket_alone():
     store = "s3://bucket/corpus"
     for uri in ("s3://bucket2/x", "s3://other/x", "../x", "s3://bucket/../other/x", "/etc/hostname", "gs://bucket/x"):
         assert rejected(uri, store) == ("fetch", "outside the corpus; input.allow_paths allows it")
+    allowed = Allowed(paths=("s3://other/a", "/data"))
+    for uri, path in (
+        ("s3://bucket/a b/%41", "bucket/a b/%41"),
+        ("x//y", "bucket/corpus/x//y"),
+        ("S3://other/a/x", "other/a/x"),
+    ):
+        assert locate(uri, Store(store), allowed).path == path
+    for uri in ("s3://other/ab", "s3://other/b", "/database/x"):
+        with pytest.raises(FetchFault, match="outside the corpus"):
+            locate(uri, Store(store), allowed)
 
 
 def test_a_pipe_is_not_opened(tmp_path):
