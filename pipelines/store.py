@@ -15,6 +15,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
+S3_CONNECTIONS = 64  # that a process may keep; botocore's own 10 would be the limit of its readers
 THREADS, AHEAD = 16, 64  # of `in_threads`: concurrent calls, and finished or pending results in memory
 
 In = TypeVar("In")
@@ -42,7 +43,11 @@ class Store:
         """The file system, without a cache of listings: other processes write into the folders that this one lists."""
         if not self.is_s3:
             return LocalFileSystem()
-        options: dict[str, Any] = {"anon": self.anonymous, "use_listings_cache": False}
+        options: dict[str, Any] = {
+            "anon": self.anonymous,
+            "use_listings_cache": False,
+            "config_kwargs": {"max_pool_connections": S3_CONNECTIONS},
+        }
         if self.endpoint_url:
             options["endpoint_url"] = self.endpoint_url
         return fsspec.filesystem("s3", **options)

@@ -10,6 +10,8 @@ from PIL import Image
 
 from otprune.families import Geometry
 from otprune.families.llava import Square
+from pipelines.corpus.addresses import Allowed
+from pipelines.corpus.fetch import FetchSettings
 from pipelines.corpus.file import RowGroups
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.output.span import SpanRow, with_row_groups
@@ -49,7 +51,12 @@ def corpus_at(path, templates=("look",), **columns) -> Corpus:
     return find_corpus(make_store(str(path)), templates=templates, **chosen)
 
 
-def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0, geometry: Geometry = GEOMETRY) -> ReadDecode:
+LOCALHOST = Allowed(private=True)
+
+
+def reader_of(
+    corpus: Corpus, templates=("look",), fetch_timeout=5.0, geometry: Geometry = GEOMETRY, patience=0.0, **fetch
+) -> ReadDecode:
     settings = DecodeSettings(geometry=geometry, max_bytes=LIMIT, max_pixels=10**6, min_side=2)
     return ReadDecode(
         store=corpus.store,
@@ -57,8 +64,8 @@ def reader_of(corpus: Corpus, templates=("look",), fetch_timeout=5.0, geometry: 
         columns=corpus.columns,
         templates=list(templates),
         decode=settings,
-        fetch_threads=4,
-        fetch_timeout=fetch_timeout,
+        fetch=FetchSettings(**{"threads": 4, "timeout": fetch_timeout, "retries": 1, "allowed": LOCALHOST, **fetch}),
+        patience=patience,
     )
 
 

@@ -72,7 +72,8 @@ class ReadQuestions:
     def _fill(self, unit_batch: UnitBatch, rows: Iterator[tuple[int, pa.RecordBatch]]) -> None:
         source = unit_batch.unit.sources[0]
         with unit_batch.timed("read"):
-            unit_rows = list(itertools.islice(rows, unit_batch.unit.num_images))
+            wanted = itertools.dropwhile(lambda row: row[0] < unit_batch.unit.start, rows)  # rows done before
+            unit_rows = list(itertools.islice(wanted, unit_batch.unit.num_images))
         if len(unit_rows) != unit_batch.unit.num_images:
             raise ValueError(
                 f"expected {unit_batch.unit.num_images} rows in {unit_batch.unit.name}, got {len(unit_rows)}"

@@ -26,12 +26,33 @@ class InputConfig:
     )
     reference_column: str = key("column with reference captions, shown in the report: auto | none | a name", "auto")
     limit: int | None = key("caption only this many rows, from the start of the corpus", None, low=1)
+    on_changed: Literal["refuse", "skip", "redo"] = key(
+        "what a resume does with captioned files that are lost or changed since. refuse: stop with exit code 2. "
+        "skip: keep their captions, and leave out what changed. redo: remove the captions of what changed and caption "
+        "it again; keep those of what is lost",
+        "refuse",
+    )
     endpoint_url: str | None = key("S3 endpoint of the input, if it is not AWS: e.g. the URL of a MinIO server")
     anonymous: bool = key("read S3 without credentials", False)
     fetch_threads: int = key(
-        "parallel downloads in each read task, when the image column holds URIs", 16, low=1, high=256
+        "parallel downloads in each process that reads: images named by address, and image files",
+        16,
+        low=1,
+        high=256,
     )
-    fetch_timeout: float = key("seconds after which the download of one URI is given up", 30.0, above=0)
+    fetch_per_host: int = key("parallel downloads from one host of the web, in each process that reads", 8, low=1)
+    fetch_timeout: float = key(
+        "seconds after which one image is given up: headers, redirects, retries and waits included", 30.0, above=0
+    )
+    fetch_retries: int = key(
+        "further tries of a download after a passing fault: 429, 5xx, a reset, a time-out, a cut file", 4, low=0
+    )
+    allow_private: bool = key("let addresses in the corpus lead into loopback, link-local and private networks", False)
+    allow_paths: list[str] = key(
+        "what addresses in the corpus may name besides the web and the corpus's own folder or bucket: local folders, "
+        "or prefixes such as s3://bucket/folder",
+        [],
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,6 +250,18 @@ class EngineConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FaultsConfig:
     """which failures a run survives, and when it gives up"""
+
+    patience_seconds: float = key(
+        "wait this long for an input of which nothing answers (network, store, credentials), then stop with exit code "
+        "1; 0: do not wait, and quarantine the images",
+        600.0,
+        low=0,
+    )
+    redo: list[str] = key(
+        "try quarantined rows of these reasons again, also of an output that is complete, e.g. [unavailable]: what a "
+        "passing fault kept from being fetched",
+        [],
+    )
 
     retries: int = key("retries of a unit whose process died", 2, low=0)
     max_isolated: int = key(

@@ -18,6 +18,7 @@ class CorpusFile:
     size: int  # bytes
     row_groups: tuple[int, ...] = ()  # number of rows of each
     offsets: tuple[int, ...] = ()  # byte where each row group begins, then where the last ends; empty: see the file
+    tag: str = ""  # changes with the content, also at equal size: a hash of the footer, an ETag, a time of change
 
     @property
     def num_rows(self) -> int:

@@ -4,13 +4,14 @@ import logging
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from pipelines.corpus.columns import ColumnChoice, Columns
 from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.format import Format
 from pipelines.corpus.formats import FORMATS
+from pipelines.corpus.ranges import VERSIONS
 from pipelines.errors import UserError
 from pipelines.store import STORE_ERRORS, Store
 
@@ -50,10 +51,12 @@ def find_corpus(
             image column is usable.
     """
     candidates = _candidate_formats(format, formats)
-    root, sizes = _list_files(store)
+    root, sizes, tags = _list_files(store)
     chosen = _choose_format(candidates, root, sizes)
     choice = ColumnChoice(image_column, id_column, reference_column, tuple(templates))
     files, columns = chosen.files(root, sizes, choice)
+    if chosen.one_image_a_file:
+        files = [replace(file, tag=tags[file.source]) for file in files]
     corpus = Corpus(root, tuple(files), chosen, columns)
     shown_format = f"{format}, found {chosen.name}" if format == "auto" else format
     logger.info("input.format=%s: %d files, %d rows in %s", shown_format, len(corpus.files), corpus.num_rows, root.path)
@@ -79,8 +82,8 @@ def _choose_format(candidates: Sequence[Format], root: Store, sizes: Mapping[str
     raise UserError(f"input.path must hold {titles} files, found {len(sizes)} others in {root.path}: {examples}")
 
 
-def _list_files(store: Store) -> tuple[Store, dict[str, int]]:
-    """The folder that sources are relative to, and the size in bytes of every file by its relative name, sorted.
+def _list_files(store: Store) -> tuple[Store, dict[str, int], dict[str, str]]:
+    """The folder that sources are relative to, and the size in bytes and the tag of every file by its name, sorted.
 
     Names with a part that begins with a dot or an underscore are left out, as Spark and Hive do.
     """
@@ -108,4 +111,10 @@ def _list_files(store: Store) -> tuple[Store, dict[str, int]]:
             f"input.path must be a Parquet file, a glob or a folder with images, found nothing at {store.path!r}"
         )
     scheme = "s3://" if store.is_s3 else ""
-    return Store(scheme + root, store.endpoint_url, store.anonymous), names
+    tags = {posixpath.relpath(p, root): _tag(info) for p, info in found.items()}
+    return Store(scheme + root, store.endpoint_url, store.anonymous), names, tags
+
+
+def _tag(info: Mapping[str, Any]) -> str:
+    """What a listing says of a file that changes with its content."""
+    return next((str(info[name]) for name in VERSIONS if info.get(name) is not None), "")

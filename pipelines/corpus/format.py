@@ -15,13 +15,20 @@ from pipelines.store import Store
 
 
 @dataclass(frozen=True, slots=True)
+class InStore:
+    """A file of the corpus that is still to be fetched."""
+
+    name: str  # relative to the corpus
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One row of the corpus, its image still encoded."""
 
     id: str  # value of the id column, else `source#row`, or the source of a file that is one image
     source: str
     row: int  # index within the source
-    data: bytes | str | Reject | None  # str: a URI still to be fetched; None: null in the corpus
+    data: bytes | str | InStore | Reject | None  # str: an address still to be fetched; None: null in the corpus
     fields: dict[str, Any] = field(default_factory=dict)  # column -> value for the prompt templates; None: null
     references: list[str] = field(default_factory=list)  # empty unless the caller asked for references
 

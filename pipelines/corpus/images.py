@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipelines.corpus.columns import ColumnChoice, Columns, template_fields
 from pipelines.corpus.file import CorpusFile, ReadRange
-from pipelines.corpus.format import Format, Record
+from pipelines.corpus.format import Format, InStore, Record
 from pipelines.errors import UserError
-from pipelines.images.decode import Reject
 from pipelines.store import Store
 
 logger = logging.getLogger(__name__)
@@ -40,8 +39,8 @@ def find_files(
 def read_records(
     store: Store, rows: ReadRange, columns: Columns | None, *, max_bytes: int, with_references: bool
 ) -> Iterator[Record]:
-    """Yields one record for each file, and reads the file only when its record is asked for."""
-    return (Record(source, source, 0, _read(store, source, max_bytes)) for source in rows.sources)
+    """Yields one record for each file, which the reader fetches."""
+    return (Record(source, source, 0, InStore(source)) for source in rows.sources)
 
 
 def read_references(
@@ -49,16 +48,6 @@ def read_references(
 ) -> dict[int, list[str]]:
     """Empty: a folder of image files has no reference captions."""
     return {}
-
-
-def _read(store: Store, source: str, max_bytes: int) -> bytes | Reject:
-    try:
-        size = store.fs.info(store.join(source))["size"]
-        if size > max_bytes:
-            return Reject("too_large_bytes", f"{size} bytes")
-        return store.read(source)
-    except (FileNotFoundError, PermissionError) as error:
-        return Reject("fetch", f"{type(error).__name__}: {source}")
 
 
 FORMAT = Format(

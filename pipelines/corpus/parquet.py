@@ -1,26 +1,42 @@
-"""The format of Parquet files: reads their footers, and their rows one bounded batch at a time."""
+"""The format of Parquet files: reads their footers, and their rows one bounded batch at a time.
 
+What cannot be read costs its own rows: a value of text that is no UTF-8 its row, a page the rest of its row group, a
+footer the file. Each of these rows becomes a record with a `Reject` that names the rows.
+"""
+
+import hashlib
 import logging
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpus.columns import ColumnChoice, Columns, find_columns
+from pipelines.corpus.fault import FetchFault
 from pipelines.corpus.file import CorpusFile, ReadRange
 from pipelines.corpus.format import Format, Record
 from pipelines.corpus.images import is_image
+from pipelines.corpus.ranges import RangeFile
 from pipelines.errors import UserError
+from pipelines.images.decode import Reject
 from pipelines.store import Store
+from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 
 FOOTER_THREADS = 16
 BATCH_BYTES = 32 * 2**20  # encoded images that a reader holds at a time
-BLOCK_BYTES = 8 * 2**20  # size of one ranged GET
+SIGNATURE_BYTES = 28  # after a footer in plain text, if columns are encrypted
+FOOTERS = 8  # that a process keeps
+DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError)  # of pyarrow, on bad content
+
+_footers: dict[tuple[Store, str, Any], pq.FileMetaData] = {}
 
 
 def is_parquet(name: str) -> bool:
@@ -38,21 +54,35 @@ def find_files(
     """
     names = [name for name in sizes if is_parquet(name)]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda name: read_footer(store, name), names))
-    schema = footers[0].schema.to_arrow_schema()
+        footers = list(pool.map(lambda name: _footer_or_problem(store, name, sizes[name]), names))
+    readable = [footer for footer in footers if isinstance(footer, pq.FileMetaData)]
+    if not readable:
+        raise UserError(f"{names[0]} is not a readable Parquet file: {footers[0]}")
+    schema = readable[0].schema.to_arrow_schema()
     columns = find_columns(schema, choice)
     num_image_files = sum(map(is_image, sizes))
     if num_image_files and columns.kind != "uri":  # URIs may name the image files beside the Parquet files
         logger.warning("%d image files beside the Parquet files are no part of the corpus", num_image_files)
     files = []
     for name, footer in zip(names, footers, strict=True):
+        if isinstance(footer, str):  # nobody knows its rows: one row of quarantine stands for them
+            logger.warning("%s is not a readable Parquet file and counts as one row: %s", name, footer)
+            files.append(CorpusFile(name, sizes[name], (1,)))
+            continue
         _check_same(name, footer.schema.to_arrow_schema(), schema, columns)
         groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         if sum(groups):
-            files.append(CorpusFile(name, sizes[name], groups))
+            files.append(CorpusFile(name, sizes[name], groups, tag=_tag(footer)))
     if not files:
         raise UserError(f"input.path must hold images, found {len(names)} Parquet files without rows in {store.path}")
     return files, columns
+
+
+def _tag(footer: pq.FileMetaData) -> str:
+    """A hash of what a footer says about every column chunk: places, bytes, and statistics of the values."""
+    stream = pa.BufferOutputStream()
+    footer.write_metadata_file(stream)
+    return hashlib.sha256(stream.getvalue()).hexdigest()[:16]
 
 
 def read_footer(store: Store, name: str) -> pq.FileMetaData:
@@ -61,11 +91,36 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
     Raises:
         UserError: if the file is not readable Parquet.
     """
+    footer = _footer_or_problem(store, name)
+    if isinstance(footer, str):
+        raise UserError(f"{name} is not a readable Parquet file: {footer}")
+    return footer
+
+
+def _footer_or_problem(store: Store, name: str, size: int | None = None) -> pq.FileMetaData | str:
+    """The footer of a Parquet file, or in a line why it is none.
+
+    Raises:
+        UserError: if the store does not give the file, or its columns are encrypted.
+    """
     try:
-        with store.fs.open(store.join(name), "rb") as stream:
-            return pq.read_metadata(stream)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+        stream = RangeFile(store, name, size)
+        footer = pq.read_metadata(stream)
+        stream.seek(-8, 2)
+        (length,) = struct.unpack("<I4x", stream.read(8))
+        encrypted = length - footer.serialized_size >= SIGNATURE_BYTES
+        if any(footer.row_group(i).num_rows < 0 for i in range(footer.num_row_groups)):
+            return "a row group has a negative number of rows"
+    except DAMAGE as error:
+        if isinstance(error, FetchFault) and error.passing:
+            raise UserError(f"{name} cannot be read: {error}") from error
+        encrypted = "encrypted" in str(error)
+        if not encrypted:
+            return _problem(error)
+        footer = ""
+    if encrypted:  # pyarrow would end the whole process at the first look at such a column
+        raise UserError(f"{name} is not a readable Parquet file: its columns are encrypted; decrypt them first")
+    return footer
 
 
 def read_records(
@@ -74,8 +129,11 @@ def read_records(
     """Yields one record for each row, and reads only the columns that the record needs."""
     assert columns is not None
     source = rows.sources[0]
-    for row, batch in row_batches(store, rows, columns.to_read(with_references)):
-        yield from _records(batch, source, row, columns)
+    for row, batch in readable_batches(store, rows, columns.to_read(with_references)):
+        if isinstance(batch, Unreadable):
+            yield from (Record(f"{source}#{i}", source, i, batch.reject) for i in range(row, batch.stop))
+        else:
+            yield from _records(batch, source, row, columns, max_bytes)
 
 
 def read_references(
@@ -90,57 +148,169 @@ def read_references(
     return {row: nonempty for row, texts in references.items() if (nonempty := [text for text in texts if text])}
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Rows that cannot be read, up to `stop`."""
+
+    stop: int
+    reject: Reject
+
+
 def row_batches(store: Store, rows: ReadRange, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """As `readable_batches`, for rows that must all be readable.
+
+    Raises:
+        ValueError: if a row cannot be read.
+    """
+    for row, batch in readable_batches(store, rows, columns):
+        if isinstance(batch, Unreadable):
+            raise ValueError(batch.reject.detail)
+        yield row, batch
+
+
+def readable_batches(
+    store: Store, rows: ReadRange, columns: list[str]
+) -> Iterator[tuple[int, pa.RecordBatch | Unreadable]]:
     """Yields (row, batch whose first row is `row`) for a range of rows of a Parquet file.
 
     Reads only the row groups that hold the range, about BATCH_BYTES at a time.
+
+    Raises:
+        FetchFault: a passing one, for all rows from the next on.
     """
     source, start, stop, groups = rows.sources[0], rows.start, rows.stop, rows.groups
     # The range may need fewer row groups than it was handed: find its first and its last one.
     ends = list(accumulate(groups.rows, initial=groups.start))[1:]
     first, last = bisect_right(ends, start), bisect_right(ends, stop - 1)
-    row, num_rows = ends[first] - groups.rows[first], sum(groups.rows[first : last + 1])
-    chosen = range(groups.first + first, groups.first + last + 1)  # indices in the whole file
-    with store.fs.open(store.join(source), "rb", block_size=BLOCK_BYTES) as stream:
-        # Without pre-buffering, pyarrow does not load a whole row group, which may be gigabytes, before the first row.
-        parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
-        sizes = [parquet.metadata.row_group(i).total_byte_size for i in chosen]
-        mean_bytes = sum(sizes) / max(1, num_rows)
-        batches = parquet.iter_batches(
-            batch_size=int(max(1, min(64, BATCH_BYTES // max(1, mean_bytes)))),
-            row_groups=chosen,
-            columns=columns,
-            use_threads=False,
-        )
-        for batch in batches:
-            begin, end = max(start - row, 0), min(stop - row, batch.num_rows)
-            if begin < end:
-                yield row + begin, batch.slice(begin, end - begin)
-            row += batch.num_rows
-            if row >= stop:
-                return
+    try:
+        stream = RangeFile(store, source)
+        parquet = _open(stream, source)
+        stream.want(range_ for i in range(first, last + 1) for range_ in _chunks(parquet, groups.first + i, columns))
+    except DAMAGE as error:
+        yield start, Unreadable(stop, _reject(error, source, start, stop))
+        return
+    for i in range(first, last + 1):
+        begin, end = max(start, ends[i] - groups.rows[i]), min(stop, ends[i])
+        row = begin
+        try:
+            for at, batch in _batches(parquet, groups.first + i, groups.rows[i], ends[i] - groups.rows[i], columns):
+                low, high = max(begin - at, 0), min(end - at, batch.num_rows)
+                if low < high:
+                    yield at + low, batch.slice(low, high - low)
+                    row = at + high
+                if at + batch.num_rows >= end:
+                    break
+            if row < end:
+                raise ValueError(f"ends before row {row}")
+        except DAMAGE as error:
+            yield row, Unreadable(end, _reject(error, source, row, end))
 
 
-def _records(batch: pa.RecordBatch, source: str, row: int, columns: Columns) -> Iterator[Record]:
+def _batches(
+    parquet: pq.ParquetFile, index: int, num_rows: int, start: int, columns: list[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yields (row, batch) for one row group, which must have `num_rows` rows and begin at row `start`."""
+    group = parquet.metadata.row_group(index)
+    if group.num_rows != num_rows:
+        raise ValueError(f"row group {index} had {num_rows} rows when the job began, has {group.num_rows}")
+    mean_bytes = max(1, group.total_byte_size // max(1, num_rows))
+    batches = parquet.iter_batches(
+        batch_size=max(1, min(64, BATCH_BYTES // mean_bytes)), row_groups=[index], columns=columns, use_threads=False
+    )
+    for batch in batches:
+        yield start, batch
+        start += batch.num_rows
+
+
+def _open(stream: RangeFile, source: str) -> pq.ParquetFile:
+    """The file, whose footer a process parses once as long as the file stays the same."""
+    # Without pre-buffering, pyarrow does not load a whole row group, which may be gigabytes, before the first row.
+    options: dict[str, Any] = {"pre_buffer": False, "buffer_size": 2**20}
+    key = (stream.store, source, stream.version)
+    known = _footers.get(key)
+    parquet = pq.ParquetFile(stream, metadata=known, **options)
+    if known is None:
+        if len(_footers) >= FOOTERS:
+            del _footers[next(iter(_footers))]
+        _footers[key] = parquet.metadata
+    return parquet
+
+
+def _chunks(parquet: pq.ParquetFile, index: int, columns: list[str]) -> Iterator[tuple[int, int]]:
+    """Yields the range of bytes of each column chunk of a row group that is needed for `columns`."""
+    group = parquet.metadata.row_group(index)
+    for i in range(group.num_columns):
+        chunk = group.column(i)
+        path = chunk.path_in_schema
+        if any(path == column or path.startswith(column + ".") for column in columns):
+            start = chunk.data_page_offset
+            if chunk.dictionary_page_offset is not None:
+                start = min(start, chunk.dictionary_page_offset)
+            yield start, start + chunk.total_compressed_size
+
+
+def _records(batch: pa.RecordBatch, source: str, row: int, columns: Columns, max_bytes: int) -> Iterator[Record]:
     """Yields the records of a batch. The image, the only large value, is copied out of Arrow when its turn comes."""
     images = batch.column(columns.image)
     if columns.kind == "struct":
         images = images.field("bytes")
     with_references = columns.references is not None and columns.references in batch.schema.names
     for i in range(batch.num_rows):
-        id_value = batch.column(columns.id)[i].as_py() if columns.id else None
+        id_value = _value(batch.column(columns.id)[i], "backslashreplace") if columns.id else None
+        fields = {name: _value(batch.column(name)[i]) for name in columns.fields}
+        data = _image(images[i], max_bytes)
+        if bad := [name for name, value in fields.items() if isinstance(value, Reject)]:
+            data = Reject("prompt", f"column {bad[0]} is not UTF-8")
         yield Record(
             id=f"{source}#{row + i}" if id_value is None else str(id_value),
             source=source,
             row=row + i,
-            data=images[i].as_py(),
-            fields={name: batch.column(name)[i].as_py() for name in columns.fields},
-            references=_as_list(batch.column(columns.references)[i].as_py()) if with_references else [],
+            data=data,
+            fields=fields,
+            references=_as_list(_value(batch.column(columns.references)[i])) if with_references else [],
         )
 
 
-def _as_list(texts: str | list[str] | None) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts or [])
+def _image(scalar: Any, max_bytes: int) -> bytes | str | Reject | None:
+    """The image, or its address. A value that is too large is never copied."""
+    if not scalar.is_valid:
+        return None
+    if (buffer := scalar.as_buffer()) is not None and buffer.size > max_bytes:
+        return Reject("too_large_bytes", f"{buffer.size} bytes, limit {max_bytes}")
+    value = _value(scalar)
+    return Reject("fetch", "the address is not UTF-8") if isinstance(value, Reject) else value
+
+
+def _value(scalar: Any, errors: str = "strict") -> Any:
+    """The Python value of a column; of text that is not UTF-8 a `Reject`, or what `errors` makes of it."""
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        if errors != "strict" and hasattr(scalar, "as_buffer"):
+            return scalar.as_buffer().to_pybytes().decode(errors=errors)
+        return Reject("unreadable", f"not UTF-8: {error.reason}")
+
+
+def _reject(error: Exception, source: str, start: int, stop: int) -> Reject:
+    """The row of quarantine for rows [start, stop) of a file that cannot be read.
+
+    Raises:
+        FetchFault: if the store is at fault, or refuses the file, of which no row is guilty.
+    """
+    rows = f"row {start}" if stop == start + 1 else f"rows {start} to {stop - 1}"
+    if isinstance(error, FetchFault):
+        if error.passing or not error.answered:
+            raise FetchFault(f"{source}: {error.detail}", passing=True, answered=False)
+        return Reject("fetch", f"{source}, {rows}: {error.detail}")
+    return Reject("unreadable", f"{source}, {rows}: {_problem(error)}")
+
+
+def _problem(error: Exception) -> str:
+    return error.detail if isinstance(error, FetchFault) else f"{type(error).__name__}: {clean(str(error), 150)}"
+
+
+def _as_list(texts: str | list[str] | Reject | None) -> list[str]:
+    return [texts] if isinstance(texts, str) else [] if isinstance(texts, Reject) else list(texts or [])
 
 
 def _check_same(name: str, schema: pa.Schema, first: pa.Schema, columns: Columns) -> None:

@@ -1,19 +1,23 @@
 """The plan of a run: the rows of the corpus that have no committed output yet, cut into units."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pipelines.corpus.file import CorpusFile, RowGroups
 from pipelines.corpus.find import Corpus
 from pipelines.errors import UserError
+from pipelines.output.changes import OnChanged, settle_changes
 from pipelines.output.reader import OutputReader
+from pipelines.output.redo import plan_redo
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import Unit, parse_part, plan_images, plan_rows, unit_key
 from pipelines.store import Store
 
 logger = logging.getLogger(__name__)
+
+CHOICES = "choose another output.path, or input.on_changed=skip or redo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +43,30 @@ def make_plan(
     limit: int | None,
     num_samples: int,
     tidy: bool = True,
+    redo: Collection[str] = (),
+    on_changed: OnChanged = "refuse",
 ) -> Plan:
     """Plans units of at most `num_images` images for those of the first `limit` rows that have no output yet.
 
     The plan marks `num_samples` images, spread over its spans, for the report. With `tidy` it removes the quarantine
-    parts that belong to no unit; without `tidy` it only reads the output.
+    parts that belong to no unit; without `tidy` it only reads the output. Quarantined rows for a reason in `redo` are
+    planned again. `on_changed` is as the key says.
 
     Raises:
-        UserError: if the output holds captions of files that this corpus lacks or that have changed.
+        UserError: if the output holds captions of files that this corpus lacks or that have changed and `on_changed` is
+            `refuse`, or a reason is unknown.
     """
-    committed = committed_parts(output, CAPTIONS_FOLDER)
+    committed = staying = committed_parts(output, CAPTIONS_FOLDER)
+    if on_changed != "refuse":
+        corpus, committed, staying = settle_changes(corpus, output, fingerprint, committed, on_changed, tidy=tidy)
     plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
     spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed)
+    spans += plan_redo(corpus, output, fingerprint, redo, committed)
     planned = [unit for units, _ in spans for unit in units]
     if tidy:
-        delete_orphans(output, committed, planned)
+        delete_orphans(output, staying, planned)
     todo = sum(unit.num_images for unit in planned)
-    return Plan(_with_samples(spans, num_samples), committed, num_rows, num_rows - todo)
+    return Plan(_with_samples(spans, num_samples), staying, num_rows, num_rows - todo)
 
 
 def plan_everything(corpus: Corpus, fingerprint: str, *, num_images: int, limit: int | None) -> "Spans":
@@ -125,7 +136,7 @@ def done_ranges(
     if unknown:
         raise UserError(
             f"{output.path} holds {folder} of {len(unknown)} files that this corpus does not have, or that changed; "
-            "choose another output.path"
+            f"{CHOICES}"
         )
     return done
 
@@ -164,7 +175,7 @@ def _committed_images(corpus: Corpus, output: Store, fingerprint: str, committed
         if len(files) == len(sources) and unit_key(files, fingerprint) != parse_part(name)[0]:
             raise UserError(
                 f"{output.path} holds captions of images that have changed since, in {sources[0]} ... "
-                f"{sources[-1]}; choose another output.path"
+                f"{sources[-1]}; {CHOICES}"
             )
         done.update(sources)
     if not done & by_name.keys():

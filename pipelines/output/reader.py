@@ -65,9 +65,12 @@ class OutputReader:
         return in_threads(read, self._names_or_all(names))
 
     def parts(
-        self, columns: Sequence[str], quarantine: Sequence[str], names: Iterable[str] | None = None
+        self,
+        columns: Sequence[str] | None,
+        quarantine: Sequence[str] | None,
+        names: Iterable[str] | None = None,
     ) -> Iterator[Part | DamagedPart]:
-        """Yields each part with `columns` of its rows and the columns `quarantine` of its quarantine.
+        """Yields each part with `columns` of its rows and the columns `quarantine` of its quarantine; None is all.
 
         A part that cannot be read is yielded as a `DamagedPart`, not raised.
         """
@@ -80,7 +83,7 @@ class OutputReader:
 
         return in_threads(read, self._names_or_all(names))
 
-    def _part(self, name: str, columns: Sequence[str], quarantine: Sequence[str]) -> Part:
+    def _part(self, name: str, columns: Sequence[str] | None, quarantine: Sequence[str] | None) -> Part:
         rows = _read_table(self.store, self.folder, name, columns)
         rejected = None
         if self.store.exists(f"{QUARANTINE_FOLDER}/{name}"):

@@ -41,7 +41,9 @@ QUARANTINE = pa.schema(
 
 REASONS = {
     **dict.fromkeys(DECODE_REASONS, "decode"),
-    "fetch": "read",  # the URI could not be fetched
+    "fetch": "read",  # the address, or the file, could not be fetched and never will be
+    "unavailable": "read",  # the same for a reason that may pass: 429, 5xx, a time-out, a connection cut or refused
+    "unreadable": "read",  # the file of the row is damaged where the row is
     "prompt": "read",  # a column of the prompt template is null, or the prompt does not fit the model
     "encode": "encode",  # the vision tower or the selection failed on this image alone
     "generate": "generate",  # decoding failed on this image alone

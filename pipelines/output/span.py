@@ -11,7 +11,10 @@ from pipelines.output.unit import Unit
 
 @dataclass(frozen=True, slots=True)
 class SpanRow:
-    """The plan of one read task: consecutive units of one file of rows, or one unit of image files."""
+    """The plan of one read task: units of one row group, or of joined small ones, or one unit of image files.
+
+    Units of rows come in the order of their rows. Rows between two of them may be done already.
+    """
 
     units: tuple[Unit, ...]
     row_groups: RowGroups  # only those that hold the units' rows, so that a span's size does not grow with its file
@@ -24,14 +27,18 @@ class SpanRow:
         return ReadRange(first.sources, first.start, last.stop, self.row_groups)
 
     def to_row(self) -> dict[str, Any]:
-        """The span as a Ray Data row with one column of JSON."""
-        return {"span": json.dumps(asdict(self))}
+        """The span as a Ray Data row with one column of JSON, which grows by the range of each unit alone."""
+        first = self.units[0]
+        ranges = [(unit.start, unit.stop, *([unit.redo] if unit.redo else [])) for unit in self.units]
+        span = {"key": first.key, "sources": first.sources, "ranges": ranges, "num_samples": self.num_samples}
+        return {"span": json.dumps({**span, "row_groups": asdict(self.row_groups)})}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "SpanRow":
         """The span that `to_row` wrote."""
         span = json.loads(row["span"])
-        units = tuple(Unit(**{**unit, "sources": tuple(unit["sources"])}) for unit in span["units"])
+        key, sources = span["key"], tuple(span["sources"])
+        units = tuple(Unit(key, start, stop, sources, *map(tuple, redo)) for start, stop, *redo in span["ranges"])
         groups = span["row_groups"]
         row_groups = RowGroups(**{**groups, "rows": tuple(groups["rows"]), "offsets": tuple(groups["offsets"])})
         return cls(units, row_groups, span["num_samples"])

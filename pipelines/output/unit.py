@@ -9,12 +9,13 @@ ranges: an image that has a caption never gets a second one.
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipelines.corpus.file import CorpusFile
 
-SPAN_UNITS = 8  # most units of a span
+SPAN_UNITS = 8  # least units of a span, if its row group has as many
+REREAD_BYTES = 1024  # bytes a row that may be read once more than needed, so that a row group is read in parallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Unit:
     start: int
     stop: int
     sources: tuple[str, ...]
+    redo: tuple[int, ...] = ()  # of a committed unit, the positions of the rows that are tried again; empty: all rows
 
     @property
     def name(self) -> str:
@@ -37,14 +39,23 @@ class Unit:
 
     @property
     def num_images(self) -> int:
-        return self.stop - self.start
+        """Images that this run works on."""
+        return len(self.redo) or self.stop - self.start
+
+    @property
+    def where(self) -> str:
+        """The unit for people: its file with its rows, or its files."""
+        if len(self.sources) > 1:
+            return f"{self.sources[0]} to {self.sources[-1]}"
+        rows = f"row {self.start}" if self.stop == self.start + 1 else f"rows {self.start} to {self.stop - 1}"
+        return f"{self.sources[0]}, {rows}"
 
 
 def unit_key(files: Iterable[CorpusFile], fingerprint: str) -> str:
-    """12 hex digits: a hash of the files' relative paths and sizes and of the configuration's fingerprint."""
+    """12 hex digits: a hash of the files' relative paths, sizes and tags and of the configuration's fingerprint."""
     digest = hashlib.sha256(fingerprint.encode())
     for file in files:
-        digest.update(f"\0{file.source}\0{file.size}".encode())
+        digest.update(f"\0{file.source}\0{file.size}\0{file.tag}".encode())
     return digest.hexdigest()[:12]
 
 
@@ -66,13 +77,18 @@ def plan_rows(
     """Cuts rows [0, stop) of a file, without the ranges in `done`, into spans: lists of units that one task reads.
 
     Consecutive small row groups are joined to one unit of at most `num_images` rows. A row group larger than a unit is
-    cut evenly. A reader cannot start inside a row group, so up to SPAN_UNITS of its units share one read.
+    cut evenly. A reader cannot start inside a row group, so the units of one share one read. Only where the rows are
+    small, as addresses are, several reads share a row group: each but the first reads rows that it does not need.
     """
-    key = unit_key([file], fingerprint)
+    key, done = unit_key([file], fingerprint), sorted(done)
+    num_reads = 1 + 2 * REREAD_BYTES * file.num_rows // max(1, file.size)  # on average, each reads half a row group
     spans = []
-    for start, end in _subtract(_cut(file.row_groups, num_images), stop, sorted(done)):
-        units = [Unit(key, a, b, (file.source,)) for a, b in _even(start, end, num_images)]
-        spans += [units[i : i + SPAN_UNITS] for i in range(0, len(units), SPAN_UNITS)]
+    for group in _cut(file.row_groups, num_images):
+        left = [
+            Unit(key, a, b, (file.source,)) for r in _subtract([group], stop, done) for a, b in _even(*r, num_images)
+        ]
+        length = max(SPAN_UNITS, math.ceil(len(left) / num_reads))
+        spans += [left[i : i + length] for i in range(0, len(left), length)]
     return spans
 
 
@@ -82,15 +98,14 @@ def plan_images(files: list[CorpusFile], fingerprint: str, num_images: int) -> l
     return [Unit(unit_key(c, fingerprint), 0, len(c), tuple(f.source for f in c)) for c in chunks]
 
 
-def split_unit(unit: Unit, sizes: dict[str, int], fingerprint: str) -> list[Unit]:
+def split_unit(unit: Unit, files: Mapping[str, CorpusFile], fingerprint: str) -> list[Unit]:
     """The unit's images as units of one image each, to find the image that kills its process.
 
-    `sizes` are the sizes in bytes of the unit's image files by name.
+    `files` are the corpus's files by name.
     """
     if len(unit.sources) == 1:  # rows of one file, or one image file, for which the result is the unit itself
         return [Unit(unit.key, row, row + 1, unit.sources) for row in range(unit.start, unit.stop)]
-    files = [CorpusFile(source, sizes[source]) for source in unit.sources]
-    return plan_images(files, fingerprint, 1)
+    return plan_images([files[source] for source in unit.sources], fingerprint, 1)
 
 
 def _cut(row_groups: tuple[int, ...], num_images: int) -> Iterator[tuple[int, int]]:

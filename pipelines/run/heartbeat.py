@@ -17,6 +17,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
+from pipelines.corpus.patience import take_announcement
 from pipelines.dollars.account import Account
 from pipelines.dollars.ledger import record_run
 from pipelines.run.job import Job
@@ -98,6 +99,7 @@ class Heartbeat:
             if self._stop.wait(self.every):
                 return
             self.look(joined=True)
+            self._hand_on()
 
     def look(self, *, joined: bool = False) -> None:
         """Polls the nodes of the cluster and logs the prices of new ones.
@@ -116,6 +118,15 @@ class Heartbeat:
                     logger.warning("not in the dollars: a node that joined, %s: %s", price.name, price.problem)
         except Exception as error:  # Ray's head may not answer for a moment; the known nodes stay on the bill
             self._warn("the cluster's nodes", error)
+
+    def _hand_on(self) -> None:
+        """Logs what read tasks wait for. Several tasks wait for the same, so it is said once."""
+        try:
+            if (text := take_announcement()) and text not in self._warned:
+                self._warned.add(text)
+                logger.warning("%s", text)
+        except Exception as error:  # Ray's head may not answer for a moment
+            self._warn("the messages of tasks", error)
 
     def _write(self, state: str, message: str) -> None:
         content, meter = self.content(state, message), self.account.meter

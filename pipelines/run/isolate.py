@@ -8,14 +8,15 @@ An error that stays, or a death of every single image, is not the fault of an im
 part stays.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pipelines.corpus.file import CorpusFile
 from pipelines.errors import JobFailedError
 from pipelines.output.plan import delete_orphans
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import split_unit
-from pipelines.stages.read import Reader
+from pipelines.stages.read import OUTAGE, Reader
 from pipelines.stages.unit_batch import Rejected, UnitBatch
 from pipelines.stages.write import Sink, summarize
 
@@ -29,7 +30,7 @@ class Missing:
 
     died: list[SpanRow] = field(default_factory=list)  # their process died on every try
     failed: list[SpanRow] = field(default_factory=list)  # by an error
-    errors: list[str] = field(default_factory=list)  # of the failed units
+    errors: list[str] = field(default_factory=list)  # of the failed units, each with its file and rows
 
 
 def run_with_isolation(
@@ -38,18 +39,18 @@ def run_with_isolation(
     *,
     read: Reader,
     sink: Sink,
-    sizes: dict[str, int],
+    files: Mapping[str, CorpusFile],
     max_isolated: int,
 ) -> Iterator[dict]:
     """Runs all spans, then isolates the missing units. Yields the summary of every unit that is committed.
 
     Args:
-        sizes: source -> bytes of every file in the corpus.
+        files: every file of the corpus by its name.
         max_isolated: units that may fail by an error in one pass.
 
     Raises:
-        JobFailedError: if more than `max_isolated` units fail, if a unit fails by an error even alone, or if the
-            process dies on every one of several isolated images.
+        JobFailedError: if more than `max_isolated` units fail, if a unit fails by an error even alone, if nothing
+            answers where the corpus lies, or if the process dies on every one of several isolated images.
     """
     first = yield from _attempt(spans, run, sink, max_isolated, alone=False)
     second = yield from _attempt(first.failed + first.died, run, sink, max_isolated, alone=True)
@@ -57,7 +58,7 @@ def run_with_isolation(
     images = [
         SpanRow((unit,), span.row_groups, 0)
         for span in second.died
-        for unit in split_unit(span.units[0], sizes, sink.fingerprint)
+        for unit in split_unit(span.units[0], files, sink.fingerprint)
     ]
     if images:
         # A unit may have written its quarantine before its process died. The units of one image write the same rows
@@ -81,21 +82,25 @@ def _attempt(
     if not spans:
         return Missing()
     errors: dict[str, str] = {}
+    where = {unit.name: unit.where for span in spans for unit in span.units}
     for summary in run(spans, alone):
         if summary["error"] is None:
             yield summary
             continue
-        errors[summary["unit"]] = summary["error"]
+        if summary["error"].startswith(OUTAGE):
+            raise JobFailedError(f"{summary['error']}; the same command resumes")
+        errors[summary["unit"]] = f"{where[summary['unit']]}, by {summary['error']}"
         if len(errors) > max_isolated:
             raise JobFailedError(
-                f"more than faults.max_isolated={max_isolated} work units failed, the last by {summary['error']}"
+                f"more than faults.max_isolated={max_isolated} work units failed, the last of {errors[summary['unit']]}"
             )
     # The store decides what is committed: a process may die after its commit and before its summary arrives.
     committed = frozenset(sink.store.list(sink.folder))
     missing = Missing(errors=list(errors.values()))
     for span in spans:
         for unit in span.units:
-            if unit.part not in committed:
+            # Rows that were tried again and killed their process stay in quarantine, so they are not missing.
+            if unit.part not in committed or (unit.redo and unit.name in errors):
                 group = missing.failed if unit.name in errors else missing.died
                 group.append(SpanRow((unit,), span.row_groups, 0))
     return missing
@@ -103,7 +108,7 @@ def _attempt(
 
 def _stop_on_errors(missing: Missing) -> None:
     if missing.failed:
-        raise JobFailedError(f"{len(missing.failed)} work units failed even alone, the first by {missing.errors[0]}")
+        raise JobFailedError(f"{len(missing.failed)} work units failed even alone, the first of {missing.errors[0]}")
 
 
 def _quarantine(span: SpanRow, read: Reader, sink: Sink) -> dict:

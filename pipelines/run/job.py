@@ -79,6 +79,8 @@ def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
         limit=config.input.limit,
         num_samples=config.run.samples,
         tidy=not config.run.estimate,
+        redo=config.faults.redo,
+        on_changed=config.input.on_changed,
     )
     return Job(config, checkpoint, corpus, output, described, plan, pruning=pruning, actors=actors)
 

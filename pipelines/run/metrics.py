@@ -67,13 +67,14 @@ def prefill_tflops(job: Job, totals: Totals) -> float:
     return (1 + len(job.config.prompt.more)) * flops / 1e12
 
 
-def output_totals(job: Job, progress: Progress, summarized: set[str]) -> Totals:
-    """Sums over the whole output: the units of this run, and the metadata of the parts of earlier runs.
+def output_totals(job: Job, new_parts: Totals, summarized: set[str]) -> Totals:
+    """Sums over the whole output: the parts that this run added, and the metadata of all others.
 
     Args:
-        summarized: names of the parts that this run committed.
+        new_parts: sums over the parts that this run added.
+        summarized: names of these parts.
     """
-    reader, totals = OutputReader(job.output, job.folder), copy.deepcopy(progress.totals)
+    reader, totals = OutputReader(job.output, job.folder), copy.deepcopy(new_parts)
     for unit in reader.totals(name for name in reader.names() if name not in summarized):
         totals.add(unit)
     return totals

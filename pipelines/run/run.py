@@ -11,6 +11,7 @@ from pipelines.dollars.cap import check_prices, over_budget
 from pipelines.dollars.ledger import new_run, read_spent
 from pipelines.dollars.meter import Meter, make_tariff
 from pipelines.errors import JobFailedError
+from pipelines.output.totals import Totals
 from pipelines.run.cluster import connected
 from pipelines.run.heartbeat import Heartbeat
 from pipelines.run.isolate import run_with_isolation
@@ -101,7 +102,8 @@ class Run:
         self.clock = PoolClock()
         self.tracker: Tracker = NullTracker()
         self.heartbeat = Heartbeat(job, new_run(), self.progress, self.account)
-        self.summarized: set[str] = set()  # names of the parts that this run committed
+        self.summarized: set[str] = set()  # names of the parts that this run added to the output
+        self.new_parts = Totals()  # of these parts
 
     def execute(self) -> Outcome:
         """Runs the job and writes its report.
@@ -161,11 +163,13 @@ class Run:
             lambda spans, alone: stages.run(spans, job.config, alone, self.clock),
             read=stages.read,
             sink=stages.sink,
-            sizes={file.source: file.size for file in job.corpus.files},
+            files={file.source: file for file in job.corpus.files},
             max_isolated=job.config.faults.max_isolated,
         )
         for summary in summaries:
-            self.summarized.add(f"part-{summary['unit']}.parquet")
+            if not summary.get("redone"):
+                self.summarized.add(f"part-{summary['unit']}.parquet")
+                self.new_parts.add(summary)
             self.outcome.samples += summary.pop("samples")
             if self.progress.update(summary):
                 self.tracker.log(self._metrics(), round(self.progress.elapsed))
@@ -192,7 +196,7 @@ class Run:
             outcome.metrics, outcome.samples = self.record["last_run"], read_json(job.output, SAMPLES) or []
             outcome.cluster = read_cluster(self.record.get("cluster"))
         outcome.samples.sort(key=lambda sample: not sample["references"])  # first the images with references
-        totals = output_totals(job, self.progress, self.summarized)
+        totals = output_totals(job, self.new_parts, self.summarized)
         record = {
             "fingerprint": job.fingerprint,
             "finished": outcome.code == DONE,

@@ -1,29 +1,33 @@
 """The first stage, a CPU task: reads a span of units and yields one row for each unit, with decoded pixels.
 
 The stage adds `meta` and the array `pixels`, uint8, of the images fit to be captioned: one row for each picture, its
-frame flattened. It rejects an image that cannot be read. A file that cannot be read fails its units.
+frame flattened. It rejects an image that cannot be read, and so the rows of a file that cannot be read. A store that
+does not answer is waited for; if it never does, its units fail.
 """
 
 import hashlib
-import itertools
 import string
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from otprune.families import Geometry
 from pipelines.corpus.columns import Columns
-from pipelines.corpus.fetch import fetch
-from pipelines.corpus.format import Format, Record
+from pipelines.corpus.fault import FetchFault, OutageError, fault_of
+from pipelines.corpus.fetch import Fetched, Fetcher, FetchSettings, fetcher_of, is_web
+from pipelines.corpus.format import Format, InStore, Record
+from pipelines.corpus.patience import Patience
 from pipelines.images.decode import Picture, Reject, decode_image
 from pipelines.output.span import SpanRow
+from pipelines.output.unit import Unit
 from pipelines.stages.ragged import Ragged
 from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
+
+OUTAGE = "outage: "  # begins the error of a unit that failed because nothing answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,35 @@ class Reader(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Row:
+    """A row of a unit, decoded, or with what it lacks."""
+
+    record: Record  # without its image
+    target: str | InStore | None  # what was fetched for it; None if the corpus holds the image itself
+    sha256: str | None = None
+    prompts: list[str] = field(default_factory=list)
+    picture: Picture | None = None
+    fault: Reject | FetchFault | None = None  # None if there is a picture
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields with which both `Image` and `Rejected` identify an image."""
+        record = self.record
+        return {"id": record.id, "source": record.source, "row": record.row, "sha256": self.sha256}
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing answered for this row, which may be an outage."""
+        return isinstance(self.fault, FetchFault) and not self.fault.answered
+
+
 class ReadDecode:
-    """Reads and decodes the images of a span, one unit at a time. Memory holds one unit and one read batch."""
+    """Reads and decodes the images of a span, one unit at a time.
+
+    Memory holds the pixels of one unit, and a bounded number of encoded bytes, however many images a unit has. While
+    nothing answers for any row of a unit, the reader waits up to `patience` seconds; then its units fail.
+    """
 
     def __init__(
         self,
@@ -69,16 +100,16 @@ class ReadDecode:
         columns: Columns | None,
         templates: list[str],
         decode: DecodeSettings,
-        fetch_threads: int,
-        fetch_timeout: float,
+        fetch: FetchSettings,
+        patience: float,
     ):
         self.store, self.format, self.columns = store, format, columns
         self.templates, self.decode = templates, decode
-        self.fetch_threads, self.fetch_timeout = fetch_threads, fetch_timeout
+        self.fetch, self.patience = fetch, patience
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         span = SpanRow.from_row(row)
-        records = self._records(span)  # one iterator for all units: the file is read once, from start to end
+        records = _Records(lambda: self._records(span))  # for all units: the file is read once, from start to end
         yield from fill_units(
             span,
             lambda unit_batch: self._fill(
@@ -88,43 +119,122 @@ class ReadDecode:
 
     def identify(self, span: SpanRow) -> dict[str, Any]:
         """id, source, row and sha256 of the only image of a span. Does not decode the image."""
-        [record] = self._fetch([next(self._records(span))])
-        return _identity(record)
+        record = next(_Records(lambda: self._records(span)).take(span.units[0]))
+        [(_, data)] = self._fetcher.load([record])
+        return _Row(record, None, _sha256(data)).identity
 
-    def _fill(self, unit_batch: UnitBatch, records: Iterator[Record], num_samples: int) -> None:
-        """Takes the next records for the unit, decodes their images and samples the first `num_samples` of them."""
-        num_images = unit_batch.unit.num_images
-        with unit_batch.timed("read"):
-            unit_records = self._fetch(list(itertools.islice(records, num_images)))
-        if len(unit_records) != num_images:
-            raise ValueError(f"expected {num_images} rows in {unit_batch.unit.name}, got {len(unit_records)}")
-        pictures: list[Picture] = []
+    @property
+    def _fetcher(self) -> Fetcher:
+        return fetcher_of(self.store, self.fetch, self.decode.max_bytes)
+
+    def _fill(self, unit_batch: UnitBatch, records: "_Records", num_samples: int) -> None:
+        """Reads the records of the unit, decodes their images and samples the first `num_samples` of them."""
+        rows = self._read(unit_batch, records)
+        self._outlast_outage(unit_batch, rows)
+        for row in rows:
+            if row.picture is None:
+                reject = row.fault.reject() if isinstance(row.fault, FetchFault) else row.fault
+                assert reject is not None
+                detail = clean(reject.detail)
+                unit_batch.rejected.append(Rejected(**row.identity, reason=reject.reason, detail=detail))
+                continue
+            unit_batch.images.append(Image(**row.identity, prompts=row.prompts, sizes=[row.picture.size]))
+            if len(unit_batch.images) <= num_samples:
+                unit_batch.images[-1].sampled = True
+                unit_batch.images[-1].references = row.record.references
         with unit_batch.timed("decode"):
-            for record in unit_records:
-                identity = _identity(record)
-                try:
-                    if isinstance(record.data, Reject):
-                        raise record.data
-                    assert not isinstance(record.data, str), "URIs are fetched before images are decoded"
-                    prompts = [fill_template(template, record.fields) for template in self.templates]
-                    pictures.append(self.decode(record.data))
-                    unit_batch.images.append(Image(**identity, prompts=prompts, sizes=[pictures[-1].size]))
-                except Reject as reject:
-                    unit_batch.rejected.append(Rejected(**identity, reason=reject.reason, detail=clean(reject.detail)))
-                    continue
-                if len(unit_batch.images) <= num_samples:
-                    unit_batch.images[-1].sampled = True
-                    unit_batch.images[-1].references = record.references
-            unit_batch.arrays = {"pixels": flat_pixels(pictures)}
+            unit_batch.arrays = {"pixels": flat_pixels([row.picture for row in rows if row.picture is not None])}
 
-    def _fetch(self, records: list[Record]) -> list[Record]:
-        """The records, with the bytes behind a URI in place of the URI. Several threads fetch at a time."""
-        uris = [record.data for record in records if isinstance(record.data, str)]
-        if not uris:
-            return records
-        with ThreadPoolExecutor(self.fetch_threads) as pool:
-            fetched = pool.map(lambda uri: fetch(uri, self.store, self.decode.max_bytes, self.fetch_timeout), uris)
-            return [replace(r, data=next(fetched)) if isinstance(r.data, str) else r for r in records]
+    def _read(self, unit_batch: UnitBatch, records: "_Records") -> list[_Row]:
+        """The rows of the unit. A store that fails as a whole is waited for, and the unit is read again.
+
+        Raises:
+            OutageError: if patience is over.
+        """
+        patience, unit = Patience(self.patience, self.store.path), unit_batch.unit
+        while True:
+            try:
+                rows = self._load(unit_batch, records.take(unit))
+                break
+            except Exception as error:  # of the store, by way of a format
+                fault = fault_of(error)
+                records.restart()  # an iterator that raised has ended
+                if not fault.passing or not self.patience:
+                    raise
+                with unit_batch.timed("read"):
+                    patience.wait(fault)
+                self._fetcher.forget()
+        if len(rows) != unit.num_images:
+            raise ValueError(f"expected {unit.num_images} rows, got {len(rows)}")
+        return rows
+
+    def _load(self, unit_batch: UnitBatch, records: Iterator[Record]) -> list[_Row]:
+        """The records with their images, fetched several at a time, and decoded one by one as they come."""
+        rows, loaded = [], self._fetcher.load(records)
+        while True:
+            with unit_batch.timed("read"):
+                record, data = next(loaded, (None, None))
+            if record is None:
+                return rows
+            target = record.data if isinstance(record.data, str | InStore) else None
+            row = _Row(replace(record, data=None), target)
+            rows.append(row)
+            with unit_batch.timed("decode"):
+                self._decode(row, data)
+
+    def _decode(self, row: _Row, data: Fetched) -> None:
+        """Decodes the image of a row, or notes why there is none."""
+        row.sha256, row.fault = _sha256(data), None
+        try:
+            if isinstance(data, Reject | FetchFault):
+                raise data
+            row.prompts = [fill_template(template, row.record.fields) for template in self.templates]
+            row.picture = self.decode(data)
+        except (Reject, FetchFault) as fault:
+            row.fault = fault
+
+    def _outlast_outage(self, unit_batch: UnitBatch, rows: list[_Row]) -> None:
+        """Fetches the rows for which nothing answered again, as long as nothing answers for any row at all.
+
+        Of several servers, some would answer, and what answered before still does. Files of the corpus itself come from
+        one store, which answers or does not.
+
+        Raises:
+            OutageError: if patience is over.
+        """
+        what = self.store.path if self.format.one_image_a_file else "addresses"
+        patience = Patience(self.patience, what)
+        while self._is_outage(rows):
+            first = next(row.fault for row in rows if row.is_silent)
+            assert isinstance(first, FetchFault)
+            with unit_batch.timed("read"):
+                patience.wait(first)
+            self._fetch_again(rows)
+            if not self._is_outage(rows):
+                self._fetch_again(rows)  # those that were tried before the first answer came
+
+    def _is_outage(self, rows: list[_Row]) -> bool:
+        """Whether nothing on the web, or nothing in the store, answers for any row, nor what answered before."""
+        if not self.patience:
+            return False
+        for web in (True, False):
+            fetched = [row for row in rows if row.target is not None and is_web(row.target) == web]
+            if not fetched or not all(row.is_silent for row in fetched):
+                continue
+            if len(fetched) == 1 and not isinstance(fetched[0].target, InStore):
+                continue  # one address alone may name a server that is gone
+            known = self._fetcher.answered.get(web)
+            if known is None or isinstance(self._fetcher.fetch(known), FetchFault):
+                return True
+        return False
+
+    def _fetch_again(self, rows: list[_Row]) -> None:
+        """Fetches the rows for which nothing answered."""
+        silent, fetcher = [row for row in rows if row.is_silent], self._fetcher
+        fetcher.forget()
+        again = (replace(row.record, data=row.target) for row in silent)
+        for row, (_, data) in zip(silent, fetcher.load(again), strict=True):
+            self._decode(row, data)
 
     def _records(self, span: SpanRow) -> Iterator[Record]:
         return self.format.records(
@@ -136,24 +246,53 @@ class ReadDecode:
         )
 
 
+class _Records:
+    """The records of a span, which are read in order and can be read again."""
+
+    def __init__(self, make: Callable[[], Iterator[Record]]):
+        self._make = make
+        self._records = make()
+
+    def restart(self) -> None:
+        """Reads from the first record on, as of the next `take`."""
+        self._records = self._make()
+
+    def take(self, unit: Unit) -> Iterator[Record]:
+        """Yields the unit's records, of those that are tried again, and drops the others."""
+        wanted = set(unit.redo)
+        for position in range(unit.stop - unit.start):
+            record = next(self._records, None)
+            while record is not None and len(unit.sources) == 1 and record.row < unit.start:
+                record = next(self._records, None)
+            if record is None:
+                return
+            if not wanted or position in wanted:
+                yield record
+
+
 def flat_pixels(pictures: Sequence[Picture]) -> Ragged:
     """The array `pixels` of a unit's pictures: a row for each, its frame flattened."""
     return Ragged.of([picture.pixels.reshape(-1) for picture in pictures], np.empty(0, np.uint8))
 
 
-def _identity(record: Record) -> dict[str, Any]:
-    """The fields with which both `Image` and `Rejected` identify an image."""
-    sha256 = hashlib.sha256(record.data).hexdigest() if isinstance(record.data, bytes) else None
-    return {"id": record.id, "source": record.source, "row": record.row, "sha256": sha256}
+def _sha256(data: Fetched) -> str | None:
+    return hashlib.sha256(data).hexdigest() if isinstance(data, bytes) else None
 
 
 def fill_units(span: SpanRow, fill: Callable[[UnitBatch], None]) -> Iterator[dict[str, Any]]:
-    """Fills the units of the span in order and yields a row for each. A unit whose `fill` fails gets an `error`."""
+    """Fills the units of the span in order and yields a row for each. A unit whose `fill` fails gets an `error`.
+
+    After an outage the units that follow are not tried.
+    """
+    outage: str | None = None
     for unit in span.units:
-        unit_batch = UnitBatch(unit)
+        unit_batch = UnitBatch(unit, error=outage)
         try:
-            fill(unit_batch)
-        except Exception as error:  # an unreadable file or store fails its units; the driver decides about a retry
+            if outage is None:
+                fill(unit_batch)
+        except OutageError as error:
+            unit_batch = UnitBatch(unit, error=(outage := f"{OUTAGE}{error}"))
+        except Exception as error:  # of a stage's own; the driver decides about a retry
             unit_batch = UnitBatch(unit, error=f"read: {type(error).__name__}: {clean(str(error))}")
         yield unit_batch.to_row()
 

@@ -164,8 +164,8 @@ class UnitBatch:
     def from_row(cls, row: dict[str, Any]) -> "UnitBatch":
         """The unit that `to_row` wrote. Its arrays are those of the row, not copies."""
         meta = json.loads(row["meta"])
-        meta["unit"]["sources"] = tuple(meta["unit"]["sources"])
-        meta["unit"] = Unit(**meta["unit"])
+        lists = {name: tuple(meta["unit"][name]) for name in ("sources", "redo")}
+        meta["unit"] = Unit(**{**meta["unit"], **lists})
         meta["images"] = [_image(**image) for image in meta["images"]]
         meta["rejected"] = [_rejected(**image) for image in meta["rejected"]]
         names = [name.removesuffix(LENGTHS) for name in row if name.endswith(LENGTHS)]

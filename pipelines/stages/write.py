@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.output.parts import encode_table
+from pipelines.output.redo import merge
 from pipelines.output.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
 from pipelines.stages.unit_batch import Image, Rejected, Sample, UnitBatch
 from pipelines.store import Store
@@ -48,32 +49,35 @@ class Sink:
         return {"summary": json.dumps(summarize(unit_batch))}
 
     def commit(self, unit_batch: UnitBatch) -> None:
-        """Writes the unit's quarantine part, if any image is rejected, and then the part that commits the unit."""
+        """Writes the unit's quarantine part, if any image is rejected, and then the part that commits the unit.
+
+        Of a committed unit of which some rows were tried again, the captions are written first (`output/redo.py`).
+        """
         with unit_batch.timed("write"):
-            objects = self.objects(unit_batch)
-            # An earlier try may have rejected images, say for a time-out, and died before its commit.
-            if not unit_batch.rejected:
-                self.store.delete(f"quarantine/{unit_batch.unit.part}")
+            objects, quarantine = self.objects(unit_batch), f"quarantine/{unit_batch.unit.part}"
+            if unit_batch.unit.redo:
+                objects = dict(reversed(objects.items()))
+            elif quarantine not in objects:  # an earlier try may have rejected images, and died before its commit
+                self.store.delete(quarantine)
             for name, content in objects.items():
                 self.store.write(name, content)
+            if unit_batch.unit.redo and quarantine not in objects:
+                self.store.delete(quarantine)
 
     def objects(self, unit_batch: UnitBatch) -> dict[str, bytes]:
         """Content of each part of the unit by its path in the output. The part that commits the unit comes last."""
-        objects, name = {}, unit_batch.unit.part
-        if unit_batch.rejected:
-            quarantine_rows = [
-                {**_identity(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail}
-                for r in unit_batch.rejected
-            ]
-            objects[f"quarantine/{name}"] = encode_table(quarantine_rows, QUARANTINE, {})
-        metadata = {
-            **totals(unit_batch),
-            "unit": unit_batch.unit.name,
-            "fingerprint": self.fingerprint,
-            "sources": unit_batch.unit.sources,
-        }
-        rows = self.rows(unit_batch, **self.names)
-        return objects | {f"{self.folder}/{name}": encode_table(rows, self.schema, metadata)}
+        objects, unit = {}, unit_batch.unit
+        rejected = [
+            {**_identity(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail}
+            for r in unit_batch.rejected
+        ]
+        rows, sums = self.rows(unit_batch, **self.names), totals(unit_batch)
+        if unit.redo:
+            rows, rejected, sums = merge(unit, rows, rejected, unit_batch.seconds, self.store)
+        if rejected:
+            objects[f"quarantine/{unit.part}"] = encode_table(rejected, QUARANTINE, {})
+        metadata = {**sums, "unit": unit.name, "fingerprint": self.fingerprint, "sources": unit.sources}
+        return objects | {f"{self.folder}/{unit.part}": encode_table(rows, self.schema, metadata)}
 
 
 def caption_rows(unit_batch: UnitBatch, *, model: str, method: str) -> list[dict[str, Any]]:
@@ -110,6 +114,8 @@ def totals(unit_batch: UnitBatch) -> dict[str, Any]:
 def summarize(unit_batch: UnitBatch) -> dict[str, Any]:
     """A unit's message to the driver: its error, or its totals and its sampled images."""
     summary: dict[str, Any] = {"unit": unit_batch.unit.name, "error": unit_batch.error}
+    if unit_batch.unit.redo:
+        summary["redone"] = True  # the totals are of the rows that were tried again
     if unit_batch.error is None:
         samples = [_sample_fields(image, image.sample) for image in unit_batch.images if image.sample is not None]
         summary |= totals(unit_batch) | {"samples": samples}

@@ -2,25 +2,105 @@
 
 import hashlib
 import http.server
+import os
 import socket
+import struct
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.corpus.fetch import fetch
+import pipelines.corpus.fetch
+import pipelines.corpus.patience
+from pipelines.corpus.addresses import Allowed, is_public, locate
+from pipelines.corpus.fault import FetchFault
+from pipelines.corpus.fetch import Fetcher, FetchSettings, fetcher_of
+from pipelines.corpus.format import Record
+from pipelines.corpus.web import Web
 from pipelines.images.decode import Reject
+from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
-from tests.reading import LIMIT, numbers_of, png, read, reasons
+from tests.reading import LIMIT, LOCALHOST, corpus_at, numbers_of, png, read, reader_of, reasons, spans_of
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Counts requests by path, connections, and the most requests at a time."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: Counter[str] = Counter()
+        self.connections = self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class QuietHandler(http.server.BaseHTTPRequestHandler):
+    """Answers with an image, whatever is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(png(1))
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
     def do_GET(self) -> None:
-        name = self.path.strip("/")
-        if name == "missing":
+        server, name = self.server, self.path.strip("/")
+        with server.lock:
+            server.requests[name] += 1
+        self._serve(name, server.requests[name])
+
+    def _serve(self, name: str, count: int) -> None:
+        if name.startswith("once/") and count > 1:
+            self._answer(200, b"image")
+        elif name == "once/reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+            self.rfile = self.wfile = open(os.devnull, "rb+")  # noqa: SIM115 - closed with the handler
+        elif name == "once/short":
+            self._answer(200, b"ima", length=5)
+            self.close_connection = True
+        elif name.startswith("once/"):
+            self._answer(int(name[5:8]), b"", **{"Retry-After": "0"})
+        elif name == "later":
+            self._answer(503, b"", **{"Retry-After": "3600"})
+        elif name == "ftp":
+            self._answer(302, b"", Location="ftp://127.0.0.1:1/x.png")
+        elif name == "headers":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+            self._trickle(b"a", 0.05, 100)
+        elif name == "continue":
+            self._trickle(b"HTTP/1.1 100 Continue\r\n\r\n", 0.05, 100)
+        elif name.startswith("slow/"):
+            with self.server.lock:
+                self.server.now += 1
+                self.server.most = max(self.server.most, self.server.now)
+            time.sleep(0.02)
+            with self.server.lock:
+                self.server.now -= 1
+            self._answer(200, b"image")
+        elif name == "missing":
             self.send_error(404)
         elif name == "broken":
             self.send_error(500)
@@ -38,8 +118,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._stream(b"x", pause=0.1)
         elif name == "short":
             self._answer(200, b"x" * 10, length=99)
+            self.close_connection = True
         elif name == "silent":
             time.sleep(3)
+            self.close_connection = True
         elif name == "agent":
             self._answer(200, self.headers["User-Agent"].encode())
         elif name == "chunked":
@@ -55,8 +137,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _trickle(self, piece: bytes, pause: float, times: int) -> None:
+        self.close_connection = True
+        try:
+            for _ in range(times):
+                self.wfile.write(piece)
+                self.wfile.flush()
+                time.sleep(pause)
+        except OSError:
+            pass  # the reader has heard enough
+
     def _stream(self, piece: bytes, pause: float, times: int = 100) -> None:
-        self.protocol_version = "HTTP/1.1"
+        self.close_connection = True
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
@@ -73,23 +165,43 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def web():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+def server() -> Iterator[Server]:
+    server = Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield server
     server.shutdown()
     server.server_close()
 
 
-def get(uri: str | None, folder: Path = Path("/nowhere"), timeout: float = 5.0) -> bytes | Reject | None:
-    return fetch(uri, Store(str(folder)), LIMIT, timeout)
+@pytest.fixture
+def web(server: Server) -> str:
+    server.requests.clear()
+    server.connections = server.most = 0
+    return server.address
 
 
-def rejected(uri: str, folder: Path = Path("/nowhere"), timeout: float = 5.0) -> tuple[str, str]:
-    reject = get(uri, folder, timeout)
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines.corpus.fetch, "FIRST_WAIT", 0.01)
+
+
+def fetcher(folder: Path | str = "/nowhere", **settings) -> Fetcher:
+    chosen = {"threads": 4, "timeout": 5.0, "retries": 2, "allowed": LOCALHOST, **settings}
+    return fetcher_of(Store(str(folder)), FetchSettings(**chosen), LIMIT)
+
+
+def get(uri: str, folder: Path | str = "/nowhere", **settings) -> bytes | Reject | FetchFault | None:
+    return fetcher(folder, **settings).fetch(uri)
+
+
+def rejected(uri: str, folder: Path | str = "/nowhere", **settings) -> tuple[str, str]:
+    fault = get(uri, folder, **settings)
+    reject = fault.reject() if isinstance(fault, FetchFault) else fault
     assert isinstance(reject, Reject)
     return reject.reason, reject.detail
+
+
+# The web
 
 
 @pytest.mark.parametrize("name", ["image", "moved", "chunked"])
@@ -110,10 +222,11 @@ def test_the_server_is_told_who_asks(web):
     ("name", "reason", "detail"),
     [
         ("missing", "fetch", "HTTP status 404"),
-        ("broken", "fetch", "HTTP status 500"),
-        ("loop", "fetch", "HTTP status 302"),
-        ("elsewhere", "fetch", "HTTP status 302"),  # from the web into the local disk
-        ("short", "fetch", "IncompleteRead: IncompleteRead(10 bytes read, 89 more expected)"),
+        ("broken", "unavailable", "HTTP status 500"),
+        ("loop", "fetch", "more than 10 redirects"),
+        ("elsewhere", "fetch", "leads to an address that is not http or https"),  # from the web into the local disk
+        ("ftp", "fetch", "leads to an address that is not http or https"),
+        ("short", "unavailable", "the connection ended before the file did"),
         ("large", "too_large_bytes", f"more than {LIMIT} bytes"),
         ("endless", "too_large_bytes", f"more than {LIMIT} bytes"),
     ],
@@ -122,40 +235,197 @@ def test_what_the_web_does_not_give_is_rejected(web, name, reason, detail):
     assert rejected(f"{web}/{name}") == (reason, detail)
 
 
-@pytest.mark.parametrize("name", ["silent", "trickle"])
-def test_a_slow_server_is_given_up_in_time(web, name):
+@pytest.mark.parametrize("name", ["silent", "trickle", "headers", "continue"])
+def test_the_deadline_holds_for_headers_and_body_and_all_tries_together(web, name):
     start = time.monotonic()
-    reason, detail = rejected(f"{web}/{name}", timeout=0.5)
-    assert (reason, detail.split(":")[0]) == ("fetch", "TimeoutError")
+    assert rejected(f"{web}/{name}", timeout=0.5) == ("unavailable", "TimeoutError")
     assert time.monotonic() - start < 2.5
 
 
-def test_a_closed_port_and_nonsense_are_rejected():
+@pytest.mark.parametrize("fault", ["429", "500", "502", "503", "504", "reset", "short"])
+def test_a_passing_fault_is_tried_again(web, server, fault):
+    assert get(f"{web}/once/{fault}") == b"image"
+    assert server.requests[f"once/{fault}"] == 2
+
+
+def test_tries_are_counted_and_a_lasting_fault_is_not_tried_again(web, server):
+    rejected(f"{web}/broken")
+    rejected(f"{web}/missing")
+    assert (server.requests["broken"], server.requests["missing"]) == (3, 1)
+
+
+def test_a_server_that_asks_for_more_time_than_there_is_is_not_asked_again(web, server):
+    start = time.monotonic()
+    assert rejected(f"{web}/later") == ("unavailable", "HTTP status 503")
+    assert (server.requests["later"], time.monotonic() - start < 2) == (1, True)
+
+
+def test_connections_are_kept_and_a_host_gets_few_requests_at_a_time(web, server):
+    records = [Record("", "", i, f"{web}/slow/{i}") for i in range(30)]
+    fetched = list(fetcher(threads=16, per_host=3).load(records))
+    assert [(record.row, data) for record, data in fetched] == [(i, b"image") for i in range(30)]
+    assert server.most == 3
+    assert server.connections <= 3
+
+
+def test_a_host_that_never_answers_is_left_alone_for_a_while(monkeypatch):
+    monkeypatch.setattr(pipelines.corpus.fetch, "SILENT_TRIES", 3)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    mine, get, asked = fetcher(threads=1, retries=0), Web.get, []
+
+    async def counted(self, url, *arguments):
+        asked.append(url[len(closed) :])
+        return await get(self, url, *arguments)
+
+    monkeypatch.setattr(Web, "get", counted)
+    assert {str(mine.fetch(f"{closed}/{i}")) for i in range(5)} == {"no connection: Connection refused"}
+    assert asked == ["/0", "/1", "/2"]
+    mine.forget()
+    mine.fetch(f"{closed}/6")
+    assert asked[3:] == ["/6"]
+
+
+def test_memory_is_bounded_whatever_is_fetched_ahead(web, monkeypatch):
+    """The largest number of bytes that fetches hold, while the caller is slow."""
+    monkeypatch.setattr(pipelines.corpus.fetch, "HELD_BYTES", 20_000)
+    held = []
+    take = pipelines.corpus.fetch.Budget.take
+
+    async def watched(self, index, num_bytes):
+        await take(self, index, num_bytes)
+        held.append(self.held)
+
+    monkeypatch.setattr(pipelines.corpus.fetch.Budget, "take", watched)
+    name = "y" * (LIMIT - 100)
+    monkeypatch.setattr(Handler, "_serve", lambda self, *_: self._answer(200, name.encode()))
+    for _, data in fetcher(threads=8, per_host=8).load(Record("", "", i, f"{web}/{i}") for i in range(24)):
+        assert data == name.encode()
+        time.sleep(0.005)
+    assert max(held) <= 20_000 + LIMIT
+
+
+def test_a_closed_port_and_nonsense_are_rejected(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{probe.getsockname()[1]}/x"
-    for uri in (closed, "http://", "https://[", "http://127.0.0.1:port/x", "gopher://x/y", "", "\0"):
-        assert rejected(uri)[0] == "fetch"
+    assert rejected(closed)[0] == "unavailable"
+    for uri in ("http://", "https://[", "http://127.0.0.1:port/x", "gopher://x/y", "", "\0", "/a\0b"):
+        assert rejected(uri, tmp_path)[0] == "fetch"
 
 
-def test_paths_are_relative_to_the_corpus_or_absolute(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "x.png").write_bytes(png(5))
-    absolute = str(tmp_path / "sub" / "x.png")
-    for uri, folder in (
-        ("sub/x.png", tmp_path),
-        (absolute, Path("/nowhere")),
-        (f"file://{absolute}", Path("/nowhere")),
+# What an address may point at
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+        "255.255.255.255", "::1", "::", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254",
+        "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_of_the_public_internet(address):
+    assert not is_public(address)
+
+
+def test_addresses_of_the_public_internet():
+    assert all(map(is_public, ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0"])
+def test_no_spelling_of_a_private_address_is_connected_to(server, web, host):
+    reason, detail = rejected(f"http://{host}:{server.server_port}/image", allowed=Allowed())
+    assert reason == "fetch"
+    assert detail in ("a private address; input.allow_private allows it", "not a valid address")
+    assert server.connections == 0
+
+
+def test_a_name_is_judged_by_the_address_that_is_connected_to(server, web, monkeypatch):
+    """A name that resolves to a public address first and to a private one then gains nothing."""
+    look_up, answers = socket.getaddrinfo, []
+
+    def rebinding(host, *arguments, **options):
+        if host != "innocent.example":
+            return look_up(host, *arguments, **options)
+        answers.append(host)
+        return look_up("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    uri = f"http://innocent.example:{server.server_port}/image"
+    assert rejected(uri, allowed=Allowed(), retries=0)[1] == "a private address; input.allow_private allows it"
+    assert (len(answers), server.connections) == (1, 0)
+    assert get(uri) == png(1)  # where it is allowed
+
+
+def test_passwords_and_addresses_stand_in_no_detail():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for uri in (
+        f"http://user:hunter2@127.0.0.1:{port}/x.png?token=hunter2",
+        "http://user:hunter2@127.0.0.1:port/x",
+        "http://user:hunter2@[/x",
+        "s3://user:hunter2@elsewhere/x",
+        "http://hunter2.invalid/x",
     ):
-        assert get(uri, folder) == png(5)
-    assert rejected("sub/y.png", tmp_path)[0] == "fetch"
-    assert rejected("sub", tmp_path)[0] == "fetch"
-    (tmp_path / "large").write_bytes(b"x" * (LIMIT + 1))
-    assert rejected("large", tmp_path)[0] == "too_large_bytes"
+        assert "hunter2" not in rejected(uri, retries=0)[1]
+    assert "hunter2" not in rejected("http://user:hunter2@127.0.0.1/x.png", allowed=Allowed())[1]
 
 
-def test_null_stays_null():
-    assert get(None) is None
+def test_paths_are_relative_to_the_corpus_or_absolute_and_stay_below_it(tmp_path):
+    corpus = tmp_path / "corpus"
+    (corpus / "sub").mkdir(parents=True)
+    (corpus / "sub" / "x.png").write_bytes(png(5))
+    (tmp_path / "secret.png").write_bytes(png(6))
+    (tmp_path / "corpus2").mkdir()
+    (tmp_path / "corpus2" / "x.png").write_bytes(png(7))
+    (corpus / "link.png").symlink_to(tmp_path / "secret.png")
+    (corpus / "inner.png").symlink_to(corpus / "sub" / "x.png")
+    absolute = str(corpus / "sub" / "x.png")
+    for uri in ("sub/x.png", "sub/../sub/x.png", "inner.png", absolute, f"file://{absolute}"):
+        assert get(uri, corpus) == png(5)
+    outside = [
+        str(tmp_path / "secret.png"), f"file://{tmp_path}/secret.png", "../secret.png", "sub/../../secret.png",
+        "link.png", str(tmp_path / "corpus2" / "x.png"), "/etc/hostname", "s3://bucket/x.png",
+    ]  # fmt: skip
+    for uri in outside:
+        assert rejected(uri, corpus) == ("fetch", "outside the corpus; input.allow_paths allows it")
+    allowed = Allowed(paths=(str(tmp_path),))
+    assert [get(uri, corpus, allowed=allowed) for uri in outside[:6]] == [png(6)] * 5 + [png(7)]
+    assert rejected("sub/y.png", corpus)[0] == "fetch"
+    assert rejected("sub", corpus)[1] == "not a regular file"
+    (corpus / "large").write_bytes(b"x" * (LIMIT + 1))
+    assert rejected("large", corpus)[0] == "too_large_bytes"
+
+
+def test_a_corpus_in_a_bucket_names_files_of_this_bucket_alone():
+    store = "s3://bucket/corpus"
+    for uri in ("s3://bucket2/x", "s3://other/x", "../x", "s3://bucket/../other/x", "/etc/hostname", "gs://bucket/x"):
+        assert rejected(uri, store) == ("fetch", "outside the corpus; input.allow_paths allows it")
+    allowed = Allowed(paths=("s3://other/a", "/data"))
+    for uri, path in (
+        ("s3://bucket/a b/%41", "bucket/a b/%41"),
+        ("x//y", "bucket/corpus/x//y"),
+        ("S3://other/a/x", "other/a/x"),
+    ):
+        assert locate(uri, Store(store), allowed).path == path
+    for uri in ("s3://other/ab", "s3://other/b", "/database/x"):
+        with pytest.raises(FetchFault, match="outside the corpus"):
+            locate(uri, Store(store), allowed)
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    (tmp_path / "y.png").write_bytes(png(2))
+    assert rejected("x.png", tmp_path) == ("fetch", "not a regular file")
+    (work,) = read(tmp_path)
+    assert {r.source: r.reason for r in work.rejected} == {"x.png": "fetch"}
+    assert numbers_of(work) == [2]
+
+
+# A column of addresses
 
 
 def test_a_column_of_addresses_is_fetched_and_faults_stay_with_their_rows(web, tmp_path):
@@ -167,5 +437,85 @@ def test_a_column_of_addresses_is_fetched_and_faults_stay_with_their_rows(web, t
     assert time.monotonic() - start < 3
     assert [(i.id, i.row) for i in work.images] == [("k0", 0), ("k3", 3)]
     assert numbers_of(work) == [1, 9]
-    assert reasons([work]) == {1: "fetch", 2: "missing", 4: "unsupported_format", 5: "fetch"}
+    assert reasons([work]) == {1: "fetch", 2: "missing", 4: "unsupported_format", 5: "unavailable"}
     assert work.images[0].sha256 == hashlib.sha256(png(1)).hexdigest()
+
+
+# Outages
+
+
+@pytest.fixture
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines.corpus.patience, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(pipelines.corpus.patience, "LONGEST_WAIT", 0.1)
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def units_of(path: Path, num_images: int = 100, **settings) -> list[UnitBatch]:
+    """Read by a process that knows nothing of the network yet."""
+    pipelines.corpus.fetch._fetchers.cache_clear()
+    corpus = corpus_at(path)
+    reader = reader_of(corpus, **{"retries": 0, **settings})
+    return [UnitBatch.from_row(row) for span in spans_of(corpus, num_images) for row in reader(span.to_row())]
+
+
+@pytest.mark.usefixtures("short_patience")
+def test_when_nothing_answers_the_images_are_not_to_blame(tmp_path, caplog):
+    uris = [f"http://127.0.0.1:{closed_port()}/{i}" for i in range(6)]
+    pq.write_table(pa.table({"url": uris}), tmp_path / "a.parquet")
+    first, second = units_of(tmp_path / "a.parquet", num_images=3, patience=0.3)
+    assert first.error == "outage: addresses: no connection: Connection refused, for 0.3 s"
+    assert (first.images, first.rejected, second.error) == ([], [], first.error)
+    assert caplog.messages == ["addresses: no connection: Connection refused; waiting up to 0.3 s"]
+    (work,) = units_of(tmp_path / "a.parquet", patience=0)  # unless the user says so
+    assert set(reasons([work]).values()) == {"unavailable"}
+
+
+@pytest.mark.usefixtures("short_patience")
+def test_an_outage_that_ends_costs_time_and_no_image(tmp_path):
+    port = closed_port()
+    uris = [f"http://127.0.0.1:{port}/image" for i in range(5)]
+    pq.write_table(pa.table({"url": uris}), tmp_path / "a.parquet")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), QuietHandler, bind_and_activate=False)
+    server.allow_reuse_address = True
+
+    def come_back() -> None:
+        server.server_bind()
+        server.server_activate()
+        server.serve_forever()
+
+    threading.Timer(0.5, come_back).start()
+    (work,) = units_of(tmp_path / "a.parquet", patience=20)
+    server.shutdown()
+    server.server_close()
+    assert (work.error, numbers_of(work)) == (None, [1] * 5)
+
+
+def test_hosts_that_are_gone_are_no_outage_where_another_answers(web, tmp_path):
+    gone = [f"http://127.0.0.1:{closed_port()}/{i}" for i in range(4)]
+    pq.write_table(pa.table({"url": [*gone[:2], f"{web}/missing", *gone[2:]]}), tmp_path / "a.parquet")
+    (work,) = units_of(tmp_path / "a.parquet", patience=60)  # which a test would wait for
+    assert reasons([work]) == {0: "unavailable", 1: "unavailable", 2: "fetch", 3: "unavailable", 4: "unavailable"}
+    pq.write_table(pa.table({"url": [f"{web}/image", *gone]}), tmp_path / "a.parquet", row_group_size=1)
+    works = units_of(tmp_path / "a.parquet", num_images=1, patience=60)  # what answered in an earlier unit counts
+    assert reasons(works) == dict.fromkeys(range(1, 5), "unavailable")
+
+
+@pytest.mark.usefixtures("short_patience")
+def test_a_corpus_that_is_gone_as_a_whole_is_an_outage(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        (tmp_path / "in" / f"{i}.png").write_bytes(png(i))
+    corpus = corpus_at(tmp_path / "in")
+    (span,) = spans_of(corpus)
+    (tmp_path / "in").rename(tmp_path / "away")
+    (row,) = reader_of(corpus, patience=0.2)(span.to_row())
+    assert UnitBatch.from_row(row).error == f"outage: {tmp_path}/in: the folder of the corpus is gone, for 0.2 s"
+    threading.Timer(0.3, lambda: (tmp_path / "away").rename(tmp_path / "in")).start()
+    (row,) = reader_of(corpus, patience=20)(span.to_row())
+    assert numbers_of(UnitBatch.from_row(row)) == [0, 1, 2]

@@ -1,11 +1,13 @@
 """Finding the corpus: which files, which columns, and one clear line for everything that is no corpus."""
 
+import base64
 import logging
 import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.parquet import encryption
 
 from pipelines.corpus.columns import ColumnChoice, Columns, find_columns, template_fields
 from pipelines.corpus.find import Corpus, find_corpus
@@ -278,17 +280,50 @@ def test_neither_parquet_nor_images_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "dangling"])
-def test_a_damaged_parquet_file_is_named(tmp_path, damage):
-    write(tmp_path / "a.parquet")
-    whole = (tmp_path / "a.parquet").read_bytes()
+def test_a_damaged_parquet_file_is_named_and_counts_as_a_row(tmp_path, caplog, damage):
+    whole = write(tmp_path / "whole.parquet").read_bytes()
     content = {"empty": b"", "cut": whole[: len(whole) // 2], "text": b"no parquet at all\n"}
     if damage == "dangling":
         os.symlink(tmp_path / "nowhere", tmp_path / "b.parquet")
     else:
         (tmp_path / "b.parquet").write_bytes(content[damage])
-    with pytest.raises(UserError, match=r"^b\.parquet is not a readable Parquet file: ") as caught:
+    with caplog.at_level(logging.WARNING):
+        assert [(file.source, file.num_rows) for file in find(tmp_path).files] == [
+            ("b.parquet", 1),
+            ("whole.parquet", 3),
+        ]
+    (message,) = caplog.messages
+    assert message.startswith("b.parquet is not a readable Parquet file and counts as one row: ")
+    assert "\n" not in message
+    (tmp_path / "whole.parquet").unlink()
+    with pytest.raises(UserError, match=r"^b\.parquet is not a readable Parquet file: "):
         find(tmp_path)
-    assert "\n" not in str(caught.value)
+
+
+class Keys(encryption.KmsClient):
+    """Hands out keys as they are."""
+
+    def __init__(self, _: object):
+        super().__init__()
+
+    def wrap_key(self, key: bytes, _: str) -> str:
+        return base64.b64encode(key).decode()
+
+    def unwrap_key(self, wrapped: str, _: str) -> bytes:
+        return base64.b64decode(wrapped)
+
+
+@pytest.mark.parametrize("plaintext_footer", [True, False])
+def test_encrypted_columns_are_refused_and_never_touched(tmp_path, plaintext_footer):
+    """pyarrow ends the process at the first look at the metadata of an encrypted column."""
+    setup = encryption.EncryptionConfiguration(
+        footer_key="f" * 16, column_keys={"k" * 16: ["image"]}, plaintext_footer=plaintext_footer
+    )
+    keys = encryption.CryptoFactory(Keys).file_encryption_properties(encryption.KmsConnectionConfig(), setup)
+    with pq.ParquetWriter(tmp_path / "a.parquet", PLAIN.schema, encryption_properties=keys) as writer:
+        writer.write_table(PLAIN)
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file: its columns are encrypted"):
+        find(tmp_path)
 
 
 def test_parquet_files_without_rows_are_skipped_or_refused_if_there_are_no_others(tmp_path):

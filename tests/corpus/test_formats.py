@@ -160,7 +160,7 @@ def test_a_span_in_the_middle_of_a_file_reads_its_own_bytes_alone(corpus: Corpus
 
 def test_units_of_a_new_format_split_and_are_sampled_like_all_others(corpus: Corpus, tmp_path: Path):
     span = plan_of(corpus, Store(str(tmp_path / "out")), 3).spans[1]
-    singles = split_unit(span.units[0], {file.source: file.size for file in corpus.files}, FINGERPRINT)
+    singles = split_unit(span.units[0], {file.source: file for file in corpus.files}, FINGERPRINT)
     named = [reader_of(corpus).identify(SpanRow((unit,), span.row_groups, 0)) for unit in singles]
     assert [identity["id"] for identity in named] == ["a.lines#3", "a.lines#4", "a.lines#5"]
     sampled = [row for span in sample_spans(corpus, 4) for row in reader_of(corpus)(span.to_row())]

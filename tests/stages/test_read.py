@@ -79,24 +79,65 @@ def test_the_path_inside_a_hugging_face_struct_is_not_read(tmp_path):
     assert len(unit_batch.images) == 2
 
 
-def test_an_unreadable_page_fails_the_units_that_need_it_and_no_others(tmp_path):
+def test_an_unreadable_page_costs_the_rows_of_its_row_group_and_names_them(tmp_path):
     path = write(tmp_path / "a.parquet", [png(i) for i in range(12)], rows=4)
     corrupt(path, "image", 1)
-    works = read(path, num_images=4)
-    assert [unit_batch.error is None for unit_batch in works] == [True, False, True]
-    assert works[1].error.startswith("read: ")
-    assert "\n" not in works[1].error
-    assert (works[1].images, works[1].rejected, works[1].arrays) == ([], [], {})
+    works = read(path, num_images=3)
+    assert all(unit_batch.error is None for unit_batch in works)
+    assert reasons(works) == dict.fromkeys(range(4, 8), "unreadable")
+    assert [image.row for work in works for image in work.images] == [0, 1, 2, 3, 8, 9, 10, 11]
+    details = [rejected.detail for work in works for rejected in work.rejected]
+    assert all(detail.startswith("a.parquet, rows 4 to 7: ") for detail in details)
 
 
-@pytest.mark.parametrize("change", ["deleted", "fewer rows"])
-def test_a_parquet_file_that_changes_after_planning_fails_its_units(tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "reason"), [("deleted", "fetch"), ("fewer rows", "unreadable"), ("text", "unreadable")]
+)
+def test_a_parquet_file_that_changes_after_planning_costs_its_own_rows(change, reason, tmp_path):
     path = write(tmp_path / "a.parquet", [png(i) for i in range(6)])
     corpus = corpus_at(path)
     (span,) = spans_of(corpus, num_images=3)
-    path.unlink() if change == "deleted" else write(path, [png(0), png(1)])
+    path.unlink()
+    if change == "fewer rows":
+        write(path, [png(0), png(1)])
+    elif change == "text":
+        path.write_bytes(b"no Parquet any more")
     works = [UnitBatch.from_row(row) for row in reader_of(corpus)(span.to_row())]
-    assert [unit_batch.error.startswith("read: ") for unit_batch in works] == [True, True]
+    assert [unit_batch.error for unit_batch in works] == [None, None]
+    assert reasons(works) == dict.fromkeys(range(6), reason)
+
+
+def test_a_file_without_a_readable_footer_is_one_row_of_quarantine(tmp_path):
+    write(tmp_path / "a.parquet", [png(0)])
+    (tmp_path / "b.parquet").write_bytes(b"no Parquet at all")
+    good, bad = read(tmp_path)
+    assert numbers_of(good) == [0]
+    assert [(r.source, r.row, r.reason) for r in bad.rejected] == [("b.parquet", 0, "unreadable")]
+
+
+def test_text_that_is_no_utf_8_costs_its_own_row(tmp_path):
+    def text(*values: bytes) -> pa.Array:
+        return pa.Array.from_buffers(pa.string(), 3, pa.array(values, pa.binary()).buffers())
+
+    title, ids = text(b"A", b"\xff", b"C"), text(b"x", b"y", b"z\xe4")
+    path = write(tmp_path / "a.parquet", [png(0), png(1), png(2)], title=title, id=ids)
+    (work,) = read(path, templates=("look at {title}",))
+    assert [(image.id, image.prompts) for image in work.images] == [
+        ("x", ["look at A"]),
+        ("z\\xe4", ["look at C"]),
+    ]
+    assert [(r.row, r.reason, r.detail) for r in work.rejected] == [(1, "prompt", "column title is not UTF-8")]
+    pq.write_table(pa.table({"url": text(b"0.png", b"\xff.png", b"2.png")}), path)
+    (work,) = read(path)
+    assert [r.detail for r in work.rejected if r.row == 1] == ["the address is not UTF-8"]
+
+
+def test_a_value_above_max_bytes_is_never_copied(tmp_path):
+    path = write(tmp_path / "a.parquet", [png(0), b"x" * (LIMIT + 1), png(2)])
+    (work,) = read(path)
+    assert reasons([work]) == {1: "too_large_bytes"}
+    assert [r.sha256 for r in work.rejected] == [None]
+    assert numbers_of(work) == [0, 2]
 
 
 def test_units_of_a_span_come_one_by_one(tmp_path, monkeypatch):

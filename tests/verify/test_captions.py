@@ -4,17 +4,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify import main
-from pipelines.corpus.file import CorpusFile
 from pipelines.output.fingerprint import FILE, fingerprint
 from pipelines.output.unit import Unit, plan_images, unit_key
 from pipelines.stages.unit_batch import Answer, Image, Rejected, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
 from tests.helpers import write_corpus
+from tests.reading import corpus_at
 
 CLAIM = {
     "prompt.template": "describe the image .",
@@ -68,9 +67,7 @@ def output(tmp_path: Path) -> Output:
 
 @pytest.fixture
 def unit(corpus: Path) -> Callable[[int, int], Unit]:
-    size, footer = corpus.stat().st_size, pq.read_metadata(corpus)
-    groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
-    key = unit_key([CorpusFile("a.parquet", size, groups)], MINE)
+    key = unit_key(corpus_at(corpus).files, MINE)
     return lambda start, stop: Unit(key, start, stop, ("a.parquet",))
 
 
@@ -171,9 +168,9 @@ def test_stray_and_damaged_objects_are_found(output, unit, check):
 
 def test_a_folder_of_image_files_is_proven_file_by_file(tmp_path, output, check):
     (tmp_path / "in").mkdir()
-    files = [CorpusFile(f"{i}.png", i + 1) for i in range(5)]
-    for file in files:
-        (tmp_path / "in" / file.source).write_bytes(b"x" * file.size)
+    for i in range(5):
+        (tmp_path / "in" / f"{i}.png").write_bytes(b"x" * (i + 1))
+    files = list(corpus_at(tmp_path / "in").files)
     units = plan_images(files, MINE, 2)
     for unit in units:
         output.commit(unit, files=True)
