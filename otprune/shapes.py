@@ -56,6 +56,7 @@ class VisionShape:
     class_tokens: int = 1
     feature_layers: int = 1  # whose states the projector reads side by side
     merge: int = 1  # the projector reads merge x merge patches as one
+    averaged: bool = False  # the projector reads the mean of the merged patches, instead of all of them
     projector_matrices: int = 2  # each but the first is as wide as the language model on both sides
 
     @classmethod
@@ -88,7 +89,7 @@ class VisionShape:
     @property
     def width(self) -> int:
         """Numbers that the projector reads for a visual token."""
-        return self.hidden * self.feature_layers * self.merge**2
+        return self.hidden * self.feature_layers * (1 if self.averaged else self.merge**2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     InternVLConfig,
@@ -41,6 +44,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -90,6 +94,15 @@ SMOLVLM_TOKENS = (
     *("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", "<|im_start|>"),
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
 )
+# Gemma's writes <s> itself, the system message in front of the user's, and a mark where the processor puts a picture.
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% set ns = namespace(said='') %}{% for message in messages %}{% if message.role == 'system' %}"
+    "{% set ns.said = (message.content if message.content is string else message.content[0].text) + '\n\n' %}"
+    "{% else %}<start_of_turn>{{ message.role }}\n{{ ns.said }}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<start_of_image>{% else %}{{ part.text | trim }}{% endif %}{% endfor %}"
+    "<end_of_turn>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+GEMMA_TOKENS = ("<start_of_image>", "<end_of_image>", "<image_soft_token>", "<start_of_turn>", "<end_of_turn>")
 INTERNVL_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>")
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
@@ -370,6 +383,37 @@ def make_mistral3(folder: Path, *, tie: bool = False, longest: int = 150, head_d
     return save(Mistral3ForConditionalGeneration(config), folder, processor, **options)
 
 
+def make_gemma3(folder: Path, *, tie: bool = False, window: int = 24, **options: Any) -> Path:
+    """Squares of 56 x 56 pixels, 8 x 8 patches, 4 x 4 tokens: more than half a window, and with the text more than one.
+
+    One layer of three sees the whole prompt.
+    """
+    tokenizer = save_tokenizer(folder, GEMMA_TOKENS, GEMMA_TEMPLATE, begin=True)
+    text = Gemma3TextConfig(
+        **{**TEXT, "num_hidden_layers": 3},
+        head_dim=24,  # not the hidden size by the number of heads, as in the released models
+        query_pre_attn_scalar=24,
+        vocab_size=len(tokenizer),
+        sliding_window=window,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        tie_word_embeddings=tie,
+    )
+    vision = {name: CLIP[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "image_size")}
+    start, end, image, *_ = tokenizer.convert_tokens_to_ids(list(GEMMA_TOKENS))
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=SiglipVisionConfig(**vision, num_attention_heads=2, patch_size=7, vision_use_head=False),
+        mm_tokens_per_image=16,
+        boi_token_index=start,
+        eoi_token_index=end,
+        image_token_index=image,
+        tie_word_embeddings=tie,
+    )
+    mean = [0.5, 0.5, 0.5]
+    processor = Gemma3ImageProcessorPil(size={"height": 56, "width": 56}, image_mean=mean, image_std=mean)
+    return save(Gemma3ForConditionalGeneration(config), folder, processor, **options)
+
+
 def vision_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     start, end, image, video = tokenizer.convert_tokens_to_ids(list(VISION_TOKENS))
     ids = {"vision_start_token_id": start, "vision_end_token_id": end}
@@ -387,5 +431,6 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "mistral3": make_mistral3,
     "smolvlm": make_smolvlm,
     "idefics3": make_idefics3,
+    "gemma3": make_gemma3,
 }
 """Family -> function that makes a checkpoint of it in a folder, and returns the folder."""

@@ -4,6 +4,7 @@ To add a family, write one file with its record, then import the record here and
 """
 
 from otprune.families.family import Facts, Family, ImageProcessor, Options, collect
+from otprune.families.gemma3 import GEMMA3
 from otprune.families.geometry import Frame, Geometry, Size, Span, Way, overview_tokens
 from otprune.families.internvl import INTERNVL
 from otprune.families.llava import LLAVA
@@ -29,6 +30,16 @@ __all__ = [
 ]
 
 FAMILIES = collect(
-    LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, INTERNVL, MISTRAL3, SMOLVLM, IDEFICS3
+    LLAVA,
+    LLAVA_NEXT,
+    LLAVA_ONEVISION,
+    QWEN2_5_VL,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+    INTERNVL,
+    MISTRAL3,
+    SMOLVLM,
+    IDEFICS3,
+    GEMMA3,
 )
 """`model_type` -> family."""

@@ -106,9 +106,17 @@ class Family:
     """The share of visual tokens to keep where the user names none."""
     image_text: Callable[[str], str] = lambda image_token: image_token
     """(text of the image token) -> what stands for a picture in a prompt without a chat template."""
+    image_mark: str | None = None
+    """What the family's chat templates write for a picture, in place of which `finish_prompt` writes the image token;
+    None: the image token."""
     finish_prompt: Callable[[str, str], str] = lambda prompt, image_token: prompt
     """(prompt that a chat template has written, text of the image token) -> the prompt with what the family's processor
     adds to it around an image token."""
+    both_ways: bool = False
+    """Whether rows of one picture attend to each other in both directions. The language model then gets, with a prompt,
+    `pictures`: the number of the picture that each row belongs to."""
+    refuses_vllm: str | None = None
+    """Why the family does not run in vLLM; None if it does."""
     refuses: Callable[..., str | None] = lambda method, checkpoint, settings=None: None
     """(Method, Checkpoint, settings of the method or None) -> why the method cannot run in this family; None if it
     can."""

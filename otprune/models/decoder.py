@@ -59,6 +59,7 @@ class Placed:
     rows: Tensor  # [L, D]
     positions: Tensor  # int64 [A, L]
     is_visual: Tensor  # bool [L]
+    pictures: Tensor  # int64 [L], the number of each visual row's picture, counted from 1; 0 for text
     deep: tuple[Tensor, ...] = ()  # of each DeepStack level the rows [visual tokens, D]
 
 
@@ -69,6 +70,7 @@ class Decoder(Prompter):
     def __init__(self, checkpoint: Checkpoint, model: Any, tokenizer: PreTrainedTokenizerBase):
         super().__init__(checkpoint, tokenizer, model.generation_config.eos_token_id)
         self.model, self.axes = model.eval(), checkpoint.geometry.axes
+        self.both_ways = checkpoint.record.both_ways
 
     @torch.inference_mode()
     def generate(
@@ -116,7 +118,7 @@ class Decoder(Prompter):
             embeds,
             mask,
             positions=None if self.axes == 1 else _left_padded(placed, "positions"),
-            prefill=deep_stack(placed),
+            prefill={"pictures": _left_padded(placed, "pictures")} if self.both_ways else deep_stack(placed),
             max_new_tokens=max_new_tokens,
             end_tokens=self.end_tokens,
             temperature=temperature,
@@ -176,13 +178,21 @@ class Decoder(Prompter):
             is_place.append(np.zeros(len(text), bool))
             positions.append(np.tile(np.arange(at, at + len(text)), (self.axes, 1)))
             at += len(text)
+        numbers = [(i + 1) // 2 * place for i, place in enumerate(is_place)]  # text and pictures take turns
         is_visual = torch.from_numpy(np.concatenate(is_place)).to(device)
         rows = self.model.get_input_embeddings()(torch.from_numpy(np.concatenate(ids)).to(device))
         kept = torch.cat([tokens.to(rows) for tokens, _ in visual]) if visual else rows[:0]
         width = rows.shape[1]
         rows[is_visual] = kept[:, :width]
         deep = kept[:, width:].split(width, dim=1) if kept.shape[1] > width else ()
-        return Placed(rows, torch.from_numpy(np.concatenate(positions, axis=1)).to(device), is_visual, deep)
+        at_positions, pictures_of = np.concatenate(positions, axis=1), np.concatenate(numbers)
+        return Placed(
+            rows,
+            torch.from_numpy(at_positions).to(device),
+            is_visual,
+            torch.from_numpy(pictures_of).to(device),
+            deep,
+        )
 
     def _with_spans(self, pictures: Pictures) -> list[Visual]:
         if isinstance(pictures, Tensor):

@@ -43,7 +43,7 @@ def load(
     config: Any = AutoConfig.from_pretrained(folder)
     if config.vision_config.model_type == "siglip_vision_model":
         config.vision_config.vision_use_head = False  # LLaVA does not read the pooled output
-    inner = "vision_model." if _has_inner_vision_model(config.vision_config) else ""
+    inner = "vision_model." if has_inner_vision_model(config.vision_config) else ""
     tower = load_part(AutoModel, folder, config.vision_config, {VISION_PREFIX: inner}, dtype)
     projector = LlavaMultiModalProjector(config).to(dtype)
     fill(projector, read_tensors(folder, PROJECTOR_PREFIX), folder)
@@ -254,7 +254,7 @@ def _layer_behind(transformer: Any, config: Any) -> nn.Module:
     return behind
 
 
-def _has_inner_vision_model(vision_config: Any) -> bool:
+def has_inner_vision_model(vision_config: Any) -> bool:
     """Whether the installed transformers nests the tower's weights under `.vision_model`; versions differ."""
     with torch.device("meta"):  # builds the names without allocating weights
         names = AutoModel.from_config(vision_config).state_dict()

@@ -53,6 +53,7 @@ class Prompter:
         self.tokenizer, self.folder = tokenizer, checkpoint.path
         self.image_token, self.max_length = checkpoint.image_token, checkpoint.max_length
         self.image_text, self.finish_prompt = checkpoint.record.image_text, checkpoint.record.finish_prompt
+        self.image_mark = checkpoint.record.image_mark
         ends: Any = tokenizer.eos_token_id if end is None else end
         if ends is None:
             raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {checkpoint.path}")
@@ -75,6 +76,7 @@ class Prompter:
             num_images,
             system=system,
             image_text=self.image_text,
+            mark=self.image_mark,
             finish=self.finish_prompt,
         )
 
@@ -100,6 +102,7 @@ def encode_prompt(
     *,
     system: str | None = None,
     image_text: Callable[[str], str] = str,
+    mark: str | None = None,
     finish: Callable[[str, str], str] = lambda prompt, image_token: prompt,
 ) -> Prompt:
     """Token ids before, between and after the images, for the user text `text` in a conversation format.
@@ -109,6 +112,7 @@ def encode_prompt(
     Args:
         system: as of `render_prompt`.
         image_text: the family's (text of the image token) -> what stands for a picture, where no template writes it.
+        mark: what the family's templates write for a picture (`Family.image_mark`); None: the image token.
         finish: the family's (rendered prompt, text of the image token) -> the whole prompt (`Family.finish_prompt`).
 
     Raises:
@@ -120,7 +124,14 @@ def encode_prompt(
             f"the tokenizer must hold the image token {image_token} of config.json, found none in {folder}"
         )
     rendered = render_prompt(
-        text, conversation, folder, tokenizer, num_images, system=system, image_token=token, image_text=image_text
+        text,
+        conversation,
+        folder,
+        tokenizer,
+        num_images,
+        system=system,
+        image_token=mark or token,
+        image_text=image_text,
     )
     rendered = finish(rendered, token)
     ids: Any = tokenizer(rendered).input_ids

@@ -43,6 +43,16 @@ def check_engine(config: Config) -> None:
     engine.check(config)
 
 
+def check_family(config: Config, checkpoint: "Checkpoint") -> None:
+    """Refuses a model that the engine does not run.
+
+    Raises:
+        UserError: with engine.name=vllm, for a family that refuses it.
+    """
+    if config.engine.name == "vllm" and (reason := checkpoint.record.refuses_vllm):
+        raise UserError(f"engine.name must be transformers for {checkpoint.name}, got vllm: {reason}")
+
+
 def identity(config: Config) -> dict[str, Any]:
     """The keys of `engine.*` that decide the answers, with their values, by dotted key."""
     engine = get_engine(config)

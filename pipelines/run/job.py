@@ -11,7 +11,7 @@ from pipelines.config.judge import read_judge
 from pipelines.config.keys import Config, PruneConfig
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.dollars.meter import check_instances
-from pipelines.engines.registry import check_engine
+from pipelines.engines.registry import check_engine, check_family
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import claim_output, fingerprint
 from pipelines.output.plan import Plan, make_plan
@@ -213,8 +213,9 @@ def check_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
     """The resolved settings of the method for this checkpoint.
 
     Raises:
-        UserError: if the settings do not fit the checkpoint, or the method cannot run in this model.
+        UserError: if the settings do not fit the checkpoint, or the method or the engine cannot run in this model.
     """
+    check_family(config, checkpoint)
     try:
         return resolve_pruning(config, checkpoint)
     except CheckpointError as error:

@@ -28,6 +28,7 @@ RETENTION = {
     "llava_next": 0.098,
     "llava_onevision": 0.098,
     "internvl": 0.2,
+    "gemma3": 0.5,
     **dict.fromkeys(("smolvlm", "idefics3"), 0.33),
     **dict.fromkeys(FREE, 0.33),  # merged from 2 x 2 patches, and as many as the picture is large
 }  # of each family by default
@@ -236,6 +237,16 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(family, pi
         ("qwen3_vl", {"prompt.template": "see <|image_pad|> it"}, "exactly one image, got 2 in 'see <|image_pad|> it'"),
         ("qwen3_vl", {"prompt.more": "['see <|image_pad|> it']"}, "exactly one image, got 2 in 'see <|image_pad|> it'"),
         ("internvl", {"prompt.system": "a <IMG_CONTEXT>"}, "exactly one image, got 2 in 'a <IMG_CONTEXT>'"),
+        ("gemma3", {"prune.method": "fastv"}, "fastv looks inside the language model, which runs for LLaVA alone"),
+        ("gemma3", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
+        ("gemma3", {"prune.method": "resize"}, "resize needs a model of free picture size, got a Gemma 3"),
+        (
+            "gemma3",
+            {"decode.aspect": "pad"},
+            "decode.aspect must be auto or stretch, as the model was trained, got pad",
+        ),
+        ("gemma3", {"prompt.template": "a <start_of_image>"}, "exactly one image, got 2 in 'a <start_of_image>'"),
+        ("gemma3", {"prompt.template": "a <image_soft_token>"}, "exactly one image, got 2 in 'a <image_soft_token>'"),
         ("llava_next", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
         ("qwen3_vl", {"model.max_tiles": 6}, "model.max_tiles must be null: the number of tiles can be chosen"),
     ],
