@@ -35,8 +35,8 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     """The facts about a Gemma 3.
 
     Raises:
-        ValueError: for options that do not fit a square, an image processor that cuts crops, a tower or a language model
-            of another kind, or tokens that do not fit the configuration.
+        ValueError: for options that do not fit a square, an image processor that cuts crops, another kind of tower or
+            language model, or tokens that do not fit the configuration.
     """
     check_stored(processor)
     check_fixed_size(options)
@@ -101,7 +101,7 @@ def vision_shape(config: Any) -> VisionShape:
 
 
 def wrap(prompt: str, image_token: str) -> str:
-    """A prompt with what transformers' processor writes for each START of a template: blank lines, START, token, END."""
+    """A prompt with what transformers' processor writes for each START: blank lines, START, the image token, END."""
     return prompt.replace(START, f"\n\n{START}{image_token}{END}\n\n")
 
 

@@ -238,6 +238,16 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(family, pi
         ("qwen3_vl", {"prompt.more": "['see <|image_pad|> it']"}, "exactly one image, got 2 in 'see <|image_pad|> it'"),
         ("internvl", {"prompt.system": "a <IMG_CONTEXT>"}, "exactly one image, got 2 in 'a <IMG_CONTEXT>'"),
         ("gemma3", {"prune.method": "fastv"}, "fastv looks inside the language model, which runs for LLaVA alone"),
+        (
+            "gemma3",
+            {"engine.name": "vllm", "ray.address": "auto"},
+            "got vllm: Gemma 3 has not been compared with transf",
+        ),
+        (
+            "gemma3",
+            {"engine.name": "vllm", "ray.address": "auto", "prune.method": "none"},
+            "got vllm: Gemma 3 has not been compared with transformers on a GPU",
+        ),
         ("gemma3", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
         ("gemma3", {"prune.method": "resize"}, "resize needs a model of free picture size, got a Gemma 3"),
         (
