@@ -169,6 +169,15 @@ def test_nothing_in_a_corpus_or_a_caption_becomes_markup(page):
     assert "{{ config }}" in html  # as text, not as what it would stand for
 
 
+def test_captions_that_were_tried_again_are_shown_with_what_that_cost(page):
+    total = totals()
+    assert "repaired" not in text_of(page(total=total))
+    total.retried, total.repaired, total.finished_by_loop, total.retry_tokens = 20, 15, 5, 1100
+    text = text_of(page(Outcome(metrics=METRICS | DOLLARS | {"usd_of_retries": 0.0123}), total=total))
+    assert "15 / 20 captions repaired of those tried again 0.51 % end in a loop still" in text
+    assert "10 % of all generated tokens were tried and not kept, $0.0123 of the last run" in text
+
+
 def test_samples_show_every_prompt_the_reference_and_the_share_of_tokens(page):
     two = sample() | {"prompts": ["describe", "count"], "captions": [{"caption": "a dog"}, {"caption": "one"}]}
     text = text_of(page(Outcome(metrics=METRICS | DOLLARS, samples=[two, sample() | {"references": []}])))
@@ -180,7 +189,8 @@ def test_the_gates_images_show_both_captions(page):
     compared = Compared("a.parquet", 7, "describe", "a dog", "a cat", ["a red cat"], picture([0, 3], 2, 2), 0.5)
     gate = Gate(True, 0.9, 0.97, (0.93, 1.01), "cider", 1.0, 1.03, 100, 100, 12.0, [compared])
     text = text_of(page(Outcome(metrics=METRICS | DOLLARS, gate=gate)))
-    assert "97 % of the unpruned quality 95 %: 93 to 101 %, on 100 images; the gate requires 90 %" in text
+    assert "97 % of the unpruned quality 95 %: 93 to 101 %, on 100 images, by CIDEr with the corpus" in text
+    assert "references; the gate requires 90 %" in text
     assert "otprune a dog unpruned a cat reference a red cat a.parquet row 7, 2 of 4 tokens" in text
 
 
