@@ -14,9 +14,8 @@ import os
 import random
 import stat
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from time import monotonic
@@ -61,10 +60,14 @@ class Budget:
         self.limit, self.held, self.turn = limit, 0, 0
         self._changed = asyncio.Condition()
 
+    def has_room(self, index: int, num_bytes: int) -> bool:
+        """Whether fetch `index` may hold further bytes."""
+        return index <= self.turn or self.held + num_bytes <= self.limit
+
     async def take(self, index: int, num_bytes: int) -> None:
         """Waits until fetch `index` may hold further bytes."""
         async with self._changed:
-            await self._changed.wait_for(lambda: index <= self.turn or self.held + num_bytes <= self.limit)
+            await self._changed.wait_for(lambda: self.has_room(index, num_bytes))
             self.held += num_bytes
 
     async def free(self, num_bytes: int, turn: int | None = None) -> None:
@@ -154,11 +157,13 @@ class Fetcher:
         except FetchFault as refused:
             return refused
         for attempt in range(self.settings.retries + 1):
-            async with self._turn(source) as host:
+            host = self._host(source) if isinstance(source, str) else None
+            # The host first: who waits for it keeps nobody else from a fetch.
+            async with _Slots([self._slots] if host is None else [host.free, self._slots]) as slots:
                 began = monotonic()
                 if host is not None and began < host.silent_until:
                     return host.fault or fault
-                holder = _Holder(budget, index)
+                holder = _Holder(budget, index, slots)
                 try:
                     async with asyncio.timeout(self.settings.timeout - spent) as holder.deadline:
                         data = await self._read(source, holder.grow)
@@ -197,17 +202,6 @@ class Fetcher:
         await grow(len(data))
         return data
 
-    @asynccontextmanager
-    async def _turn(self, source: Any) -> AsyncIterator[Host | None]:
-        """Waits for one of the fetches of the process, and for one of those of the host."""
-        host = self._host(source) if isinstance(source, str) else None
-        if host is None:
-            async with self._slots:
-                yield None
-        else:
-            async with host.free, self._slots:  # the host first: who waits for it keeps nobody else from a fetch
-                yield host
-
     def _host(self, url: str) -> Host | None:
         try:
             name = urlsplit(url).hostname or ""
@@ -220,20 +214,54 @@ class Fetcher:
         return host
 
 
-class _Holder:
-    """The bytes of one try in the budget. Waiting for memory moves the deadline."""
+class _Slots:
+    """Waits for its semaphores in turn, and holds them until the block ends or `leave` is called."""
 
-    def __init__(self, budget: Budget, index: int):
-        self.budget, self.index = budget, index
+    def __init__(self, semaphores: list[asyncio.Semaphore]):
+        self._semaphores = semaphores
+        self._held: list[asyncio.Semaphore] = []
+
+    async def __aenter__(self) -> "_Slots":
+        try:
+            for semaphore in self._semaphores:
+                await semaphore.acquire()
+                self._held.append(semaphore)
+        except BaseException:  # cancelled while it waited
+            self.leave()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Lets others have what is held."""
+        while self._held:
+            self._held.pop().release()
+
+
+class _Holder:
+    """The bytes of one try in the budget.
+
+    While it waits for memory, its deadline moves, and others have its slots: one of them may be the fetch whose turn it
+    is, for which all memory waits.
+    """
+
+    def __init__(self, budget: Budget, index: int, slots: _Slots):
+        self.budget, self.index, self.slots = budget, index, slots
         self.held, self.waited = 0, 0.0
         self.deadline: asyncio.Timeout | None = None
 
     async def grow(self, num_bytes: int) -> None:
-        began = monotonic()
+        began, when = monotonic(), self.deadline.when() if self.deadline else None
+        if not self.budget.has_room(self.index, num_bytes):
+            self.slots.leave()
+            if self.deadline:
+                self.deadline.reschedule(None)
         await self.budget.take(self.index, num_bytes)
         self.held += num_bytes
         self.waited += (waited := monotonic() - began)
-        if self.deadline is not None and (when := self.deadline.when()) is not None:
+        if self.deadline and when is not None:
             self.deadline.reschedule(when + waited)
 
     async def drop(self) -> None:

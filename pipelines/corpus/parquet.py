@@ -55,7 +55,7 @@ def find_files(
     names = [name for name in sizes if is_parquet(name)]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda name: _footer_or_problem(store, name, sizes[name]), names))
-    readable = [footer for footer in footers if isinstance(footer, pq.FileMetaData)]
+    readable: list[pq.FileMetaData] = [footer for footer in footers if not isinstance(footer, str)]
     if not readable:
         raise UserError(f"{names[0]} is not a readable Parquet file: {footers[0]}")
     schema = readable[0].schema.to_arrow_schema()
@@ -306,7 +306,10 @@ def _reject(error: Exception, source: str, start: int, stop: int) -> Reject:
 
 
 def _problem(error: Exception) -> str:
-    return error.detail if isinstance(error, FetchFault) else f"{type(error).__name__}: {clean(str(error), 150)}"
+    """The error in a line. After a colon, the messages of pyarrow may quote what was read."""
+    if isinstance(error, FetchFault):
+        return error.detail
+    return f"{type(error).__name__}: {clean(str(error), 150).partition(':')[0]}"
 
 
 def _as_list(texts: str | list[str] | Reject | None) -> list[str]:

@@ -39,9 +39,10 @@ class RangeFile(io.RawIOBase):
         self.version: Any = None  # changes with the file; None if the caller knew the size
         if size is None:
             info = _tried(self._info)
-            size = info["size"]
-            self.version = (size, *(str(info[name]) for name in VERSIONS if name in info))
-        self.size: int = size
+            self.size = int(info["size"])
+            self.version = (self.size, *(str(info[name]) for name in VERSIONS if name in info))
+        else:
+            self.size = size
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()  # by the first byte
 

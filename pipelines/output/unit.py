@@ -45,10 +45,12 @@ class Unit:
     @property
     def where(self) -> str:
         """The unit for people: its file with its rows, or its files."""
-        if len(self.sources) > 1:
-            return f"{self.sources[0]} to {self.sources[-1]}"
-        rows = f"row {self.start}" if self.stop == self.start + 1 else f"rows {self.start} to {self.stop - 1}"
-        return f"{self.sources[0]}, {rows}"
+        first, *others = self.sources
+        if others:
+            return f"{first} to {others[-1]}"
+        return f"{first}, " + (
+            f"row {self.start}" if self.stop == self.start + 1 else f"rows {self.start} to {self.stop - 1}"
+        )
 
 
 def unit_key(files: Iterable[CorpusFile], fingerprint: str) -> str:

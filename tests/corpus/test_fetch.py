@@ -300,10 +300,19 @@ def test_memory_is_bounded_whatever_is_fetched_ahead(web, monkeypatch):
     monkeypatch.setattr(pipelines.corpus.fetch.Budget, "take", watched)
     name = "y" * (LIMIT - 100)
     monkeypatch.setattr(Handler, "_serve", lambda self, *_: self._answer(200, name.encode()))
-    for _, data in fetcher(threads=8, per_host=8).load(Record("", "", i, f"{web}/{i}") for i in range(24)):
+    for _, data in fetcher(threads=8, per_host=8, timeout=0.4, retries=0).load(
+        Record("", "", i, f"{web}/{i}") for i in range(24)
+    ):
         assert data == name.encode()
-        time.sleep(0.005)
+        time.sleep(0.03)
     assert max(held) <= 20_000 + LIMIT
+
+
+def test_fetches_that_wait_for_memory_do_not_keep_the_one_before_them_from_its_next_try(web, monkeypatch):
+    monkeypatch.setattr(pipelines.corpus.fetch, "HELD_BYTES", 1)
+    uris = [f"{web}/once/503", *[f"{web}/{'z' * 500}{i}" for i in range(12)]]
+    fetched = list(fetcher(threads=2, per_host=2).load(Record("", "", i, uri) for i, uri in enumerate(uris)))
+    assert [len(data) for _, data in fetched] == [5, *[501] * 10, 502, 502]
 
 
 def test_a_closed_port_and_nonsense_are_rejected(tmp_path):
