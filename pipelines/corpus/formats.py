@@ -1,4 +1,4 @@
-"""All corpus formats. `input.format=auto` takes the first one that recognises a file."""
+"""All corpus formats. `input.format=auto` chooses among them (choose.py)."""
 
 from pipelines.corpus.images import FORMAT as IMAGES
 from pipelines.corpus.parquet import FORMAT as PARQUET

@@ -1,40 +1,25 @@
 """The format of a folder of image files: each file is one row, and its name is its id."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from pipelines.corpus.columns import ColumnChoice, Columns, template_fields
 from pipelines.corpus.file import CorpusFile, ReadRange
-from pipelines.corpus.format import Format, Record
+from pipelines.corpus.format import Format, Found, Record
+from pipelines.corpus.listing import Listing
+from pipelines.corpus.suffixes import is_image
 from pipelines.errors import UserError
 from pipelines.images.decode import Reject
 from pipelines.store import Store
 
-logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2")
-IMAGE_SUFFIXES += (".avif", ".heic", ".heif", ".ico", ".svg")  # not decoded: such a file becomes a quarantine row
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name ends in the suffix of an image format."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def find_files(
-    store: Store, sizes: Mapping[str, int], choice: ColumnChoice
-) -> tuple[Sequence[CorpusFile], Columns | None]:
+def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> Found:
     """The image files, and no columns.
 
     Raises:
         UserError: if a prompt template uses a column.
     """
-    files = [CorpusFile(name, size) for name, size in sizes.items() if is_image(name)]
-    if names := [name for template in choice.templates for name in template_fields(template)]:
-        raise UserError(f"prompt.template uses the column {names[0]!r}, but a folder of image files has no columns")
-    if skipped := len(sizes) - len(files):
-        logger.warning("%d files without an image suffix are no part of the corpus", skipped)
-    return files, None
+    if fields := [name for template in choice.templates for name in template_fields(template)]:
+        raise UserError(f"prompt.template uses the column {fields[0]!r}, but a folder of image files has no columns")
+    return Found([CorpusFile(name, listing.sizes[name]) for name in names])
 
 
 def read_records(

@@ -1,58 +1,76 @@
 """The format of Parquet files: reads their footers, and their rows one bounded batch at a time."""
 
-import logging
+import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.corpus.columns import ColumnChoice, Columns, find_columns
+from pipelines.corpus.columns import (
+    ColumnChoice,
+    Columns,
+    check_alike,
+    find_columns,
+    merge_schemas,
+    partitions_of,
+)
 from pipelines.corpus.file import CorpusFile, ReadRange
-from pipelines.corpus.format import Format, Record
-from pipelines.corpus.images import is_image
+from pipelines.corpus.format import Format, Found, Record
+from pipelines.corpus.listing import Listing
+from pipelines.corpus.rows import records_of, references_of, with_base
 from pipelines.errors import UserError
-from pipelines.store import Store
+from pipelines.store import Store, in_threads
 
-logger = logging.getLogger(__name__)
-
-FOOTER_THREADS = 16
+SUFFIX = re.compile(r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|lz4|brotli|br))?$")
 BATCH_BYTES = 32 * 2**20  # encoded images that a reader holds at a time
 BLOCK_BYTES = 8 * 2**20  # size of one ranged GET
 
 
 def is_parquet(name: str) -> bool:
-    """Whether a file's name ends in the suffix of a Parquet file."""
-    return name.lower().endswith((".parquet", ".parq"))
+    """Whether a file's name ends in the suffix of a Parquet file, with or without its compression."""
+    return bool(SUFFIX.search(name.lower()))
 
 
-def find_files(
-    store: Store, sizes: Mapping[str, int], choice: ColumnChoice
-) -> tuple[Sequence[CorpusFile], Columns | None]:
+def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> Found:
     """The Parquet files that have rows, with their row groups, and the columns to read.
 
     Raises:
-        UserError: if a file is damaged, no image column is usable, columns differ between files, or there are no rows.
+        UserError: if a file is damaged, no image column is usable, columns read differently in two files, or there are
+            no rows.
     """
-    names = [name for name in sizes if is_parquet(name)]
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda name: read_footer(store, name), names))
-    schema = footers[0].schema.to_arrow_schema()
-    columns = find_columns(schema, choice)
-    num_image_files = sum(map(is_image, sizes))
-    if num_image_files and columns.kind != "uri":  # URIs may name the image files beside the Parquet files
-        logger.warning("%d image files beside the Parquet files are no part of the corpus", num_image_files)
-    files = []
-    for name, footer in zip(names, footers, strict=True):
-        _check_same(name, footer.schema.to_arrow_schema(), schema, columns)
+    footers = dict(zip(names, in_threads(lambda name: read_footer(listing.store, name), names), strict=True))
+    schemas = {name: footer.schema.to_arrow_schema() for name, footer in footers.items()}
+    merged = merge_schemas(schemas.values())
+    partitions = dict.fromkeys(column for name in names for column in partitions_of(name))
+    columns = find_columns(merged, choice, tuple(partitions))
+    files, has_paths = [], False
+    for name, footer in footers.items():
+        check_alike(name, schemas[name], merged, columns)
         groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         if sum(groups):
-            files.append(CorpusFile(name, sizes[name], groups))
+            files.append(CorpusFile(name, listing.sizes[name], groups))
+            has_paths = has_paths or (columns.kind == "struct" and _lacks_bytes(footer, columns.image))
     if not files:
-        raise UserError(f"input.path must hold images, found {len(names)} Parquet files without rows in {store.path}")
-    return files, columns
+        raise UserError(
+            f"input.path must hold images, found {len(names)} Parquet files without rows in {listing.store.path}"
+        )
+    columns = replace(columns, with_paths=has_paths)
+    columns = with_base(columns, FORMAT, listing, files)
+    empty = len(names) - len(files)
+    return Found(files, columns, {"Parquet files without rows": empty} if empty else {})
+
+
+def _lacks_bytes(footer: pq.FileMetaData, image: str) -> bool:
+    """Whether some row of a struct column may have a path but no bytes, by the statistics of the row groups."""
+    paths = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+    if f"{image}.bytes" not in paths or f"{image}.path" not in paths:
+        return False
+    index = paths[f"{image}.bytes"]
+    statistics = (footer.row_group(i).column(index).statistics for i in range(footer.num_row_groups))
+    return any(each is None or not each.has_null_count or each.null_count > 0 for each in statistics)
 
 
 def read_footer(store: Store, name: str) -> pq.FileMetaData:
@@ -75,7 +93,7 @@ def read_records(
     assert columns is not None
     source = rows.sources[0]
     for row, batch in row_batches(store, rows, columns.to_read(with_references)):
-        yield from _records(batch, source, row, columns)
+        yield from records_of(batch, source, row, columns)
 
 
 def read_references(
@@ -86,8 +104,7 @@ def read_references(
         return {}
     with store.fs.open(store.join(file.source), "rb") as stream:
         column = pq.read_table(stream, columns=[columns.references])[columns.references]
-    references = {row: _as_list(column[row].as_py()) for row in rows if row < len(column)}
-    return {row: nonempty for row, texts in references.items() if (nonempty := [text for text in texts if text])}
+    return references_of(column, rows)
 
 
 def row_batches(store: Store, rows: ReadRange, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -119,38 +136,6 @@ def row_batches(store: Store, rows: ReadRange, columns: list[str]) -> Iterator[t
             row += batch.num_rows
             if row >= stop:
                 return
-
-
-def _records(batch: pa.RecordBatch, source: str, row: int, columns: Columns) -> Iterator[Record]:
-    """Yields the records of a batch. The image, the only large value, is copied out of Arrow when its turn comes."""
-    images = batch.column(columns.image)
-    if columns.kind == "struct":
-        images = images.field("bytes")
-    with_references = columns.references is not None and columns.references in batch.schema.names
-    for i in range(batch.num_rows):
-        id_value = batch.column(columns.id)[i].as_py() if columns.id else None
-        yield Record(
-            id=f"{source}#{row + i}" if id_value is None else str(id_value),
-            source=source,
-            row=row + i,
-            data=images[i].as_py(),
-            fields={name: batch.column(name)[i].as_py() for name in columns.fields},
-            references=_as_list(batch.column(columns.references)[i].as_py()) if with_references else [],
-        )
-
-
-def _as_list(texts: str | list[str] | None) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts or [])
-
-
-def _check_same(name: str, schema: pa.Schema, first: pa.Schema, columns: Columns) -> None:
-    """Refuses a file whose columns have other types than those of the first file."""
-    for column in filter(None, (columns.image, columns.id, columns.references, *columns.fields)):
-        got = schema.field(column).type if column in schema.names else "no such column"
-        if got != first.field(column).type:
-            raise UserError(
-                f"{name}: column {column} must be {first.field(column).type} as in the first file, got {got}"
-            )
 
 
 FORMAT = Format(
