@@ -25,7 +25,12 @@ THREADS, AHEAD = 16, 64  # of `in_threads`: concurrent calls, and finished or pe
 
 ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}  # other spellings of a scheme
 MAIN_SCHEMES = ("s3", "gs", "az", "abfs", "hf", "https", "http", "file")  # the ones that messages name
-EXTRAS = {"gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}  # scheme -> the extra that installs its library
+EXTRAS = {
+    "gs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+}  # scheme -> the extra that installs its library
 OBJECT_STORES = ("s3", "gs", "az", "abfs", "abfss", "hf", "memory")  # a PUT there is atomic
 READ_ONLY = ("http", "https")
 
@@ -207,7 +212,9 @@ def check_scheme(address: str) -> None:
         fsspec.get_filesystem_class(scheme)
     except ValueError as error:
         known = ", ".join(f"{name}://" for name in MAIN_SCHEMES)
-        raise UserError(f"{address}: the scheme must be one of {known} or another of fsspec's, got {scheme}://") from error
+        raise UserError(
+            f"{address}: the scheme must be one of {known} or another of fsspec's, got {scheme}://"
+        ) from error
     except ImportError as error:
         extra = f"pip install 'otprune[{EXTRAS[scheme]}]'" if scheme in EXTRAS else str(error)
         raise UserError(f"{address}: the library that opens {scheme}:// is not installed: {extra}") from error

@@ -157,9 +157,7 @@ def check_alike(name: str, schema: pa.Schema, merged: pa.Schema, columns: Column
             got = schema.field(column).type
             if column in columns.partitions or reads_as(got) in (reads_as(merged.field(column).type), "nothing"):
                 continue
-        raise UserError(
-            f"{name}: column {column} must be {merged.field(column).type} as in the first file, got {got}"
-        )
+        raise UserError(f"{name}: column {column} must be {merged.field(column).type} as in the first file, got {got}")
 
 
 def template_fields(template: str) -> list[str]:

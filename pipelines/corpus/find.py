@@ -93,7 +93,8 @@ def _find(candidates: Sequence[Format], listing: Listing, choice: ColumnChoice) 
     parquet = next((candidate for candidate in candidates if candidate.name == "parquet"), None)
     if parquet is not None and (names := _parquet_by_content(listing)):
         return parquet, parquet.files(listing, names, choice)
-    titles = " or ".join([", ".join(format.title for format in candidates[:-1]), candidates[-1].title]).removeprefix(" or ")
+    *most, last = (candidate.title for candidate in candidates)
+    titles = f"{', '.join(most)} or {last}" if most else last
     examples = ", ".join(list(listing.sizes)[:3])
     raise UserError(
         f"input.path must hold {titles} files, found {len(listing.sizes)} others in {listing.store.path}: {examples}"
@@ -130,9 +131,10 @@ def _left_out(listing: Listing, chosen: Format, found: Found, formats: Sequence[
         examples.setdefault(reason, []).append(name)
     counts.update(found.left_out)
     if counts.keys() - {NAMED_BY_ROWS}:
-        shown = (
-            f"{count} {reason}" + (f" ({', '.join(sorted(names)[:NUM_EXAMPLES])})" if (names := examples.get(reason)) else "")
-            for reason, count in counts.items()
-        )
+        shown = (f"{count} {reason}{_shown(examples.get(reason))}" for reason, count in counts.items())
         logger.warning("no part of the corpus in %s: %s", listing.store.path, ", ".join(shown))
     return dict(counts)
+
+
+def _shown(names: Sequence[str] | None) -> str:
+    return f" ({', '.join(sorted(names)[:NUM_EXAMPLES])})" if names else ""

@@ -33,7 +33,7 @@ class Found:
 
     files: Sequence[CorpusFile]  # with their row groups, in order
     columns: Columns | None = None  # passed on to the format's functions; None for a format without columns
-    left_out: Mapping[str, int] = field(default_factory=dict)  # what is neither a row nor a file of the corpus, by reason
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what is no row and no file of the corpus, by reason
 
 
 class FindFiles(Protocol):

@@ -2,5 +2,6 @@
 
 from pipelines.corpus.images import FORMAT as IMAGES
 from pipelines.corpus.parquet import FORMAT as PARQUET
+from pipelines.corpus.tar import FORMAT as TAR
 
-FORMATS = (PARQUET, IMAGES)
+FORMATS = (PARQUET, IMAGES, TAR)

@@ -11,6 +11,7 @@ from pipelines.errors import UserError
 from pipelines.images.decode import Reject
 from pipelines.store import Store
 
+
 def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> Found:
     """The image files, and no columns.
 

@@ -113,7 +113,8 @@ def _fixed_part(store: Store, path: str) -> tuple[str, str]:
     """The longest folder at the start of a glob that has no mark or that exists under its own name, and the rest."""
     parts = path.split("/")
     for i, part in enumerate(parts):
-        if any(mark in part for mark in "*?[{") and (i == len(parts) - 1 or not store.fs.exists("/".join(parts[: i + 1]))):
+        is_last, has_mark = i == len(parts) - 1, any(mark in part for mark in "*?[{")
+        if has_mark and (is_last or not store.fs.exists("/".join(parts[: i + 1]))):
             return "/".join(parts[:i]), "/".join(parts[i:])
     return "/".join(parts[:-1]), parts[-1]
 

@@ -194,6 +194,7 @@ def read_references(config: QualityConfig, addresses: Sequence[Address]) -> dict
         id_column=config.input.id_column,
         reference_column=config.input.reference_column,
         templates=[],
+        cache=make_store(config.input.cache) if config.input.cache else None,
     )
     references: dict[Address, list[str]] = {}
     by_source: dict[str, list[Address]] = defaultdict(list)
