@@ -4,6 +4,7 @@ A corpus is never guessed into a download: img2dataset leaves a Parquet file wit
 and a folder of downloaded pictures often holds the list of their addresses.
 """
 
+import contextlib
 import posixpath
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -83,11 +84,12 @@ def _stem(name: str) -> str:
 
 
 def _holds_addresses(listing: Listing, format: Format, names: Sequence[str], choice: ColumnChoice) -> bool:
-    """Whether the lists beside image files have a column of addresses. A list of labels has none."""
-    try:
-        return format.files(listing, names, ColumnChoice(choice.image, "none", "none", ())).columns is not None
-    except UserError:
-        return False
+    """Whether one of the lists beside image files has a column of addresses. A list of labels has none."""
+    for name in names:
+        with contextlib.suppress(UserError):
+            format.files(listing, [name], ColumnChoice(choice.image, "none", "none", ()))
+            return True
+    return False
 
 
 def _points_to_the_web(listing: Listing, format: Format, found: Found) -> bool:

@@ -1,11 +1,25 @@
 """A part of a stored object as a stream that is read in large blocks, each by one request."""
 
+import contextlib
 import io
+from collections.abc import Iterator
+from typing import IO, cast
 
 from pipelines.store import Store
 
 SMALL_BYTES, LARGE_BYTES = 2**16, 2**23  # size of a request after a far jump, and of one that goes on
 FAR_BYTES = 2**22  # a jump farther than this is cheaper than reading on: about what a store sends in its latency
+
+
+@contextlib.contextmanager
+def open_range(store: Store, name: str, start: int, stop: int) -> Iterator[IO[bytes]]:
+    """A stream of bytes [start, stop) of an object that stands at `start`; a local file may be read beyond `stop`."""
+    if store.is_local:
+        with open(store.join(name), "rb") as stream:
+            stream.seek(start)
+            yield stream
+    else:
+        yield cast(IO[bytes], RangedStream(store, name, start, stop))
 
 
 class RangedStream(io.RawIOBase):
@@ -33,6 +47,11 @@ class RangedStream(io.RawIOBase):
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stop}[whence]
         self._position = base + offset
         return self._position
+
+    def readinto(self, buffer, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to `size` bytes; fewer only at the end of the range."""

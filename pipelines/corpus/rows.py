@@ -43,8 +43,8 @@ def records_of(batch: pa.RecordBatch, source: str, row: int, columns: Columns) -
             data = paths[i].as_py()
         elif isinstance(data, bytes) and columns.kind == "uri":
             data = data.decode(errors="replace")
-        if isinstance(data, str) and columns.folder_relative:
-            data = _below(posixpath.dirname(source), data)
+        if isinstance(data, str):
+            data = address_of(data, source, columns)
         yield Record(
             id=id_of(value(columns.id, i), f"{source}#{row + i}"),
             source=source,
@@ -76,6 +76,11 @@ def id_of(value: Any, otherwise: str) -> str:
 def as_list(texts: str | list[str] | None) -> list[str]:
     """The captions of a row, whether its column holds one or a list."""
     return [texts] if isinstance(texts, str) else list(texts or [])
+
+
+def address_of(address: str, source: str, columns: Columns) -> str:
+    """An address that a row of a file holds, relative to the corpus if it is relative."""
+    return _below(posixpath.dirname(source), address) if columns.folder_relative else address
 
 
 def is_relative(address: str) -> bool:

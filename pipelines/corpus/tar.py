@@ -129,8 +129,8 @@ def _samples(
 ) -> Iterator[tuple[int, Sample]]:
     """Yields (row, sample) for a range of rows, from one ranged read."""
     row = rows.groups.start
-    with open_shard(store, rows.sources[0], rows.groups.offsets[0], rows.groups.offsets[-1]) as stream:
-        for sample in read_samples(stream, rows.groups.offsets[-1], columns.image, max_bytes, wants_text=wants_text):
+    with open_shard(store, rows.sources[0], rows.groups.offsets[0], rows.groups.offsets[-1]) as (stream, stop):
+        for sample in read_samples(stream, stop, columns.image, max_bytes, wants_text=wants_text):
             if sample.image is None:
                 continue
             if rows.start <= row:

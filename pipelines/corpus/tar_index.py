@@ -84,9 +84,9 @@ def index_shard(store: Store, name: str, size: int, image: str) -> ShardIndex:
     """Reads the headers of a shard. `image` is the suffix of the image in a sample, or auto."""
     rows, offsets, left_out = [0], [0], Counter()
     packed = is_compressed(name)
-    with open_shard(store, name, 0, size) as stream:
+    with open_shard(store, name, 0, size) as (stream, stop):
         num_samples = 0
-        for sample in read_samples(stream, float("inf") if packed else size, image, left_out=left_out):
+        for sample in read_samples(stream, stop, image, left_out=left_out):
             num_samples += 1
             if not packed and rows[-1] and (rows[-1] >= GROUP_ROWS or sample.offset - offsets[-1] >= GROUP_BYTES):
                 offsets.append(sample.offset)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
-from pipelines.corpus.ranged import RangedStream
+from pipelines.corpus.ranged import open_range
 from pipelines.corpus.suffixes import is_image
 from pipelines.images.decode import Reject
 from pipelines.store import Store
@@ -56,17 +56,14 @@ class Sample:
 
 
 @contextlib.contextmanager
-def open_shard(store: Store, name: str, start: int, stop: int) -> Iterator[IO[bytes]]:
-    """A stream of a shard that stands at the byte `start` and is not read beyond `stop`."""
+def open_shard(store: Store, name: str, start: int, stop: int) -> Iterator[tuple[IO[bytes], float]]:
+    """A stream of a shard that stands at the byte `start`, and where in the stream its byte `stop` is."""
     if is_compressed(name):
         with store.fs.open(store.join(name), "rb", block_size=2**23) as packed, gzip.GzipFile(fileobj=packed) as stream:
-            yield cast(IO[bytes], stream)
-    elif store.is_local:
-        with open(store.join(name), "rb") as stream:
-            stream.seek(start)
-            yield stream
+            yield cast(IO[bytes], stream), float("inf")  # a compressed shard is read from its beginning to its end
     else:
-        yield cast(IO[bytes], RangedStream(store, name, start, stop))
+        with open_range(store, name, start, stop) as stream:
+            yield stream, stop
 
 
 def is_compressed(name: str) -> bool:
