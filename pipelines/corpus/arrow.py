@@ -160,7 +160,7 @@ def read_records(
             batch = _batch(store, source, begin, end, schema)
             first, stop = max(rows.start - row, 0), min(rows.stop - row, num_rows)
             for i in range(first, stop, SLICE_ROWS):
-                yield from records_of(batch.slice(i, min(SLICE_ROWS, stop - i)), source, row + i, columns)
+                yield from records_of(batch.slice(i, min(SLICE_ROWS, stop - i)), source, row + i, columns, max_bytes)
         row += num_rows
 
 

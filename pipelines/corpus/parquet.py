@@ -93,7 +93,7 @@ def read_records(
     assert columns is not None
     source = rows.sources[0]
     for row, batch in row_batches(store, rows, columns.to_read(with_references)):
-        yield from records_of(batch, source, row, columns)
+        yield from records_of(batch, source, row, columns, max_bytes)
 
 
 def read_references(

@@ -1,5 +1,6 @@
 """Tables of addresses and of images in other files than Parquet: JSONL, CSV, dataset folders, Arrow, Hive folders."""
 
+import base64
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import pytest
 from pipelines.corpus import lines
 from pipelines.corpus.format import Record
 from pipelines.errors import UserError
+from pipelines.images.decode import Reject
 from pipelines.stages.unit_batch import UnitBatch
 from tests.corpus.test_tar import find, records
 from tests.reading import STRUCT, numbers_of, png, reader_of, reasons, spans_of
@@ -295,3 +297,22 @@ def test_every_file_is_in_the_corpus_or_counted(tmp_path, seed):
     assert {f.source for f in corpus.files} >= {
         n for n in names if "/_" in f"/{n}" and n.endswith("png") and n[0] != "."
     }
+
+
+def test_addresses_that_hold_their_image_are_decoded_and_text_that_is_no_address_is_said(tmp_path):
+    text = base64.b64encode(png(3)).decode()
+    urls = ["data:image/png;base64," + text, "data:,%41b", "x" * 2000, "data:image/png;base64,AAAAA", "", None, "S3A://b/x"]
+    pq.write_table(pa.table({"url": urls}), tmp_path / "a.parquet")
+    got = [record.data for record in records(find(tmp_path))]
+    assert got[:2] + got[4:] == [png(3), b"Ab", None, None, "s3://b/x"]
+    details = [each.detail for each in got if isinstance(each, Reject)]
+    assert details[0] == "2000 characters without a scheme such as https:// or data: are no address"
+    assert len(details) == 2
+
+
+def test_text_that_is_not_utf_8_costs_its_row_only_where_the_prompt_needs_it(tmp_path):
+    broken = pa.array([b"ok", b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"image": [png(0), png(1)], "id": broken, "title": broken}), tmp_path / "a.parquet")
+    assert [(r.id, r.data) for r in records(find(tmp_path))] == [("ok", png(0)), ("\\xff", png(1))]
+    [good, bad] = records(find(tmp_path, templates=("{title}",)))
+    assert (good.data, bad.data.reason, bad.data.detail) == (png(0), "prompt", "column title is not UTF-8")
