@@ -151,7 +151,7 @@ def _without_others(store: Store, sizes: dict[str, int], left_out: Counter[str])
         parts = name.split("/")
         if outputs and name.startswith(outputs):
             left_out[MINE] += 1
-        elif any(part.startswith(".") for part in parts):
+        elif any(part.startswith(".") and part not in (".", "..") for part in parts):  # a key may hold both
             left_out[HIDDEN] += 1
         # Spark, Hive and Delta name their own files so; cameras name pictures so.
         elif any(part.startswith("_") for part in parts) and not is_image(name):

@@ -301,7 +301,15 @@ def test_every_file_is_in_the_corpus_or_counted(tmp_path, seed):
 
 def test_addresses_that_hold_their_image_are_decoded_and_text_that_is_no_address_is_said(tmp_path):
     text = base64.b64encode(png(3)).decode()
-    urls = ["data:image/png;base64," + text, "data:,%41b", "x" * 2000, "data:image/png;base64,AAAAA", "", None, "S3A://b/x"]
+    urls = [
+        "data:image/png;base64," + text,
+        "data:,%41b",
+        "x" * 2000,
+        "data:image/png;base64,AAAAA",
+        "",
+        None,
+        "S3A://b/x",
+    ]
     pq.write_table(pa.table({"url": urls}), tmp_path / "a.parquet")
     got = [record.data for record in records(find(tmp_path))]
     assert got[:2] + got[4:] == [png(3), b"Ab", None, None, "s3://b/x"]
