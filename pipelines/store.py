@@ -1,9 +1,13 @@
-"""Local folders and S3 prefixes behind one small interface. A `Store` can be pickled, so tasks open it on any node."""
+"""Folders behind one small interface: local, S3, Google Cloud, Azure, the hub and whatever else fsspec knows.
+
+A `Store` can be pickled, so tasks open it on any node.
+"""
 
 import contextlib
 import json
 import os
 import posixpath
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +19,21 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
+from pipelines.errors import UserError
+
 S3_CONNECTIONS = 64  # that a process may keep; botocore's own 10 would be the limit of its readers
 THREADS, AHEAD = 16, 64  # of `in_threads`: concurrent calls, and finished or pending results in memory
+
+ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}  # other spellings of a scheme
+MAIN_SCHEMES = ("s3", "gs", "az", "abfs", "hf", "https", "http", "file")  # the ones that messages name
+EXTRAS = {
+    "gs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+}  # scheme -> the extra that installs its library
+OBJECT_STORES = ("s3", "gs", "az", "abfs", "abfss", "hf", "memory")  # a PUT there is atomic
+READ_ONLY = ("http", "https")
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -28,38 +45,64 @@ server does not answer or credentials are missing, and OSError where the server 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A folder, as an absolute local path or `s3://bucket/prefix`, with the endpoint and the access to it."""
+    """A folder, as an absolute local path or `scheme://...`, with the endpoint and the access to it."""
 
     path: str
     endpoint_url: str | None = None
     anonymous: bool = False
 
     @property
+    def scheme(self) -> str:
+        """The scheme of the address in lower case; `file` for a local path."""
+        return scheme_of(self.path) or "file"
+
+    @property
     def is_s3(self) -> bool:
-        return self.path.startswith("s3://")
+        return self.scheme == "s3"
+
+    @property
+    def is_local(self) -> bool:
+        return self.scheme == "file"
 
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system, without a cache of listings: other processes write into the folders that this one lists."""
-        if not self.is_s3:
+        if self.is_local:
             return LocalFileSystem()
-        options: dict[str, Any] = {
-            "anon": self.anonymous,
-            "use_listings_cache": False,
-            "config_kwargs": {"max_pool_connections": S3_CONNECTIONS},
-        }
-        if self.endpoint_url:
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if self.is_s3:
+            options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS}
+        if self.scheme in ("s3", "az", "abfs", "abfss"):
+            options["anon"] = self.anonymous
+        elif self.scheme == "gs" and self.anonymous:
+            options["token"] = "anon"
+        if self.endpoint_url and self.scheme in ("s3", "gs"):
             options["endpoint_url"] = self.endpoint_url
-        return fsspec.filesystem("s3", **options)
+        if self.is_s3:  # an S3 key may hold anything, so nothing else may look into the address
+            return fsspec.filesystem("s3", **options)
+        return fsspec.core.url_to_fs(self.path, **options)[0]
 
     @property
     def root(self) -> str:
-        """The path in the form that the file system takes: S3 paths lose their `s3://`."""
-        return self.path.removeprefix("s3://").rstrip("/") if self.is_s3 else self.path
+        """The path in the form that the file system takes: most addresses lose their scheme."""
+        if self.is_local:
+            return self.path
+        if self.is_s3:
+            return self.path.removeprefix("s3://").rstrip("/")
+        return cast(str, type(self.fs)._strip_protocol(self.path)).rstrip("/")
 
     def join(self, *parts: str) -> str:
-        """The path of `parts` below this folder, in the form that the file system takes."""
-        return posixpath.join(self.root, *parts)
+        """The path of `parts` below this folder, in the form that the file system takes.
+
+        The parts are taken as they are: an S3 key may hold `//`, `..` and any other bytes.
+        """
+        return "/".join((self.root.rstrip("/"), *parts))
+
+    def address(self, root: str) -> str:
+        """The address of another path of this file system, given in the form that the file system takes."""
+        if self.is_local or root.startswith(f"{self.scheme}://"):
+            return root
+        return f"{self.scheme}://{root.lstrip('/') if self.scheme == 'memory' else root}"
 
     def read(self, name: str) -> bytes:
         """The content of an object.
@@ -73,18 +116,29 @@ class Store:
         return self.fs.exists(self.join(name))
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes the object atomically: by one PUT on S3, by a temporary file and a rename locally.
+        """Writes the object atomically: by one PUT in an object store, by a temporary file and a rename elsewhere.
 
         A reader sees the whole object or none of it, also after a crash in the middle of a write.
+
+        Raises:
+            UserError: if the store can only be read.
         """
+        if self.scheme in READ_ONLY:
+            raise UserError(f"{self.path} can only be read; results go to a local folder, s3://, gs://, az:// or hf://")
         target = self.join(name)
-        if self.is_s3:
+        if self.scheme in OBJECT_STORES:
             self.fs.pipe_file(target, data)
             return
         folder, leaf = posixpath.split(target)
-        os.makedirs(folder, exist_ok=True)
         # The leading dot hides an unfinished file from `list`; the random part keeps two writers apart.
         temporary = posixpath.join(folder, f".{leaf}.{uuid.uuid4().hex[:8]}.tmp")
+        if not self.is_local:
+            fs = self.fs
+            fs.makedirs(folder, exist_ok=True)
+            fs.pipe_file(temporary, data)
+            fs.mv(temporary, target)
+            return
+        os.makedirs(folder, exist_ok=True)
         try:
             with open(temporary, "wb") as stream:
                 stream.write(data)
@@ -130,11 +184,43 @@ class Store:
             self.fs.rm(self.join(folder), recursive=True)
 
 
+def scheme_of(address: str) -> str:
+    """The scheme of an address in lower case, in its usual spelling; empty for a path."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", address)
+    return ALIASES.get(match[1].lower(), match[1].lower()) if match else ""
+
+
 def make_store(path: str, *, endpoint_url: str | None = None, anonymous: bool = False) -> Store:
-    """A `Store` for `path`. Local paths become absolute, because workers run in another working folder."""
-    if path.startswith("s3://"):
-        return Store(path.rstrip("/"), endpoint_url, anonymous)
-    return Store(os.path.abspath(os.path.expanduser(path.removeprefix("file://"))))
+    """A `Store` for `path`. Local paths become absolute, because workers run in another working folder.
+
+    Raises:
+        UserError: if the scheme is unknown, or the library that opens it is not installed.
+    """
+    scheme = scheme_of(path)
+    if scheme in ("", "file", "local"):
+        return Store(os.path.abspath(os.path.expanduser(path.partition("://")[2] if scheme else path)))
+    check_scheme(path)
+    rest = path.partition("://")[2]
+    return Store(f"{scheme}://{rest.rstrip('/')}", endpoint_url, anonymous)
+
+
+def check_scheme(address: str) -> None:
+    """Refuses an address that no installed library opens.
+
+    Raises:
+        UserError: with the schemes that are known, or the package to install.
+    """
+    scheme = scheme_of(address)
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ValueError as error:
+        known = ", ".join(f"{name}://" for name in MAIN_SCHEMES)
+        raise UserError(
+            f"{address}: the scheme must be one of {known} or another of fsspec's, got {scheme}://"
+        ) from error
+    except ImportError as error:
+        extra = f"pip install 'otprune[{EXTRAS[scheme]}]'" if scheme in EXTRAS else str(error)
+        raise UserError(f"{address}: the library that opens {scheme}:// is not installed: {extra}") from error
 
 
 def read_json(store: Store, name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from otprune.families.family import Facts, Family, ImageProcessor, Options, check_stored
 from otprune.families.internvl import check_stored_size, refuses
 from otprune.families.llava import FILTERS, Square, check_fixed_size
+from otprune.families.mistral3 import token_ids
 from otprune.shapes import VisionShape
 
 if TYPE_CHECKING:  # these import torch
@@ -48,8 +49,9 @@ def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
     if text.use_bidirectional_attention:
         raise ValueError("text_config.use_bidirectional_attention must be false, as in models that generate text")
     ids = {START: config.boi_token_index, END: config.eoi_token_index}
-    if dict(processor.tokens) != ids:
-        raise ValueError(f"the tokenizer's ids must be the configuration's {ids}, got {dict(processor.tokens)}")
+    stored = dict(zip(ids, token_ids(processor.tokenizer(), *ids), strict=True))
+    if stored != ids:
+        raise ValueError(f"the tokenizer's ids must be the configuration's {ids}, got {stored}")
     if config.image_token_index >= text.vocab_size:
         raise ValueError(
             f"image_token_index must be below the {text.vocab_size} of text_config.vocab_size, "
@@ -126,7 +128,6 @@ GEMMA3 = Family(
     read=read,
     load_encoder=load_encoder,
     load_language_model=load_language_model,
-    tokens=(START, END),
     retention=RETENTION,
     image_mark=START,
     finish_prompt=wrap,

@@ -31,7 +31,7 @@ from pipelines.accuracy.scores import (
 from pipelines.benchmarks import Benchmark, Comparison, Scores, get_benchmarks
 from pipelines.config.keys import Config
 from pipelines.corpus.find import Corpus
-from pipelines.corpus.parquet import FORMAT as PARQUET
+from pipelines.corpus.formats.parquet import FORMAT as PARQUET
 from pipelines.dollars.meter import make_tariff
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import fingerprint, read_claim

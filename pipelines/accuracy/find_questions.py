@@ -20,7 +20,7 @@ from pipelines.accuracy.read_questions import QuestionFile
 from pipelines.benchmarks import Benchmark, Key, whole_groups
 from pipelines.benchmarks.columns import IMAGE, check_schema
 from pipelines.corpus.file import CorpusFile
-from pipelines.corpus.parquet import read_footer
+from pipelines.corpus.formats.parquet import read_footer
 from pipelines.errors import UserError
 from pipelines.output.plan import Plan, committed_parts, delete_orphans, done_ranges
 from pipelines.output.schema import PREDICTIONS_FOLDER

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.benchmarks import Benchmark, Row, get_benchmark
-from pipelines.corpus.parquet import row_batches
+from pipelines.corpus.formats.parquet import row_batches
 from pipelines.images.decode import Picture, Reject
 from pipelines.output.span import SpanRow
 from pipelines.stages.read import DecodeSettings, fill_units, flat_pixels

@@ -17,14 +17,27 @@ NO_RAY = "none"  # value of ray.address for a run in this process
 class InputConfig:
     """the corpus to caption"""
 
-    path: str = key("corpus: a Parquet file, a glob, or a folder of Parquet or image files; local or s3://", "")
-    format: str = key("file format of the corpus: auto | parquet | images. auto detects it from the files", "auto")
+    path: str = key(
+        "corpus: a file, a glob, or a folder of Parquet files, tar shards, image files ...; a local path, or an "
+        "address with s3://, gs://, az://, hf://, https:// or another scheme of fsspec",
+        "",
+    )
+    format: str = key(
+        "file format of the corpus: auto | parquet | images | tar (WebDataset shards) | imagefolder (pictures with "
+        "metadata.csv, .jsonl or .parquet) | arrow | jsonl | csv. auto detects it from the files' names",
+        "auto",
+    )
     image_column: str = key("column of the images: bytes, {bytes, path} structs or URIs. auto finds it", "auto")
     id_column: str = key(
         "column with the id of each row. auto looks for id, key, image_id ...; none makes ids of the form file#row",
         "auto",
     )
     reference_column: str = key("column with reference captions, shown in the report: auto | none | a name", "auto")
+    cache: str | None = key(
+        "folder, local or s3:// and the like, that keeps where the images of tar shards lie, so that a second plan "
+        "reads no shard; null: no cache",
+        "~/.cache/otprune",
+    )
     limit: int | None = key("caption only this many rows, from the start of the corpus", None, low=1)
     on_changed: Literal["refuse", "skip", "redo"] = key(
         "what a resume does with captioned files that are lost or changed since. refuse: stop with exit code 2. "
@@ -59,7 +72,7 @@ class InputConfig:
 class OutputConfig:
     """where captions and quarantined rows go"""
 
-    path: str = key("folder for the captions, the quarantine and the report; local or s3://", "")
+    path: str = key("folder for the captions, the quarantine and the report; local, s3://, gs://, az:// or hf://", "")
     endpoint_url: str | None = key("S3 endpoint of the output, if it is not AWS")
     on_mismatch: Literal["refuse", "new"] = key(
         "what to do if output.path holds captions of another configuration. refuse: stop with exit code 2. new: write "
@@ -268,6 +281,13 @@ class FaultsConfig:
         "stop with exit code 1 if more units than this fail as a whole: then the fault is not in the images",
         100,
         low=0,
+    )
+    max_rejected: float = key(
+        "stop with exit code 1 if more than this share of the images is quarantined, judged from 256 images on: then "
+        "the fault is in the corpus or its keys; 1: never",
+        0.5,
+        low=0,
+        high=1,
     )
     no_progress_seconds: int = key(
         "fail the run if no stage makes progress for this many seconds, instead of hanging", 1800, low=1

@@ -1,21 +1,25 @@
 """Finds the corpus: its files, their format, and the columns to read. Runs once, on the driver."""
 
 import logging
-import posixpath
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass, field
 
+from pipelines.corpus.choose import choose_format, files_of
 from pipelines.corpus.columns import ColumnChoice, Columns
 from pipelines.corpus.file import CorpusFile
-from pipelines.corpus.format import Format
+from pipelines.corpus.format import Format, Found
 from pipelines.corpus.formats import FORMATS
-from pipelines.corpus.ranges import VERSIONS
+from pipelines.corpus.listing import Listing, list_files
+from pipelines.corpus.suffixes import is_image
 from pipelines.errors import UserError
-from pipelines.store import STORE_ERRORS, Store
+from pipelines.store import Store, in_threads
 
 logger = logging.getLogger(__name__)
+
+PARQUET_MAGIC = b"PAR1"
+NAMED_BY_ROWS = "image files that rows may name"
+NUM_EXAMPLES = 3  # names that the line about what is left out shows for each reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class Corpus:
     files: tuple[CorpusFile, ...]
     format: Format
     columns: Columns | None = None  # passed on to the format's functions; None for a format without columns
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what lies at input.path and is no part of it, by reason
 
     @property
     def num_rows(self) -> int:
@@ -41,25 +46,31 @@ def find_corpus(
     templates: Sequence[str],
     format: str = "auto",
     formats: Sequence[Format] = FORMATS,
+    cache: Store | None = None,
 ) -> Corpus:
     """The corpus at `store.path`: a file, a glob, or a folder (searched recursively).
 
-    `format` is the name of one of `formats`, or `auto` for the first format that recognises a file.
+    `format` is the name of one of `formats`, or `auto` for the format that the files' names tell. `cache` keeps what
+    was learned about files that have to be read to be planned.
 
     Raises:
-        UserError: if the format is unknown, the path holds no file or no file of the format, a file is damaged, or no
-            image column is usable.
+        UserError: if the format is unknown, the path holds no file or no file of the format or could be two formats, a
+            file is damaged, or no image column is usable.
     """
     candidates = _candidate_formats(format, formats)
-    root, sizes, tags = _list_files(store)
-    chosen = _choose_format(candidates, root, sizes)
+    listing = list_files(store, cache)
     choice = ColumnChoice(image_column, id_column, reference_column, tuple(templates))
-    files, columns = chosen.files(root, sizes, choice)
-    if chosen.one_image_a_file:
-        files = [replace(file, tag=tags[file.source]) for file in files]
-    corpus = Corpus(root, tuple(files), chosen, columns)
+    chosen, found = _find(candidates, listing, choice)
+    left_out = _left_out(listing, chosen, found, formats)
+    corpus = Corpus(listing.store, tuple(found.files), chosen, found.columns, left_out)
     shown_format = f"{format}, found {chosen.name}" if format == "auto" else format
-    logger.info("input.format=%s: %d files, %d rows in %s", shown_format, len(corpus.files), corpus.num_rows, root.path)
+    logger.info(
+        "input.format=%s: %d files, %d rows in %s",
+        shown_format,
+        len(corpus.files),
+        corpus.num_rows,
+        corpus.store.path,
+    )
     return corpus
 
 
@@ -72,49 +83,58 @@ def _candidate_formats(name: str, formats: Sequence[Format]) -> Sequence[Format]
     return candidates
 
 
-def _choose_format(candidates: Sequence[Format], root: Store, sizes: Mapping[str, int]) -> Format:
-    """The first candidate that recognises a file."""
-    for candidate in candidates:
-        if any(map(candidate.recognises, sizes)):
-            return candidate
-    titles = " or ".join(candidate.title for candidate in candidates)
-    examples = ", ".join(list(sizes)[:3])
-    raise UserError(f"input.path must hold {titles} files, found {len(sizes)} others in {root.path}: {examples}")
+def _find(candidates: Sequence[Format], listing: Listing, choice: ColumnChoice) -> tuple[Format, Found]:
+    """The format among the candidates that the listing has files of, and the corpus that it finds."""
+    if any(candidate.recognises(name) for candidate in candidates for name in listing.sizes):
+        if len(candidates) > 1:
+            return choose_format(listing, candidates, choice)
+        return candidates[0], candidates[0].files(listing, files_of(candidates[0], listing), choice)
+    # Spark and others write Parquet files without a suffix.
+    parquet = next((candidate for candidate in candidates if candidate.name == "parquet"), None)
+    if parquet is not None and (names := _parquet_by_content(listing)):
+        return parquet, parquet.files(listing, names, choice)
+    *most, last = (candidate.title for candidate in candidates)
+    titles = f"{', '.join(most)} or {last}" if most else last
+    examples = ", ".join(list(listing.sizes)[:3])
+    raise UserError(
+        f"input.path must hold {titles} files, found {len(listing.sizes)} others in {listing.store.path}: {examples}"
+    )
 
 
-def _list_files(store: Store) -> tuple[Store, dict[str, int], dict[str, str]]:
-    """The folder that sources are relative to, and the size in bytes and the tag of every file by its name, sorted.
+def _parquet_by_content(listing: Listing) -> list[str]:
+    """Names of the files that begin as Parquet files do."""
 
-    Names with a part that begins with a dot or an underscore are left out, as Spark and Hive do.
-    """
-    fs, path = store.fs, store.root
-    try:
-        # A path that exists under its own name is no glob, even if it holds a bracket.
-        if any(mark in path for mark in "*?[") and not fs.exists(path):
-            prefix = re.split(r"[*?\[]", path, maxsplit=1)[0]
-            root = prefix.rpartition("/")[0] or "/"
-            matches = cast(dict[str, Any], fs.glob(path, detail=True))
-            # A symbolic link has a type of its own, so the check is against "directory" and not for "file".
-            found = {p: info for p, info in matches.items() if info["type"] != "directory"}
-        elif fs.isfile(path):
-            root, found = posixpath.dirname(path), {path: fs.info(path)}
+    def begins(name: str) -> bool:
+        return listing.store.fs.cat_file(listing.store.join(name), start=0, end=4) == PARQUET_MAGIC
+
+    names = [name for name, size in listing.sizes.items() if size > 8]
+    return [name for name, is_parquet in zip(names, in_threads(begins, names), strict=True) if is_parquet]
+
+
+def _left_out(listing: Listing, chosen: Format, found: Found, formats: Sequence[Format]) -> dict[str, int]:
+    """Counts by reason what is no part of the corpus, and says so in a line."""
+    counts = Counter(listing.left_out)
+    examples: dict[str, list[str]] = {}
+    taken = {file.source for file in found.files}
+    has_addresses = found.columns is not None and (found.columns.kind == "uri" or found.columns.with_paths)
+    for name in listing.sizes.keys() - taken:
+        if chosen.recognises(name):
+            continue  # the format itself says why, if at all: a Parquet file may have no rows
+        kinds = [format for format in formats if format.recognises(name)]
+        if has_addresses and is_image(name):
+            reason = NAMED_BY_ROWS
+        elif kinds:
+            reason = f"{kinds[0].title} files beside the {chosen.title} files"
         else:
-            root, found = path, cast(dict[str, Any], fs.find(path, detail=True))
-    except STORE_ERRORS as error:
-        raise UserError(f"input.path {store.path} cannot be listed: {error}") from error
-    names = {posixpath.relpath(p, root): info["size"] for p, info in found.items()}
-    names = {
-        name: size for name, size in sorted(names.items()) if not any(p.startswith((".", "_")) for p in name.split("/"))
-    }
-    if not names:
-        raise UserError(
-            f"input.path must be a Parquet file, a glob or a folder with images, found nothing at {store.path!r}"
-        )
-    scheme = "s3://" if store.is_s3 else ""
-    tags = {posixpath.relpath(p, root): _tag(info) for p, info in found.items()}
-    return Store(scheme + root, store.endpoint_url, store.anonymous), names, tags
+            reason = "files without an image suffix" if chosen.one_image_a_file else "files of no known kind"
+        counts[reason] += 1
+        examples.setdefault(reason, []).append(name)
+    counts.update(found.left_out)
+    if counts.keys() - {NAMED_BY_ROWS}:
+        shown = (f"{count} {reason}{_shown(examples.get(reason))}" for reason, count in counts.items())
+        logger.warning("no part of the corpus in %s: %s", listing.store.path, ", ".join(shown))
+    return dict(counts)
 
 
-def _tag(info: Mapping[str, Any]) -> str:
-    """What a listing says of a file that changes with its content."""
-    return next((str(info[name]) for name in VERSIONS if info.get(name) is not None), "")
+def _shown(names: Sequence[str] | None) -> str:
+    return f" ({', '.join(sorted(names)[:NUM_EXAMPLES])})" if names else ""

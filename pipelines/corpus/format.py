@@ -1,7 +1,7 @@
-"""The interface of a corpus format. formats.py collects one `Format` for each.
+"""The interface of a corpus format. formats/__init__.py collects one `Format` for each.
 
 The same code plans, reads, verifies and samples a corpus of every format. To add a format, write a module with a
-`FORMAT` and name it in formats.py.
+`FORMAT` in formats/ and name it there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from pipelines.corpus.columns import ColumnChoice, Columns
 from pipelines.corpus.file import CorpusFile, ReadRange
+from pipelines.corpus.listing import Listing
 from pipelines.images.decode import Reject
 from pipelines.store import Store
 
@@ -33,16 +34,24 @@ class Record:
     references: list[str] = field(default_factory=list)  # empty unless the caller asked for references
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The corpus that a format found in a listing."""
+
+    files: Sequence[CorpusFile]  # with their row groups, in order
+    columns: Columns | None = None  # passed on to the format's functions; None for a format without columns
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what is no row and no file of the corpus, by reason
+
+
 class FindFiles(Protocol):
     """Runs once, on the driver."""
 
-    def __call__(
-        self, store: Store, sizes: Mapping[str, int], choice: ColumnChoice
-    ) -> tuple[Sequence[CorpusFile], Columns | None]:
+    def __call__(self, listing: Listing, names: Sequence[str], choice: ColumnChoice) -> Found:
         """The files of this format with their row groups, in order, and the columns to read.
 
         Args:
-            sizes: size in bytes of every file at input.path by name, in order; the format recognises at least one.
+            listing: everything at input.path.
+            names: the names of this format's files, at least one, in order.
 
         Raises:
             UserError: if a file is unusable, a column is missing, or there are no rows at all.

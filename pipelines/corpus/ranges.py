@@ -14,11 +14,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from pipelines.corpus.fault import FetchFault, fault_of
 from pipelines.corpus.fetch import regular_size
+from pipelines.corpus.listing import VERSION_KEYS
 from pipelines.store import Store
 
 BLOCK_BYTES = 8 * 2**20  # of one request
 BLOCKS = 4  # blocks that are held: pyarrow reads the chunks of several columns side by side
-VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime")  # what stores say of a content
 GAP_BYTES = 2**16  # ranges that lie no further apart are read together
 TRIES, FIRST_WAIT = 4, 0.5  # of one request; the upper end of the random wait before the second try, in seconds
 
@@ -40,7 +40,7 @@ class RangeFile(io.RawIOBase):
         if size is None:
             info = _tried(self._info)
             self.size = int(info["size"])
-            self.version = (self.size, *(str(info[name]) for name in VERSIONS if name in info))
+            self.version = (self.size, *(str(info[name]) for name in VERSION_KEYS if name in info))
         else:
             self.size = size
         self._position = 0

@@ -106,6 +106,7 @@ def open_corpus(corpus: InputConfig, reference_column: str) -> Corpus:
         id_column=corpus.id_column,
         reference_column=reference_column,
         templates=[],
+        cache=make_store(corpus.cache) if corpus.cache else None,
     )
 
 

@@ -27,6 +27,7 @@ from pipelines.preflight.pairwise import Judged, Pair, judge_pairs
 from pipelines.preflight.sample import draw_units, run_sample
 from pipelines.run.job import Job
 from pipelines.run.outcome import Compared, Gate
+from pipelines.run.stages import fetch_settings
 from pipelines.stages.unit_batch import Sample
 from pipelines.store import read_json
 
@@ -112,7 +113,7 @@ def compare_sample(job: Job, compared: dict[Key, Compared], ids: dict[tuple[str,
     def ask(captions: Mapping[Key, Compared]) -> Judged:
         assert settings is not None
         asked = dict(list(captions.items())[: settings.pairs])
-        urls = picture_urls(job.corpus, (key[:2] for key in asked), settings.seconds)
+        urls = picture_urls(job.corpus, (key[:2] for key in asked), settings.seconds, fetch_settings(job.config.input))
         pairs = [
             Pair(key[:2], urls.get(key[:2]) or f"data:image/jpeg;base64,{e.picture['jpeg']}", e.pruned, e.unpruned)
             for key, e in asked.items()

@@ -36,6 +36,7 @@ from pipelines.output.reader import OutputReader
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.preflight.pairwise import Judged, Pair, judge_pairs
 from pipelines.quality.config import QualityConfig
+from pipelines.run.stages import fetch_settings
 from pipelines.store import STORE_ERRORS, Store, make_store
 from pipelines.tracker import make_tracker
 
@@ -132,7 +133,8 @@ def ask_judge(config: QualityConfig, captions: Mapping[Address, str], others: Ma
     if not others or not config.input.path:
         raise UserError("quality.judge compares two outputs by their images: it needs baseline.path and input.path")
     asked = [address for address in captions if address in others][: settings.pairs]  # in the order of the sample
-    urls = picture_urls(open_corpus(config.input, "none"), (address[:2] for address in asked), settings.seconds)
+    images, fetching = (address[:2] for address in asked), fetch_settings(config.input)
+    urls = picture_urls(open_corpus(config.input, "none"), images, settings.seconds, fetching)
     pairs = [Pair(address[:2], urls.get(address[:2]), captions[address], others[address]) for address in asked]
     return judge_pairs(pairs, settings)
 

@@ -89,8 +89,10 @@ def find_input(config: Config) -> Corpus:
     """The corpus at input.path, with the columns that the prompts need.
 
     Raises:
-        UserError: as of `find_corpus`.
+        UserError: as of `find_corpus`, or if the output is the folder of the input.
     """
+    if config.output.path and make_store(config.output.path).path == make_store(config.input.path).path:
+        raise UserError(f"output.path must be another folder than input.path, got {config.output.path} for both")
     return find_corpus(
         make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
         format=config.input.format,
@@ -98,6 +100,7 @@ def find_input(config: Config) -> Corpus:
         id_column=config.input.id_column,
         reference_column=config.input.reference_column,
         templates=[config.prompt.template, *config.prompt.more],
+        cache=make_store(config.input.cache) if config.input.cache else None,
     )
 
 

@@ -11,6 +11,8 @@ from pipelines.dollars.cap import check_prices, over_budget
 from pipelines.dollars.ledger import new_run, read_spent
 from pipelines.dollars.meter import Meter, make_tariff
 from pipelines.errors import JobFailedError
+from pipelines.output.reader import OutputReader
+from pipelines.output.rejected import example_of, too_many_rejected
 from pipelines.output.totals import Totals
 from pipelines.run.cluster import connected
 from pipelines.run.heartbeat import Heartbeat
@@ -177,6 +179,19 @@ class Run:
             is_last = self.progress.num_done + self.progress.count >= self.progress.num_rows
             if not is_last and self._is_over_budget():
                 break
+            if self._are_too_many_rejected(is_last):
+                break
+
+    def _are_too_many_rejected(self, is_last: bool) -> bool:
+        """Whether the run ends because most of its images are quarantined. If so, the outcome becomes FAILED."""
+        job, totals = self.job, self.progress.totals
+        is_done = is_last and not self.progress.num_done
+        rejected = too_many_rejected(totals, job.config.faults.max_rejected, is_done=is_done)
+        if rejected:
+            [(reason, _)] = totals.reasons.most_common(1)
+            example = example_of(OutputReader(job.output, job.folder), sorted(self.summarized), reason)
+            self._end(FAILED, f"{rejected}{example}. Everything committed is kept; the same command goes on")
+        return bool(rejected)
 
     def _is_over_budget(self) -> bool:
         """Whether the spend cap is reached. If so, the outcome becomes CAPPED."""
@@ -204,6 +219,7 @@ class Run:
             "spent": self.account.spent().to_dict(),
             "last_run": outcome.metrics,
             "cluster": outcome.cluster and outcome.cluster.to_dict(),
+            "left_out": dict(job.corpus.left_out),
             "config": job.config.dotted(),
             **self.conclude(job, outcome, totals, self.tracker),
         }

@@ -57,6 +57,7 @@ def verify(config: Config) -> Verdict:
         id_column=claim["input.id_column"],
         reference_column="none",
         templates=templates,
+        cache=make_store(config.input.cache) if config.input.cache else None,
     )
     verdict, fingerprint_of_output = Verdict(), fingerprint(claim)
     committed = committed_names(output, CAPTIONS_FOLDER, verdict)

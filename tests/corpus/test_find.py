@@ -247,7 +247,7 @@ def test_the_format_is_parquet_where_there_is_some_unless_it_is_named_and_the_lo
 
 def test_a_named_format_must_exist_and_have_files(tmp_path):
     (tmp_path / "x.png").write_bytes(b"12")
-    with pytest.raises(UserError, match=r"input\.format must be one of auto, parquet, images, got 'Parquet'"):
+    with pytest.raises(UserError, match=r"input\.format must be one of auto, parquet, images, tar, .*, got 'Parquet'"):
         find(tmp_path, format="Parquet")
     with pytest.raises(UserError, match=r"input\.path must hold Parquet files, found 1 others in .*: x\.png"):
         find(tmp_path, format="parquet")
@@ -274,8 +274,8 @@ def test_nothing_there_is_one_clear_line(tmp_path, name):
 
 
 def test_neither_parquet_nor_images_is_named(tmp_path):
-    (tmp_path / "data.tar").write_bytes(b"")
-    with pytest.raises(UserError, match=r"input\.path must hold Parquet or image files, found 1 others .*data\.tar"):
+    (tmp_path / "data.zip").write_bytes(b"")
+    with pytest.raises(UserError, match=r"must hold Parquet, image, tar, .* or CSV files, found 1 others .*data\.zip"):
         find(tmp_path)
 
 

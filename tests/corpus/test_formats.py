@@ -5,7 +5,7 @@ import hashlib
 import json
 import pickle
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import pytest
 from pipelines.corpus.columns import ColumnChoice, Columns
 from pipelines.corpus.file import CorpusFile, ReadRange
 from pipelines.corpus.find import Corpus, find_corpus
-from pipelines.corpus.format import Format, Record
+from pipelines.corpus.format import Format, Found, Record
 from pipelines.corpus.formats import FORMATS
+from pipelines.corpus.listing import Listing
 from pipelines.errors import UserError
 from pipelines.output.plan import Plan, make_plan
 from pipelines.output.span import SpanRow
@@ -35,10 +36,8 @@ def is_lines(name: str) -> bool:
     return name.endswith(".lines")
 
 
-def find_files(
-    store: Store, sizes: Mapping[str, int], choice: ColumnChoice
-) -> tuple[Sequence[CorpusFile], Columns | None]:
-    return [index(store, name, size) for name, size in sizes.items() if is_lines(name)], None
+def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> Found:
+    return Found([index(listing.store, name, listing.sizes[name]) for name in names])
 
 
 def index(store: Store, name: str, size: int) -> CorpusFile:
@@ -123,8 +122,8 @@ def test_a_new_format_is_found_by_its_files_or_by_its_name(corpus: Corpus):
     assert find(Path(corpus.store.path), "lines") == corpus
     with pytest.raises(UserError, match=r"input\.path must hold image files, found 2 others"):
         find(Path(corpus.store.path), "images")
-    with pytest.raises(UserError, match=r"input\.format must be one of auto, parquet, images, lines, got 'tar'"):
-        find(Path(corpus.store.path), "tar")
+    with pytest.raises(UserError, match=r"input\.format must be one of auto, parquet, images, .*, lines, got 'zip'"):
+        find(Path(corpus.store.path), "zip")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -10,8 +10,8 @@ import pytest
 from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Corpus
 from pipelines.corpus.format import Format
-from pipelines.corpus.images import FORMAT as IMAGES
-from pipelines.corpus.parquet import FORMAT as PARQUET
+from pipelines.corpus.formats.images import FORMAT as IMAGES
+from pipelines.corpus.formats.parquet import FORMAT as PARQUET
 from pipelines.errors import UserError
 from pipelines.output.plan import Plan, make_plan
 from pipelines.output.unit import Unit

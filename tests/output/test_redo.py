@@ -11,7 +11,7 @@ import pytest
 from jobs.verify import main as verify
 from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Corpus
-from pipelines.corpus.images import FORMAT as IMAGES
+from pipelines.corpus.formats.images import FORMAT as IMAGES
 from pipelines.errors import UserError
 from pipelines.output.plan import make_plan
 from pipelines.output.reader import OutputReader

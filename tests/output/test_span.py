@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.corpus.file import CorpusFile, ReadRange, RowGroups, covering
-from pipelines.corpus.parquet import row_batches
+from pipelines.corpus.formats.parquet import row_batches
 from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import Unit, plan_rows
 from pipelines.store import Store

@@ -12,8 +12,8 @@ from jobs.quality import main
 from pipelines.config.load import load_config
 from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Corpus
-from pipelines.corpus.images import FORMAT as IMAGES
-from pipelines.corpus.parquet import FORMAT as PARQUET
+from pipelines.corpus.formats.images import FORMAT as IMAGES
+from pipelines.corpus.formats.parquet import FORMAT as PARQUET
 from pipelines.errors import UserError
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary import CanaryResult, compare, run_canary, sample_spans

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.corpus.parquet
+import pipelines.corpus.formats.parquet
 import pipelines.stages.read
 from otprune.families.llava_next import Tiled
 from pipelines.images.decode import decode_image
@@ -48,7 +48,7 @@ def test_every_row_comes_once_with_its_own_bytes_whatever_the_layout(seed, tmp_p
 def test_large_read_batches_are_no_different_from_small_ones(tmp_path, monkeypatch):
     write(tmp_path / "a.parquet", [png(i) for i in range(50)], rows=20)
     before = [unit_batch.images for unit_batch in read(tmp_path, num_images=7)]
-    monkeypatch.setattr(pipelines.corpus.parquet, "BATCH_BYTES", 1)
+    monkeypatch.setattr(pipelines.corpus.formats.parquet, "BATCH_BYTES", 1)
     assert [unit_batch.images for unit_batch in read(tmp_path, num_images=7)] == before
 
 

@@ -6,31 +6,39 @@ footer the file. Each of these rows becomes a record with a `Reject` that names 
 
 import hashlib
 import logging
+import re
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.corpus.columns import ColumnChoice, Columns, find_columns
+from pipelines.corpus.columns import (
+    ColumnChoice,
+    Columns,
+    check_alike,
+    find_columns,
+    merge_schemas,
+    partitions_of,
+)
 from pipelines.corpus.fault import FetchFault
 from pipelines.corpus.file import CorpusFile, ReadRange
-from pipelines.corpus.format import Format, Record
-from pipelines.corpus.images import is_image
+from pipelines.corpus.format import Format, Found, Record
+from pipelines.corpus.formats.rows import records_of, references_of, with_base
+from pipelines.corpus.listing import Listing
 from pipelines.corpus.ranges import RangeFile
 from pipelines.errors import UserError
 from pipelines.images.decode import Reject
-from pipelines.store import Store
+from pipelines.store import Store, in_threads
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 
-FOOTER_THREADS = 16
+SUFFIX = re.compile(r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|lz4|brotli|br))?$")
 BATCH_BYTES = 32 * 2**20  # encoded images that a reader holds at a time
 SIGNATURE_BYTES = 28  # after a footer in plain text, if columns are encrypted
 FOOTERS = 8  # that a process keeps
@@ -40,42 +48,54 @@ _footers: dict[tuple[Store, str, Any], pq.FileMetaData] = {}
 
 
 def is_parquet(name: str) -> bool:
-    """Whether a file's name ends in the suffix of a Parquet file."""
-    return name.lower().endswith((".parquet", ".parq"))
+    """Whether a file's name ends in the suffix of a Parquet file, with or without its compression."""
+    return bool(SUFFIX.search(name.lower()))
 
 
-def find_files(
-    store: Store, sizes: Mapping[str, int], choice: ColumnChoice
-) -> tuple[Sequence[CorpusFile], Columns | None]:
+def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> Found:
     """The Parquet files that have rows, with their row groups, and the columns to read.
 
     Raises:
-        UserError: if a file is damaged, no image column is usable, columns differ between files, or there are no rows.
+        UserError: if a file is damaged, no image column is usable, columns read differently in two files, or there are
+            no rows.
     """
-    names = [name for name in sizes if is_parquet(name)]
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda name: _footer_or_problem(store, name, sizes[name]), names))
-    readable: list[pq.FileMetaData] = [footer for footer in footers if not isinstance(footer, str)]
-    if not readable:
-        raise UserError(f"{names[0]} is not a readable Parquet file: {footers[0]}")
-    schema = readable[0].schema.to_arrow_schema()
-    columns = find_columns(schema, choice)
-    num_image_files = sum(map(is_image, sizes))
-    if num_image_files and columns.kind != "uri":  # URIs may name the image files beside the Parquet files
-        logger.warning("%d image files beside the Parquet files are no part of the corpus", num_image_files)
-    files = []
-    for name, footer in zip(names, footers, strict=True):
+    read = in_threads(lambda name: _footer_or_problem(listing.store, name, listing.sizes[name]), names)
+    footers = dict(zip(names, read, strict=True))
+    schemas = {name: each.schema.to_arrow_schema() for name, each in footers.items() if not isinstance(each, str)}
+    if not schemas:
+        raise UserError(f"{names[0]} is not a readable Parquet file: {footers[names[0]]}")
+    merged = merge_schemas(schemas.values())
+    partitions = dict.fromkeys(column for name in names for column in partitions_of(name))
+    columns = find_columns(merged, choice, tuple(partitions))
+    files, has_paths = [], False
+    for name, footer in footers.items():
         if isinstance(footer, str):  # nobody knows its rows: one row of quarantine stands for them
             logger.warning("%s is not a readable Parquet file and counts as one row: %s", name, footer)
-            files.append(CorpusFile(name, sizes[name], (1,)))
+            files.append(CorpusFile(name, listing.sizes[name], (1,)))
             continue
-        _check_same(name, footer.schema.to_arrow_schema(), schema, columns)
+        check_alike(name, schemas[name], merged, columns)
         groups = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         if sum(groups):
-            files.append(CorpusFile(name, sizes[name], groups, tag=_tag(footer)))
+            files.append(CorpusFile(name, listing.sizes[name], groups, tag=_tag(footer)))
+            has_paths = has_paths or (columns.kind == "struct" and _lacks_bytes(footer, columns.image))
     if not files:
-        raise UserError(f"input.path must hold images, found {len(names)} Parquet files without rows in {store.path}")
-    return files, columns
+        raise UserError(
+            f"input.path must hold images, found {len(names)} Parquet files without rows in {listing.store.path}"
+        )
+    columns = replace(columns, with_paths=has_paths)
+    columns = with_base(columns, FORMAT, listing, files)
+    empty = len(names) - len(files)
+    return Found(files, columns, {"Parquet files without rows": empty} if empty else {})
+
+
+def _lacks_bytes(footer: pq.FileMetaData, image: str) -> bool:
+    """Whether some row of a struct column may have a path but no bytes, by the statistics of the row groups."""
+    paths = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+    if f"{image}.bytes" not in paths or f"{image}.path" not in paths:
+        return False
+    index = paths[f"{image}.bytes"]
+    statistics = (footer.row_group(i).column(index).statistics for i in range(footer.num_row_groups))
+    return any(each is None or not each.has_null_count or each.null_count > 0 for each in statistics)
 
 
 def _tag(footer: pq.FileMetaData) -> str:
@@ -133,7 +153,7 @@ def read_records(
         if isinstance(batch, Unreadable):
             yield from (Record(f"{source}#{i}", source, i, batch.reject) for i in range(row, batch.stop))
         else:
-            yield from _records(batch, source, row, columns, max_bytes)
+            yield from records_of(batch, source, row, columns, max_bytes)
 
 
 def read_references(
@@ -144,8 +164,7 @@ def read_references(
         return {}
     with store.fs.open(store.join(file.source), "rb") as stream:
         column = pq.read_table(stream, columns=[columns.references])[columns.references]
-    references = {row: _as_list(column[row].as_py()) for row in rows if row < len(column)}
-    return {row: nonempty for row, texts in references.items() if (nonempty := [text for text in texts if text])}
+    return references_of(column, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,48 +268,6 @@ def _chunks(parquet: pq.ParquetFile, index: int, columns: list[str]) -> Iterator
             yield start, start + chunk.total_compressed_size
 
 
-def _records(batch: pa.RecordBatch, source: str, row: int, columns: Columns, max_bytes: int) -> Iterator[Record]:
-    """Yields the records of a batch. The image, the only large value, is copied out of Arrow when its turn comes."""
-    images = batch.column(columns.image)
-    if columns.kind == "struct":
-        images = images.field("bytes")
-    with_references = columns.references is not None and columns.references in batch.schema.names
-    for i in range(batch.num_rows):
-        id_value = _value(batch.column(columns.id)[i], "backslashreplace") if columns.id else None
-        fields = {name: _value(batch.column(name)[i]) for name in columns.fields}
-        data = _image(images[i], max_bytes)
-        if bad := [name for name, value in fields.items() if isinstance(value, Reject)]:
-            data = Reject("prompt", f"column {bad[0]} is not UTF-8")
-        yield Record(
-            id=f"{source}#{row + i}" if id_value is None else str(id_value),
-            source=source,
-            row=row + i,
-            data=data,
-            fields=fields,
-            references=_as_list(_value(batch.column(columns.references)[i])) if with_references else [],
-        )
-
-
-def _image(scalar: Any, max_bytes: int) -> bytes | str | Reject | None:
-    """The image, or its address. A value that is too large is never copied."""
-    if not scalar.is_valid:
-        return None
-    if (buffer := scalar.as_buffer()) is not None and buffer.size > max_bytes:
-        return Reject("too_large_bytes", f"{buffer.size} bytes, limit {max_bytes}")
-    value = _value(scalar)
-    return Reject("fetch", "the address is not UTF-8") if isinstance(value, Reject) else value
-
-
-def _value(scalar: Any, errors: str = "strict") -> Any:
-    """The Python value of a column; of text that is not UTF-8 a `Reject`, or what `errors` makes of it."""
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        if errors != "strict" and hasattr(scalar, "as_buffer"):
-            return scalar.as_buffer().to_pybytes().decode(errors=errors)
-        return Reject("unreadable", f"not UTF-8: {error.reason}")
-
-
 def _reject(error: Exception, source: str, start: int, stop: int) -> Reject:
     """The row of quarantine for rows [start, stop) of a file that cannot be read.
 
@@ -310,20 +287,6 @@ def _problem(error: Exception) -> str:
     if isinstance(error, FetchFault):
         return error.detail
     return f"{type(error).__name__}: {clean(str(error), 150).partition(':')[0]}"
-
-
-def _as_list(texts: str | list[str] | Reject | None) -> list[str]:
-    return [texts] if isinstance(texts, str) else [] if isinstance(texts, Reject) else list(texts or [])
-
-
-def _check_same(name: str, schema: pa.Schema, first: pa.Schema, columns: Columns) -> None:
-    """Refuses a file whose columns have other types than those of the first file."""
-    for column in filter(None, (columns.image, columns.id, columns.references, *columns.fields)):
-        got = schema.field(column).type if column in schema.names else "no such column"
-        if got != first.field(column).type:
-            raise UserError(
-                f"{name}: column {column} must be {first.field(column).type} as in the first file, got {got}"
-            )
 
 
 FORMAT = Format(
