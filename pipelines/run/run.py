@@ -32,7 +32,7 @@ from pipelines.run.outcome import (
 )  # fmt: skip
 from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
-from pipelines.run.rejected import example_of, too_many_rejected
+from pipelines.output.rejected import example_of, too_many_rejected
 from pipelines.run.resources import stage_weights
 from pipelines.run.signals import interruptible
 from pipelines.run.stages import Stages, make_stages

@@ -53,6 +53,7 @@ DECIDES = {
 DOES_NOT = {
     "input.path",
     "input.format",
+    "input.cache",
     "input.reference_column",
     "input.limit",
     "input.endpoint_url",
