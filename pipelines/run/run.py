@@ -12,6 +12,7 @@ from pipelines.dollars.ledger import new_run, read_spent
 from pipelines.dollars.meter import Meter, make_tariff
 from pipelines.errors import JobFailedError
 from pipelines.output.reader import OutputReader
+from pipelines.output.rejected import example_of, too_many_rejected
 from pipelines.run.cluster import connected
 from pipelines.run.heartbeat import Heartbeat
 from pipelines.run.isolate import run_with_isolation
@@ -32,7 +33,6 @@ from pipelines.run.outcome import (
 )  # fmt: skip
 from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
-from pipelines.output.rejected import example_of, too_many_rejected
 from pipelines.run.resources import stage_weights
 from pipelines.run.signals import interruptible
 from pipelines.run.stages import Stages, make_stages
