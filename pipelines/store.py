@@ -94,9 +94,9 @@ class Store:
     def join(self, *parts: str) -> str:
         """The path of `parts` below this folder, in the form that the file system takes.
 
-        The parts are taken as they are: an S3 key may hold `//`, `..` and any other bytes.
+        The parts are taken as they are, but for empty ones: an S3 key may hold `//`, `..` and any other bytes.
         """
-        return "/".join((self.root.rstrip("/"), *parts))
+        return "/".join((self.root.rstrip("/"), *filter(None, parts)))
 
     def address(self, root: str) -> str:
         """The address of another path of this file system, given in the form that the file system takes."""

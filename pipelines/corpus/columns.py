@@ -125,7 +125,10 @@ def reads_as(kind: pa.DataType) -> Alike:
         ("nothing", pa.types.is_null(kind)),
         ("texts", _is_list(kind) and reads_as(kind.value_type) == "text"),
     )
-    return next((name for name, holds in tests if holds), "other")
+    for name, holds in tests:
+        if holds:
+            return name
+    return "other"
 
 
 def merge_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:

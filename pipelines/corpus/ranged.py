@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Iterator
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from pipelines.store import Store
 
@@ -48,7 +48,7 @@ class RangedStream(io.RawIOBase):
         self._position = base + offset
         return self._position
 
-    def readinto(self, buffer, /) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -74,6 +74,6 @@ class RangedStream(io.RawIOBase):
             stop = min(self._stop, self._position + min(wanted, LARGE_BYTES))
             if stop <= self._position:
                 return b""
-            self._block = self._fs.cat_file(self._path, start=self._position, end=stop)
+            self._block = cast(bytes, self._fs.cat_file(self._path, start=self._position, end=stop))
             self._block_start, begin = self._position, 0
         return self._block[begin : begin + size]

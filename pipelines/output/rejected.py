@@ -10,12 +10,13 @@ from pipelines.output.reader import DamagedPart, OutputReader
 from pipelines.output.totals import Totals
 
 MIN_JUDGED = 256  # images of a run before its share of quarantined ones says something
+MIN_NOTHING = 8  # images of a whole corpus of which none was captioned; fewer may all be bad by chance
 
 
 def too_many_rejected(totals: Totals, max_rejected: float, *, is_done: bool) -> str:
     """Why a run ends because of its quarantined images; empty if it may go on.
 
-    A run that is done fails only if it captioned nothing at all.
+    A run that is done fails only if it captioned nothing at all, of MIN_NOTHING images or more.
 
     Args:
         totals: of this run so far.
@@ -23,7 +24,8 @@ def too_many_rejected(totals: Totals, max_rejected: float, *, is_done: bool) -> 
         is_done: whether nothing is left to do, and no earlier run has captioned anything.
     """
     share = totals.images_quarantined / max(1, totals.images)
-    judged = totals.images >= MIN_JUDGED or (is_done and not totals.images_captioned)
+    nothing = is_done and not totals.images_captioned and totals.images >= MIN_NOTHING
+    judged = totals.images >= MIN_JUDGED or nothing
     if max_rejected >= 1 or share <= max_rejected or not judged:
         return ""
     [(reason, count)] = totals.reasons.most_common(1)

@@ -56,6 +56,7 @@ DECIDES = {
 DOES_NOT = {
     "input.path",
     "input.format",
+    "input.cache",
     "input.reference_column",
     "input.limit",
     "input.on_changed",

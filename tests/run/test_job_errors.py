@@ -58,7 +58,7 @@ def refused(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture) -> Call
         ("model.path=", "model.path must be set"),
         ("output.path=", "output.path must be set"),
         ("input.path=", "input.path must be set"),
-        ("input.format=tar", "input.format must be one of auto, parquet, images, got 'tar'"),
+        ("input.format=zip", "input.format must be one of auto, parquet, images, tar, imagefolder, arrow, jsonl, csv"),
         ("input.format=images", "input.path must hold image files, found 1 others"),
         ("prompt.template=a {caption", "prompt.template must have matching braces"),
         ("prompt.template=about {scen}", "prompt.template uses the column 'scen'; the corpus has id, image"),
@@ -83,7 +83,8 @@ def test_an_empty_input_is_named(refused, tmp_path: Path):
 def test_an_input_without_images_is_named(refused, tmp_path: Path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").write_text("x")
-    assert "must hold Parquet or image files, found 1 others" in refused(f"input.path={tmp_path / 'in'}")
+    expected = "must hold Parquet, image, tar, metadata, Arrow, JSONL or CSV files, found 1 others"
+    assert expected in refused(f"input.path={tmp_path / 'in'}")
     (tmp_path / "in" / "bad.parquet").write_bytes(b"PAR1 this is none")
     assert "bad.parquet is not a readable Parquet file" in refused(f"input.path={tmp_path / 'in'}")
 

@@ -59,7 +59,8 @@ class Sample:
 def open_shard(store: Store, name: str, start: int, stop: int) -> Iterator[tuple[IO[bytes], float]]:
     """A stream of a shard that stands at the byte `start`, and where in the stream its byte `stop` is."""
     if is_compressed(name):
-        with store.fs.open(store.join(name), "rb", block_size=2**23) as packed, gzip.GzipFile(fileobj=packed) as stream:
+        packed = cast(IO[bytes], store.fs.open(store.join(name), "rb", block_size=2**23))
+        with packed, gzip.GzipFile(fileobj=packed) as stream:
             yield cast(IO[bytes], stream), float("inf")  # a compressed shard is read from its beginning to its end
     else:
         with open_range(store, name, start, stop) as stream:
@@ -163,7 +164,7 @@ def _members(
                 stream.seek(position)
                 archive = tarfile.TarFile(fileobj=stream, mode="r", errors="surrogateescape")
                 while (member := archive.next()) is not None:
-                    archive.members.clear()  # else the list of all members grows
+                    cast(Any, archive).members.clear()  # else the list of all members grows
                     if member.offset >= stop:
                         return
                     yield archive, member
