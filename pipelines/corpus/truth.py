@@ -18,7 +18,7 @@ from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.errors import UserError
 from pipelines.metrics.chair import COUNTS, Vocabulary, chair_counts, chair_metrics, mentions, split
 from pipelines.metrics.coco_objects import COCO, read_instances
-from pipelines.metrics.shapes import SHAPES, Drawn, shape_counts, shape_metrics, shapes_of_scene
+from pipelines.metrics.shapes import SHAPES, Drawn, shape_counts, shape_metrics, shapes_of_scene, unsaid
 from pipelines.store import STORE_ERRORS, make_store
 
 SCENE = "scene"  # the column of the demo world's scenes
@@ -43,6 +43,10 @@ class Truth:
         """CHAIR, recall and F1 of the objects; of drawn scenes, also how right colours, sizes and places are."""
         of_shapes = shape_metrics(sums[..., len(COUNTS) :]) if self.shapes else {}
         return chair_metrics(sums[..., : len(COUNTS)]) | of_shapes
+
+    def unsaid(self, sums: np.ndarray) -> set[str]:
+        """The metrics of which the summed counts of all captions say nothing."""
+        return unsaid(sums[len(COUNTS) :]) if self.shapes else set()
 
 
 def read_truth(

@@ -33,6 +33,8 @@ SIDE = 224  # pixels of the canvas
 SHAPES = Vocabulary.of({kind: () for kind in KINDS})
 COUNTS = ("colors", "right_colors", "sizes", "right_sizes", "places", "right_places", "shapes", "described")
 
+_OF = {"color_accuracy": 0, "size_accuracy": 2, "place_accuracy": 4, "described": 6}  # metric -> its first count
+
 _RELATIONS: dict[str, Callable[["Drawn", "Drawn"], bool]] = {
     "left": lambda a, b: a.x < b.x,
     "right": lambda a, b: a.x > b.x,
@@ -96,9 +98,13 @@ def shape_counts(caption: str, there: Sequence[Drawn]) -> np.ndarray:
 
 
 def shape_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics [...] in [0, 1], from summed counts [..., 8]; 0 where captions say nothing of the kind."""
-    pairs = {"color_accuracy": 0, "size_accuracy": 2, "place_accuracy": 4, "described": 6}
-    return {name: ratio(sums[..., i + 1], sums[..., i]) for name, i in pairs.items()}
+    """The metrics [...] in [0, 1], from summed counts [..., 8]; 0 for those of `unsaid`."""
+    return {name: ratio(sums[..., i + 1], sums[..., i]) for name, i in _OF.items()}
+
+
+def unsaid(sums: np.ndarray) -> set[str]:
+    """The metrics of which summed counts [8] say nothing, such as that of places where captions name none."""
+    return {name for name, i in _OF.items() if not sums[i]}
 
 
 def _judge_adjectives(

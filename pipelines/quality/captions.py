@@ -168,8 +168,8 @@ def measure_truth(captions: Mapping[Address, str], truth: Truth, resamples: int)
         return None
     table = sum_by_image(known, [truth.counts(address[:2], captions[address]) for address in known])
     intervals = bootstrap(table, truth.metrics, resamples=resamples)
-    values = truth.metrics(table.sum(axis=0))
-    return {name: (float(value), *intervals[name]) for name, value in values.items()}
+    values, unsaid = truth.metrics(table.sum(axis=0)), truth.unsaid(table.sum(axis=0))
+    return {name: (float(value), *intervals[name]) for name, value in values.items() if name not in unsaid}
 
 
 def measure_agreement(captions: Mapping[Address, str], others: Mapping[Address, str], resamples: int) -> Measured:

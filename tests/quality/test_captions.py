@@ -180,6 +180,7 @@ def test_captions_of_drawn_scenes_are_held_against_the_scenes(tmp_path: Path):
         1,
         (1, 1, 1),
     )
+    assert "place_accuracy" not in right.objects, "these captions name no places"
     shifted = [*true[1:], true[0]]
     wrong = measure(f"output.path={write_output(tmp_path / 'b', shifted)}", f"input.path={corpus}")
     assert wrong.objects is not None
