@@ -62,13 +62,13 @@ def endings(data: bytes) -> list[bytes]:
     """A JPEG without its end mark as several files, which have equal pixels if and only if no pixels are missing.
 
     Behind the last pixel a decoder ignores what follows. Where pixels are missing, it decodes what follows into pixels:
-    nothing, or pseudo-random bytes.
+    nothing, which counts as zeros, or pseudo-random bytes, whose first bit is 1.
     """
     body = data.rstrip(b"\0")  # a download that broke off may end in zeros, which would pass for pixels
     if body.endswith(b"\xff") and len(body) < len(data):
         body += b"\0"  # of a stuffed byte
     body = body.rstrip(b"\xff")
-    noise = [bytes((i * i * step + 31 * i + step) % 251 for i in range(256)) for step in (7, 19)]
+    noise = [bytes((i * i * 7 + 31 * i + first) % 251 for i in range(256)) for first in (0xA5, 0xDB)]
     return [body + tail + _END for tail in (b"", *noise)]
 
 

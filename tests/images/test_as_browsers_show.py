@@ -126,11 +126,10 @@ def test_a_jpeg_that_lacks_few_bytes_is_truncated_or_the_same_picture(missing):
     """The last bytes may hold bits that no pixel needs."""
     data = encode(noise(64, 48), "JPEG")
     try:
-        got = decode(data[:-missing])
+        same = np.array_equal(decode(data[:-missing]), decode(data))
     except Reject as reject:
-        assert reject.reason == "truncated"
-    else:
-        np.testing.assert_array_equal(got, decode(data))
+        same = reject.reason == "truncated"
+    assert same
 
 
 # Alpha
