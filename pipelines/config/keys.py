@@ -293,7 +293,9 @@ class MlflowConfig:
     """tracking of the run in MLflow"""
 
     enabled: bool = key("track the run in MLflow", True)
-    tracking_uri: str | None = key("MLflow tracking server; null: a SQLite store beside the output")
+    tracking_uri: str | None = key(
+        "MLflow tracking server; null: the environment's MLFLOW_TRACKING_URI, else a SQLite store beside the output"
+    )
     experiment: str = key("name of the MLflow experiment", "captions")
     run_name: str | None = key("name of the MLflow run; null: method, retention and fingerprint")
 
