@@ -83,7 +83,7 @@ def lasting_output() -> Iterator[None]:
 
 def lasting(stream: Any) -> Any:
     """A stream that outlives its reader, for a text stream, or for None, as which Python knows a closed one."""
-    return LastingStream(open(os.devnull, "w") if stream is None else stream)  # noqa: SIM115 - as long as the job
+    return LastingStream(open(os.devnull, "w") if stream is None else stream)
 
 
 class LastingStream:
