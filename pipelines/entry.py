@@ -51,13 +51,18 @@ def enter(
         try:
             return run(load_config(argv, schema, demo))
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
         except JobFailedError as error:
-            print(f"failed: {error}", file=sys.stderr)
+            print(f"failed: {one_line(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             return 130
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error as one line: what a library says within it may have several."""
+    return " ".join(line.strip() for line in str(error).splitlines())
 
 
 @contextlib.contextmanager
