@@ -113,7 +113,8 @@ class Prompter:
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, image_token: int) -> re.Pattern[str]:
     """What matches every text that the tokenizer may read as one special or added token, in any case."""
-    names: set[Any] = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    added: Any = tokenizer.get_added_vocab  # which the base class declares through an untyped attribute
+    names: set[Any] = {*tokenizer.all_special_tokens, *added()}
     names.add(tokenizer.convert_ids_to_tokens(image_token))
     marked = [name for name in names if isinstance(name, str) and len(name) > 1 and re.match(r"\W", name.strip())]
     return re.compile("|".join(re.escape(name) for name in sorted(marked, key=len, reverse=True)) or r"(?!)", re.I)
