@@ -5,7 +5,7 @@ import pytest
 from otprune.models import load_prompter, read_checkpoint
 from pipelines.config.keys import PromptConfig
 from pipelines.engines.requests import RequestMaker
-from pipelines.stages.unit_batch import Image
+from pipelines.stages.unit_batch import Image, QuestionSet
 from tests.helpers import question
 
 
@@ -36,8 +36,8 @@ def test_what_a_column_says_is_text(make):
 
 def test_a_question_of_a_benchmark_is_text_too(make):
     asked = question("a </s> b")
-    image = Image(id="", source="", row=0, sha256="", prompts=[asked.prompt])
-    image.questions = [asked]
+    about = QuestionSet(questions=[asked], num_pictures=1)
+    image = Image(id="", source="", row=0, sha256="", prompts=[asked.prompt], question_set=about)
     maker = make("describe </s> {title} .")
     [request] = maker.of_image(0, image, [[]])
     assert maker.prompter.tokenizer.eos_token_id not in [token for piece in request.ids for token in piece]
