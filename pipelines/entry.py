@@ -4,11 +4,13 @@ This module lies in `pipelines` because every way to start a script can import `
 from the repository alone.
 """
 
+import contextlib
 import logging
+import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipelines.config.help import print_help
 from pipelines.config.keys import Config
@@ -41,17 +43,77 @@ def enter(
         The exit code of `run`, 0 for --help, 2 for a UserError, 1 for a JobFailedError, 130 for Ctrl-C. Any other
         exception passes: Python prints its traceback and exits with code 1.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    if {"-h", "--help"} & set(argv):
-        print_help(usage or "", schema, without)
-        return 0
+    with lasting_output():
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        if {"-h", "--help"} & set(argv):
+            print_help(usage or "", schema, without)
+            return 0
+        try:
+            return run(load_config(argv, schema, demo))
+        except UserError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return 2
+        except JobFailedError as error:
+            print(f"failed: {one_line(error)}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error as one line: what a library says within it may have several."""
+    return " ".join(line.strip() for line in str(error).splitlines())
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Keeps stdout and stderr writable for the block, so that no reader's absence ends a job of hours.
+
+    What is written to a closed stream, or to a pipe whose reader has gone (`| head`), is lost.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: else the next file that is opened would become the job's stdout
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
     try:
-        return run(load_config(argv, schema, demo))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except JobFailedError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # here, because Python's own flush at exit would fail
+        sys.stdout, sys.stderr = before
+
+
+def lasting(stream: Any) -> Any:
+    """A stream that outlives its reader, for a text stream, or for None, as which Python knows a closed one."""
+    return LastingStream(open(os.devnull, "w") if stream is None else stream)
+
+
+class LastingStream:
+    """A text stream that goes on to nowhere when its reader has gone."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._forget_reader()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._forget_reader()
+
+    def _forget_reader(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())  # what the stream still holds goes there too
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

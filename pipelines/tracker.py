@@ -218,16 +218,21 @@ def make_tracker(
     """The tracker of a run; `NullTracker` unless `enabled`.
 
     Args:
-        uri: tracking URI; None is `default_store(output)`.
+        uri: tracking URI; None is that of the environment (`environment_uri`), else `default_store(output)`.
         output: path of the output that the run writes.
         resume, times: as of `MlflowTracker`.
     """
     if not enabled:
         return NullTracker()
-    if uri is not None:
+    if uri := uri or environment_uri():
         return MlflowTracker(uri, experiment, run_name, None, resume, times)
     uri, artifacts = default_store(output)
     return MlflowTracker(uri, experiment, run_name, artifacts, resume, times)
+
+
+def environment_uri() -> str | None:
+    """The tracking URI in MLFLOW_TRACKING_URI, which managed MLflow sets; None if there is none."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def default_store(output: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,10 +71,44 @@ def test_help_into_a_pipe_that_closes_is_no_error():
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
+_TALKS = """
+import logging, sys
+from pathlib import Path
+from rich.console import Console
+from pipelines.config.keys import Config
+from pipelines.entry import enter
+
+def run(config):
+    with open(config.output.path, "w") as file:  # no stream's number may become this file's
+        for i in range(300):
+            print("on stdout" * 100, flush=i % 9 == 0)
+            logging.getLogger("job").warning("on stderr" * 100)
+            Console().print("by rich" * 100)
+            Console(stderr=True).print("by rich" * 100)
+        file.write("done")
+    return 0
+
+sys.exit(enter(["model.path=m", f"output.path={sys.argv[1]}"], run, "usage", Config))
+"""
+
+
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">&-", "2>&1 | head -1"])
+def test_a_job_outlives_the_readers_of_its_output(streams, tmp_path):
+    code = shlex.quote(_TALKS)
+    done = subprocess.run(
+        f"{sys.executable} -c {code} {tmp_path}/out {streams}; exit ${{PIPESTATUS[0]}}",
+        cwd=ROOT, shell=True, executable="/bin/bash", capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert (tmp_path / "out").read_text() == "done"
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (UserError("input.path must be set"), 2, "error: input.path must be set\n"),
+        (UserError("output.path is wrong:\n  no such bucket"), 2, "error: output.path is wrong: no such bucket\n"),
         (JobFailedError("Ray gave up"), 1, "failed: Ray gave up\n"),
         (KeyboardInterrupt(), 130, ""),
     ],

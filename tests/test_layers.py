@@ -25,7 +25,7 @@ ROOMS = (
     *("errors", "text", "config", "store", "tracker", "metrics"),
     *("images", "corpus", "output", "dollars", "stages", "engines"),
     *("run", "report", "preflight"),
-    *("benchmarks", "quality", "accuracy", "study", "sweep", "verify"),
+    *("benchmarks", "quality", "accuracy", "study", "sweep", "verify", "export"),
     "entry",
 )
 

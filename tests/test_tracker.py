@@ -218,3 +218,12 @@ def test_an_output_on_s3_is_tracked_in_the_working_folder_unless_told_otherwise(
     monkeypatch.setattr(MlflowTracker, "_work", lambda self: None)
     assert make_tracker(True, None, "e", "r", "s3://bucket/out").uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert make_tracker(True, "http://server", "e", "r", "s3://bucket/out").uri == "http://server"
+
+
+def test_the_server_of_the_environment_is_taken_unless_another_is_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(MlflowTracker, "_work", lambda self: None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://managed")
+    assert make_tracker(True, None, "e", "r", str(tmp_path / "out")).uri == "http://managed"
+    assert make_tracker(True, "http://server", "e", "r", str(tmp_path / "out")).uri == "http://server"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert make_tracker(True, None, "e", "r", str(tmp_path / "out")).uri == f"sqlite:///{tmp_path}/mlflow.db"

@@ -147,7 +147,7 @@ def _find(path: str, families: Sequence[str], key: str) -> tuple[Path, bytes]:
     stored = file.read_bytes()
     try:
         config = json.loads(stored)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} must be JSON: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must hold an object, got {type(config).__name__}")
@@ -217,7 +217,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
             header = json.loads(stream.read(begin - 8))
             header.pop("__metadata__", None)
             expected_size = begin + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        except (ValueError, AttributeError, LookupError, TypeError) as error:
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{file} must be a safetensors file: {error}") from error
     if expected_size != size:
         raise CheckpointError(f"{file} must be a whole safetensors file of {expected_size} bytes, got {size}")
@@ -232,7 +232,7 @@ def _check_weights(folder: Path) -> None:
     if (folder / INDEX).is_file():
         try:
             listed = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{folder / INDEX} must be JSON with a weight_map: {error!r}") from error
         if absent := sorted(listed - {file.name for file in files}):
             raise CheckpointError(f"model.path must hold the {len(listed)} files of {INDEX}, found no {absent[0]}")
@@ -274,7 +274,7 @@ def image_processor(folder: Path, tower: str = "") -> ImageProcessor:
             if "image_mean" in settings:
                 mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
                 return ImageProcessor(mean=mean, std=std, settings=settings)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{file} must hold the settings of an image processor: {error!r}") from error
     if tower.startswith(("siglip", "smolvlm", "idefics3")):
         return ImageProcessor(mean=SIGLIP_MEAN, std=SIGLIP_STD, settings=settings)

@@ -1,6 +1,7 @@
 """The text side of a checkpoint: conversation formats, token ids of prompts around their images, answers from ids."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class Prompter:
         if ends is None:
             raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {checkpoint.path}")
         self.end_tokens: list[int] = [ends] if isinstance(ends, int) else list(ends)
+        self._control = _control_tokens(tokenizer, self.image_token)
 
     def encode_prompt(
         self, text: str, conversation: str = "auto", num_images: int = 1, system: str | None = None
@@ -80,6 +82,25 @@ class Prompter:
             finish=self.finish_prompt,
         )
 
+    def quote(self, text: str, template: str = "") -> str:
+        """The text with no control token in it, but for those that stand in `template` as often.
+
+        What data say is text: an `</s>` in a title must not end the prompt, and an `<image>` is no picture. A
+        zero-width space behind the first character keeps the tokenizer from reading the rest as one token.
+
+        Raises:
+            ValueError: if the text repeats a control token of the template, so that nobody can tell which is which.
+        """
+
+        def quoted(match: re.Match[str]) -> str:
+            return match[0] if match[0] in own else f"{match[0][0]}\u200b{match[0][1:]}"
+
+        own = set(self._control.findall(template))
+        for token in own:
+            if text.count(token) != template.count(token):
+                raise ValueError(f"the prompt's columns must not hold {token}, which the template holds itself")
+        return self._control.sub(quoted, text)
+
     def completion(self, num_prompt_tokens: int, ids: list[int]) -> Completion:
         """The answer in generated `ids`, up to the first end token; an answer without one was cut at its limit."""
         end = next((i for i, token in enumerate(ids) if token in self.end_tokens), None)
@@ -90,6 +111,15 @@ class Prompter:
             num_generated_tokens=len(ids) if end is None else end + 1,
             finish_reason="length" if end is None else "stop",
         )
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, image_token: int) -> re.Pattern[str]:
+    """What matches every text that the tokenizer may read as one special or added token, in any case."""
+    added: Any = tokenizer.get_added_vocab  # which the base class declares through an untyped attribute
+    names: set[Any] = {*tokenizer.all_special_tokens, *added()}
+    names.add(tokenizer.convert_ids_to_tokens(image_token))
+    marked = [name for name in names if isinstance(name, str) and len(name) > 1 and re.match(r"\W", name.strip())]
+    return re.compile("|".join(re.escape(name) for name in sorted(marked, key=len, reverse=True)) or r"(?!)", re.I)
 
 
 def encode_prompt(

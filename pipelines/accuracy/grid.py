@@ -37,7 +37,7 @@ from pipelines.run.outcome import FAILED, INTERRUPTED
 from pipelines.run.pruning import resolve_pruning
 from pipelines.run.tracked import git_tag
 from pipelines.store import Store, make_store
-from pipelines.tracker import Tracker, default_store, make_tracker
+from pipelines.tracker import Tracker, default_store, environment_uri, make_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def point_config(config: AccuracyConfig, point: Point, recipe: dict[int, int] | 
 
 def tracking_uri(config: AccuracyConfig) -> str:
     """The MLflow store of the parent run and of all points' runs."""
-    return config.mlflow.tracking_uri or default_store(make_store(config.output.path).path)[0]
+    return config.mlflow.tracking_uri or environment_uri() or default_store(make_store(config.output.path).path)[0]
 
 
 def join(cluster: ExitStack, config: AccuracyConfig, checkpoint: Checkpoint) -> None:

@@ -179,8 +179,17 @@ class DecodeConfig:
         "auto",
     )
     max_bytes: int = key("quarantine images whose encoded file is larger than this", 64 * 2**20, low=1)
-    max_pixels: int = key("quarantine images whose header announces more pixels than this", 100_000_000, low=1)
+    max_pixels: int = key(
+        "quarantine images whose header announces more pixels than this; photographs (JPEG) that are decoded at a "
+        "reduced size may have four times as many",
+        100_000_000,
+        low=1,
+    )
     min_side: int = key("quarantine images with a side shorter than this, in pixels", 2, low=1)
+    color_profiles: bool = key("show the colours of an embedded colour profile, as browsers do, instead of sRGB", True)
+    more_formats: list[Literal["avif", "jpeg2000"]] = key(
+        "decode these formats as well, whose decoders are large: avif, jpeg2000. Without it they are quarantined", []
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -376,7 +385,9 @@ class MlflowConfig:
     """tracking of the run in MLflow"""
 
     enabled: bool = key("track the run in MLflow", True)
-    tracking_uri: str | None = key("MLflow tracking server; null: a SQLite store beside the output")
+    tracking_uri: str | None = key(
+        "MLflow tracking server; null: the environment's MLFLOW_TRACKING_URI, else a SQLite store beside the output"
+    )
     experiment: str = key("name of the MLflow experiment", "captions")
     run_name: str | None = key("name of the MLflow run; null: method, retention and fingerprint")
 

@@ -99,12 +99,14 @@ class RequestMaker:
         only guards against endless answers, so the limit shrinks to the room that the prompt leaves.
 
         Raises:
-            ValueError: if a prompt leaves too little room for its answer.
+            ValueError: if a prompt leaves too little room for its answer, or as of `Prompter.quote`.
         """
-        requests = []
+        requests, templates = [], [self.prompt.template, *self.prompt.more]
         for j, text in enumerate(image.prompts):
             style = {"conversation": self.prompt.conversation, "system": self.prompt.system}
-            ids = self.prompter.encode_prompt(text, num_images=image.num_pictures, **style)
+            # A template's own control tokens are its author's; those of columns and of questions are text.
+            said = self.prompter.quote(text, "" if image.questions else templates[j])
+            ids = self.prompter.encode_prompt(said, num_images=image.num_pictures, **style)
             limit = image.questions[j].max_new_tokens if image.questions else self.max_new_tokens
             request = Request(index, j, ids, list(pictures[j]), limit)
             needed = 1 if image.questions else limit

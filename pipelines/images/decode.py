@@ -6,8 +6,12 @@ and no other place, turns an exception of a parser into one of `DECODE_REASONS`.
 
 Formats: JPEG (with MPO, which phones write), PNG (with APNG), WebP, GIF, BMP, TIFF: what web and archive corpora hold.
 Left out on purpose: SVG, PDF and EPS are programs rather than pictures; ICO and ICNS hold several pictures; PPM decodes
-in a Python loop for odd maxima, which a hostile file can stretch to minutes; AVIF, HEIC and JPEG 2000 bring decoders
-larger than all the others together. Such a file is rejected as `unsupported_format`: convert it first.
+in a Python loop for odd maxima, which a hostile file can stretch to minutes; HEIC needs a library that Pillow lacks.
+AVIF and JPEG 2000 bring decoders larger than all the others together, so they are decoded on request
+(`decode.more_formats`). Any other file is rejected as `unsupported_format`: convert it first.
+
+A file is shown as browsers show it. What is no picture (`containers.py`) never costs one: comments, damaged or endless
+texts, a missing end mark behind the last pixel. A BMP whose alpha is 0 everywhere is opaque.
 
 Departures:
     From LLaVA's `Image.open(...).convert("RGB")`, which every published number rests on:
@@ -16,8 +20,9 @@ Departures:
       often black (test_transparent_*).
     - 16-bit gray is scaled to 8 bits, where Pillow's own conversion clips nearly all of it to white (test_16_bit_*).
     - JPEGs much larger than needed are decoded at 1/2, 1/4 or 1/8 inside the inverse DCT; see `DRAFT_GAP`.
-    As in LLaVA: the first frame stands for an animation; colour profiles are ignored; CMYK JPEGs count as inverted, as
-    Adobe writes them and Pillow and the browsers assume.
+    - Colours are those of the embedded profile (`color.py`), unless `color_profiles` is false (test_profile_*).
+    As in LLaVA: the first frame stands for an animation; CMYK JPEGs count as inverted, as Adobe writes them and Pillow
+    and the browsers assume.
 """
 
 import io
@@ -25,17 +30,19 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin
 from PIL.ExifTags import Base as ExifTag
 from PIL.ImageFile import ImageFile
 
 from otprune.families import Frame, Geometry, Size
-from pipelines.images.formats import OPENERS, format_of, has_end, libtiff_silenced, num_jpeg_scans
+from pipelines.images.color import to_srgb
+from pipelines.images.containers import endings, strip
+from pipelines.images.formats import ON_REQUEST, OPENERS, format_of, has_end, libtiff_silenced
 from pipelines.images.frames import render
 from pipelines.images.resize import Raster, upright
 from pipelines.images.rgb import to_rgb
@@ -65,6 +72,13 @@ MAX_JPEG_SCANS = 100
 """A JPEG with more scans is an attack: each scan costs a pass over the image and takes only 14 bytes of the file.
 
 Encoders in use write about ten scans.
+"""
+
+MAX_DRAFTED = 4
+"""A JPEG may have this many times `max_pixels` if it is decoded at a reduced size within `max_pixels`.
+
+So photographs of 108 and 200 megapixels are captioned within a limit of 100. Progressive JPEGs are left out: libjpeg
+holds all their coefficients, whatever the size that it decodes to.
 """
 
 # Exceptions of Pillow's parsers on damaged files, found by fuzzing or read in Pillow's source. MemoryError is left out:
@@ -100,11 +114,14 @@ def decode_image(
     max_pixels: int,
     min_side: int,
     draft: bool = True,
+    color_profiles: bool = True,
+    more_formats: Collection[str] = (),
 ) -> Picture:
     """The image, upright, in the frame that `geometry` gives an image of its size.
 
     Decoding takes about 4 bytes of memory per pixel, and as much again for each conversion (three times that with
-    alpha). `draft` may decode a JPEG at a reduced size; see `DRAFT_GAP`.
+    alpha). `draft` may decode a JPEG at a reduced size; see `DRAFT_GAP` and `MAX_DRAFTED`. `color_profiles` turns the
+    colours of an embedded profile into sRGB. `more_formats` are keys of `ON_REQUEST`.
 
     The result is deterministic. The function is not thread-safe: it silences Pillow's warnings through the list of
     filters of the whole process.
@@ -116,23 +133,40 @@ def decode_image(
     if min(max_bytes, max_pixels, min_side) < 1:
         limits = f"max_bytes={max_bytes}, max_pixels={max_pixels}, min_side={min_side}"
         raise ValueError(f"limits must be at least 1, got {limits}")
-    data, kind = _recognise(data, max_bytes)
+    data, kind = _recognise(data, max_bytes, more_formats)
     with _parsing(kind, data):
-        image = OPENERS[kind](io.BytesIO(data))
+        stripped = strip(kind, data)
+        bodies = [stripped.data] if stripped.ended else endings(stripped.data)
+        image = OPENERS[kind](io.BytesIO(bodies[0]))
         width, height = image.size
-        if width * height > max_pixels:
-            raise Reject("too_many_pixels", f"{width} x {height}, limit {max_pixels} pixels")
+        can_draft = draft and isinstance(image, JpegImagePlugin.JpegImageFile)
+        large = width * height > max_pixels
+        too_large = Reject("too_many_pixels", f"{width} x {height}, limit {max_pixels} pixels")
+        if large and not (can_draft and "progressive" not in image.info and width * height <= MAX_DRAFTED * max_pixels):
+            raise too_large
         if min(width, height) < min_side:
             raise Reject("too_small", f"{width} x {height}, smallest side {min_side}")
         frame = _frame(geometry, (height, width))  # turning the image upright changes nothing about what is too narrow
-        scale = 1
-        if draft and not frame.tile and isinstance(image, JpegImagePlugin.JpegImageFile):
+        if stripped.scans > MAX_JPEG_SCANS:
+            raise Reject("corrupt", f"JPEG: more than {MAX_JPEG_SCANS} scans")
+        scale, reduction = 1, 1.0
+        if can_draft and (large or not frame.tile):
             turned = (width, height) if _orientation(image) in SIDEWAYS else (height, width)
-            scale = _draft(image, _reduction(_frame(geometry, turned), turned))
-        _load(image, kind, data)
+            reduction = _reduction(_frame(geometry, turned), turned)
+            scale = _draft(image, reduction)
+        if image.width * image.height > max_pixels:
+            raise too_large
+        with libtiff_silenced() if kind == "TIFF" else nullcontext():
+            image.load()
+        for body in bodies[1:]:
+            _check_same(image, body, reduction)
         if scale == 1:
             width, height = image.size  # Pillow turns a TIFF upright while it loads the pixels
-        raster = upright(Raster(to_rgb(image, geometry.background), width, height, scale), _orientation(image))
+        orientation = _orientation(image)
+        pixels = _opaque(image) if kind == "BMP" else image
+        if color_profiles:
+            pixels = to_srgb(pixels, stripped.profile or image.info.get("icc_profile"))
+        raster = upright(Raster(to_rgb(pixels, geometry.background), width, height, scale), orientation)
     size = (raster.height, raster.width)
     return Picture(render(raster, _frame(geometry, size), geometry.background), size)
 
@@ -150,7 +184,7 @@ def _reduction(frame: Frame, size: Size) -> float:
     return max(by_side) if frame.fit == "pad" else min(by_side)
 
 
-def _recognise(data: bytes | None, max_bytes: int) -> tuple[bytes, str]:
+def _recognise(data: bytes | None, max_bytes: int, more_formats: Collection[str]) -> tuple[bytes, str]:
     """The bytes, which may be parsed, and the format that their signature stands for."""
     if data is None:
         raise Reject("missing")
@@ -161,19 +195,26 @@ def _recognise(data: bytes | None, max_bytes: int) -> tuple[bytes, str]:
     kind = format_of(data)
     if kind is None:
         raise Reject("unsupported_format", f"begins with {data[:16]!r}")
+    key = next((name for name, allowed in ON_REQUEST.items() if allowed == kind), None)
+    if key and key not in more_formats:
+        raise Reject("unsupported_format", f"{kind}: decode.more_formats=[{key}] decodes it")
     return data, kind
 
 
-def _load(image: ImageFile, kind: str, data: bytes) -> None:
-    """Makes the checks that Pillow leaves out, then decodes the pixels in place."""
-    if (
-        kind == "PNG"
-    ):  # load() alone accepts pixels with a wrong checksum; verify() spoils its image, so it gets its own
-        PngImagePlugin.PngImageFile(io.BytesIO(data)).verify()
-    if kind == "JPEG" and num_jpeg_scans(data, MAX_JPEG_SCANS) > MAX_JPEG_SCANS:
-        raise Reject("corrupt", f"JPEG: more than {MAX_JPEG_SCANS} scans")
-    with libtiff_silenced() if kind == "TIFF" else nullcontext():
-        image.load()
+def _check_same(image: ImageFile, body: bytes, reduction: float) -> None:
+    """Raises OSError unless another ending of a JPEG (`endings`) has the same pixels."""
+    twin = JpegImagePlugin.jpeg_factory(io.BytesIO(body))
+    if image.size != twin.size:
+        _draft(twin, reduction)
+    twin.load()
+    if twin.tobytes() != image.tobytes():
+        raise OSError("image file is truncated")
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image without its alpha, if that is 0 everywhere: writers of BMP leave the fourth byte empty."""
+    empty = image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    return image.convert("RGB") if empty else image
 
 
 def _draft(image: JpegImagePlugin.JpegImageFile, reduction: float) -> int:

@@ -1,11 +1,19 @@
 """The image formats that are decoded: signatures, parsers, and facts about a file that Pillow does not report."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 OPENERS = {
     "JPEG": JpegImagePlugin.jpeg_factory,
@@ -14,11 +22,15 @@ OPENERS = {
     "GIF": GifImagePlugin.GifImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
 }
 """The parser of each format, which opens a stream. `Image.open` would hide why a parser refuses a file."""
 
+ON_REQUEST = {"avif": "AVIF", "jpeg2000": "JPEG2000"}
+"""Value of `decode.more_formats` -> the format that it allows. Their decoders are larger than all others together."""
+
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # valid sizes of the second header: "BM" alone may also begin a text
-_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # excludes markers without a length: stuffing, fill, restart
 
 
 def format_of(data: bytes) -> str | None:
@@ -35,22 +47,11 @@ def format_of(data: bytes) -> str | None:
         return "TIFF"
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return "BMP"
+    if data[4:8] == b"ftyp" and any(data[at : at + 4] in (b"avif", b"avis") for at in (8, 16, 20, 24, 28)):
+        return "AVIF"
+    if data.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
+        return "JPEG2000"
     return None
-
-
-def num_jpeg_scans(data: bytes, limit: int) -> int:
-    """Number of scans of the first image in a JPEG file. Counting stops at `limit` + 1.
-
-    The count steps over each segment by its length, so a thumbnail inside a segment does not count. It stops at the end
-    of the image, so a video behind the image does not count either.
-    """
-    scans, position = 0, 2
-    while scans <= limit and (marker := _JPEG_MARKER.search(data, position)):
-        if marker[0] == b"\xff\xd9":  # end of image
-            break
-        scans += marker[0] == b"\xff\xda"  # start of scan
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return scans
 
 
 @contextmanager
@@ -86,6 +87,8 @@ def has_end(kind: str, data: bytes) -> bool:
             return len(data) >= 8 + int.from_bytes(data[4:8], "little")
         case "BMP":
             return len(data) >= int.from_bytes(data[2:6], "little")
+        case "AVIF" | "JPEG2000":
+            return True  # neither has a mark; their parsers say what they miss
     # TIFF: checks that the directory, which stands last in many files, is complete. Where pixel data stand last
     # instead, the parser itself reports that they are cut off.
     order = "little" if data.startswith(b"II") else "big"

@@ -83,7 +83,7 @@ def _start_embedded(config: Config, checkpoint: Checkpoint | None) -> Any:
     """Starts a Ray of this process's own. On a busy machine Ray may miss its deadline, so a late start is retried.
 
     Raises:
-        UserError: if Ray misses its deadline START_ATTEMPTS times.
+        UserError: if Ray misses its deadline START_ATTEMPTS times, or cannot write where it has to.
     """
     store_mb, last_error = config.ray.object_store_mb, None
     for _ in range(START_ATTEMPTS):
@@ -96,6 +96,11 @@ def _start_embedded(config: Config, checkpoint: Checkpoint | None) -> Any:
                 logging_level=logging.ERROR,
                 object_store_memory=store_mb * 2**20 if store_mb else None,
             )
+        except OSError as error:  # its token is a file in HOME, its sockets are files whose names have a longest length
+            raise UserError(
+                f"an embedded Ray could not start: {clean(str(error))}. Ray needs a HOME that it can write to, and a "
+                "short RAY_TMPDIR (e.g. /tmp) that it can write to; ray.address=none runs without Ray"
+            ) from error
         except Exception as error:
             if TOO_SLOW not in str(error):  # Ray has no exception type for a late start
                 raise

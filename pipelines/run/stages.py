@@ -111,7 +111,14 @@ def fetch_settings(config: InputConfig) -> FetchSettings:
 def decode_settings(job: Job) -> DecodeSettings:
     """The settings of the decoder: geometry of the checkpoint, limits of the configuration."""
     config = job.config.decode
-    return DecodeSettings(job.checkpoint.geometry, config.max_bytes, config.max_pixels, config.min_side)
+    return DecodeSettings(
+        job.checkpoint.geometry,
+        config.max_bytes,
+        config.max_pixels,
+        config.min_side,
+        config.color_profiles,
+        tuple(config.more_formats),
+    )
 
 
 def model_stages(job: Job) -> tuple[Stage | None, Stage]:

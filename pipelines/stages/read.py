@@ -38,6 +38,8 @@ class DecodeSettings:
     max_bytes: int
     max_pixels: int
     min_side: int
+    color_profiles: bool = True
+    more_formats: tuple[str, ...] = ()
 
     def __call__(self, data: bytes | None) -> Picture:
         """The image in `data` (`decode_image`)."""
@@ -47,6 +49,8 @@ class DecodeSettings:
             max_bytes=self.max_bytes,
             max_pixels=self.max_pixels,
             min_side=self.min_side,
+            color_profiles=self.color_profiles,
+            more_formats=self.more_formats,
         )
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 
+from jobs.export import UNUSED
 from pipelines.accuracy.config import NOT_IN_EVALUATION, AccuracyConfig, CalibrateConfig, EvaluateConfig
 from pipelines.config.help import COLUMN, help_text
 from pipelines.config.keys import Config
 from pipelines.config.schema import keys_of, sections_of
+from pipelines.export.config import ExportConfig
 from pipelines.quality.config import QualityConfig
 from pipelines.study.config import NOT_IN_STUDY, StudyConfig
 from pipelines.sweep.config import SweepConfig
@@ -14,6 +16,7 @@ SCHEMAS = [
     *((schema, ()) for schema in (Config, QualityConfig, CalibrateConfig, SweepConfig)),
     *((schema, NOT_IN_EVALUATION) for schema in (EvaluateConfig, AccuracyConfig)),
     (StudyConfig, NOT_IN_STUDY),
+    (ExportConfig, UNUSED),
 ]
 every_schema = pytest.mark.parametrize(("schema", "without"), SCHEMAS, ids=[schema.__name__ for schema, _ in SCHEMAS])
 

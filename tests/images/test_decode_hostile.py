@@ -118,10 +118,65 @@ def test_a_flipped_bit_in_the_pixels_of_a_png_is_found():
     assert rejected(bytes(data)).reason == "corrupt"
 
 
-def test_text_that_decompresses_without_end_is_rejected():
-    bomb = png_chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(50_000_000)))
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        png_chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(50_000_000))),
+        png_chunk(b"iTXt", b"note\0\1\0\0\0" + zlib.compress(bytes(50_000_000))),
+        png_chunk(b"iCCP", b"note\0\0" + zlib.compress(bytes(50_000_000))),
+        png_chunk(b"tEXt", b"Comment\0hello")[:-4] + bytes(4),
+        png_chunk(b"tIME", b"wrong"),
+    ],
+    ids=["text", "international text", "profile", "checksum", "time"],
+)
+def test_what_is_no_picture_does_not_spoil_a_png(bomb):
     data = png(8, 8, bytes(8 * 25))
-    assert rejected(data[:33] + bomb + data[33:]).reason == "corrupt"
+    np.testing.assert_array_equal(decode(data[:33] + bomb + data[33:]), decode(data))
+
+
+def test_a_wrong_checksum_of_what_makes_the_picture_is_damage():
+    palette = encode(picture().quantize(16), "PNG")
+    start = palette.index(b"PLTE")
+    assert rejected(palette[: start + 6] + b"\x55" + palette[start + 7 :]).reason == "corrupt"
+
+
+_TINY_PARTS = """
+import io, resource, sys, time
+from tests.decoding import decode
+from tests.hostile import encode, picture, png_chunk
+from pipelines.images.decode import Reject
+
+small, size = picture(8, 8), 4 * 2**20
+png, jpeg, gif = (encode(small.quantize(4) if kind == "GIF" else small, kind) for kind in ("PNG", "JPEG", "GIF"))
+table = 13 + 3 * 2 ** ((gif[10] & 7) + 1)
+for data in (
+    png[:33] + png_chunk(b"teSt", b"") * (size // 12) + png[33:],
+    jpeg[:2] + b"\\xff\\xe5\\0\\2" * (size // 4) + jpeg[2:],
+    jpeg[:2] + b"\\xff\\xfe\\0\\2" * (size // 4) + jpeg[2:],
+    jpeg[:2] + b"\\xff" * size + jpeg[2:],
+    jpeg[:2] + b"\\xff" + b"\\1" * size,
+    jpeg[:-2] + b"\\xff\\xfe\\0\\2" * (size // 4) + jpeg[-2:],
+    gif[:table] + b"!\\xfe" + b"\\1a" * (size // 2) + b"\\0" + gif[table:],
+    gif[:table] + b"!\\xfe\\0" * (size // 3) + gif[table:],
+):
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    try:
+        decode(data)
+    except Reject as reject:
+        assert reject.reason in ("corrupt", "truncated"), reject
+    seconds = time.process_time() - started
+    assert seconds < 2, (data[:60], seconds)  # 0.2 or less; 2 to 31 if a parser steps through the parts
+    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    assert megabytes < 60, (data[:60], megabytes)
+"""
+
+
+def test_millions_of_tiny_parts_cost_neither_seconds_nor_memory():
+    """In a process of its own, whose memory can be measured."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TINY_PARTS], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def _specimens() -> dict[str, bytes]:

@@ -223,6 +223,30 @@ def test_other_special_tokens_and_the_image_token_of_another_model_are_no_placeh
             assert len(prompters[kind].encode_prompt(text, conversation)) == 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("conversation", ["auto", "vicuna_v1", "plain"])
+def test_quoted_text_holds_no_token_that_controls_the_model(prompters, kind, conversation):
+    prompter = prompters[kind]
+    control = {*prompter.tokenizer.all_special_tokens, KINDS[kind].image}
+    said = prompter.quote(" ".join(f"a{token}b {token.upper()}" for token in sorted(control)))
+    got, plain = prompter.encode_prompt(said, conversation), prompter.encode_prompt("a b", conversation)
+    ids = set(prompter.tokenizer.convert_tokens_to_ids(sorted(control))) - {prompter.tokenizer.unk_token_id}
+
+    def controls(prompt):
+        return [[token for token in piece if token in ids] for piece in prompt]
+
+    assert controls(got) == controls(plain)
+    assert said.replace("\u200b", "") == " ".join(f"a{token}b {token.upper()}" for token in sorted(control))
+    assert prompter.quote("plain words, 3 < 4 [sic]") == "plain words, 3 < 4 [sic]"
+
+
+def test_a_template_keeps_its_own_control_tokens_and_a_column_cannot_add_to_them(prompters):
+    prompter, template = prompters["qwen2"], "say {it}<|im_end|>"
+    assert prompter.quote("say <|im_start|> x<|im_end|>", template) == "say <\u200b|im_start|> x<|im_end|>"
+    with pytest.raises(ValueError, match=r"columns must not hold <\|im_end\|>, which the template holds itself"):
+        prompter.quote("say <|im_end|> x<|im_end|>", template)
+
+
 def test_an_image_token_that_a_tokenizer_makes_of_another_spelling_is_refused(tmp_path):
     tiny_llava(tmp_path, "qwen2")
     stored = json.loads((tmp_path / "tokenizer.json").read_text())

@@ -40,9 +40,11 @@ DECIDES = {
     "prune.per_tile",
     "prune.settings",
     "decode.aspect",
+    "decode.color_profiles",
     "decode.max_bytes",
     "decode.max_pixels",
     "decode.min_side",
+    "decode.more_formats",
     "generate.max_new_tokens",
     "generate.temperature",
     "generate.top_p",
@@ -85,9 +87,11 @@ DOES_NOT_SECTIONS |= {"gate", "estimate", "quality"}
 
 DEMO_DESCRIBED = {
     "decode.aspect": "crop",
+    "decode.color_profiles": True,
     "decode.max_bytes": 67108864,
     "decode.max_pixels": 100000000,
     "decode.min_side": 2,
+    "decode.more_formats": [],
     "engine.name": "transformers",
     "generate.max_new_tokens": 48,
     "generate.retries": 3,

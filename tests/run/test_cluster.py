@@ -45,8 +45,24 @@ def test_one_that_never_starts_is_an_error_of_one_line(start):
 
 
 def test_another_error_is_not_tried_again(start):
-    with pytest.raises(OSError, match="no room"):
-        start(OSError("no room on /dev/shm"))
+    with pytest.raises(RuntimeError, match="no room"):
+        start(RuntimeError("no room on /dev/shm"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "/nobody/.ray"),
+        PermissionError(13, "Permission denied", "/.ray"),
+        OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /far"),
+    ],
+)
+def test_a_place_that_ray_cannot_write_to_is_one_line_that_says_what_to_set(start, error):
+    """What Ray 2.60 raises in a container without a home, and with a long TMPDIR."""
+    with pytest.raises(UserError, match=r"could not start: .*HOME .* RAY_TMPDIR") as caught:
+        start(error)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(error) in str(caught.value)
 
 
 def test_a_cluster_is_numbers_in_the_record_and_one_line_for_people():
