@@ -16,6 +16,8 @@ from tests.tiny import MAKERS
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
 USUAL = ("internvl",)
+# transformers saves experts in another layout than the released one, which vLLM reads; test_span.py has them.
+ALL = [family for family in MAKERS if family != "qwen3_vl_moe"]
 VLLM = (
     *("engine.name=vllm", "engine.kwargs.max_num_seqs=4", "engine.kwargs.max_model_len=2048"),
     *("engine.kwargs.kv_cache_memory_bytes=268435456", "faults.no_progress_seconds=400"),
@@ -23,7 +25,7 @@ VLLM = (
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    metafunc.parametrize("family", MAKERS if metafunc.config.getoption("--every-family") else USUAL)
+    metafunc.parametrize("family", ALL if metafunc.config.getoption("--every-family") else USUAL)
 
 
 @pytest.fixture(scope="module")

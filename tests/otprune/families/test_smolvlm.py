@@ -72,7 +72,7 @@ def processor_ids(model: Model, text: str, sizes: Sequence[Size]) -> list[int]:
     template: Any = model.decoder.tokenizer.chat_template
     images = images_of(model.checkpoint.family, model.checkpoint.path)
     processor = Idefics3Processor(images, model.decoder.tokenizer, 16, chat_template=template)
-    parts = [*[{"type": "image"}] * len(sizes), {"type": "text", "text": text}]
+    parts: Any = [*[{"type": "image"}] * len(sizes), {"type": "text", "text": text}]
     rendered = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
     return processor(text=rendered, images=[[parity.picture(size) for size in sizes]])["input_ids"][0]
 
