@@ -101,11 +101,14 @@ class RequestMaker:
         Raises:
             ValueError: if a prompt leaves too little room for its answer, or as of `Prompter.quote`.
         """
-        requests, templates = [], [self.prompt.template, *self.prompt.more]
-        for j, text in enumerate(image.prompts):
+        templates = [self.prompt.template, *self.prompt.more]
+        if image.questions or len(image.prompts) != len(templates):  # prompts that no template wrote
+            templates = [""] * len(image.prompts)
+        requests = []
+        for j, (text, template) in enumerate(zip(image.prompts, templates, strict=True)):
             style = {"conversation": self.prompt.conversation, "system": self.prompt.system}
             # A template's own control tokens are its author's; those of columns and of questions are text.
-            said = self.prompter.quote(text, "" if image.questions else templates[j])
+            said = self.prompter.quote(text, template)
             ids = self.prompter.encode_prompt(said, num_images=image.num_pictures, **style)
             limit = image.questions[j].max_new_tokens if image.questions else self.max_new_tokens
             request = Request(index, j, ids, list(pictures[j]), limit)

@@ -10,7 +10,6 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from pipelines.config.keys import InputConfig
 from pipelines.config.load import with_values
@@ -59,7 +58,9 @@ def estimate_points(sweep: Sweep) -> list[Estimate]:
     todo = [point for point in sweep.points if not _is_finished(point)]
     here = [point for point in todo if point.address is None]
     trials = run_trials(sweep, here) if here and sweep.config.sweep.trial_images else []
-    return [_estimate(point, trials, point not in todo) for point in sweep.points]
+    inputs = {repr(point.config.input): point.config.input for point in sweep.points}
+    images = {key: num_images(each) for key, each in inputs.items()}
+    return [_estimate(point, trials, point not in todo, images[repr(point.config.input)]) for point in sweep.points]
 
 
 def run_trials(sweep: Sweep, here: Sequence[Point]) -> list[Trial]:
@@ -87,8 +88,7 @@ def _trial(sweep: Sweep, point: Point, folder: str) -> Trial:
     return Trial(point.config.prune.share, seconds, metrics["startup_seconds"], metrics.get("usd_per_hour"))
 
 
-def _estimate(point: Point, trials: Sequence[Trial], finished: bool) -> Estimate:
-    images = num_images(point.config.input)
+def _estimate(point: Point, trials: Sequence[Trial], finished: bool, images: int) -> Estimate:
     if finished:
         return Estimate(point, True, images, 0.0, 0.0, "finished")
     if point.address is not None:
@@ -109,7 +109,6 @@ def seconds_per_image(retention: float, trials: Sequence[Trial]) -> float:
     return few.seconds_per_image + share * (many.seconds_per_image - few.seconds_per_image)
 
 
-@cache
 def num_images(chosen: InputConfig) -> int:
     """Rows of the corpus, or `input.limit` if that is less."""
     store = make_store(chosen.path, endpoint_url=chosen.endpoint_url, anonymous=chosen.anonymous)

@@ -184,7 +184,7 @@ def test_mmbench_loses_a_question_with_one_wrong_copy(folder: Path):
     rows = read_rows(bench, folder)
     assert [row["group_id"] for row in rows] == ["7", "9", "7", "7", "7", "9"]
     assert rows[0]["hint"] is None
-    assert rows[1]["choices"] == ["yes", "no"]
+    assert rows[1]["choices"] == ["yes", "no", "nan", "nan"]  # as the published rules read them
     scores = score(bench, rows, lambda row: "I cannot say" if row["question_id"] == "3000007" else row["answers"][0])
     assert scores.metrics == {"gpt_eval_score": 50.0, "undecided": 1.0, "undecided_share": pytest.approx(1 / 6)}
     assert scores.categories["coarse_perception"]["gpt_eval_score"] == 50.0

@@ -262,7 +262,7 @@ def test_a_request_that_the_engine_refuses_rejects_its_image_alone(stage):
 
 def test_a_prompt_that_does_not_fit_the_engine_is_rejected_before_it_is_asked(stage):
     engine = FakeEngine()
-    (unit_batch,) = run(stage(engine), unit(tokens(3), [[CAPTION], ["a " * 400], ["what is <image> ?"]]))
+    (unit_batch,) = run(stage(engine), unit(tokens(3), [[CAPTION], ["a " * 400], ["b " * 400]]))
     assert [(r.row, r.reason) for r in unit_batch.rejected] == [(1, "prompt"), (2, "prompt")]
     assert len(engine.asked) == 1
 

@@ -284,6 +284,8 @@ def test_every_method_runs_on_a_tower_or_is_refused_in_one_line(towers, tower, c
     refused = set()
     for method in METHODS.values():
         given = {"relevance": "words"} if "relevance" in method.requires else {}
+        if "number or file" in {setting.kind for setting in method.settings.values()}:
+            given = {"threshold": 0.1}
         settings = method.check(given)
         if reason := checkpoint.record.refuses(method, checkpoint, settings):
             assert method.name in reason

@@ -144,9 +144,8 @@ def test_saliency_is_the_attention_in_the_layer_that_makes_the_features(
     """Compared on the projector's input, by transformers' own attention weights."""
     hidden, _, _ = seen
     model = LlavaForConditionalGeneration.from_pretrained(demo_model, dtype=torch.float32, attn_implementation="eager")
-    normalize = tower_of(encoder("none")).normalize
-    mean, std = normalize.mean, normalize.std
-    pixels = (torch.from_numpy(scene_pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    statistics = tower_of(encoder("none")).normalize
+    pixels = ((torch.from_numpy(scene_pixels) / 255 - statistics.mean) / statistics.std).permute(0, 3, 1, 2)
     with torch.inference_mode():
         weights = model.model.vision_tower(pixels, output_attentions=True).attentions[-2]
     expected = choose(hidden[:, 1:], 26, weights[:, :, 0, 1:].sum(dim=1)).sort().values
