@@ -33,6 +33,7 @@ CAPTION_COLUMNS = {
     "num_generated_tokens": "int32",
     "finish_reason": "string",
     "sha256": "string",
+    "num_attempts": "int32",
 }
 QUARANTINE_COLUMNS = {
     name: "int64" if name == "row" else "string"
