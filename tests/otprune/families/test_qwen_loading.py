@@ -15,7 +15,7 @@ from otprune.models import CheckpointError, load_decoder, load_encoder, read_che
 from otprune.models.relevance import make_relevance
 from tests.tiny import MAKERS
 
-FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"]
 CPU = {"dtype": torch.float32, "device": "cpu"}
 SIZE = (150, 260)
 
@@ -58,8 +58,8 @@ def test_transformers_saves_under_the_published_names(tmp_path):
         name: {re.sub(r"(\.\d+)?\.[^.]*$", "", n) for n in stored_names(make(name, tmp_path))} for name in FAMILIES
     }
     assert {"visual.blocks.0.attn.qkv", "visual.merger.mlp", "model.layers.0.self_attn.q_proj"} <= roots["qwen2_5_vl"]
-    for name in ("qwen3_vl", "qwen3_vl_moe"):
-        assert {"model.visual.blocks.0.attn.qkv", "model.language_model.layers.0.self_attn.q_proj"} <= roots[name]
+    for name in ("qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
+        assert {"model.visual.blocks.0.attn.qkv", "model.language_model.layers.1.self_attn.q_proj"} <= roots[name]
     assert "model.language_model.layers.0.mlp.experts" in roots["qwen3_vl_moe"]
 
 

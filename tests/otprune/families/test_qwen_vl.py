@@ -1,7 +1,8 @@
-"""The two halves of Qwen2.5-VL and Qwen3-VL against the whole of them: the same tokens, the same answers.
+"""The two halves of Qwen2.5-VL, Qwen3-VL and Qwen3.5 against the whole of them: the same tokens, the same answers.
 
 What is left of pruned pictures is compared with the definition of pruning: the whole prompt, whose pruned tokens nobody
-can see, with every token at its own position, computed anew for each word without a cache.
+can see, with every token at its own position, computed anew for each word without a cache. Layers with linear attention
+see what a mask hides, so for Qwen3.5 the pruned tokens are taken out, and the others keep their positions.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from otprune.families import Span
 from otprune.models import Checkpoint, Decoder, Encoder, Prompt, load_decoder, load_encoder, read_checkpoint
 from tests.tiny import MAKERS
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 CPU = {"dtype": torch.float32, "device": "cpu"}
 NEW_TOKENS = 8
 NEAR = 1e-4  # float32 on a CPU, where the order of sums differs
@@ -158,10 +159,35 @@ def definition(model: Model, prompt: Prompt, sizes: Sequence[tuple[int, int]], k
     return torch.stack(logits)
 
 
+@torch.inference_mode()
+def taken_out(model: Model, prompt: Prompt, sizes: Sequence[tuple[int, int]], kept: list[Tensor]) -> Tensor:
+    """Logits [NEW_TOKENS, V] of transformers' whole model on the prompt without the tokens that are not `kept`.
+
+    Every other token has the position that transformers gives it in the whole prompt.
+    """
+    inner, ids, pixels = model.whole.model, model.ids(prompt, sizes), model.pixels(sizes)
+    grid = pixels["image_grid_thw"]
+    is_image = ids[0] == model.checkpoint.image_token
+    positions, _ = inner.get_rope_index(ids, mm_token_type_ids=is_image[None].int(), image_grid_thw=grid)
+    features = inner.get_image_features(pixels["pixel_values"], grid, return_dict=True).pooler_output
+    embeds = inner.get_input_embeddings()(ids)
+    embeds[0, is_image] = torch.cat(list(features))
+    starts = np.cumsum([0, *(len(rows) for rows in features)])
+    stays = ~is_image
+    stays[is_image.nonzero()[torch.cat([index + start for index, start in zip(kept, starts, strict=False)]), 0]] = True
+    embeds, positions, logits = embeds[:, stays], positions[..., stays], []
+    for _ in range(NEW_TOKENS):
+        logits.append(model.whole(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits[0, -1])
+        word = inner.get_input_embeddings()(logits[-1].argmax().view(1, 1))
+        embeds, positions = torch.cat([embeds, word], 1), torch.cat([positions, positions[..., -1:] + 1], 2)
+    return torch.stack(logits)
+
+
 def definitions(model: Model, kept: list[list[Tensor]]) -> list[Tensor]:
-    """`definition` of each of PROMPTS."""
+    """What pruning means for each of PROMPTS."""
+    by_family = definition if model.checkpoint.language.linear is None else taken_out
     cases = zip(encoded(model), PROMPTS, kept, strict=True)
-    return [definition(model, prompt, sizes, indices) for prompt, (_, sizes), indices in cases]
+    return [by_family(model, prompt, sizes, indices) for prompt, (_, sizes), indices in cases]
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
@@ -273,6 +299,17 @@ def test_without_deep_stack_the_answers_are_others(model):
         for rows, _ in pictures:
             rows[:, width:] = 0
     assert_different(model, answer(model, visual, encoded(model)), kept)
+
+
+def test_linear_attention_sees_what_a_mask_hides(model):
+    """So the reference of the other families is none here, and the test above would fail with it."""
+    if model.checkpoint.language.linear is None:
+        pytest.skip("every layer attends to every token")
+    kept, visual = pruned(model, SHARES)
+    first, (_, sizes) = encoded(model)[0], PROMPTS[0]
+    hidden = definition(model, first, sizes, kept[0])
+    far = (answer(model, visual, encoded(model))[0, 0].log_softmax(-1) - hidden[0].log_softmax(-1)).abs().max()
+    assert far > 1000 * NEAR
 
 
 def test_finished_answers_leave_a_batch_of_three_axes(model):
