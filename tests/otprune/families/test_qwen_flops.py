@@ -1,4 +1,4 @@
-"""The multiply-adds of Qwen2.5-VL, Qwen3-VL and Qwen3.5, from a picture's size alone, against what the models multiply."""
+"""The multiply-adds of Qwen2.5-VL, Qwen3-VL and Qwen3.5, from a picture's size, against what the models multiply."""
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from otprune.families import Options
 from otprune.methods import METHODS
-from otprune.models import CheckpointError, load_decoder, load_encoder, read_checkpoint
+from otprune.models import CheckpointError, load_decoder, load_encoder, load_prompter, read_checkpoint
 from otprune.models.relevance import make_relevance
 from tests.tiny import MAKERS
 
@@ -229,3 +229,34 @@ def test_words_of_the_prompt_have_a_relevance(name, tmp_path):
     expected = torch.nn.functional.cosine_similarity(tokens[0][:, None], embedding[words][None], dim=-1).mean(dim=1)
     relevance = make_relevance({"relevance": "words"}, folder, torch.float32, "cpu")
     torch.testing.assert_close(relevance(None, tokens, ["a red cat"])[0], expected)
+
+
+# Prompts and answers of Qwen3.5
+
+
+def test_a_model_that_can_think_is_told_not_to(tmp_path):
+    prompter = load_prompter(make("qwen3_5", tmp_path))
+    assert prompter.tokenizer.decode(prompter.encode_prompt("describe")[-1]).endswith(
+        "describe<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+def test_the_end_of_a_turn_ends_an_answer_where_the_configuration_names_that_of_a_document_alone(tmp_path):
+    folder = make("qwen3_5", tmp_path)
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 9
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_prompter(folder).end_tokens == [9, 2]
+    assert load_decoder(folder, **CPU).end_tokens == [9, 2]
+
+
+def test_weights_of_a_head_that_drafts_tokens_are_left_alone(tmp_path):
+    """The released files hold some (`mtp.*`)."""
+    folder = make("qwen3_5", tmp_path)
+    expected = rows_and_answer(folder)
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | {"mtp.fc.weight": torch.ones(64, 128)}, file, {"format": "pt"})
+    found = rows_and_answer(folder)
+    assert torch.equal(found[0], expected[0])
+    assert found[1] == expected[1] != ""

@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from otprune.families import Span
 from otprune.models import Checkpoint, Decoder, Encoder, Prompt, load_decoder, load_encoder, read_checkpoint
+from otprune.models.decoding import decode
 from tests.tiny import MAKERS
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
@@ -310,6 +311,19 @@ def test_linear_attention_sees_what_a_mask_hides(model):
     hidden = definition(model, first, sizes, kept[0])
     far = (answer(model, visual, encoded(model))[0, 0].log_softmax(-1) - hidden[0].log_softmax(-1)).abs().max()
     assert far > 1000 * NEAR
+
+
+def test_what_stands_in_the_padding_changes_no_answer(model):
+    """Ours is zeros, which no layer without biases would notice, linear attention or not."""
+    generator = torch.Generator().manual_seed(0)
+    embeds, mask = torch.randn(2, 30, 64, generator=generator), torch.ones(2, 30, dtype=torch.long)
+    mask[0, :20] = 0
+    positions = torch.arange(30).expand(3, 2, 30)
+    options = {"max_new_tokens": NEW_TOKENS, "end_tokens": []}
+    together = decode(model.decoder.model, embeds, mask, positions=positions, **options)
+    alone = decode(model.decoder.model, embeds[:1, 20:], mask[:1, 20:], positions=positions[:, :1, 20:], **options)
+    assert together[0] == alone[0]
+    assert together[0] != together[1]
 
 
 def test_finished_answers_leave_a_batch_of_three_axes(model):
