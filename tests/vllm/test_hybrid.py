@@ -1,7 +1,7 @@
 """The span plugin with Qwen3.5, most of whose layers have linear attention.
 
-vLLM's CPU build runs these layers in bfloat16 alone, and the references are float32 with the same weights. How far apart
-the two types may be is not guessed: transformers itself answers in bfloat16, and vLLM may be twice as far away.
+vLLM's CPU build runs these layers in bfloat16 alone, and the references are float32 with the same weights. How far
+apart the two may be is not guessed: transformers itself answers in bfloat16, and vLLM may be twice as far away.
 """
 
 from collections.abc import Iterator
