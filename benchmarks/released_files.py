@@ -1,6 +1,6 @@
 """Writes the files of a released checkpoint with random values: its names, shards, index and sizes, at full width.
 
-    python benchmarks/released_files.py qwen2.5-vl-3b FOLDER
+    python benchmarks/released_files.py qwen2.5-vl-3b FOLDER        # or qwen3.5-0.8b, llava-1.5-7b
     python jobs/caption_corpus.py model.path=FOLDER model.dtype=bfloat16 input.limit=4 generate.max_new_tokens=8 ...
 
 The captions mean nothing. What runs is everything else: the files are found and read by halves, each actor's memory is
@@ -24,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
 )
 
 SHARD = "5GB"
@@ -70,6 +72,49 @@ def qwen25_vl_3b(folder: Path) -> Any:
     return Qwen2_5_VLForConditionalGeneration, config
 
 
+def qwen35_08b(folder: Path) -> Any:
+    """Qwen3.5-0.8B: 24 layers of 1024, every fourth with attention to all tokens, a tower of 12 layers of 768.
+
+    Its config.json names the end of a document as end token, and its tokenizer the end of a turn. The released files
+    hold the weights of a head that drafts tokens, too (`mtp.*`), which neither engine reads here.
+    """
+    special = {
+        "<|endoftext|>": 248044, "<|im_start|>": 248045, "<|im_end|>": 248046, "<|vision_start|>": 248053,
+        "<|vision_end|>": 248054, "<|image_pad|>": 248056, "<|video_pad|>": 248057, "<think>": 248068,
+        "</think>": 248069,
+    }  # fmt: skip
+    template = CHATML.removesuffix("{% endif %}") + (
+        "<think> {% if enable_thinking is not defined or not enable_thinking %}</think> {% endif %}{% endif %}"
+    )
+    write_tokenizer(folder, special, template, end="<|im_end|>", pad="<|endoftext|>")
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessorFast", "patch_size": 16, "temporal_patch_size": 2,
+        "merge_size": 2, "size": {"shortest_edge": 65536, "longest_edge": 16777216}, "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    config = Qwen3_5Config(
+        text_config={
+            "vocab_size": 248320, "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24,
+            "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 262144,
+            "linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "eos_token_id": 248044,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 10000000.0, "mrope_section": [11, 11, 10],
+                "mrope_interleaved": True, "partial_rotary_factor": 0.25,
+            },
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": 12, "hidden_size": 768, "intermediate_size": 3072, "num_heads": 12, "out_hidden_size": 1024,
+            "patch_size": 16, "num_position_embeddings": 2304,
+        },
+        image_token_id=248056, video_token_id=248057, vision_start_token_id=248053, vision_end_token_id=248054,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return Qwen3_5ForConditionalGeneration, config
+
+
 def llava15_7b(folder: Path) -> Any:
     """LLaVA-1.5-7B: 32 layers of 4096, CLIP ViT-L/14-336."""
     special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 32000, "<pad>": 32001}
@@ -95,7 +140,7 @@ def llava15_7b(folder: Path) -> Any:
     return LlavaForConditionalGeneration, config
 
 
-CHECKPOINTS = {"qwen2.5-vl-3b": qwen25_vl_3b, "llava-1.5-7b": llava15_7b}
+CHECKPOINTS = {"qwen2.5-vl-3b": qwen25_vl_3b, "qwen3.5-0.8b": qwen35_08b, "llava-1.5-7b": llava15_7b}
 
 
 def write_tokenizer(folder: Path, special: dict[str, int], template: str, *, end: str, pad: str) -> None:

@@ -6,12 +6,27 @@ kernel may do half of it). Not counted: norms, activations, softmax, rotary embe
 For n_a rows in a layer's attention and n_f rows in its FFN, width d, FFN width m and g FFN matrices, a layer is
 
     (2 + 2 kv_heads / heads) n_a d^2 + 2 n_a^2 d + g n_f d m        (with heads * head_dim = d)
+
+A linear-attention layer (a gated delta net) costs the same for every row, however many rows there are. With key heads
+of together K numbers, H value heads of together V, a key head of a and a value head of b numbers, a convolution over w
+tokens, and chunks of C = 64 rows, its part beside the FFN is for n rows, in whole chunks c = C ceil(n / C),
+
+    n d (2 K + 3 V + 2 H) + n w (2 K + V) + c H (3 a b + C (2 a + b) + (C - 1) (a + b) / 2)
+
+The first term is its projections: queries, keys, values, gate, output, decay and learning rate. The last is the delta
+rule in chunks: the state is read twice and written once; keys meet keys and queries, and queries new values, inside a
+chunk; a triangular system is solved for two right-hand sides. A single row, as in decoding, multiplies 3 a b in a head:
+the old value is read, the state written, and the query reads it. Sources: Yang et al. 2024, "Gated Delta Networks",
+equations 10 and 11 and section 3.3, and "Parallelizing Linear Transformers with the Delta Rule over Sequence Length",
+section 3.2; chunks of 64 are those of transformers and of its kernels.
 """
 
 from itertools import pairwise
 
 from otprune.schedules import Schedule, num_kept
-from otprune.shapes import LanguageShape, ModelShape, PatchVisionShape, VisionShape
+from otprune.shapes import LanguageShape, LinearShape, ModelShape, PatchVisionShape, VisionShape
+
+CHUNK = 64  # rows that a linear-attention layer reads at once in a prefill
 
 
 def prefill_flops(
@@ -38,9 +53,9 @@ def prefill_flops(
     if num_prompt_tokens < 0:
         raise ValueError(f"num_prompt_tokens must be at least 0, got {num_prompt_tokens}")
     total = shape.hidden * shape.vocab if head else 0
-    for attention_rows, ffn_rows in visual or [(0, 0)] * shape.layers:
+    for layer, (attention_rows, ffn_rows) in enumerate(visual or [(0, 0)] * shape.layers):
         rows = num_prompt_tokens + attention_rows
-        total += _attention(shape, rows, rows)
+        total += _mixing(shape, layer, rows, rows)
         total += (num_prompt_tokens + ffn_rows) * _ffn(shape, ffn_matrices)
     return total
 
@@ -50,9 +65,9 @@ def decode_flops(
 ) -> int:
     """Multiply-adds of decoding tokens 2 .. num_generated with a KV cache; prefill yields token 1."""
     total = 0
-    for attention_rows, _ in visual or [(0, 0)] * shape.layers:
+    for layer, (attention_rows, _) in enumerate(visual or [(0, 0)] * shape.layers):
         for step in range(1, num_generated):
-            total += _attention(shape, 1, num_prompt_tokens + attention_rows + step)
+            total += _mixing(shape, layer, 1, num_prompt_tokens + attention_rows + step)
             total += _ffn(shape, 3)
     return total + max(num_generated - 1, 0) * shape.hidden * shape.vocab
 
@@ -135,7 +150,28 @@ def _ffn(shape: LanguageShape, matrices: int) -> int:
     return shape.hidden * (matrices * shape.intermediate + shape.experts)
 
 
+def _mixing(shape: LanguageShape, layer: int, num_rows: int, num_keys: int) -> int:
+    """Multiply-adds of what a layer does beside its FFN: attention of either kind."""
+    if shape.linear is not None and layer in shape.linear.layers:
+        return _linear_attention(shape.linear, shape.hidden, num_rows)
+    return _attention(shape, num_rows, num_keys)
+
+
 def _attention(shape: LanguageShape, num_rows: int, num_keys: int) -> int:
-    """Multiply-adds of the four projections of `num_rows` rows, and of their scores and sums over `num_keys` keys."""
+    """Multiply-adds of the projections of `num_rows` rows, and of their scores and sums over `num_keys` keys."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    return num_rows * shape.hidden * 2 * (queries + keys) + 2 * num_rows * num_keys * queries
+    gate = queries if shape.linear is not None else 0
+    return num_rows * shape.hidden * (2 * (queries + keys) + gate) + 2 * num_rows * num_keys * queries
+
+
+def _linear_attention(linear: LinearShape, hidden: int, num_rows: int) -> int:
+    """Multiply-adds of a gated delta net on `num_rows` rows: its projections, its convolution and the delta rule."""
+    a, b, heads = linear.key_dim, linear.value_dim, linear.value_heads
+    keys, values = linear.key_heads * a, heads * b
+    projections = num_rows * hidden * (2 * keys + 3 * values + 2 * heads)
+    convolution = num_rows * linear.kernel * (2 * keys + values)
+    if num_rows == 1:  # a step of decoding
+        return projections + convolution + heads * 3 * a * b
+    chunks = -(-num_rows // CHUNK)
+    solved = CHUNK * (CHUNK - 1) // 2 * (a + b)
+    return projections + convolution + chunks * heads * (CHUNK * (3 * a * b + CHUNK * (2 * a + b)) + solved)

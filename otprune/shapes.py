@@ -9,6 +9,35 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearShape:
+    """The sizes of the linear-attention layers of a hybrid model: gated delta nets, as Qwen3.5 has them."""
+
+    layers: tuple[int, ...]
+    """Which layers, counted from 0; the others attend to every token."""
+    key_heads: int
+    key_dim: int
+    value_heads: int
+    value_dim: int
+    kernel: int
+    """Width of the short convolution over queries, keys and values, in tokens."""
+
+    @classmethod
+    def from_config(cls, config: Any) -> "LinearShape | None":
+        """The shape in a text config; None if all its layers attend to every token."""
+        kinds = getattr(config, "layer_types", None) or ()
+        if "linear_attention" not in kinds:
+            return None
+        return cls(
+            layers=tuple(i for i, kind in enumerate(kinds) if kind == "linear_attention"),
+            key_heads=config.linear_num_key_heads,
+            key_dim=config.linear_key_head_dim,
+            value_heads=config.linear_num_value_heads,
+            value_dim=config.linear_value_head_dim,
+            kernel=config.linear_conv_kernel_dim,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LanguageShape:
     """The sizes of a decoder-only language model with gated FFNs (LLaMA, Qwen, Mistral)."""
 
@@ -21,7 +50,11 @@ class LanguageShape:
     vocab: int
     experts: int = 0
     """Experts of each FFN, of which a router chooses some for each token; `intermediate` is then the width of those
-    together. 0: no experts."""
+    together. A further expert that serves every token is one of them and in that width, as a gate weighs it too. 0: no
+    experts."""
+    linear: LinearShape | None = None
+    """The layers with linear attention; None: there are none. With them, the other layers gate their attention: the
+    projection of the queries is twice as wide."""
 
     @classmethod
     def from_config(cls, config: Any) -> "LanguageShape":
@@ -32,15 +65,17 @@ class LanguageShape:
         """
         heads = config.num_attention_heads
         chosen = getattr(config, "num_experts_per_tok", None) or 0
+        shared = getattr(config, "shared_expert_intermediate_size", None) or 0
         return cls(
             hidden=config.hidden_size,
-            intermediate=chosen * config.moe_intermediate_size if chosen else config.intermediate_size,
+            intermediate=chosen * config.moe_intermediate_size + shared if chosen else config.intermediate_size,
             layers=config.num_hidden_layers,
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             vocab=config.vocab_size,
-            experts=config.num_experts if chosen else 0,
+            experts=config.num_experts + bool(shared) if chosen else 0,
+            linear=LinearShape.from_config(config),
         )
 
 

@@ -34,6 +34,10 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -62,6 +66,11 @@ QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Qwen3.5's, whose larger checkpoints think unless they are told not to.
+QWEN3_5_TEMPLATE = QWEN_TEMPLATE.removesuffix("{% endif %}") + (
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}{% endif %}"
 )
 # LLaVA-OneVision's ChatML: a space behind the role, and no line break between the turns.
 ONEVISION_TEMPLATE = (
@@ -163,6 +172,8 @@ def randomize(model: Any, seed: int = 0) -> Any:
         drawn = torch.randn(weight.shape, generator=generator)
         if "embed" in name and "patch" not in name:
             weight.copy_(drawn)
+        elif name.endswith("A_log"):
+            weight.copy_(drawn * 0.1 - 4)  # linear attention then forgets about 1 % of its state with each token
         elif weight.dim() >= 2:  # experts are [experts, out, in]
             weight.copy_(drawn * 1.3 / (weight.shape[-1] if weight.dim() == 3 else weight[0].numel()) ** 0.5)
         else:
@@ -356,6 +367,53 @@ def _make_qwen3(folder: Path, config: Any, model: Any, ffn: dict[str, int], tie:
     return save(model(described), folder, processor, **options)
 
 
+def make_qwen3_5(folder: Path, *, tie: bool = False, **options: Any) -> Path:
+    return _make_qwen3_5(folder, Qwen3_5Config, Qwen3_5ForConditionalGeneration, {}, tie, options)
+
+
+def make_qwen3_5_moe(folder: Path, *, tie: bool = False, **options: Any) -> Path:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    experts |= {"shared_expert_intermediate_size": 20}
+    return _make_qwen3_5(folder, Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, experts, tie, options)
+
+
+def _make_qwen3_5(folder: Path, config: Any, model: Any, ffn: dict[str, int], tie: bool, options: Any) -> Path:
+    """Layers of linear attention, and as many that attend to every token and rotate half of each head.
+
+    The released models have three of the former for one of the latter, too few for tiny ones to see positions well.
+    """
+    special = (*VISION_TOKENS, "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+    tokenizer = save_tokenizer(folder, special, QWEN3_5_TEMPLATE)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2], "mrope_interleaved": True}
+    text = {
+        **TEXT,
+        **ffn,
+        "head_dim": 32,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 24,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "vocab_size": len(tokenizer),
+        "rope_parameters": {**rope, "partial_rotary_factor": 0.5},
+        "tie_word_embeddings": tie,
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_heads": 2,
+        "out_hidden_size": TEXT["hidden_size"],
+        "patch_size": 16,
+        "num_position_embeddings": 64,
+    }
+    described = config(text_config=text, vision_config=vision, tie_word_embeddings=tie, **vision_token_ids(tokenizer))
+    edges = {"shortest_edge": 4 * 32 * 32, "longest_edge": 16384 * 32 * 32}
+    mean = [0.5, 0.5, 0.5]
+    processor = Qwen2VLImageProcessorPil(patch_size=16, size=edges, image_mean=mean, image_std=mean)
+    return save(model(described), folder, processor, **options)
+
+
 def make_mistral3(folder: Path, *, tie: bool = False, longest: int = 150, head_dim: int = 24, **options: Any) -> Path:
     """Tokens of 14 x 14 pixels, in pictures of up to `longest` pixels a side, which is no multiple of them."""
     tokenizer = save_tokenizer(folder, MISTRAL_TOKENS, MISTRAL_TEMPLATE, begin=True)
@@ -427,6 +485,8 @@ MAKERS: dict[str, Callable[..., Path]] = {
     "qwen2_5_vl": make_qwen2_5_vl,
     "qwen3_vl": make_qwen3_vl,
     "qwen3_vl_moe": make_qwen3_vl_moe,
+    "qwen3_5": make_qwen3_5,
+    "qwen3_5_moe": make_qwen3_5_moe,
     "internvl": make_internvl,
     "mistral3": make_mistral3,
     "smolvlm": make_smolvlm,

@@ -11,7 +11,7 @@ from otprune.families.llava import LLAVA
 from otprune.families.llava_next import LLAVA_NEXT
 from otprune.families.llava_onevision import LLAVA_ONEVISION
 from otprune.families.mistral3 import MISTRAL3
-from otprune.families.qwen_vl import QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE
+from otprune.families.qwen_vl import QWEN2_5_VL, QWEN3_5, QWEN3_5_MOE, QWEN3_VL, QWEN3_VL_MOE
 from otprune.families.smolvlm import IDEFICS3, SMOLVLM
 
 __all__ = [
@@ -30,16 +30,7 @@ __all__ = [
 ]
 
 FAMILIES = collect(
-    LLAVA,
-    LLAVA_NEXT,
-    LLAVA_ONEVISION,
-    QWEN2_5_VL,
-    QWEN3_VL,
-    QWEN3_VL_MOE,
-    INTERNVL,
-    MISTRAL3,
-    SMOLVLM,
-    IDEFICS3,
-    GEMMA3,
+    *(LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, QWEN3_5, QWEN3_5_MOE),
+    *(INTERNVL, MISTRAL3, SMOLVLM, IDEFICS3, GEMMA3),
 )
 """`model_type` -> family."""

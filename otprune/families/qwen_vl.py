@@ -1,10 +1,13 @@
-"""Qwen2.5-VL and Qwen3-VL: a picture keeps its own shape, and 2 x 2 patches make one visual token.
+"""Qwen2.5-VL, Qwen3-VL and Qwen3.5: a picture keeps its own shape, and 2 x 2 patches make one visual token.
 
 A picture is stretched to a frame whose sides are multiples of a token's side, so that its tokens form a grid of `rows`
 x `columns`. Positions have three axes, time, row and column: a token keeps those of its place in the grid when others
 are pruned, and the text behind the picture stands where the whole picture would have put it.
 
 In Qwen3-VL a token has several rows for the language model: one for the input and one for each DeepStack level.
+
+Most layers of Qwen3.5 have linear attention, which keeps one state of fixed size: they go through the tokens in order,
+whatever the positions say. Kept tokens stand one behind the other for them, as if the others had never been there.
 """
 
 from collections.abc import Mapping
@@ -148,7 +151,7 @@ def grid_within(rows: int, columns: int, k: int) -> tuple[int, int]:
 
 
 def read(config: Any, processor: ImageProcessor, options: Options) -> Facts:
-    """The facts about a Qwen2.5-VL or Qwen3-VL.
+    """The facts about a Qwen2.5-VL, Qwen3-VL or Qwen3.5.
 
     Raises:
         ValueError: for an aspect other than auto, limits of pixels that no picture can meet, or without an image
@@ -197,6 +200,11 @@ def pixel_limits(settings: Mapping[str, Any], options: Options, token: int) -> t
 def refuses(method: "Method", checkpoint: "Checkpoint", settings: Mapping[str, Any] | None = None) -> str | None:
     """Methods that look inside the language model or at a class token, or whose tokens have no place of their own."""
     title = checkpoint.record.title
+    if method.inside_model and checkpoint.language.linear is not None:
+        return (
+            f"method {method.name} works on the attention and the key-value cache of every layer, and {title} has "
+            "layers with linear attention, which have neither"
+        )
     if method.inside_model:
         return f"method {method.name} looks inside the language model, which runs for LLaVA alone"
     if method.requires & {"keys", "class_attention"}:
@@ -239,3 +247,5 @@ def _family(name: str, title: str, architecture: str) -> Family:
 QWEN2_5_VL = _family("qwen2_5_vl", "Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration")
 QWEN3_VL = _family("qwen3_vl", "Qwen3-VL", "Qwen3VLForConditionalGeneration")
 QWEN3_VL_MOE = _family("qwen3_vl_moe", "Qwen3-VL with experts", "Qwen3VLMoeForConditionalGeneration")
+QWEN3_5 = _family("qwen3_5", "Qwen3.5", "Qwen3_5ForConditionalGeneration")
+QWEN3_5_MOE = _family("qwen3_5_moe", "Qwen3.5 with experts", "Qwen3_5MoeForConditionalGeneration")

@@ -59,13 +59,13 @@ def decode(
 
     cache = DynamicCache(config=model.config)
     positions = (mask.cumsum(1) - 1).clamp_min(0) if positions is None else positions
-    padded, only_2d = not mask.all(), needs_2d_mask(model.config)
+    padded, only_2d, hybrid = not mask.all(), needs_2d_mask(model.config), is_hybrid(model.config)
     inputs: dict[str, Any] = {"inputs_embeds": embeds, **(prefill or {})}
     open_rows = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
     for step in range(max_new_tokens):
         logits = model(
             **inputs,
-            attention_mask=_attention_mask(mask, step, only_2d) if padded else None,
+            attention_mask=_attention_mask(mask, step, only_2d, hybrid) if padded else None,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
@@ -84,7 +84,7 @@ def decode(
             if not len(unfinished):
                 break
             if len(unfinished) <= LEAVE * len(rows):
-                cache.batch_select_indices(unfinished)
+                cache.reorder_cache(unfinished)  # the states of linear attention have no batch_select_indices
                 rows, tokens = rows[unfinished], tokens[unfinished]
                 positions, mask = positions[..., unfinished, :], mask[unfinished]
                 open_rows = open_rows[unfinished]
@@ -92,7 +92,7 @@ def decode(
     return settled(answers.tolist())
 
 
-def _attention_mask(mask: Tensor, step: int, only_2d: bool) -> Tensor:
+def _attention_mask(mask: Tensor, step: int, only_2d: bool, hybrid: bool) -> Tensor | dict[str, Tensor | None]:
     """The mask that the model gets at a step, from the int64 mask [B, T] of all tokens so far.
 
     transformers uses a mask of 4 dimensions as it is. It inspects one of 2 dimensions, and the inspection waits for the
@@ -100,12 +100,22 @@ def _attention_mask(mask: Tensor, step: int, only_2d: bool) -> Tensor:
     """
     if only_2d:
         return mask
-    return mask[:, None, None].bool() if step else causal_mask(mask.bool())
+    every_token = mask[:, None, None].bool() if step else causal_mask(mask.bool())
+    if not hybrid:
+        return every_token
+    # Linear attention sets the rows of padding to 0, with which they change no state. A new token is no padding.
+    return {"full_attention": every_token, "linear_attention": None if step else mask}
+
+
+def is_hybrid(config: Any) -> bool:
+    """Whether some layers have linear attention and the others attend to every token."""
+    return set(getattr(config, "layer_types", None) or ()) == {"full_attention", "linear_attention"}
 
 
 def needs_2d_mask(config: Any) -> bool:
     """Whether transformers must make the masks: for windows, or attention that takes no bool mask [B, 1, L, L]."""
-    return config._attn_implementation != "sdpa" or limited_attention(config) is not None
+    limited = limited_attention(config) is not None and not is_hybrid(config)
+    return config._attn_implementation != "sdpa" or limited
 
 
 def uniform_draws(seeds: Sequence[int], count: int, device: torch.device) -> Tensor:

@@ -55,10 +55,12 @@ class Prompter:
         self.image_token, self.max_length = checkpoint.image_token, checkpoint.max_length
         self.image_text, self.finish_prompt = checkpoint.record.image_text, checkpoint.record.finish_prompt
         self.image_mark = checkpoint.record.image_mark
-        ends: Any = tokenizer.eos_token_id if end is None else end
-        if ends is None:
+        # Both count: without generation_config.json, Qwen3.5's config.json names the end of a document alone, and its
+        # tokenizer the end of a turn.
+        ends: list[Any] = [*(end if isinstance(end, list) else [end]), tokenizer.eos_token_id]
+        self.end_tokens: list[int] = list(dict.fromkeys(token for token in ends if token is not None))
+        if not self.end_tokens:
             raise CheckpointError(f"model.path must name an end token (eos_token_id), found none in {checkpoint.path}")
-        self.end_tokens: list[int] = [ends] if isinstance(ends, int) else list(ends)
         self._control = _control_tokens(tokenizer, self.image_token)
 
     def encode_prompt(
@@ -250,7 +252,11 @@ def _fill(
         form = "as text" if content is line else "in parts"
         try:
             rendered: Any = tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+                messages,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,  # a caption needs no reasoning; templates that know no such switch ignore it
             )
         except Exception as error:  # a template is a program of the checkpoint's, which may raise anything
             failures[form] = " ".join(f"{type(error).__name__}: {error}".split())

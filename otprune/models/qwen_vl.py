@@ -1,4 +1,4 @@
-"""The two halves of Qwen2.5-VL and Qwen3-VL: the vision tower with its mergers, and the language model with its head.
+"""The two halves of Qwen2.5-VL, Qwen3-VL and Qwen3.5: vision tower with mergers, and language model with its head.
 
 Shapes: N visual tokens of a picture, P patches of it (4 to a token), D language width, B prompts, L rows of a prompt.
 """

@@ -23,7 +23,7 @@ from tests.helpers import LOCAL, run_captions, write_corpus
 from tests.tiny import MAKERS
 
 SIZES = [(80, 100), (300, 200), (200, 300), (40, 500), (480, 640), (300, 200), (28, 28)]  # height, width
-FREE = ("qwen2_5_vl", "qwen3_vl", "mistral3")
+FREE = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3")
 RETENTION = {
     "llava_next": 0.098,
     "llava_onevision": 0.098,
@@ -216,6 +216,7 @@ def test_the_limit_of_pixels_is_the_users_and_part_of_the_fingerprint(family, pi
         ("llava_onevision", {"prune.method": "fastv"}, "one size alone, so it cannot prune LLaVA-OneVision"),
         ("llava_onevision", {"prune.method": "resize"}, "resize needs a model of free picture size, got a LLaVA-One"),
         ("llava", {"model.max_pixels": 1000}, "model.max_pixels and model.min_pixels must be null"),
+        ("qwen3_5", {"prune.method": "fastv"}, "layers with linear attention, which have neither"),
         ("internvl", {"prune.method": "fastv"}, "fastv looks inside the language model, which runs for LLaVA alone"),
         ("internvl", {"prune.method": "prumerge"}, "prumerge reads the attention of a class token"),
         ("internvl", {"prune.method": "m3"}, "m3 makes tokens of several, which has not been tried with InternVL"),

@@ -4,6 +4,9 @@ The reference shares nothing with the plugin. It runs the whole sequence, with e
 without a cache. A mask hides the dropped tokens, and positions are given: those that the whole sequence has with
 M-RoPE, and those of the kept tokens alone, counted, without. Of Mistral's ends of rows it hides those that end no kept
 token, and that of the last row with kept tokens, if the picture's end stands behind a later row.
+
+Layers with linear attention see what a mask hides. For a model with such layers the dropped tokens are taken out, and
+the others keep the positions of the whole sequence.
 """
 
 from collections.abc import Sequence
@@ -189,6 +192,9 @@ def answer(model: Any, ids: Tensor, visible: Tensor, positions: Tensor, rows: Te
     main, *levels = rows.split(width, 1)
     embeds = embed(ids)[None].clone()
     embeds[image] = main
+    if "linear_attention" in (getattr(model.config.text_config, "layer_types", None) or ()):
+        embeds, image, positions = embeds[:, visible], image[:, visible], positions[:, visible]
+        visible = visible[visible]
     tokens, logprobs = [], []
     for _ in range(NEW):
         length = embeds.shape[1]

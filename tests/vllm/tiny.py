@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -169,6 +171,20 @@ def qwen3_vl_moe() -> torch.nn.Module:
     )
 
 
+def qwen3_5() -> torch.nn.Module:
+    """Half of the layers have linear attention, whose heads must be 128 wide in vLLM's CPU build."""
+    linear = {"linear_key_head_dim": 128, "linear_value_head_dim": 128}
+    linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    text = {
+        **TEXT,
+        **linear,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "rope_parameters": rope([3, 3, 2], mrope_interleaved=True, partial_rotary_factor=0.5),
+    }
+    tower = {**QWEN_TOWER, "depth": 2, "patch_size": 16, "num_position_embeddings": 256}
+    return Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=tower, **QWEN_TOKENS))
+
+
 def internvl() -> torch.nn.Module:
     text = {key: value for key, value in TEXT.items() if key != "head_dim"}
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
@@ -224,17 +240,28 @@ FAMILIES: dict[str, Callable[[], torch.nn.Module]] = {
 }
 
 
+HYBRID: dict[str, Callable[[], torch.nn.Module]] = {"qwen3_5": qwen3_5}
+"""Families with linear attention, which vLLM's CPU build runs in bfloat16 alone."""
+
+
 def make(family: str, folder: Path) -> Any:
-    """Writes a checkpoint of the family and returns its model, float32, in `eval` mode."""
-    model: Any = FAMILIES[family]().float().eval()
+    """Writes a checkpoint of the family and returns its model, float32, in `eval` mode.
+
+    The weights of a hybrid family are bfloat16 numbers, so that an engine in bfloat16 has the same.
+    """
+    model: Any = (FAMILIES | HYBRID)[family]().float().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            if weight.dim() == 1:
+            if name.endswith("A_log"):
+                weight.copy_(0.1 * noise - 4)  # linear attention then forgets about 1 % of its state with each token
+            elif weight.dim() == 1:
                 weight.copy_(("norm" in name and name.endswith("weight")) + 0.05 * noise)
             else:  # wider than usual, so that each token counts in the answer
                 weight.copy_(noise * (1 if "embed" in name else 2 / weight[0].numel() ** 0.5))
+            if family in HYBRID:
+                weight.copy_(weight.bfloat16())
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     transpose_experts(folder / "model.safetensors")

@@ -2,7 +2,8 @@
 
 What is left of pruned pictures is compared with the definition of pruning: the whole prompt, whose pruned tokens nobody
 can see, computed by the whole model, anew for each word and without a cache. Hidden tokens take no positions, but with
-M-RoPE, where every token stays at the position of its place.
+M-RoPE, where every token stays at the position of its place. Layers with linear attention see what a mask hides, so for
+their models the pruned tokens are taken out, and the others keep their positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -206,6 +207,25 @@ def definition(
     return torch.stack(logits)
 
 
+@torch.inference_mode()
+def taken_out(
+    model: Model, prompt: Prompt, sizes: Sequence[Size], kept: list[Tensor], visible_of: Callable[..., Tensor]
+) -> Tensor:
+    """As `definition`, of the prompt without what cannot be seen, at the positions of the whole prompt."""
+    inner, ids = model.whole.model, model.ids(prompt, sizes)
+    is_image, grid = ids[0] == model.checkpoint.image_token, model.inputs(sizes)["image_grid_thw"]
+    positions, _ = inner.get_rope_index(ids, mm_token_type_ids=is_image[None].int(), image_grid_thw=grid)
+    embeds = inner.get_input_embeddings()(ids)
+    embeds[0, is_image] = flat(model.features(sizes).pooler_output)
+    stays = visible_of(model, ids[0].tolist(), kept, sizes)
+    embeds, positions, logits = embeds[:, stays], positions[..., stays], []
+    for _ in range(NEW_TOKENS):
+        logits.append(model.whole(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits[0, -1])
+        word = inner.get_input_embeddings()(logits[-1].argmax().view(1, 1))
+        embeds, positions = torch.cat([embeds, word], 1), torch.cat([positions, positions[..., -1:] + 1], 2)
+    return torch.stack(logits)
+
+
 def flat(parts: Sequence[Tensor]) -> Tensor:
     """[tokens, D] from the tokens of pictures or of their crops, one behind the other."""
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
@@ -255,9 +275,10 @@ def definitions(
     kept: list[list[Tensor]],
     visible_of: Callable[..., Tensor] = visible_tokens,
 ) -> list[Tensor]:
-    """`definition` of each case."""
+    """What pruning means for each case."""
     each = zip(model.prompts(cases), cases, kept, strict=True)
-    return [definition(model, prompt, sizes, indices, visible_of) for prompt, (_, sizes), indices in each]
+    by_family = definition if model.checkpoint.language.linear is None else taken_out
+    return [by_family(model, prompt, sizes, indices, visible_of) for prompt, (_, sizes), indices in each]
 
 
 def assert_tokens(model: Model, sizes: Sequence[Size], counts: Sequence[int]) -> None:

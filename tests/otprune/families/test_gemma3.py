@@ -23,7 +23,8 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from otprune.flops import projector_flops, vision_flops
 from otprune.models import CheckpointError, Prompt, load_decoder, load_encoder, read_checkpoint
 from otprune.models.gemma3 import masks
-from tests.tiled import CPU, NEAR, NEW_TOKENS, Model, Size, answer, assert_same, load, some
+from tests.otprune.families import parity
+from tests.otprune.families.parity import CPU, NEAR, NEW_TOKENS, Model, Size, answer, assert_same, some
 from tests.tiny import make_gemma3
 
 LANDSCAPE, PORTRAIT, SQUARE, LINE = (150, 260), (310, 130), (56, 56), (20, 900)  # height, width
@@ -32,19 +33,21 @@ SHARES = (0.5, 0.75, 0.8)
 WINDOW = 12  # shorter than a whole picture
 
 
-class Gemma(Model):
-    def inputs(self, sizes: Sequence[Size]) -> dict[str, Tensor]:
-        return {"pixel_values": super().inputs(sizes)["pixel_values"]}
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Model:
+    folder = make_gemma3(tmp_path_factory.mktemp("gemma3"), window=WINDOW)
+    processor = Gemma3ImageProcessorPil.from_pretrained(folder)
 
-    def expected_rows(self, sizes: Sequence[Size]) -> list[Tensor]:
-        with torch.inference_mode():
-            return list(self.whole.model.get_image_features(**self.inputs(sizes), return_dict=True).pooler_output)
+    def inputs(sizes: Sequence[Size]) -> dict[str, Tensor]:
+        made = processor([parity.picture(size) for size in sizes], return_tensors="pt")
+        return {"pixel_values": made["pixel_values"]}
+
+    return parity.load(folder, inputs, parity.tokens_of_each_picture)
 
 
-@pytest.fixture(scope="module", params=[24, WINDOW])
-def model(request, tmp_path_factory) -> Gemma:
-    folder = make_gemma3(tmp_path_factory.mktemp("gemma3"), window=request.param)
-    return Gemma(**vars(load(folder, Gemma3ImageProcessorPil)))
+def expected_rows(model: Model, sizes: Sequence[Size]) -> list[Tensor]:
+    """The tokens of each picture by the whole model."""
+    return list(model.features(sizes).pooler_output)
 
 
 def visual(model: Model, shares: Sequence[float]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
@@ -64,7 +67,7 @@ def encoded(model: Model) -> list[Prompt]:
 @torch.inference_mode()
 def definition(model: Model, prompt: Prompt, sizes: Sequence[Size], kept: Sequence[Tensor]) -> Tensor:
     """Logits [NEW_TOKENS, V] of the whole prompt in which only `kept` of each picture's tokens are there."""
-    inner, ids, features = model.whole.model, model.ids(prompt, sizes)[0].tolist(), model.expected_rows(sizes)
+    inner, ids, features = model.whole.model, model.ids(prompt, sizes)[0].tolist(), expected_rows(model, sizes)
     picture_of, number = [], 0
     for i, token in enumerate(ids):
         is_image = token == model.checkpoint.image_token
@@ -113,7 +116,7 @@ def test_pixels_are_those_of_the_image_processor(model, size):
 
 def test_tokens_are_those_of_the_whole_model(model):
     sizes = [LANDSCAPE, PORTRAIT, SQUARE]
-    for found, expected in zip(model.rows(sizes), model.expected_rows(sizes), strict=True):
+    for found, expected in zip(model.rows(sizes), expected_rows(model, sizes), strict=True):
         torch.testing.assert_close(found, expected, atol=NEAR, rtol=0)
         assert len(found) == model.checkpoint.geometry.num_visual(LANDSCAPE) == 16
         assert found.shape[1] == model.checkpoint.row_width == model.encoder.row_width

@@ -22,7 +22,7 @@ from tests.otprune.families.loading import (
 )
 from tests.tiny import MAKERS
 
-QWEN = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+QWEN = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 OF_QWEN = {"visual.blocks": load_encoder, "layers.": load_decoder}
 OF_LLAVAS = {"vision_tower.": load_encoder, "projector.": load_encoder, "language_model.": load_decoder}
 OF_IDEFICS = {"vision_model.": load_encoder, "connector.": load_encoder, "text_model.": load_decoder}
@@ -56,7 +56,7 @@ def test_a_tied_head_is_the_embedding(family, said_by, tmp_path):
         whole = said_by == "the whole model alone"
         tied = {"top": {"tie_word_embeddings": whole}, "text_config": {"tie_word_embeddings": not whole}}
         change_json(folder / "config.json", **tied)
-    if family in ("qwen3_vl", "qwen3_vl_moe") and said_by == "the language model alone":
+    if family in ("qwen3_vl", "qwen3_vl_moe", "qwen3_5") and said_by == "the language model alone":
         with pytest.raises(CheckpointError, match="lacks 1 weights"):  # their class ties by the whole model's key
             load_decoder(read_checkpoint(str(folder)), **CPU)
         return
@@ -137,7 +137,7 @@ def test_there_is_nothing_to_choose_by_a_class_token_or_before_the_projector(fam
 # Methods
 
 INSIDE, CLASS, MADE = (
-    "looks inside the language model",
+    "(looks inside the language model|works on the attention and the key-value cache of every layer)",
     "reads the attention of a class token",
     "makes tokens of several",
 )
@@ -154,7 +154,7 @@ def test_methods_that_have_not_been_tried_are_refused_in_one_line(family, tmp_pa
         reason = checkpoint.record.refuses(method, checkpoint)
         if expected := REFUSED.get(method.name):
             assert reason is not None
-            assert f"method {method.name} {expected}" in reason
+            assert re.search(f"method {method.name} {expected}", reason)
             assert "\n" not in reason
         else:
             assert reason is None, (method.name, reason)

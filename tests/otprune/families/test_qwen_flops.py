@@ -1,4 +1,4 @@
-"""The multiply-adds of Qwen2.5-VL and Qwen3-VL, from a picture's size alone, against what the models multiply."""
+"""The multiply-adds of Qwen2.5-VL, Qwen3-VL and Qwen3.5, from a picture's size, against what the models multiply."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from otprune import num_kept
-from otprune.flops import prefill_flops, projector_flops, true_flops, vision_flops
+from otprune.flops import decode_flops, prefill_flops, projector_flops, true_flops, vision_flops
 from otprune.models import load_decoder, load_encoder, read_checkpoint
-from otprune.shapes import PatchVisionShape
+from otprune.shapes import LinearShape, PatchVisionShape
 from tests.tiny import MAKERS
 
-FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"]
 CPU = {"dtype": torch.float32, "device": "cpu"}
 # Windows of 2 x 2 tokens: whole ones alone, a row and a column of halves, and pictures smaller than a window.
 SIZES = [(112, 224), (150, 260), (310, 130), (60, 60), (30, 500)]  # height, width
@@ -35,7 +35,7 @@ def test_tower_and_mergers_are_counted_as_they_multiply(checkpoint, size):
     assert counter.get_total_flops() == 2 * found
 
 
-@pytest.mark.parametrize("length", [7, 31])
+@pytest.mark.parametrize("length", [7, 70])
 def test_the_language_model_is_counted_as_it_multiplies(checkpoint, length):
     model = load_decoder(checkpoint, **CPU).model
     model.config._attn_implementation = "eager"
@@ -44,7 +44,38 @@ def test_the_language_model_is_counted_as_it_multiplies(checkpoint, length):
         positions = torch.arange(length).expand(3, 1, length)
         model(inputs_embeds=torch.randn(1, length, 64), position_ids=positions, logits_to_keep=1)
     # The rotary embedding of Qwen's models multiplies no matrices, and attention runs over the full square.
-    assert counter.get_total_flops() == 2 * prefill_flops(checkpoint.language, length)
+    unseen = 0
+    if (linear := checkpoint.language.linear) is not None:
+        # The counter does not know triangular systems, and counts the rows that a convolution computes beyond the last.
+        systems = -(-length // 64) * linear.value_heads * 64 * 63 // 2 * (linear.key_dim + linear.value_dim)
+        unseen = len(linear.layers) * (systems - (linear.kernel - 1) * convolution(linear))
+    assert counter.get_total_flops() == 2 * (prefill_flops(checkpoint.language, length) - unseen)
+
+
+def convolution(linear: LinearShape) -> int:
+    """Multiply-adds of one row."""
+    return linear.kernel * (2 * linear.key_heads * linear.key_dim + linear.value_heads * linear.value_dim)
+
+
+def test_a_step_of_decoding_is_counted_as_it_multiplies(checkpoint):
+    model, length = load_decoder(checkpoint, **CPU).model, 9
+    model.config._attn_implementation = "eager"
+    model.config._experts_implementation = "eager"
+
+    def run(num_rows: int, at: int, **inputs):
+        positions = torch.arange(at, at + num_rows).expand(3, 1, num_rows)
+        return model(inputs_embeds=torch.randn(1, num_rows, 64), position_ids=positions, use_cache=True, **inputs)
+
+    with torch.inference_mode():
+        cache = run(length, 0).past_key_values
+        with FlopCounterMode(display=False) as counter:
+            run(1, length, past_key_values=cache)
+    unseen = 0
+    if (linear := checkpoint.language.linear) is not None:
+        # The delta rule of a single row multiplies element by element; the convolution computes the row before it too.
+        rule = 3 * linear.value_heads * linear.key_dim * linear.value_dim
+        unseen = len(linear.layers) * (rule - convolution(linear))
+    assert counter.get_total_flops() == 2 * (decode_flops(checkpoint.language, length, 2) - unseen)
 
 
 def test_true_flops_follow_from_the_picture(checkpoint):

@@ -1,4 +1,4 @@
-"""Checkpoints of Qwen2.5-VL and Qwen3-VL as they are published: names and flat configurations."""
+"""Checkpoints of Qwen2.5-VL, Qwen3-VL and Qwen3.5 as they are published: names, flat configurations, prompts, ends."""
 
 import json
 import re
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from otprune.families import Options
-from otprune.models import load_encoder, read_checkpoint
+from otprune.models import load_decoder, load_encoder, load_prompter, read_checkpoint
 from tests.otprune.families.loading import CPU, assert_same_answer, rename, rows_and_answer, stored_names
 from tests.tiny import MAKERS
 
-FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+FAMILIES = ["qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"]
 
 
 def make(name: str, folder: Path, **options) -> Path:
@@ -27,8 +28,8 @@ def test_transformers_saves_under_the_published_names(tmp_path):
         name: {re.sub(r"(\.\d+)?\.[^.]*$", "", n) for n in stored_names(make(name, tmp_path))} for name in FAMILIES
     }
     assert {"visual.blocks.0.attn.qkv", "visual.merger.mlp", "model.layers.0.self_attn.q_proj"} <= roots["qwen2_5_vl"]
-    for name in ("qwen3_vl", "qwen3_vl_moe"):
-        assert {"model.visual.blocks.0.attn.qkv", "model.language_model.layers.0.self_attn.q_proj"} <= roots[name]
+    for name in ("qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
+        assert {"model.visual.blocks.0.attn.qkv", "model.language_model.layers.1.self_attn.q_proj"} <= roots[name]
     assert "model.language_model.layers.0.mlp.experts" in roots["qwen3_vl_moe"]
 
 
@@ -85,3 +86,33 @@ def test_pictures_of_another_limit_need_no_other_encoder(name, tmp_path):
         [torch.zeros(frame.shape, dtype=torch.uint8)], [(600, 600)], "joint"
     )
     assert len(region.features) == small.geometry.num_visual((600, 600)) == 9
+
+
+# Prompts and answers of Qwen3.5
+
+
+def test_a_model_that_can_think_is_told_not_to(tmp_path):
+    prompter = load_prompter(make("qwen3_5", tmp_path))
+    assert prompter.tokenizer.decode(prompter.encode_prompt("describe")[-1]).endswith(
+        "describe<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+def test_the_end_of_a_turn_ends_an_answer_where_the_configuration_names_that_of_a_document_alone(tmp_path):
+    folder = make("qwen3_5", tmp_path)
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 9
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_prompter(folder).end_tokens == [9, 2]
+    assert load_decoder(folder, **CPU).end_tokens == [9, 2]
+
+
+def test_weights_of_a_head_that_drafts_tokens_are_left_alone(tmp_path):
+    """The released files hold some (`mtp.*`)."""
+    folder = make("qwen3_5", tmp_path)
+    expected = rows_and_answer(folder)
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | {"mtp.fc.weight": torch.ones(64, 128)}, file, {"format": "pt"})
+    assert_same_answer(folder, expected)
+    assert expected[1]

@@ -1,4 +1,4 @@
-"""The two halves of Qwen2.5-VL and Qwen3-VL against the whole of them: the same tokens, the same answers.
+"""The two halves of Qwen2.5-VL, Qwen3-VL and Qwen3.5 against the whole of them: the same tokens, the same answers.
 
 Hidden tokens keep the positions of their places in the picture.
 """
@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 from otprune.families import Span
+from otprune.models.decoding import decode
 from tests.otprune.families import parity
 from tests.otprune.families.parity import NEAR, NEW_TOKENS, Model, answer, pruned
 from tests.tiny import MAKERS
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 LANDSCAPE, PORTRAIT, SQUARE = (150, 260), (310, 130), (200, 200)  # height, width
 # One prompt of each shape, and one with two pictures, so that each row of the batch has its own number of tokens.
 PROMPTS = (("describe the picture", [LANDSCAPE]), ("what?", [PORTRAIT]), ("compare the two", [PORTRAIT, SQUARE]))
@@ -77,6 +78,30 @@ def test_all_tokens_kept_give_the_answers_of_transformers_own_generate(model):
 
 def test_kept_tokens_give_the_answers_of_the_whole_prompt_with_the_others_hidden(model):
     parity.assert_pruned_answers(model, PROMPTS, *pruned(model, PROMPTS, SHARES))
+
+
+def test_linear_attention_sees_what_a_mask_hides(model):
+    """So the reference of the other families is none here, and the test above would fail with it."""
+    if model.checkpoint.language.linear is None:
+        pytest.skip("every layer attends to every token")
+    kept, visual = pruned(model, PROMPTS, SHARES)
+    first, (_, sizes) = model.prompts(PROMPTS)[0], PROMPTS[0]
+    hidden = parity.definition(model, first, sizes, kept[0], parity.visible_tokens)
+    far = (answer(model, visual, model.prompts(PROMPTS))[0, 0].log_softmax(-1) - hidden[0].log_softmax(-1)).abs().max()
+    assert far > 1000 * NEAR
+
+
+def test_what_stands_in_the_padding_changes_no_answer(model):
+    """Ours is zeros, which no layer without biases would notice, linear attention or not."""
+    generator = torch.Generator().manual_seed(0)
+    embeds, mask = torch.randn(2, 30, 64, generator=generator), torch.ones(2, 30, dtype=torch.long)
+    mask[0, :20] = 0
+    positions = torch.arange(30).expand(3, 2, 30)
+    options = {"max_new_tokens": NEW_TOKENS, "end_tokens": []}
+    together = decode(model.decoder.model, embeds, mask, positions=positions, **options)
+    alone = decode(model.decoder.model, embeds[:1, 20:], mask[:1, 20:], positions=positions[:, :1, 20:], **options)
+    assert together[0] == alone[0]
+    assert together[0] != together[1]
 
 
 def test_positions_one_behind_the_other_give_other_answers(model):
