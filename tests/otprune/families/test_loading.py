@@ -1,5 +1,7 @@
 """What holds of every family's checkpoint: shards, tied heads, halves, methods, and its multiply-adds."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
