@@ -67,10 +67,10 @@ def _checked(key: str, setting: Setting, value: Any) -> Any:
         raise ValueError(f"{key} must be {_KIND_NAMES[setting.kind]}, got {value!r}")
     if isinstance(value, Mapping):
         return _counts(key, value)
-    if isinstance(value, str) and setting.kind == "number or file":
-        return value
     if setting.choices and value not in setting.choices:
         raise ValueError(f"{key} must be one of {', '.join(setting.choices)}, got {value!r}")
+    if isinstance(value, str):
+        return value
     # `not value >= low` instead of `value < low`, so that NaN is refused.
     if setting.low is not None and not value >= setting.low:
         raise ValueError(f"{key} must be at least {setting.low:g}, got {value}")

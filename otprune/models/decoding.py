@@ -84,7 +84,8 @@ def decode(
             if not len(unfinished):
                 break
             if len(unfinished) <= LEAVE * len(rows):
-                cache.reorder_cache(unfinished)  # the states of linear attention have no batch_select_indices
+                # The states of linear attention have no batch_select_indices.
+                cache.reorder_cache(unfinished)  # pyright: ignore[reportArgumentType] any int64 tensor
                 rows, tokens = rows[unfinished], tokens[unfinished]
                 positions, mask = positions[..., unfinished, :], mask[unfinished]
                 open_rows = open_rows[unfinished]
