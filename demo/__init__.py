@@ -1,15 +1,16 @@
-"""The demo: a small trained LLaVA, the synthetic world that it was trained on, and a corpus to caption."""
+"""The demos: small trained models, the synthetic worlds that they were trained on, and corpora to caption."""
 
 from pathlib import Path
 
-CORPUS = ".cache/demo_corpus"  # the name in the demo configurations
+CORPUS, GALLERY = ".cache/demo_corpus", ".cache/gallery_corpus"  # the names in the demo configurations
 
 
 def ensure_corpus(path: str) -> None:
-    """Generates the demo corpus if `path` is the demo configurations' corpus and does not exist yet."""
-    if path == CORPUS and not Path(path).exists():
-        from demo.corpus import (
-            build_corpus,
-        )  # a late import: it loads drawing libraries, which other corpora do not need
+    """Generates a demo corpus if `path` is one of the demo configurations' corpora and does not exist yet."""
+    if path not in (CORPUS, GALLERY) or Path(path).exists():
+        return
+    # Late imports: they load drawing libraries, which other corpora do not need.
+    from demo.corpus import SHAPES, build_corpus
+    from demo.gallery.corpus import GALLERY as WORLD
 
-        build_corpus(Path(path))
+    build_corpus(Path(path), world=SHAPES if path == CORPUS else WORLD)

@@ -22,7 +22,8 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,7 +35,6 @@ from demo.photos import broken_images, photographs
 from demo.render import render
 from demo.world import SPLIT_SIZE, scene_at
 
-VERSION = 2  # raise it when the content of a corpus changes
 DEFAULT_FOLDER = Path(".cache/demo_corpus")
 MARKER = "_corpus.json"
 MAX_SCENES = 1 << 20  # each corpus seed owns this many scene numbers
@@ -65,7 +65,18 @@ SCHEMA = pa.schema(
 )
 
 
-def build_corpus(folder: Path = DEFAULT_FOLDER, *, scenes: int = 512, seed: int = 0) -> Path:
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a corpus is made of: its files' columns, and the row of a held-out scene by its number."""
+
+    version: int  # raise it when the content of a corpus changes
+    schema: pa.Schema
+    scene_row: Callable[[int], dict]
+
+
+def build_corpus(
+    folder: Path = DEFAULT_FOLDER, *, scenes: int = 512, seed: int = 0, world: World | None = None
+) -> Path:
     """Build the corpus, or reuse a complete one; returns the folder. Same bytes for the same library versions.
 
     Raises:
@@ -76,7 +87,8 @@ def build_corpus(folder: Path = DEFAULT_FOLDER, *, scenes: int = 512, seed: int 
         raise ValueError(f"scenes must be in [{MIN_SCENES}, {MAX_SCENES}], got {scenes}")
     if not 0 <= seed < NUM_SEEDS:
         raise ValueError(f"seed must be in [0, {NUM_SEEDS}), got {seed}")
-    plan = {"version": VERSION, "seed": seed, "scenes": scenes}
+    world = world or SHAPES
+    plan = {"version": world.version, "seed": seed, "scenes": scenes}
     if _is_built(folder, plan):
         return folder
     if corpus_info(folder) is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -85,7 +97,7 @@ def build_corpus(folder: Path = DEFAULT_FOLDER, *, scenes: int = 512, seed: int 
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "corpus"
         fresh.mkdir()
-        rows = _write_files(fresh, scenes=scenes, first=seed * MAX_SCENES)
+        rows = _write_files(fresh, world, scenes=scenes, first=seed * MAX_SCENES)
         (fresh / MARKER).write_text(json.dumps({**plan, "rows": rows}, indent=2) + "\n")
         if not _is_built(folder, plan):  # another process may have finished first: its readers keep their files
             _swap_in(fresh, folder, Path(scratch) / "old")
@@ -117,40 +129,42 @@ def _swap_in(fresh: Path, folder: Path, old: Path) -> None:
         shutil.rmtree(fresh)
 
 
-def _write_files(folder: Path, *, scenes: int, first: int) -> dict[str, int]:
+def _write_files(folder: Path, world: World, *, scenes: int, first: int) -> dict[str, int]:
     """Write every file; returns {file name: rows}."""
     start, rows = 0, {}
     for number, (share, group) in enumerate(SCENE_FILES):
         stop = round(share * scenes)
         path = folder / f"scenes-{number:05d}.parquet"
-        rows[path.name] = _write(path, (_scene_row(first + index) for index in range(start, stop)), group)
+        rows[path.name] = _write(
+            path, world.schema, (world.scene_row(first + index) for index in range(start, stop)), group
+        )
         start = stop
     photos = (_bare_row(f"photo-{Path(name).stem}", name, data) for name, data in photographs().items())
     broken = (_bare_row(f"broken-{kind}", f"{kind}.jpg", data) for kind, data in broken_images().items())
-    rows["photos.parquet"] = _write(folder / "photos.parquet", photos, 4)
-    rows["broken.parquet"] = _write(folder / "broken.parquet", broken, 16)
+    rows["photos.parquet"] = _write(folder / "photos.parquet", world.schema, photos, 4)
+    rows["broken.parquet"] = _write(folder / "broken.parquet", world.schema, broken, 16)
     return rows
 
 
-def _write(path: Path, rows: Iterator[dict], group: int) -> int:
+def _write(path: Path, schema: pa.Schema, rows: Iterator[dict], group: int) -> int:
     """Stream rows into row groups of `group` rows; returns the number of rows."""
     count, batch = 0, []
-    with pq.ParquetWriter(path, SCHEMA) as writer:
+    with pq.ParquetWriter(path, schema) as writer:
         for row in rows:
             batch.append(row)
             count += 1
             if len(batch) == group:
-                writer.write_table(pa.Table.from_pylist(batch, SCHEMA))
+                writer.write_table(pa.Table.from_pylist(batch, schema))
                 batch = []
         if batch:
-            writer.write_table(pa.Table.from_pylist(batch, SCHEMA))
+            writer.write_table(pa.Table.from_pylist(batch, schema))
     return count
 
 
 def _scene_row(index: int) -> dict:
     scene = scene_at("corpus", index)
     name = f"scene-{index:07d}"
-    data, suffix = _encode(Image.fromarray(render(scene).pixels), jpeg=index % 4 == 3)
+    data, suffix = encode_image(Image.fromarray(render(scene).pixels), jpeg=index % 4 == 3)
     return {
         "id": name,
         "image": {"bytes": data, "path": f"{name}.{suffix}"},
@@ -160,7 +174,7 @@ def _scene_row(index: int) -> dict:
     }
 
 
-def _encode(image: Image.Image, *, jpeg: bool) -> tuple[bytes, str]:
+def encode_image(image: Image.Image, *, jpeg: bool) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     if jpeg:
         image.save(buffer, "JPEG", quality=92, subsampling=0)
@@ -170,21 +184,22 @@ def _encode(image: Image.Image, *, jpeg: bool) -> tuple[bytes, str]:
 
 
 def _bare_row(name: str, path: str, data: bytes | None) -> dict:
-    """A row without references and questions. Without `data`, the image is null."""
+    """A row without references, questions and what else only scenes have. Without `data`, the image is null."""
     image = None if data is None else {"bytes": data, "path": path}
     return {"id": name, "image": image, "references": [], "questions": [], "scene": None}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.corpus", description="Build the demo corpus, or reuse a complete one."
-    )
+SHAPES = World(version=2, schema=SCHEMA, scene_row=_scene_row)
+
+
+def main(argv: list[str] | None = None, *, world: World = SHAPES, default_folder: Path = DEFAULT_FOLDER) -> int:
+    parser = argparse.ArgumentParser(description="Build a demo corpus, or reuse a complete one.")
     parser.add_argument("--scenes", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER)
+    parser.add_argument("--out", type=Path, default=default_folder)
     arguments = parser.parse_args(argv)
     try:
-        folder = build_corpus(arguments.out, scenes=arguments.scenes, seed=arguments.seed)
+        folder = build_corpus(arguments.out, scenes=arguments.scenes, seed=arguments.seed, world=world)
     except ValueError as problem:
         parser.error(str(problem))
     info = corpus_info(folder)

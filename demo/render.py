@@ -92,14 +92,14 @@ def _item_color(item: Shape | Digit, scene: Scene, rng: np.random.Generator) -> 
 
 def item_mask(item: Shape | Digit) -> tuple[np.ndarray, int, int]:
     """(opacity float32 [h, w], left, top) of the box of the item, cut at the border of the image."""
-    mask = _mask(item.value if isinstance(item, Digit) else item.kind, item.radius)
+    mask = shape_mask(item.value if isinstance(item, Digit) else item.kind, item.radius)
     left, top = round(item.x - mask.shape[1] / 2), round(item.y - mask.shape[0] / 2)
     cut_left, cut_top = max(0, -left), max(0, -top)
     mask = mask[cut_top : SIDE - top, cut_left : SIDE - left]
     return mask, left + cut_left, top + cut_top
 
 
-def _mask(name: str, radius: float) -> np.ndarray:
+def shape_mask(name: str, radius: float) -> np.ndarray:
     """Opacity of a shape or digit, float32 in [0, 1], centred in a square with an odd side."""
     side = 2 * (math.ceil(radius) + 1) + 1
     canvas = Image.new("L", (side * SUPERSAMPLE, side * SUPERSAMPLE), 0)

@@ -1,0 +1,1 @@
+"""The second demo: a small trained Qwen2.5-VL that writes long captions of pictures of many sizes."""
