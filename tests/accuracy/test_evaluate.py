@@ -217,6 +217,7 @@ def test_an_image_of_nine_benchmarks_is_encoded_once(unpruned: Path):
     assert sum(total["captions"] for total in totals) == len(predictions(unpruned)) > 8 * 24
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_some_objects_ends_in_the_same_scores(unpruned: Path, scenes: Path, tmp_path: Path):
     output = Path(shutil.copytree(unpruned, tmp_path / "out"))
     before, text = scores(output), sorted(map(str, predictions(output)))

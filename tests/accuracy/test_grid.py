@@ -340,6 +340,7 @@ def test_points_over_budget_stand_in_the_table_alone(scenes: Path, tmp_path: Pat
     assert page.count("over budget</small>") == 1
 
 
+@pytest.mark.slow
 def test_fitprune_is_fitted_to_the_grids_own_images_once(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = (
         "mlflow.enabled=false", "grid.methods=[fitprune,random]", "grid.retentions=[0.5,0.3]",

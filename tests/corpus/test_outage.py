@@ -12,6 +12,7 @@ from tests.helpers import addresses, captions_of, run_fake
 from tests.reading import png
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_job_without_a_network_stops_and_the_next_one_resumes(tmp_path, caplog):
     with socket.socket() as probe:

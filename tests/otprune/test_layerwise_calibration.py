@@ -176,6 +176,7 @@ def test_of_any_image_a_token_stays(model, prompts, alpha):
     assert all(sum(row) < 12 for row in deleted)
 
 
+@pytest.mark.slow
 def test_a_recipe_for_a_retention_costs_no_less_than_a_selector_and_hardly_more(model, prompts):
     """Where a layer works on all rows that enter it; a recipe that saves a per cent more costs less."""
     num_text, retentions = LENGTHS[0] - 12, [0.75, 0.5]

@@ -72,7 +72,7 @@ def linear_kernel(tokens: Tensor, gamma: float, *, centered: bool = False) -> Te
 
 
 KINDS = list(token_sets(8, 3))
-SHAPES = [(40, 24, 9), (24, 60, 12), (30, 8, 20)]  # N, D, k: wider than long, longer than wide, k above the rank
+SHAPES = [(26, 16, 7), (18, 40, 9), (20, 6, 13)]  # N, D, k: wider than long, longer than wide, k above the rank
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,17 +111,17 @@ def assert_same_greedy(kernel: Tensor, picks: list[int], k: int) -> None:
 @pytest.mark.parametrize("kind", ["iid", "low rank", "clustered", "outlier norms"])
 @pytest.mark.parametrize("method", ["otprune", "otprune_centered", "logdet_linear", "logdet_linear_centered"])
 def test_float32_reaches_the_objective_of_float64(kind, method):
-    tokens = token_sets(144, 64)[kind]
+    tokens = token_sets(72, 32)[kind]
     centered = method.endswith("centered")
     linear = method.startswith("logdet")
     kernel = (
         linear_kernel(tokens, 1.0, centered=centered)
         if linear
-        else squared_kernel(tokens, 0.01, "released", 14, centered=centered)
+        else squared_kernel(tokens, 0.01, "released", 9, centered=centered)
     )
-    exact = select_tokens(tokens[None], 14, method=method)[0].tolist()
-    single = select_tokens(tokens[None].float(), 14, method=method)[0].tolist()
-    assert exact == sorted(greedy_by_definition(kernel, 14))
+    exact = select_tokens(tokens[None], 9, method=method)[0].tolist()
+    single = select_tokens(tokens[None].float(), 9, method=method)[0].tolist()
+    assert exact == sorted(greedy_by_definition(kernel, 9))
     assert logdet(kernel, single) >= 0.9999 * logdet(kernel, exact)
 
 

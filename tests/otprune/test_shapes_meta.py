@@ -78,6 +78,7 @@ def test_the_13b_model_has_576_tokens_of_width_5120_and_keeps_56():
     assert num_kept(0.098, features.shape[1]) == 56
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [576, 56])
 def test_the_13b_prefill_is_counted_as_the_model_multiplies(kept):
     model, num_text = built("llava-1.5-13b"), 40

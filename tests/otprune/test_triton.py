@@ -33,6 +33,7 @@ def oracle_gram(features: Tensor, *, centered: bool) -> Tensor:
     return gram(unit_columns(features.cpu().double(), centered=centered))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 70, 33), (1, 1, 1), (1, 129, 64), (1, 300, 5)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("centered", [False, True])

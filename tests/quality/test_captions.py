@@ -121,6 +121,7 @@ def test_a_sample_holds_the_same_images_of_every_output(tmp_path: Path):
     assert quality.agreement["exact_match"][0] == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_and_writes_what_it_measured(tmp_path: Path, capsys):
     output = write_output(tmp_path, SAID)
     assert main([*DEMO, "input.path=", f"output.path={output}"]) == 0

@@ -85,6 +85,7 @@ def test_a_run_beats_while_it_lives_and_says_how_it_ended(corpus, tmp_path, s3, 
     assert sum(kept["node_seconds"].values()) == pytest.approx(kept["wall_seconds"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_killed_run_counts(corpus, tmp_path):
     """All that a killed driver leaves is its last beat."""
     record_run(Store(str(tmp_path)), "20260101T000000-killed", 2.5, 100.0, {"g6.xlarge": 100.0})

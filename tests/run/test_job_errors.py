@@ -190,6 +190,7 @@ def test_an_output_that_was_stopped_at_its_last_unit_is_finished_by_the_same_com
     assert run_fake(*arguments).message == "nothing to do: the output is complete"
 
 
+@pytest.mark.slow
 def test_a_dead_tracking_server_does_not_stop_the_job(tmp_path: Path, corpus: Path):
     dead = f"mlflow.tracking_uri=http://127.0.0.1:{free_port()}"
     outcome = run_fake(f"input.path={corpus}", f"output.path={tmp_path}", "mlflow.enabled=true", dead)

@@ -203,6 +203,7 @@ def test_a_unit_without_images_goes_through(encoder):
 # No image depends on its company
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_batch_does_not_change_what_is_kept(with_settings, pixels, method):
     together = kept_of(encoded(with_settings(method=method), pixels))

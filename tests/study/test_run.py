@@ -51,6 +51,7 @@ def table(store: Store, name: str) -> list[dict]:
     return pq.read_table(io.BytesIO(store.read(f"results/{name}.parquet"))).to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_rerun_computes_what_is_missing_and_gives_the_numbers_of_direct_calls(tmp_path):
     study = tiny(tmp_path)

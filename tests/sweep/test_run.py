@@ -214,6 +214,7 @@ def children(uri: str, parent: str) -> list[Any]:
     return client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
 
 
+@pytest.mark.slow
 def test_mlflow_dies_in_mid_sweep_and_the_same_command_writes_what_is_missing(sweep_of, tmp_path, monkeypatch):
     uri, dead = f"sqlite:///{tmp_path / 'mlflow.db'}", f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -36,11 +36,15 @@ PARTS = {
 """family -> {part of the names of weights: the half that needs them}"""
 
 
-@pytest.fixture(params=PARTS)
+ALIKE = ("qwen3_vl_moe", "qwen3_5", "idefics3")  # files of these are named and read as their siblings'
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in PARTS])
 def family(request) -> str:
     return request.param
 
 
+@pytest.mark.slow
 def test_shards_give_what_one_file_gives(family, tmp_path):
     whole, shards = MAKERS[family](tmp_path / "one"), MAKERS[family](tmp_path / "shards", max_shard_size="100KB")
     assert len(list(shards.glob("*.safetensors"))) > 2

@@ -15,7 +15,10 @@ from tests.otprune.families import parity
 from tests.otprune.families.parity import NEAR, NEW_TOKENS, Model, answer, pruned
 from tests.tiny import MAKERS
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+FAMILIES = (
+    *("qwen2_5_vl", "qwen3_vl", "qwen3_5"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3_vl_moe", "qwen3_5_moe")),
+)
 LANDSCAPE, PORTRAIT, SQUARE = (150, 260), (310, 130), (200, 200)  # height, width
 # One prompt of each shape, and one with two pictures, so that each row of the batch has its own number of tokens.
 PROMPTS = (("describe the picture", [LANDSCAPE]), ("what?", [PORTRAIT]), ("compare the two", [PORTRAIT, SQUARE]))

@@ -75,7 +75,7 @@ def test_token_counts_are_those_of_the_processor(side, edge, grid, rows, tokeniz
     assert max(map(found.num_visual, sizes())) == found.most_visual
 
 
-@pytest.mark.parametrize(("side", "edge"), [(28, 112), (28, 100), (26, 146), (30, 30), (28, 30)])
+@pytest.mark.parametrize(("side", "edge"), [(28, 112), (28, 100), (28, 30)])
 def test_sizes_are_those_of_the_pictures_that_the_processor_cuts(side, edge):
     """Also where the longest edge is no multiple of a tile's side, where the processor's own count differs."""
     processor: Any = Idefics3ImageProcessorPil(size={"longest_edge": edge}, max_image_size={"longest_edge": side})
