@@ -58,6 +58,7 @@ def test_a_corpus_on_s3_is_captioned_onto_s3_and_resumed(s3: str, corpus: str, s
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_lost_objects_are_done_again(s3: str, corpus: str):
     arguments, output = where(s3, "lost")
     arguments.append(f"input.path={corpus}")

@@ -213,7 +213,9 @@ def answer_ids(decoder, visual, prompts) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("released", [True, False], ids=["released", "transformers-5"])
-@pytest.mark.parametrize("tied", [False, True], ids=["own-head", "tied"])
+@pytest.mark.parametrize(
+    "tied", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["own-head", "tied"]
+)  # families/test_loading.py ties heads, too
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_kept_and_half_kept_say_what_transformers_own_model_says(tmp_path, kind, tied, released):
     siglip = kind != "mistral"
@@ -275,8 +277,8 @@ def towers(tmp_path_factory) -> dict[str, Path]:
     [
         ("clip", set()),
         ("siglip", {"prumerge", "prumerge_plus"}),
-        ("siglip_15", {"prumerge", "prumerge_plus", "m3"}),
-        ("clip_17", {"prumerge", "prumerge_plus", "m3"}),
+        pytest.param("siglip_15", {"prumerge", "prumerge_plus", "m3"}, marks=pytest.mark.slow),
+        pytest.param("clip_17", {"prumerge", "prumerge_plus", "m3"}, marks=pytest.mark.slow),
     ],
 )
 def test_every_method_runs_on_a_tower_or_is_refused_in_one_line(towers, tower, cannot):

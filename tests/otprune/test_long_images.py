@@ -196,6 +196,7 @@ for name, method in choices.items():
 """
 
 
+@pytest.mark.slow
 def test_no_selector_holds_a_matrix_of_all_pairs_of_16384_tokens():
     """Such a matrix is 1 GiB; rows of the kernel and blocks of cosines are 64 MiB each."""
     process = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=200)

@@ -67,7 +67,13 @@ def captions(output: Path) -> list[dict]:
     return [row for file in sorted(output.glob("captions/*")) for row in pq.read_table(file).to_pylist()]
 
 
-@pytest.mark.parametrize("family", RETENTION)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.endswith("moe") or name == "idefics3" else name
+        for name in RETENTION
+    ],
+)
 def test_pictures_of_all_sizes_share_a_unit_and_keep_their_own_share(family, model, corpus, tmp_path):
     outcome = run_captions(prepare(load_config(settings(model(family), corpus, tmp_path))))
     assert outcome.code == 0

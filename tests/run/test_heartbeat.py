@@ -153,6 +153,7 @@ def test_a_store_that_refuses_is_said_once_and_the_thread_lives_on(corpus, tmp_p
     ]
 
 
+@pytest.mark.slow
 def test_a_tracking_server_that_dies_in_mid_run_costs_no_caption_and_no_number(corpus, tmp_path, monkeypatch):
     """It answers MLflow's REST calls until the first metrics are in, and then nothing any more."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # retries of the client cost half a minute

@@ -123,6 +123,7 @@ def test_each_half_loads_without_the_other(family, tmp_path):
             load(read_checkpoint(str(folder)), **CPU)
 
 
+@pytest.mark.slow
 def test_halves_in_bfloat16_answer(family, tmp_path):
     rows, text = rows_and_answer(MAKERS[family](tmp_path), torch.bfloat16)
     exact, _ = rows_and_answer(tmp_path)
