@@ -189,7 +189,7 @@ def _bare_row(name: str, path: str, data: bytes | None) -> dict:
     return {"id": name, "image": image, "references": [], "questions": [], "scene": None}
 
 
-SHAPES = World(version=2, schema=SCHEMA, scene_row=_scene_row)
+SHAPES = World(version=3, schema=SCHEMA, scene_row=_scene_row)
 
 
 def main(argv: list[str] | None = None, *, world: World = SHAPES, default_folder: Path = DEFAULT_FOLDER) -> int:

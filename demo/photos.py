@@ -27,6 +27,7 @@ def broken_images() -> dict[str, bytes | None]:
     """Kind of damage -> bytes, or None for a null image. Only `one_pixel` is a valid image."""
     jpeg = _jpeg(_shipped("rocket.jpg"))
     png = _save("PNG")(_shipped("rocket.jpg").resize((64, 64)))
+    half = len(png) // 2  # among the pixels: damaged comments alone would leave a whole picture
     return {
         "truncated_jpeg": jpeg[: len(jpeg) // 3],
         "truncated_png": png[: len(png) // 2],
@@ -36,7 +37,7 @@ def broken_images() -> dict[str, bytes | None]:
         "html": b"<!DOCTYPE html><html><head><title>404 Not Found</title></head><body>gone</body></html>",
         "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"><rect width="8" height="8"/></svg>',
         "random_bytes": np.random.default_rng(0).bytes(4096),
-        "corrupt_png": png[:60] + bytes(byte ^ 0xFF for byte in png[60:90]) + png[90:],
+        "corrupt_png": png[:half] + bytes(byte ^ 0xFF for byte in png[half : half + 30]) + png[half + 30 :],
         "one_pixel": _save("PNG")(Image.new("RGB", (1, 1), (200, 30, 30))),
         "huge_header": _png_header(60_000, 60_000),
     }
