@@ -1,6 +1,7 @@
 """The whole job with vLLM: killed, resumed, its engine killed, and still every caption once and word for word."""
 
 import contextlib
+import time
 from pathlib import Path
 
 import psutil
@@ -49,9 +50,12 @@ def test_an_engine_that_cannot_start_fails_the_job_at_once(tmp_path: Path, scene
     assert "nonsense" in driver.text()
 
 
-def engine_of(driver: Driver) -> psutil.Process:
-    for process in driver.members():
-        with contextlib.suppress(psutil.Error):
-            if "EngineCore" in process.name() + " ".join(process.cmdline()):
-                return process
+def engine_of(driver: Driver, seconds: float = 30) -> psutil.Process:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:  # on a busy machine a look at a process may fail, or miss it
+        for process in driver.members():
+            with contextlib.suppress(psutil.Error):
+                if "EngineCore" in process.name() + " ".join(process.cmdline()):
+                    return process
+        time.sleep(0.2)
     raise AssertionError(f"no engine among {driver.members()}")
