@@ -1,16 +1,20 @@
 """A corpus that lost or changed files since they were captioned: noticed at equal size, and settled by a key."""
 
+import base64
+import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines.errors import UserError
+from tests.corpus.test_tar import shard
 from tests.helpers import captions_of, read_rows, run_fake
 from tests.reading import png, write
 
 
-@pytest.fixture(params=["parquet", "images"])
+@pytest.fixture(params=["parquet", "images", "tar", "arrow", "jsonl"])
 def scene(request, tmp_path: Path):
     """A corpus of three files that was captioned once, and functions that caption it again and change a file."""
     folder = tmp_path / "in"
@@ -19,9 +23,20 @@ def scene(request, tmp_path: Path):
     def put(name: str, number: int) -> None:
         if request.param == "parquet":
             write(folder / f"{name}.parquet", [png(number), b"no image"])
+            return
+        path = folder / f"{name}.{'png' if request.param == 'images' else request.param}"
+        if request.param == "images":
+            path.write_bytes(png(number))
+        elif request.param == "tar":
+            shard(path, [("0.png", png(number))])
+        elif request.param == "arrow":
+            table = pa.table({"image": [png(number)]})
+            with pa.ipc.new_stream(path, table.schema) as writer:
+                writer.write_table(table)
         else:
-            (folder / f"{name}.png").write_bytes(png(number))
-            os.utime(folder / f"{name}.png", (number, number))
+            address = "data:image/png;base64," + base64.b64encode(png(number)).decode()
+            path.write_text(json.dumps({"url": address}))
+        os.utime(path, (number, number))
 
     def run(*arguments: str, images: int = 1):
         return run_fake(f"input.path={folder}", f"output.path={tmp_path / 'out'}", f"unit.images={images}", *arguments)

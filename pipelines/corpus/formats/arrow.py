@@ -42,7 +42,7 @@ def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> 
         UserError: if a file is damaged or has dictionaries, no image column is usable, or there are no rows.
     """
     names, caches = _of_datasets(listing, names)
-    indexed = list(in_threads(lambda name: _index(listing.store, name, listing.sizes[name]), names))
+    indexed = list(in_threads(lambda name: _index(listing, name), names))
     merged = merge_schemas(schema for _, schema in indexed)
     partitions = dict.fromkeys(column for name in names for column in partitions_of(name))
     columns = find_columns(merged, choice, tuple(partitions))
@@ -71,14 +71,15 @@ def _of_datasets(listing: Listing, names: Sequence[str]) -> tuple[list[str], int
     return kept, len(names) - len(kept)
 
 
-def _index(store: Store, name: str, size: int) -> tuple[CorpusFile, pa.Schema]:
+def _index(listing: Listing, name: str) -> tuple[CorpusFile, pa.Schema]:
     """The file with its record batches as row groups, and its schema.
 
     Raises:
         UserError: if the file is no Arrow IPC file, is cut, or has dictionaries or compressed heads.
     """
+    size = listing.sizes[name]
     try:
-        with open_range(store, name, 0, size) as stream:
+        with open_range(listing.store, name, 0, size) as stream:
             start = len(MAGIC) if stream.read(len(MAGIC)) == MAGIC else 0
             rows, offsets, end, schema = [], [], start, None
             for kind, num_rows, begin, end in _messages(stream, start, size):
@@ -94,7 +95,8 @@ def _index(store: Store, name: str, size: int) -> tuple[CorpusFile, pa.Schema]:
                 raise ValueError("it has no schema")
     except (*STORE_ERRORS, pa.ArrowException, struct.error, IndexError) as error:
         raise UserError(f"{name} is not a readable Arrow file: {str(error).splitlines()[0]}") from error
-    return CorpusFile(name, size, tuple(rows), (*offsets, end) if rows else ()), schema
+    offsets = (*offsets, end) if rows else ()
+    return CorpusFile(name, size, tuple(rows), offsets, listing.versions.get(name, "")), schema
 
 
 def _messages(stream, position: int, size: int) -> Iterator[tuple[int, int, int, int]]:

@@ -45,7 +45,7 @@ def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> 
     Raises:
         UserError: if a file cannot be read, there is no column of addresses, or no row.
     """
-    peeked = list(in_threads(lambda name: _index(listing.store, name, listing.sizes[name]), names))
+    peeked = list(in_threads(lambda name: _index(listing, name), names))
     files = [file for file, _ in peeked if file.num_rows]
     if not files:
         raise UserError(f"input.path must hold addresses of images, found {len(names)} files without rows: {names[0]}")
@@ -95,15 +95,15 @@ def read_references(
     return found
 
 
-def _index(store: Store, name: str, size: int) -> tuple[CorpusFile, list[Values]]:
+def _index(listing: Listing, name: str) -> tuple[CorpusFile, list[Values]]:
     """The file with the places at which a reader may start, and its first rows.
 
     Raises:
         UserError: if the file cannot be read.
     """
-    rows, offsets, peeked = [0], [0], []
+    size, rows, offsets, peeked = listing.sizes[name], [0], [0], []
     try:
-        with open_range(store, name, 0, size) as stream:
+        with open_range(listing.store, name, 0, size) as stream:
             for offset, values in _parse(stream, name, []):
                 if rows[-1] == GROUP_ROWS:
                     rows.append(0)
@@ -115,7 +115,7 @@ def _index(store: Store, name: str, size: int) -> tuple[CorpusFile, list[Values]
         raise UserError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
     if not rows[-1]:
         return CorpusFile(name, size), []
-    return CorpusFile(name, size, tuple(rows), (*offsets, size)), peeked
+    return CorpusFile(name, size, tuple(rows), (*offsets, size), listing.versions.get(name, "")), peeked
 
 
 def _numbered(store: Store, rows: ReadRange) -> Iterator[tuple[int, Values]]:

@@ -41,7 +41,8 @@ def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> 
     files, left_out = [], {}
     for name, index in zip(names, indices, strict=True):
         if index.rows:
-            files.append(CorpusFile(name, listing.sizes[name], index.rows, index.offsets))
+            tag = listing.versions.get(name, "")
+            files.append(CorpusFile(name, listing.sizes[name], index.rows, index.offsets, tag))
         for reason, count in index.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + count
     if not files:
