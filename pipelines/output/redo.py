@@ -6,7 +6,7 @@ is ever in neither of the two. If the job dies between the two writes, a row is 
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from pipelines.corpus.file import CorpusFile, RowGroups
@@ -65,13 +65,14 @@ def merge(
     unit: Unit,
     captions: list[dict[str, Any]],
     quarantine: list[dict[str, Any]],
-    seconds: dict[str, float],
+    totals_of: Callable[[set[Row]], dict[str, Any]],
     output: Store,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
     """The rows and the totals of a committed unit with those of a further try, which takes nothing away.
 
     Args:
-        captions, quarantine, seconds: of the rows that were tried again.
+        captions, quarantine: of the rows that were tried again.
+        totals_of: the totals of the try, with those of its captioned images that are given by source and row.
 
     Raises:
         OSError: if the committed part cannot be read.
@@ -93,19 +94,18 @@ def merge(
     rejected = [row for row in old_quarantine if _row(row) not in captioned | tried]
     rejected += [row for row in quarantine if _row(row) not in captioned]
     rejected.sort(key=lambda row: (place[row["source"]], row["row"]))
+    old, new = part.totals, totals_of(captioned - known)
+    counters = {name: dict(Counter(old.get(name, {})) + Counter(new[name])) for name in ("crop_tokens", "seconds")}
+    sums = {name: old.get(name, 0) + value for name, value in new.items() if isinstance(value, int)}
     return (
         merged,
         rejected,
         {
-            **part.totals,
-            "images_captioned": len(captioned),
+            **old,
+            **sums,
+            **counters,
             "images_quarantined": len(rejected),
-            "captions": len(merged),
-            "prompt_tokens": sum(row["num_prompt_tokens"] for row in merged),
-            "generated_tokens": sum(row["num_generated_tokens"] for row in merged),
-            "finished_by_length": sum(row["finish_reason"] == "length" for row in merged),
             "reasons": dict(Counter(row["reason"] for row in rejected)),
-            "seconds": dict(Counter(part.totals["seconds"]) + Counter(seconds)),
         },
     )
 

@@ -9,7 +9,7 @@ string for each unit, which streams to the driver.
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -73,7 +73,12 @@ class Sink:
         ]
         rows, sums = self.rows(unit_batch, **self.names), totals(unit_batch)
         if unit.redo:
-            rows, rejected, sums = merge(unit, rows, rejected, unit_batch.seconds, self.store)
+
+            def totals_of(captioned: set[tuple[str, int]]) -> dict[str, Any]:
+                images = [image for image in unit_batch.images if (image.source, image.row) in captioned]
+                return totals(replace(unit_batch, images=images))
+
+            rows, rejected, sums = merge(unit, rows, rejected, totals_of, self.store)
         if rejected:
             objects[f"quarantine/{unit.part}"] = encode_table(rejected, QUARANTINE, {})
         metadata = {**sums, "unit": unit.name, "fingerprint": self.fingerprint, "sources": unit.sources}

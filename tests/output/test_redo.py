@@ -62,6 +62,22 @@ def test_rows_are_tried_again_by_reason_and_the_rest_of_their_unit_stays(corpus,
     assert verify(arguments) == 0
 
 
+def test_the_attempts_of_a_further_try_are_counted(tmp_path):
+    scene = Scene(tmp_path)
+    (unit,) = scene.units("unavailable")
+    batch = scene.batch(unit, {2: "unavailable"})
+    batch.images[0].answers = [Answer("c", 1, 2, 3, "stop", num_attempts=2, num_discarded_tokens=7)]
+    batch.images[0].crop_tokens = {"tiles": 5}
+    scene.sink.commit(batch)
+    (unit,) = scene.units("unavailable")
+    batch = scene.batch(unit, {})
+    batch.images[0].answers = [Answer("c", 1, 2, 3, "loop", num_attempts=2, num_discarded_tokens=4)]
+    scene.sink.commit(batch)
+    (totals,) = OutputReader(scene.output).totals()
+    assert (totals["finished_by_loop"], totals["retried"], totals["repaired"]) == (1, 2, 1)
+    assert (totals["retry_tokens"], totals["crop_tokens"]) == (11, {"tiles": 5})
+
+
 def test_an_unknown_reason_is_refused(corpus, tmp_path):
     with pytest.raises(UserError, match=r"faults\.redo must hold reasons of the quarantine \(.*\), got 'fech'"):
         run_fake(f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "faults.redo=[fech]")
