@@ -67,8 +67,8 @@ class StandInTokenizer:
 
     PIECES = re.compile(r"<[^>]+>|\n\n|\n")
 
-    def __init__(self, image_token: int):
-        self.image_token, self.texts = image_token, {"<image>": image_token}
+    def __init__(self, image_token: int, tokens: dict[str, int]):
+        self.image_token, self.texts = image_token, {"<image>": image_token, **tokens}
 
     def __call__(self, text: str, **_: Any) -> Any:
         ids = [self.convert_tokens_to_ids([piece])[0] for piece in self.PIECES.findall(text)]
@@ -86,7 +86,8 @@ def read_released(released: Released) -> tuple[float, Facts, ModelShape]:
     family = FAMILIES[released.config["model_type"]]
     config: Any = CONFIG_MAPPING[family.name].from_dict(released.config)
     chosen = load_config(["--config", str(CONF / f"{released.conf}.yaml"), "input.path=-", "output.path=-"])
-    tokenizer = StandInTokenizer(getattr(config, "image_token_id", None) or config.image_token_index)
+    image_token = getattr(config, "image_token_id", None) or config.image_token_index
+    tokenizer = StandInTokenizer(image_token, released.tokens)
     processor = ImageProcessor(
         mean=(0.5,) * 3, std=(0.5,) * 3, settings={"image_mean": 0.5, **released.processor}, tokenizer=lambda: tokenizer
     )

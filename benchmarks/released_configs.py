@@ -39,6 +39,7 @@ class Released:
     conf: str  # configuration under conf/ that names it
     config: dict[str, Any]
     processor: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)  # texts whose ids its configuration states too
 
 
 RELEASED = (
@@ -154,6 +155,37 @@ RELEASED = (
             },
         },
         {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}},
+    ),
+    Released(
+        "Qwen/Qwen3.5-0.8B",
+        "qwen35_08b",
+        {
+            "model_type": "qwen3_5", "image_token_id": 248056,
+            "text_config": {
+                "vocab_size": 248320, "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24,
+                "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "linear_num_key_heads": 16,
+                "linear_num_value_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+            },
+            "vision_config": {
+                "depth": 12, "hidden_size": 768, "intermediate_size": 3072, "num_heads": 12, "out_hidden_size": 1024,
+                "patch_size": 16, "spatial_merge_size": 2, "num_position_embeddings": 2304,
+            },
+        },
+        {"size": {"shortest_edge": 65536, "longest_edge": 16777216}, "patch_size": 16, "merge_size": 2},
+    ),
+    Released(
+        "google/gemma-3-4b-it",
+        "gemma3_4b",
+        {
+            "model_type": "gemma3", "image_token_index": 262144, "mm_tokens_per_image": 256,
+            "text_config": {
+                "model_type": "gemma3_text", "vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240,
+                "num_hidden_layers": 34, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+            },
+            "vision_config": {**SIGLIP, "image_size": 896, "vision_use_head": False},
+        },
+        {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 896, "width": 896}},
+        {"<start_of_image>": 255999, "<end_of_image>": 256000},
     ),
 )  # fmt: skip
 """In the order of README's table."""

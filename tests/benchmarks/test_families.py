@@ -24,6 +24,7 @@ def test_a_released_checkpoint_is_the_one_that_its_configuration_names(released)
         ("llava16_7b", 2340, 229, 5, (0, 0)),  # 2 x 2 tiles and the overview
         ("llava_onevision_7b", 4725, 463, 7, (0, 0)),  # 2 x 3
         ("internvl3_8b", 3328, 666, 13, (0, 0)),  # 3 x 4
+        ("gemma3_4b", 256, 128, 1, (0, 0)),
         ("smolvlm2_2b", 1053, 347, 13, (30, 30)),  # 13 labels of two ids, a break a row, and the mark at the end
     ],
 )
@@ -47,6 +48,7 @@ def test_figures_of_pictures_in_crops_are_sums_of_parts(conf, visual, kept, crop
     [
         ("qwen25_vl_7b", 999, 330, (756, 1036), 0, (0, 0)),
         ("qwen3_vl_8b", 768, 253, (768, 1024), 3, (0, 0)),
+        ("qwen35_08b", 768, 253, (768, 1024), 0, (0, 0)),
         ("mistral_small_24b", 1036, 342, (784, 1036), 0, (28, 28)),  # a row's end each
     ],
 )

@@ -32,5 +32,5 @@ def test_a_job_of_the_family_is_killed_and_resumed(family: str, corpus: Path, tm
     assert main(arguments_of(model, corpus, tmp_path / "whole")) == 0
     shown = killed_and_resumed(model, corpus, tmp_path / "out")
     assert shown.rows == rows_of(tmp_path / "whole")
-    assert len({row["caption"] for row in shown.rows}) > 24, "captions tell the pictures apart"
+    assert len({row["caption"] for row in shown.rows}) > 12, "captions tell the pictures apart"
     print(f"\n{family}, transformers: {shown}")
