@@ -30,13 +30,13 @@ OF_LLAVAS = {"vision_tower.": load_encoder, "projector.": load_encoder, "languag
 OF_IDEFICS = {"vision_model.": load_encoder, "connector.": load_encoder, "text_model.": load_decoder}
 PARTS = {
     **{family: OF_QWEN for family in QWEN},
-    **{family: OF_LLAVAS for family in ("internvl", "mistral3")},
+    **{family: OF_LLAVAS for family in ("internvl", "mistral3", "gemma3")},
     **{family: OF_IDEFICS for family in ("smolvlm", "idefics3")},
 }
 """family -> {part of the names of weights: the half that needs them}"""
 
 
-ALIKE = ("qwen3_vl_moe", "qwen3_5", "idefics3")  # files of these are named and read as their siblings'
+ALIKE = ("qwen3_vl_moe", "qwen3_5", "idefics3", "gemma3")  # files of these are named and read as their siblings'
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in PARTS])
@@ -66,7 +66,7 @@ def test_a_tied_head_is_the_embedding(family, said_by, tmp_path):
         with pytest.raises(CheckpointError, match="lacks 1 weights"):  # their class ties by the whole model's key
             load_decoder(read_checkpoint(str(folder)), **CPU)
         return
-    model = load_decoder(read_checkpoint(str(folder)), **CPU).model
+    model = causal_of(load_decoder(read_checkpoint(str(folder)), **CPU))
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert model.lm_head.weight.std() > 0.5  # what was stored, and not what transformers draws for a missing weight
 
@@ -75,7 +75,7 @@ def test_a_head_of_its_own_stays_that_where_the_whole_models_configuration_ties_
     """A released configuration may lack the key, whose default ties heads in transformers' class."""
     folder = MAKERS[family](tmp_path)
     change_json(folder / "config.json", top={"tie_word_embeddings": True})
-    model = load_decoder(read_checkpoint(str(folder)), **CPU).model
+    model = causal_of(load_decoder(read_checkpoint(str(folder)), **CPU))
     [name] = (name for name in stored_names(folder) if name.endswith("lm_head.weight"))
     assert torch.equal(model.lm_head.weight, load_file(folder / "model.safetensors")[name])
     assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
@@ -101,7 +101,7 @@ def test_both_layouts_of_names_load(name, weight, tmp_path):
 def test_each_half_holds_its_own_weights_and_nothing_else(family, tmp_path):
     folder = MAKERS[family](tmp_path)
     checkpoint = read_checkpoint(str(folder))
-    tower, language = load_encoder(checkpoint, **CPU), load_decoder(checkpoint, **CPU).model
+    tower, language = load_encoder(checkpoint, **CPU), causal_of(load_decoder(checkpoint, **CPU))
     assert isinstance(tower, torch.nn.Module)
     assert {name.split(".")[0] for name in tower.state_dict()} == (
         {"tower"} if family in QWEN else {"tower", "projector"}
@@ -210,6 +210,11 @@ def test_true_flops_follow_from_the_picture(name, tmp_path):
     assert whole.projector == pruned.projector == projector_flops(checkpoint.shape, **given)
     assert whole.prefill == prefill_flops(checkpoint.language, 20 + num_visual)
     assert pruned.prefill == prefill_flops(checkpoint.language, 20 + num_kept(0.2, num_visual))
+
+
+def causal_of(decoder) -> torch.nn.Module:
+    """The language model with its head; Gemma 3's stands in a module that makes its masks."""
+    return getattr(decoder.model, "causal", decoder.model)
 
 
 def tower_input(checkpoint, size) -> dict:
