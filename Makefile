@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+DEMO ?= demo
 INSTALLED := $(VENV)/.installed
 
 .PHONY: caption estimate evaluate accuracy sweep study test test-slow test-vllm chaos lint clean
@@ -13,8 +14,8 @@ $(INSTALLED): pyproject.toml requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embedded Ray
-	$(BIN)/python jobs/caption_corpus.py
+caption: $(INSTALLED)  ## caption the demo corpus with the demo model on an embedded Ray; DEMO=gallery: the second demo
+	$(BIN)/python jobs/caption_corpus.py --config conf/$(DEMO).yaml
 
 estimate: $(INSTALLED)  ## what captioning the demo corpus would take and cost, by a sample
 	$(BIN)/python jobs/caption_corpus.py run.estimate=true output.path=runs/estimated estimate.instances=[g6.xlarge,g5.xlarge:2]

@@ -3,7 +3,7 @@
     python -m demo.gallery.corpus [--scenes 512] [--seed 0] [--out .cache/gallery_corpus]
 
 The files are those of `demo.corpus`. `references` holds three long captions of a scene; one column more,
-`short_reference`, its short one.
+`short_reference`, its short one. A scene's JSON also says `width` and `height` in pixels.
 """
 
 import json
@@ -30,7 +30,7 @@ def _scene_row(index: int) -> dict:
         "image": {"bytes": data, "path": f"{name}.{suffix}"},
         "references": long_references(scene),
         "questions": questions(scene, random.Random(scene.seed)),
-        "scene": json.dumps(scene.to_dict()),
+        "scene": json.dumps({**scene.to_dict(), "width": scene.width, "height": scene.height}),
         "short_reference": short_caption(scene),
     }
 
@@ -43,7 +43,7 @@ def _schema() -> pa.Schema:
     return schema.with_metadata({"huggingface": json.dumps(described)})
 
 
-GALLERY = corpus.World(version=1, schema=_schema(), scene_row=_scene_row)
+GALLERY = corpus.World(version=2, schema=_schema(), scene_row=_scene_row)
 
 
 if __name__ == "__main__":

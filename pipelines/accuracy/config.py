@@ -12,7 +12,7 @@ from pipelines.quality.config import BaselineConfig
 class EvaluateConfig(Config):
     """The configuration of an evaluation: the caption job's keys, and which questions to ask."""
 
-    benchmarks: Any = key("a benchmark, a list of them, all (the eleven of the papers) or demo", "demo")
+    benchmarks: Any = key("a benchmark, a list of them, all (the eleven of the papers), demo or gallery", "demo")
     limit: int | None = key(
         "fewest questions to ask of each benchmark; the last scoring group is always completed", None, low=1
     )

@@ -146,7 +146,7 @@ def choose_benchmarks(names: Any) -> list[Benchmark]:
     """The benchmarks that the configuration names.
 
     Raises:
-        UserError: unless `names` is the name of a benchmark, `all`, `demo`, or a list of such names.
+        UserError: unless `names` is the name of a benchmark, `all`, `demo`, `gallery`, or a list of such names.
     """
     if not isinstance(names, str) and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(f"benchmarks must be a name or a list of names, got {names!r}")

@@ -51,7 +51,7 @@ def render_accuracy(
         fingerprint=fingerprint(config.dotted()),
         config_yaml=to_yaml(config),
         config=config,
-        names=[(name, name.removeprefix("demo_")) for name in names],
+        names=[(name, short_name(name)) for name in names],
         unpruned=points[UNPRUNED, 1.0],
         blocks=[(r, [points[m, r] for m in methods if (m, r) in points]) for r in retentions],
         legend=legend(drawn_styles),
@@ -86,9 +86,7 @@ def print_accuracy(table: pa.Table, folder: str) -> None:
     """Prints one row for each point: kept tokens, cost, share of the unpruned scores, score of every benchmark."""
     points = by_point(table)
     names = list(next(iter(points.values())))
-    shown = Table(
-        "method", "kept", "TFLOPs", "ms/image", "relative", *(n.removeprefix("demo_") for n in names), box=None
-    )
+    shown = Table("method", "kept", "TFLOPs", "ms/image", "relative", *map(short_name, names), box=None)
     for (method, retention), rows in points.items():
         first = rows[names[0]]
         tflops = first["tflops_per_image"]
@@ -106,10 +104,15 @@ def print_accuracy(table: pa.Table, folder: str) -> None:
     console.print(f"page   {folder}/accuracy.html\ntable  {folder}/accuracy.parquet")
 
 
+def short_name(benchmark: str) -> str:
+    """The name of a benchmark in tables and charts: without the demo world, which is one in a grid."""
+    return benchmark.removeprefix("demo_").removeprefix("gallery_")
+
+
 def _plots(points: Points, names: list[str], styles: dict[str, Style], retentions: list[float]) -> list[Markup]:
     """Charts of `relative` and of every benchmark over retention. A level shows the value of the unpruned model."""
     charts = [("relative, %", lambda rows: _relative(rows[names[0]]))]
-    charts += [(name.removeprefix("demo_"), lambda rows, name=name: _score(rows[name])) for name in names]
+    charts += [(short_name(name), lambda rows, name=name: _score(rows[name])) for name in names]
     return [_plot(title, points, styles, retentions, ends_of) for title, ends_of in charts]
 
 

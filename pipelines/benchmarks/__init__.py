@@ -1,4 +1,4 @@
-"""The eleven image benchmarks of the DivPrune and OTPrune papers, and the demo world's own.
+"""The eleven image benchmarks of the DivPrune and OTPrune papers, and those of the demo worlds.
 
     bench = get_benchmark("pope")
     bench.check_schema(parquet_schema)
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from pipelines.benchmarks.benchmark import Benchmark, Key, whole_groups
 from pipelines.benchmarks.captions import COCO, FLICKR30K, NOCAPS
-from pipelines.benchmarks.demo import DEMO
+from pipelines.benchmarks.demo import DEMO, GALLERY
 from pipelines.benchmarks.mmbench import MMBENCH
 from pipelines.benchmarks.mme import MME
 from pipelines.benchmarks.mmmu import MMMU
@@ -26,11 +26,12 @@ from pipelines.benchmarks.scoring import Comparison, Scores
 from pipelines.benchmarks.short_answers import GQA, OK_VQA, POPE
 
 PUBLISHED = (COCO, FLICKR30K, GQA, MMBENCH, MME, MMMU, NOCAPS, OK_VQA, POPE, SCIENCEQA, SEEDBENCH)
-_BY_NAME = {bench.name: bench for bench in (*PUBLISHED, *DEMO)}
-_SETS = {"all": PUBLISHED, "demo": DEMO}
+_BY_NAME = {bench.name: bench for bench in (*PUBLISHED, *DEMO, *GALLERY)}
+_SETS = {"all": PUBLISHED, "demo": DEMO, "gallery": GALLERY}
 
 __all__ = [
     "DEMO",
+    "GALLERY",
     "PUBLISHED",
     "RECORDS",
     "RECORD_COLUMNS",
@@ -62,7 +63,7 @@ def get_benchmark(name: str) -> Benchmark:
 def get_benchmarks(names: str | Sequence[str]) -> list[Benchmark]:
     """Benchmarks by name, each once and in the order of `names`.
 
-    `all` stands for the eleven of the papers, `demo` for the demo world's own.
+    `all` stands for the eleven of the papers, `demo` and `gallery` for those of the demo worlds.
 
     Raises:
         ValueError: as `get_benchmark`, or if `names` is empty.
@@ -70,5 +71,5 @@ def get_benchmarks(names: str | Sequence[str]) -> list[Benchmark]:
     names = [names] if isinstance(names, str) else list(names)
     found = [bench for name in names for bench in (_SETS[name] if name in _SETS else [get_benchmark(name)])]
     if not found:
-        raise ValueError(f"benchmarks must name at least one of all, demo, {', '.join(_BY_NAME)}, got none")
+        raise ValueError(f"benchmarks must name at least one of all, demo, gallery, {', '.join(_BY_NAME)}, got none")
     return list({bench.name: bench for bench in found}.values())

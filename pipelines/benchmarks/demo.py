@@ -1,8 +1,11 @@
-"""The demo world's own benchmarks, one for each task of its corpus, scored by the code of the published benchmarks.
+"""The demo worlds' own benchmarks, one for each task of a corpus, scored by the code of the published benchmarks.
 
 A row of the corpus holds an image with its references and its questions, and each benchmark takes its own questions
-from the row. Rows without references or questions (photographs, broken images) belong to no benchmark. The demo model
-is trained on the bare questions with a closed vocabulary, so the prompt is the question.
+from the row. Rows without references or questions (photographs, broken images) belong to no benchmark. The demo models
+are trained on the bare questions with a closed vocabulary, so the prompt is the question.
+
+    demo_*      the first world: captions and eight kinds of questions
+    gallery_*   the second: long captions, short ones, and the same kinds of questions
 """
 
 import re
@@ -25,16 +28,10 @@ from pipelines.metrics.ptb import tokenize
 from pipelines.metrics.repetition import is_loop
 from pipelines.metrics.sums import ratio
 
-CAPTION_PROMPT = "describe the image ."
-
 _REFERENCES = Column((pa.list_(pa.string()),), nullable=True)
 _QUESTION = pa.struct([("task", pa.string()), ("question", pa.string()), ("answer", pa.string())])
 _QUESTIONS = Column((pa.list_(_QUESTION),), nullable=True)
 _OPTIONS = re.compile(r"(.*\?) A (.+) B (.+) C (.+) D (.+)")
-
-
-def _caption_key(source: Source, _: int) -> list[Key]:
-    return [Key(source["id"], source["id"], source["id"])] if source["references"] else []
 
 
 def _questions_of(source: Source, task: str) -> list[dict[str, str]]:
@@ -77,13 +74,15 @@ def _choice_contents(source: Source) -> list[Content]:
     return contents
 
 
-def described_scorer() -> Scorer:
-    """The scorer of captions with what is right in them: CHAIR, and the accuracy of colours and sizes.
+def described_scorer(prefix: str = "demo", *, places: bool = False) -> Scorer:
+    """The scorer of captions with what is right in them: CHAIR, and the accuracy of colours, sizes and places.
 
-    The first reference names every shape with its colour and size, which is all that needs to be known. It says no
-    places, so their accuracy is left to jobs/quality.py, which reads the scenes.
+    The first reference names every shape with its colour and size, which is all that needs to be known.
+
+    Args:
+        places: whether it says the places too. Else their accuracy is left to jobs/quality.py, which reads the scenes.
     """
-    base = caption_scorer("demo")
+    base = caption_scorer(prefix)
 
     def statistics(groups: list[list[Record]]) -> np.ndarray:
         counts = [sum(map(_described_counts, group), np.zeros(_NUM_COUNTS)) for group in groups]
@@ -93,11 +92,13 @@ def described_scorer() -> Scorer:
         scores, counts = base.combine(sums[..., :-_NUM_COUNTS]), sums[..., -_NUM_COUNTS:]
         objects, drawn = counts[..., : len(COUNTS)], counts[..., len(COUNTS) : -2]
         right = chair_metrics(objects) | shapes.shape_metrics(drawn)
-        del right["place_accuracy"]
+        if not places:
+            del right["place_accuracy"]
         right |= {name: ratio(counts[..., i], objects[..., 0]) for i, name in ((-2, "words"), (-1, "looping"))}
-        return scores | {f"demo_{name}": values for name, values in right.items()}
+        return scores | {f"{prefix}_{name}": values for name, values in right.items()}
 
-    return Scorer(headline=base.headline, scale=base.scale, statistics=statistics, combine=combine)
+    headline = f"{prefix}_described" if places else base.headline  # n-grams tell little of a hundred words
+    return Scorer(headline=headline, scale=100.0, statistics=statistics, combine=combine)
 
 
 _NUM_COUNTS = len(COUNTS) + len(shapes.COUNTS) + 2
@@ -115,10 +116,42 @@ def _choice_prompt(row: Row) -> str:
     return f"{row['question']} {options}"
 
 
-def _demo(task: str, scorer: Scorer, kind: Kind = "short") -> Benchmark:
+def _captions(name: str, column: str, prompt: str, max_new_tokens: int, scorer: Scorer) -> Benchmark:
+    """Captions of the scenes, whose references are in the column."""
+    several = column == "references"
+
+    def contents(source: Source) -> list[Content]:
+        return [caption_content(image_bytes(source["image"]), source[column] if several else [source[column]])]
+
+    return Benchmark(
+        name=name,
+        repo="",
+        files="scenes-*.parquet",
+        columns={"id": TEXT, "image": IMAGE, column: _REFERENCES if several else TEXT},
+        key_columns=("id", column),
+        identify=lambda source, _: [Key(source["id"], source["id"], source["id"])] if source[column] else [],
+        content=contents,
+        prompt=lambda row: prompt,
+        max_new_tokens=max_new_tokens,
+        scorer=scorer,
+    )
+
+
+def _questions(world: str) -> tuple[Benchmark, ...]:
+    """The eight tasks with questions."""
+    yes_no, exact = yes_no_scorer("pope_accuracy"), mean_scorer("exact_match", exact_match_score)
+    choice = mean_scorer("accuracy", lambda r: float(seed_correct(r["prediction"] or "", r["answers"][0])))
+    return (
+        *(_task(world, task, yes_no, kind="yesno") for task in ("exist", "rel")),
+        _task(world, "mc", choice, kind="choice"),
+        *(_task(world, task, exact) for task in ("attr", "where", "count", "text", "bg")),
+    )
+
+
+def _task(world: str, task: str, scorer: Scorer, kind: Kind = "short") -> Benchmark:
     is_choice = kind == "choice"
     return Benchmark(
-        name=f"demo_{task}",
+        name=f"{world}_{task}",
         repo="",
         files="scenes-*.parquet",
         columns={"id": TEXT, "image": IMAGE, "questions": _QUESTIONS},
@@ -132,22 +165,13 @@ def _demo(task: str, scorer: Scorer, kind: Kind = "short") -> Benchmark:
 
 
 DEMO = (
-    Benchmark(
-        name="demo_caption",
-        repo="",
-        files="scenes-*.parquet",
-        columns={"id": TEXT, "image": IMAGE, "references": _REFERENCES},
-        key_columns=("id", "references"),
-        identify=_caption_key,
-        content=lambda source: [caption_content(image_bytes(source["image"]), source["references"])],
-        prompt=lambda row: CAPTION_PROMPT,
-        max_new_tokens=64,
-        scorer=described_scorer(),
+    _captions("demo_caption", "references", "describe the image .", 64, described_scorer()),
+    *_questions("demo"),
+)
+GALLERY = (
+    _captions(
+        "gallery_long", "references", "describe the image in detail .", 192, described_scorer("gallery", places=True)
     ),
-    _demo("exist", yes_no_scorer("pope_accuracy"), kind="yesno"),
-    _demo("rel", yes_no_scorer("pope_accuracy"), kind="yesno"),
-    _demo(
-        "mc", mean_scorer("accuracy", lambda r: float(seed_correct(r["prediction"] or "", r["answers"][0]))), "choice"
-    ),
-    *(_demo(task, mean_scorer("exact_match", exact_match_score)) for task in ("attr", "where", "count", "text", "bg")),
+    _captions("gallery_short", "short_reference", "describe the image .", 48, caption_scorer("short")),
+    *_questions("gallery"),
 )

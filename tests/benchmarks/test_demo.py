@@ -2,9 +2,12 @@
 
 import pytest
 
+from demo.gallery.corpus import GALLERY
+from demo.gallery.language import long_caption, long_references
+from demo.gallery.world import scene_at as gallery_scene_at
 from demo.language import caption, references
 from demo.world import scene_at
-from pipelines.benchmarks import Record, get_benchmark
+from pipelines.benchmarks import Record, get_benchmark, get_benchmarks
 
 
 def record(i: int, prediction: str | None) -> Record:
@@ -29,3 +32,32 @@ def test_captions_are_scored_by_what_they_invent_find_and_get_right():
     assert wrong.metrics["demo_described"] < 0.3
     low, high = wrong.intervals["demo_chair_i"]
     assert low < wrong.metrics["demo_chair_i"] < high
+
+
+def test_long_captions_of_the_gallery_are_scored_by_the_share_of_described_shapes_and_their_places():
+    scenes = [gallery_scene_at("corpus", i) for i in range(20)]
+
+    def long_record(i: int, prediction: str) -> Record:
+        return Record(**{**record(i, prediction), "answers": long_references(scenes[i])})
+
+    bench = get_benchmark("gallery_long")
+    right = bench.score([long_record(i, long_caption(scene)) for i, scene in enumerate(scenes)])
+    assert right.headline == "gallery_described"
+    assert (
+        right.metrics["gallery_described"],
+        right.metrics["gallery_place_accuracy"],
+        right.metrics["gallery_chair_i"],
+    ) == (1, 1, 0)
+    assert right.metrics["gallery_words"] > 60
+    wrong = bench.score([long_record(i, long_caption(scenes[i - 1])) for i in range(20)])
+    assert wrong.metrics["gallery_described"] < 0.4
+    assert wrong.metrics["gallery_place_accuracy"] < 0.5
+
+
+def test_the_gallery_has_the_same_tasks_and_two_lengths_of_captions():
+    names = {name: [bench.name.split("_")[1] for bench in get_benchmarks(name)] for name in ("demo", "gallery")}
+    assert names["gallery"] == ["long", "short", *names["demo"][1:]]
+    source = GALLERY.scene_row(3)
+    [content] = get_benchmark("gallery_short").content(source)
+    assert content["answers"] == [source["short_reference"]]
+    assert get_benchmark("gallery_long").content(source)[0]["answers"] == source["references"]

@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from demo.gallery.language import long_caption, long_references
+from demo.gallery.world import scene_at as gallery_scene_at
 from demo.language import caption, references
 from demo.world import COLORS, KINDS, RADII, SIDE, scene_at
 from pipelines.metrics import chair
 from pipelines.metrics import shapes as drawn
 from pipelines.metrics.chair import chair_counts, chair_metrics, mentions, split
 from pipelines.metrics.coco_objects import COCO, WORDS, objects_of_images, read_instances
-from pipelines.metrics.shapes import Drawn, shape_counts, shape_metrics, shapes_of_scene
+from pipelines.metrics.shapes import Drawn, shape_counts, shape_metrics, shapes_of_caption, shapes_of_scene
 
 
 def names(text: str) -> list[str]:
@@ -130,12 +132,32 @@ STAR = Drawn("star", "white", "small", 0.5, 0.9)
         ("a red circle is left of a white star", (2, 2), (0, 0), (1, 1), 2),
         ("the star is above the blue circle , right of it", (1, 1), (0, 0), (1, 0), 1),
         ("two red circles", (1, 1), (0, 0), (0, 0), 1),
+        ("at the top left there is a red circle and a star .", (1, 1), (0, 0), (2, 1), 1),
+        ("at the top there is a star at the bottom . at the left", (0, 0), (0, 0), (1, 1), 0),  # of its own sentence
+        ("at the top left is a red circle near the large blue circle", (2, 2), (1, 1), (1, 1), 2),
     ],
 )
 def test_what_is_said_of_shapes_is_held_against_the_scene(text, colors, sizes, places, described):
     counts = shape_counts(text, [RED, BLUE, STAR])
     assert [tuple(counts[i : i + 2]) for i in (0, 2, 4)] == [colors, sizes, places]
     assert tuple(counts[6:]) == (3, described)
+
+
+def test_long_captions_of_the_gallery_are_right_everywhere_and_those_of_another_scene_are_not():
+    right, wrong = np.zeros(8), np.zeros(8)
+    for i in range(40):
+        scene, other = (gallery_scene_at("corpus", number) for number in (i, i + 1))
+        there = shapes_of_scene({**scene.to_dict(), "width": scene.width, "height": scene.height})
+        for text in long_references(scene):
+            right += shape_counts(text, there)
+        wrong += shape_counts(long_caption(other), there)
+        told = shapes_of_caption(long_caption(scene))
+        assert {(shape.color, shape.size, shape.kind) for shape in told} == {
+            (shape.color, shape.size, shape.kind) for shape in there
+        }
+        assert [shape.place for shape in sorted(told, key=str)] == [s.place for s in sorted(there, key=str)]
+    assert all(value == 1 for value in shape_metrics(right).values())
+    assert all(value < 0.5 for value in shape_metrics(wrong).values())
 
 
 def test_a_scene_of_another_form_is_refused():
