@@ -94,7 +94,7 @@ def _calibrate_budget(
         raise UserError(f"input.path must begin with images that can be read, found none in {config.input.path}")
     given = {name: value for name, value in method.check(config.prune.settings).items() if name != "threshold"}
     features = [tokens for of_picture in regions for tokens in of_picture]
-    found = method.calibrate(features, retention=config.prune.share, **given)
+    found = method.calibrate(features, retention=config.prune.share_of_sent, **given)
     return {"method": method.name, "model": checkpoint.digest, "samples": len(regions), **found}
 
 

@@ -42,7 +42,8 @@ from pipelines.tracker import Tracker, default_store, environment_uri, make_trac
 logger = logging.getLogger(__name__)
 
 STATE, TABLE, PAGE = "grid.json", "accuracy.parquet", "accuracy.html"
-OF_PRUNE = ("gamma", "gamma_scale", "seed", "per_tile")  # keys of `prune` that grid.settings may set for one method
+# keys of `prune` that grid.settings may set for one method
+OF_PRUNE = ("shrink", "gamma", "gamma_scale", "seed", "per_tile")
 PARENT_SECONDS = 60.0  # longest wait for the id of the parent run; without the id, the points' runs have no parent
 
 

@@ -72,6 +72,7 @@ def _flops(job: Job, means: dict[str, float], *, select_on_cpu: bool) -> TrueFlo
     vision = job.checkpoint.vision
     if job.checkpoint.geometry.tiled or not visual:  # numbers of crops differ between images; no question was answered
         return None
+    visual *= job.config.prune.shrink or 1  # whole pictures were counted, and smaller ones sent
     settings = method.counting.of_means(kept, visual) if isinstance(method, BeforeModel) else job.pruning
     counts: dict[str, Any] = {"num_text": _num_text(job, means)}
     counts["num_generated"] = max(1, round(means["num_generated_tokens"]))

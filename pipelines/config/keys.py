@@ -145,6 +145,14 @@ class PruneConfig:
         above=0,
         high=1,
     )
+    shrink: float | None = key(
+        "send pictures with about this share of their visual tokens, and prune those: the vision tower has less to do, "
+        "too. prune.retention stays a share of the whole picture's tokens. For models of free picture size, InternVL "
+        "and SmolVLM2, and methods that do not keep every token; null: whole pictures",
+        None,
+        above=0,
+        high=1,
+    )
     gamma: float | None = key(
         "weight of the kernel in the log-determinant; null: the method's own default", None, above=0
     )
@@ -166,6 +174,11 @@ class PruneConfig:
         """`retention` of a configuration that has been resolved for its model (`run.job.check_model`)."""
         assert self.retention is not None, "the configuration has not been resolved for its model"
         return self.retention
+
+    @property
+    def share_of_sent(self) -> float:
+        """The share of the visual tokens to keep of the pictures that are sent, which `shrink` makes smaller."""
+        return self.share if self.shrink is None else min(1.0, self.share / self.shrink)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -154,15 +154,24 @@ def with_pictures_of(prune: PruneConfig, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with the geometry of the pictures that the method of `prune`, resolved for the model, sends.
 
     Raises:
-        UserError: if the method sends smaller pictures, and the model takes none.
+        UserError: if the method or prune.shrink sends smaller pictures, and the model takes none; or if a smaller
+            picture has fewer tokens than prune.retention keeps.
     """
-    if not get_method(prune.method).sends_smaller:
+    method = get_method(prune.method)
+    share = prune.share if method.sends_smaller else None if method.keeps_all else prune.shrink
+    if share is None:
         return replace(checkpoint, geometry=checkpoint.whole_geometry)
-    shrunk = checkpoint.whole_geometry.shrunk(prune.share)
+    shrunk = checkpoint.whole_geometry.shrunk(share)
     if shrunk is None:
+        said = f"prune.method={prune.method}" if method.sends_smaller else f"prune.shrink={share:g}"
         raise UserError(
-            f"prune.method={prune.method} needs a model of free picture size, got a {checkpoint.record.title}, whose "
-            "pictures all have one size or its tiles"
+            f"{said} needs a model of free picture size, got a {checkpoint.record.title}, whose pictures all have one "
+            "size or its tiles"
+        )
+    if share < prune.share:
+        raise UserError(
+            f"prune.retention must be at most prune.shrink={share:g}, the share of the tokens that the smaller picture "
+            f"has, got {prune.share:g}"
         )
     return replace(checkpoint, geometry=shrunk)
 

@@ -42,7 +42,7 @@ class Pruner:
         if "relevance" in requires:
             self.relevance = make_relevance(checked, checkpoint.path, dtype, device)
         self.reduce = self.method.build(checked, {"gamma": prune.gamma, "gamma_scale": prune.gamma_scale})
-        self.retention = 1.0 if self.method.keeps_all else prune.share
+        self.retention = 1.0 if self.method.keeps_all else prune.share_of_sent
         self.way: Way = "joint"
         if self.method.keeps_grid:
             self.way = "grid"

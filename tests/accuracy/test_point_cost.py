@@ -32,3 +32,13 @@ def test_the_tower_reads_the_picture_that_it_gets_and_the_language_model_what_is
     assert found.policy == chosen
     assert found.prefill == prefill_flops(shape.language, 10 + 36)
     assert found.decode == decode_flops(shape.language, 10 + 36, 5)
+
+
+def test_a_smaller_picture_spares_the_tower_and_the_choice(checkpoint):
+    config = load_config(["prune.method=otprune", "prune.retention=0.36", "prune.shrink=0.64"])
+    found = _flops(SimpleNamespace(checkpoint=checkpoint, config=config, pruning={}), MEANS, select_on_cpu=True)
+    shape, side = checkpoint.shape, 8 * SIDE
+    assert found is not None
+    assert found.vision == vision_flops(shape.vision, frame=(side, side))
+    assert found.policy == selector_flops("otprune", 64, shape.language.hidden, 36, on_cpu=True)
+    assert found.prefill == prefill_flops(shape.language, 10 + 36)

@@ -44,6 +44,8 @@ def test_smaller_pictures_are_refused_in_one_line_where_every_picture_has_one_si
         "prune.method=resize needs a model of free picture size, got a LLaVA-1.5, whose pictures all have one size or "
         "its tiles"
     )
+    with pytest.raises(UserError, match=r"^prune\.shrink=0\.5 needs a model of free picture size"):
+        check_model(load_config([*DEMO, "prune.shrink=0.5"]))
 
 
 def test_smaller_pictures_have_a_geometry_of_their_own_beside_the_whole_one(monkeypatch):
@@ -55,6 +57,19 @@ def test_smaller_pictures_have_a_geometry_of_their_own_beside_the_whole_one(monk
     assert (checkpoint.geometry.fixed, checkpoint.whole_geometry.fixed) == (64, 256)
     _, unchanged = check_model(load_config([*DEMO, "prune.method=none", "prune.retention=0.25"]))
     assert unchanged.geometry == unchanged.whole_geometry == checkpoint.whole_geometry
+
+
+def test_a_method_may_prune_a_smaller_picture(monkeypatch):
+    monkeypatch.setattr(
+        Square, "shrunk", lambda square, share: replace(square, num_tokens=round(share * square.num_tokens))
+    )
+    config, checkpoint = check_model(load_config([*DEMO, "prune.shrink=0.25", "prune.retention=0.2"]))
+    assert (checkpoint.geometry.fixed, checkpoint.whole_geometry.fixed) == (64, 256)
+    assert config.prune.share_of_sent == pytest.approx(0.8)
+    _, whole = check_model(load_config([*DEMO, "prune.shrink=0.25", "prune.method=none"]))
+    assert whole.geometry.fixed == 256
+    with pytest.raises(UserError, match=r"prune\.retention must be at most prune\.shrink=0\.25, .* got 0\.3"):
+        check_model(load_config([*DEMO, "prune.shrink=0.25", "prune.retention=0.3"]))
 
 
 def test_units_of_more_pixels_than_a_row_can_hold_are_refused(demo_model):

@@ -144,6 +144,16 @@ def test_a_smaller_picture_has_about_the_tokens_that_pruning_keeps(family, model
         assert 0.5 * budget <= row["num_kept_tokens"] <= budget
 
 
+def test_a_method_prunes_a_smaller_picture_to_its_share_of_the_whole_one(model, corpus, tmp_path):
+    keys = {"prune.method": "first", "prune.shrink": 0.6, "prune.retention": 0.3}
+    run_captions(prepare(load_config(settings(model(FREE[0]), corpus, tmp_path, **keys))))
+    geometry = read_checkpoint(str(model(FREE[0]))).geometry
+    for row, size in zip(captions(tmp_path), SIZES, strict=True):
+        assert row["num_visual_tokens"] == geometry.num_visual(size)
+        smaller = geometry.shrunk(0.6).num_visual(size)
+        assert row["num_kept_tokens"] == num_kept(0.5, smaller)
+
+
 def test_a_picture_of_fewer_tiles_stays_within_what_pruning_keeps_or_has_one(model, corpus, tmp_path):
     keys = {"prune.method": "resize", "prune.retention": 0.45}
     run_captions(prepare(load_config(settings(model("internvl"), corpus, tmp_path, **keys))))
