@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 STATE, TABLE, PAGE = "grid.json", "accuracy.parquet", "accuracy.html"
 # keys of `prune` that grid.settings may set for one method
-OF_PRUNE = ("shrink", "gamma", "gamma_scale", "seed", "per_tile")
+OF_PRUNE = ("shrink", "merge", "gamma", "gamma_scale", "seed", "per_tile")
 PARENT_SECONDS = 60.0  # longest wait for the id of the parent run; without the id, the points' runs have no parent
 
 

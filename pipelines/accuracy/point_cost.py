@@ -5,12 +5,14 @@ The output survives the run, so a resumed grid needs no second run to know the c
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from otprune.budget import selector_prefill
 from otprune.flops import TrueFlops, true_flops
+from otprune.merge import merge_flops
 from otprune.methods import UNPRUNED, BeforeModel, get_method
 from otprune.shapes import PatchVisionShape
 from pipelines.output.reader import OutputReader
@@ -81,7 +83,11 @@ def _flops(job: Job, means: dict[str, float], *, select_on_cpu: bool) -> TrueFlo
     if isinstance(vision, PatchVisionShape):
         side = vision.patch_size * vision.merge * max(1, round(math.sqrt(visual)))
         counts |= {"frame": (side, side), "num_visual": max(1, round(visual))}
-    return true_flops(job.checkpoint.shape, method, **counts, select_on_cpu=select_on_cpu, **settings)
+    flops = true_flops(job.checkpoint.shape, method, **counts, select_on_cpu=select_on_cpu, **settings)
+    if job.config.prune.merge is not None:
+        merging = merge_flops(round(visual), round(kept), job.checkpoint.shape.language.hidden)
+        flops = replace(flops, policy=flops.policy + merging)
+    return flops
 
 
 def _num_text(job: Job, means: dict[str, float]) -> int:

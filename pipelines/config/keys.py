@@ -153,6 +153,13 @@ class PruneConfig:
         above=0,
         high=1,
     )
+    merge: float | None = key(
+        "weight in (0, 1] of the tokens that are not kept: each is averaged into the kept one that is most like it; "
+        "null: they are dropped",
+        None,
+        above=0,
+        high=1,
+    )
     gamma: float | None = key(
         "weight of the kernel in the log-determinant; null: the method's own default", None, above=0
     )

@@ -28,7 +28,7 @@ KEYS = (
 )
 UNSET = (
     *("model.max_pixels", "model.min_pixels", "model.max_tiles", "model.original_tiles"),
-    *("prompt.system", "prune.shrink", "generate.retries", "generate.retry_cut"),
+    *("prompt.system", "prune.shrink", "prune.merge", "generate.retries", "generate.retry_cut"),
 )
 """Keys that decide nothing while they are null, empty, 0 or false."""
 

@@ -39,6 +39,8 @@ def resolve_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
         raise ValueError(reason)
     if "relevance" in method.requires:
         check_relevance(settings)
+    if config.prune.merge is not None and (method.makes_tokens or method.inside_model or method.before_projector):
+        raise ValueError(f"merge must be null with {method.name}, which keeps no tokens as they are")
     if isinstance(method, Reducer) and method.fits is not None and isinstance(checkpoint.vision, VisionShape):
         method.fits(checkpoint.vision.num_patches, **settings)
     if isinstance(method, Reducer) and method.calibrate is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from otprune import num_kept
 from otprune.families import Size, Way
+from otprune.merge import merge_leftovers
 from otprune.methods import get_method
 from otprune.methods.reduction import Reduced, Seen
 from otprune.models import Checkpoint, Encoder, Kept, Region, load_encoder
@@ -42,6 +43,7 @@ class Pruner:
         if "relevance" in requires:
             self.relevance = make_relevance(checked, checkpoint.path, dtype, device)
         self.reduce = self.method.build(checked, {"gamma": prune.gamma, "gamma_scale": prune.gamma_scale})
+        self.merge = prune.merge
         self.retention = 1.0 if self.method.keeps_all else prune.share_of_sent
         self.way: Way = "joint"
         if self.method.keeps_grid:
@@ -115,7 +117,11 @@ class Pruner:
 
     def _kept(self, region: Region, reduced: Reduced) -> Kept:
         """What a method left of a region, as rows of the language model."""
-        tokens = reduced.features if region.rows is None else region.rows[reduced.source]
+        if self.merge is not None and len(reduced.source) < len(region.features):
+            rows = region.features if region.rows is None else region.rows
+            tokens = merge_leftovers(rows, region.features, reduced.source, self.merge)
+        else:
+            tokens = reduced.features if region.rows is None else region.rows[reduced.source]
         return Kept(tokens, reduced.source, len(region.features))
 
 

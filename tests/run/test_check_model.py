@@ -8,7 +8,7 @@ from otprune.families.llava import Square
 from otprune.models import read_checkpoint
 from pipelines.config.load import load_config
 from pipelines.errors import UserError
-from pipelines.run.job import check_model, check_unit
+from pipelines.run.job import check_model, check_pruning, check_unit
 from tests.helpers import DEMO
 
 
@@ -79,3 +79,10 @@ def test_units_of_more_pixels_than_a_row_can_hold_are_refused(demo_model):
     check_unit(load_config([*DEMO, f"unit.images={most}"]), large)
     with pytest.raises(UserError, match=rf"unit\.images must be at most {most} .*at most 2 GiB; got {most + 1}"):
         check_unit(load_config([*DEMO, f"unit.images={most + 1}"]), large)
+
+
+@pytest.mark.parametrize("method", ["m3", "prumerge", "fastv"])
+def test_merging_is_refused_where_no_token_is_kept_as_it_is(method):
+    config, checkpoint = check_model(load_config([*DEMO, f"prune.method={method}", "prune.merge=0.5"]))
+    with pytest.raises(UserError, match=f"prune.merge must be null with {method}, which keeps no tokens as they are"):
+        check_pruning(config, checkpoint)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForConditionalGeneration
 
 from otprune import select_tokens
+from otprune.merge import merge_leftovers
 from otprune.methods.cdpruner import cdpruner
 from otprune.methods.prumerge import prumerge
 from otprune.methods.salient.scope import scope
@@ -43,8 +44,8 @@ def encoder(demo_model):
     return make
 
 
-def make_encoder(model: Path, method: str, settings: dict, batch_size: int = 4) -> Encoder:
-    prune = PruneConfig(method=method, retention=0.1, gamma_scale="trace")
+def make_encoder(model: Path, method: str, settings: dict, batch_size: int = 4, merge: float | None = None) -> Encoder:
+    prune = PruneConfig(method=method, retention=0.1, gamma_scale="trace", merge=merge)
     place = Place("cpu", "float32")
     checkpoint = read_checkpoint(str(model))
     return Encoder(checkpoint=checkpoint, prune=prune, settings=settings, batch_size=batch_size, place=place)
@@ -98,6 +99,18 @@ def tokens_of(unit_batch: UnitBatch) -> torch.Tensor:
 def test_every_token_is_kept_for_methods_inside_the_model(encoder, scene_pixels):
     plain = encoded(encoder("none"), scene_pixels)
     assert torch.equal(tokens_of(encoded(encoder("fastv"), scene_pixels)), tokens_of(plain))
+
+
+def test_leftovers_are_merged_into_the_tokens_that_the_method_keeps(encoder, demo_model, scene_pixels):
+    every, dropped = (encoded(encoder(method), scene_pixels) for method in ("none", "divprune"))
+    merging = make_encoder(demo_model, "divprune", {}, merge=0.4)
+    merged = encoded(merging, scene_pixels)
+    for tokens, kept, rows in zip(tokens_of(every), dropped.arrays["kept"].rows(), tokens_of(merged), strict=True):
+        expected = merge_leftovers(tokens, tokens, torch.from_numpy(kept.astype(np.int64)), 0.4)
+        torch.testing.assert_close(rows, expected, atol=1e-5, rtol=1e-5)
+    assert [rows.tolist() for rows in merged.arrays["kept"].rows()] == [
+        rows.tolist() for rows in dropped.arrays["kept"].rows()
+    ]
 
 
 def test_pooled_tokens_are_the_means_of_their_cells_and_name_their_centre(encoder, scene_pixels):
