@@ -56,6 +56,9 @@ def render_accuracy(
         blocks=[(r, [points[m, r] for m in methods if (m, r) in points]) for r in retentions],
         legend=legend(drawn_styles),
         plots=_plots(within, names, drawn_styles, retentions),
+        cost_legend=legend(styles),
+        cost=_over_cost(points, names[0], styles, retentions),
+        described=[_described(points, name, methods, retentions) for name in names if _says_what(points, name)],
         leaders=[(r, *_leaders(relative, measured, comparable[r], r)) for r in retentions if comparable[r]],
         duels=[(r, comparable[r], _duels(relative, measured, comparable[r], r)) for r in retentions],
         over_budget=[(r, [m for m in methods if (m, r) in points and m not in comparable[r]]) for r in retentions],
@@ -144,6 +147,73 @@ def _plot(
     values = [unpruned, *(end for one in series for mark in one.points for end in mark.y_ends or ())]
     x = axis_of_names([f"{100 * retention:g} %" for retention in retentions], "tokens kept")
     return plot(series, x, axis_over(values, ""), title=title, levels=[(unpruned, "all tokens")])
+
+
+def _over_cost(points: Points, name: str, styles: dict[str, Style], retentions: list[float]) -> Markup | None:
+    """A chart of `relative` over the multiply-adds of everything, points over budget included; None if not counted."""
+    measured = {point: rows[name] for point, rows in points.items() if rows[name]["tflops_per_image"] is not None}
+    if (UNPRUNED, 1.0) not in measured or len(measured) < 2:
+        return None
+    series = []
+    for method, style in styles.items():
+        rows = [measured[method, retention] for retention in retentions if (method, retention) in measured]
+        marks = [
+            Point(
+                row["tflops_per_image"],
+                100 * row["relative"],
+                y_ends=(100 * row["relative_low"], 100 * row["relative_high"]),
+                title=f"{method} at {100 * row['retention']:g} %: {100 * row['relative']:.1f} % "
+                f"for {row['tflops_per_image']:.3g} TFLOPs",
+            )
+            for row in rows
+        ]
+        if marks:
+            series.append(Series(method, marks, style))
+    whole = measured[UNPRUNED, 1.0]
+    x = axis_over([row["tflops_per_image"] for row in measured.values()], "TFLOPs of everything, an image and question")
+    y = axis_over([100, *(end for one in series for mark in one.points for end in mark.y_ends or ())], "relative, %")
+    title = f"all tokens: 100 % for {whole['tflops_per_image']:.3g} TFLOPs"
+    return plot(series, x, y, title=title, levels=[(100, "all tokens")])
+
+
+SAID = {
+    "chair_s": "CHAIR, sentences",
+    "chair_i": "CHAIR, objects",
+    "object_recall": "recall",
+    "object_f1": "F1",
+    "described": "described",
+    "color_accuracy": "colours",
+    "size_accuracy": "sizes",
+    "place_accuracy": "places",
+    "looping": "loops",
+    "words": "words",
+}
+"""What captions say of their pictures: ending of a metric's name -> its column. All but words are shares."""
+
+
+def _says_what(points: Points, name: str) -> bool:
+    return any(metric["name"].endswith("_chair_i") for metric in points[UNPRUNED, 1.0][name]["metrics"])
+
+
+def _described(points: Points, name: str, methods: list[str], retentions: list[float]) -> dict[str, Any]:
+    """The table of what the captions of a benchmark say: its columns, and (label, cells) of each point."""
+
+    def cells(row: Row) -> list[tuple[str, str]]:
+        by_name = {metric["name"].split("_", 1)[1]: metric for metric in row["metrics"]}
+        scaled = [(1 if end == "words" else 100, by_name[end]) for end in columns]
+        return [(f"{k * m['value']:.1f}", f"{k * m['low']:.1f} to {k * m['high']:.1f}") for k, m in scaled]
+
+    unpruned = points[UNPRUNED, 1.0][name]
+    there = {metric["name"].split("_", 1)[1] for metric in unpruned["metrics"]}
+    columns = [end for end in SAID if end in there]
+    rows = [
+        (f"{method} {100 * retention:g} %", cells(points[method, retention][name]))
+        for retention in retentions
+        for method in methods
+        if (method, retention) in points
+    ]
+    head = [SAID[end] for end in columns]
+    return {"name": short_name(name), "columns": head, "rows": [(UNPRUNED, cells(unpruned)), *rows]}
 
 
 def _leaders(

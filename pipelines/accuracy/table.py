@@ -196,6 +196,10 @@ def _score(scores: Scores) -> dict[str, Any]:
         "high": scores.scale * high,
         "questions": scores.questions,
         "unanswered": scores.unanswered,
+        "metrics": [
+            {"name": name, "value": value, "low": scores.intervals[name][0], "high": scores.intervals[name][1]}
+            for name, value in scores.metrics.items()
+        ],
     }
 
 
