@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import fsspec
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import UserError
@@ -41,6 +41,9 @@ Out = TypeVar("Out")
 STORE_ERRORS = (OSError, ValueError, BotoCoreError)
 """The errors of a store that does not exist, refuses access or has a wrong address. S3 raises BotoCoreError where the
 server does not answer or credentials are missing, and OSError where the server refuses a request."""
+
+WORLD = (OSError, BotoCoreError, ClientError)
+"""The errors of disks, networks and stores, which are nobody's mistake in a program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +107,30 @@ class Store:
             return root
         return f"{self.scheme}://{root.lstrip('/') if self.scheme == 'memory' else root}"
 
+    def outlast(self, call: Callable[[], Out], *, writes: bool = False) -> Out:
+        """`call()`, which asks this store something. A store with patience asks again while it is out of order.
+
+        Args:
+            writes: so a missing file is a fault of the store, and no answer.
+        """
+        del writes  # of those that override this
+        return call()
+
+    def forget(self) -> None:
+        """Makes the next call open its connections anew, with the credentials of then."""
+        if not self.is_local:
+            type(self.fs).clear_instance_cache()
+
     def read(self, name: str) -> bytes:
         """The content of an object.
 
         Raises:
             FileNotFoundError: if there is no such object.
         """
-        return cast(bytes, self.fs.cat_file(self.join(name)))
+        return self.outlast(lambda: cast(bytes, self.fs.cat_file(self.join(name))))
 
     def exists(self, name: str) -> bool:
-        return self.fs.exists(self.join(name))
+        return self.outlast(lambda: self.fs.exists(self.join(name)))
 
     def write(self, name: str, data: bytes) -> None:
         """Writes the object atomically: by one PUT in an object store, by a temporary file and a rename elsewhere.
@@ -125,6 +142,9 @@ class Store:
         """
         if self.scheme in READ_ONLY:
             raise UserError(f"{self.path} can only be read; results go to a local folder, s3://, gs://, az:// or hf://")
+        self.outlast(lambda: self._write(name, data), writes=True)
+
+    def _write(self, name: str, data: bytes) -> None:
         target = self.join(name)
         if self.scheme in OBJECT_STORES:
             self.fs.pipe_file(target, data)
@@ -153,7 +173,7 @@ class Store:
     def delete(self, name: str) -> None:
         """Removes the object. A missing object is no error."""
         with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.join(name))
+            self.outlast(lambda: self.fs.rm_file(self.join(name)))
 
     def list(self, folder: str) -> dict[str, int]:
         """Maps the names of the objects directly in `folder` to their bytes; empty if the folder does not exist.
@@ -162,7 +182,7 @@ class Store:
         """
         target = self.join(folder)
         try:
-            entries = self.fs.ls(target, detail=True)
+            entries = self.outlast(lambda: self.fs.ls(target, detail=True))
         except FileNotFoundError:
             return {}
         files = (e for e in entries if e["type"] == "file")

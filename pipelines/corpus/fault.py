@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
+from pipelines.errors import JobFailedError
 from pipelines.images.decode import Reject
 
 PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, *range(520, 531)})
@@ -24,6 +25,9 @@ CREDENTIALS = frozenset(
     }
 )  # fmt: skip
 """Codes of S3 that say that nobody's object is at fault, but the credentials (or the clock) of this machine."""
+
+
+OUTAGE = "outage: "  # begins the error of a unit that failed because nothing answers
 
 
 class FetchFault(OSError):  # noqa: N818 - an outcome, not an error of the program
@@ -45,7 +49,7 @@ class FetchFault(OSError):  # noqa: N818 - an outcome, not an error of the progr
         return Reject("unavailable" if self.passing else "fetch", self.detail)
 
 
-class OutageError(Exception):
+class OutageError(JobFailedError):
     """Nothing answers: no network, no store, or no valid credentials. No image is to blame."""
 
 

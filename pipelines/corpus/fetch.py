@@ -142,8 +142,7 @@ class Fetcher:
         """Forgets which hosts were silent, and opens connections to stores anew, with the credentials of now."""
         for host in self._hosts.values():
             host.silent, host.silent_until = 0, 0.0
-        if self.store.is_s3:
-            type(self.store.fs).clear_instance_cache()
+        self.store.forget()
 
     async def close(self) -> None:
         """Closes the connections to the web."""

@@ -20,6 +20,7 @@ from ray.util.metrics import Gauge
 from pipelines.corpus.patience import take_announcement
 from pipelines.dollars.account import Account
 from pipelines.dollars.ledger import record_run
+from pipelines.output.patient import without_patience
 from pipelines.run.job import Job
 from pipelines.run.progress import Progress
 from pipelines.run.resources import cluster_nodes, is_local
@@ -51,6 +52,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._gauges: dict[str, Gauge] = {}
         self._warned: set[str] = set()
+        self._waits: dict[str, float] = {}  # what is waited for: until when
         self._written = False
 
     def __enter__(self) -> "Heartbeat":
@@ -122,9 +124,9 @@ class Heartbeat:
     def _hand_on(self) -> None:
         """Logs what read tasks wait for. Several tasks wait for the same, so it is said once."""
         try:
-            if (text := take_announcement()) and text not in self._warned:
-                self._warned.add(text)
-                logger.warning("%s", text)
+            if (wait := take_announcement()) and wait.since > self._waits.get(wait.what, 0.0):
+                self._waits[wait.what] = wait.until
+                logger.warning("%s", wait)
         except Exception as error:  # Ray's head may not answer for a moment
             self._warn("the messages of tasks", error)
 
@@ -133,8 +135,9 @@ class Heartbeat:
         if state == "running" and not is_local(self.job.config):
             self._set_gauges(content)
         try:
-            record_run(self.job.output, self.run, meter.usd, meter.elapsed, meter.node_seconds)
-            self.job.output.write(FILE, json.dumps(content, indent=1).encode())
+            output = without_patience(self.job.output)  # the next beat tries again
+            record_run(output, self.run, meter.usd, meter.elapsed, meter.node_seconds)
+            output.write(FILE, json.dumps(content, indent=1).encode())
             self._written = True
         except Exception as error:  # no failed write may end the captioning
             self._warn(FILE, error)

@@ -11,12 +11,13 @@ part stays.
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pipelines.corpus.fault import OUTAGE
 from pipelines.corpus.file import CorpusFile
 from pipelines.errors import JobFailedError
 from pipelines.output.plan import delete_orphans
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import split_unit
-from pipelines.stages.read import OUTAGE, Reader
+from pipelines.stages.read import Reader
 from pipelines.stages.unit_batch import Rejected, UnitBatch
 from pipelines.stages.write import Sink, summarize
 

@@ -14,6 +14,7 @@ from pipelines.dollars.meter import check_instances
 from pipelines.engines.registry import check_engine, check_family
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import claim_output, fingerprint
+from pipelines.output.patient import with_patience
 from pipelines.output.plan import Plan, make_plan
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.run.describe import describe
@@ -253,7 +254,9 @@ def check_prompts(config: Config, checkpoint: Checkpoint) -> None:
 
 
 def open_output(config: Config, described: dict[str, Any], *, write: bool = True) -> Store:
-    """The output's store. With `write`, the output is claimed for this configuration and a probe is written.
+    """The output's store, which is waited for in an outage (`faults.patience_seconds`) from now on.
+
+    With `write`, the output is claimed for this configuration and a probe is written.
 
     Raises:
         UserError: if the output belongs to another configuration, or cannot be written.
@@ -266,4 +269,4 @@ def open_output(config: Config, described: dict[str, Any], *, write: bool = True
             output.delete(".probe")
     except STORE_ERRORS as error:
         raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
-    return output
+    return with_patience(output, config.faults.patience_seconds)

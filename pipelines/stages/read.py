@@ -15,7 +15,7 @@ import numpy as np
 
 from otprune.families import Geometry
 from pipelines.corpus.columns import Columns
-from pipelines.corpus.fault import FetchFault, OutageError, fault_of
+from pipelines.corpus.fault import OUTAGE, FetchFault, OutageError, fault_of
 from pipelines.corpus.fetch import Fetched, Fetcher, FetchSettings, fetcher_of, is_web
 from pipelines.corpus.format import Format, InStore, Record
 from pipelines.corpus.patience import Patience
@@ -26,8 +26,6 @@ from pipelines.stages.ragged import Ragged
 from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
-
-OUTAGE = "outage: "  # begins the error of a unit that failed because nothing answers
 
 
 @dataclass(frozen=True, slots=True)

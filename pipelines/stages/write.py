@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.corpus.fault import OUTAGE, OutageError
 from pipelines.output.parts import encode_table
 from pipelines.output.redo import merge
 from pipelines.output.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
@@ -44,7 +45,9 @@ class Sink:
         if unit_batch.error is None:
             try:
                 self.commit(unit_batch)
-            except Exception as error:  # the store failed: nothing is committed, and the summary tells the driver
+            except OutageError as error:  # the store refused until patience was over: the driver stops the run
+                unit_batch.error = f"{OUTAGE}{error}"
+            except Exception as error:  # nothing is committed, and the summary tells the driver
                 unit_batch.error = f"write: {type(error).__name__}: {clean(str(error))}"
         return {"summary": json.dumps(summarize(unit_batch))}
 
