@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from otprune.families import Options
 from otprune.methods import get_method
-from otprune.models import Checkpoint, CheckpointError, read_checkpoint
+from otprune.models import Checkpoint, CheckpointError, check_weights, read_checkpoint
 from pipelines.config.judge import read_judge
 from pipelines.config.keys import Config, PruneConfig
 from pipelines.corpus.find import Corpus, find_corpus
@@ -70,6 +70,7 @@ def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
     corpus = find_input(config)
     pruning = check_pruning(config, checkpoint)
     check_prompts(config, checkpoint)
+    check_loads(checkpoint)
     described = describe(config, checkpoint, pruning if inside_model(config) else None)
     output = open_output(config, described, write=not config.run.estimate)
     plan = make_plan(
@@ -251,6 +252,18 @@ def check_prompts(config: Config, checkpoint: Checkpoint) -> None:
         except Exception as error:  # of a broken tokenizer.json, tokenizers raises a plain one
             reason = " ".join(str(error).split())
             raise UserError(f"prompt.* must fit the tokenizer of {checkpoint.path}: {reason}") from error
+
+
+def check_loads(checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint whose weights do not fit its configuration, before any actor holds a GPU for it.
+
+    Raises:
+        UserError: with the weight that is missing or has another shape.
+    """
+    try:
+        check_weights(checkpoint)
+    except CheckpointError as error:
+        raise UserError(f"model.path: {error}") from error
 
 
 def open_output(config: Config, described: dict[str, Any], *, write: bool = True) -> Store:
