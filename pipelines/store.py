@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipelines.errors import UserError
 
 S3_CONNECTIONS = 64  # that a process may keep; botocore's own 10 would be the limit of its readers
+STALL_SECONDS = 20  # without a byte of S3, after which a request is tried again
 THREADS, AHEAD = 16, 64  # of `in_threads`: concurrent calls, and finished or pending results in memory
 
 ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}  # other spellings of a scheme
@@ -74,7 +75,7 @@ class Store:
             return LocalFileSystem()
         options: dict[str, Any] = {"use_listings_cache": False}
         if self.is_s3:
-            options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS}
+            options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS, "read_timeout": STALL_SECONDS}
         if self.scheme in ("s3", "az", "abfs", "abfss"):
             options["anon"] = self.anonymous
         elif self.scheme == "gs" and self.anonymous:

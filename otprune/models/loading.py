@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from otprune.models.checkpoint import Checkpoint, CheckpointError, read_checkpoint, read_header, weight_files
+from otprune.models.checkpoint import Checkpoint, CheckpointError, read_header, weight_files
 
 HEAD_PREFIX = r"^(model\.)?language_model\.(?=lm_head\.)"
 LANGUAGE_PREFIX = r"^(model\.)?(language_model|text_model)\.(model\.)?"
@@ -21,18 +20,7 @@ LANGUAGE_PREFIX = r"^(model\.)?(language_model|text_model)\.(model\.)?"
 _FROM_HEADERS: ContextVar[bool] = ContextVar("from_headers", default=False)
 
 
-@lru_cache(maxsize=64)
-def _check_weights(folder: Path, digest: str) -> None:
-    del digest  # of the weights, so that the same are checked once
-    checkpoint = read_checkpoint(str(folder))
-    record, place = checkpoint.record, {"dtype": torch.bfloat16, "device": "cpu"}
-    config: Any = AutoConfig.from_pretrained(folder)
-    # Quantised weights have names of their engine's own, and joining experts would take memory for all of them.
-    special = getattr(config, "quantization_config", None) or any(".experts." in name for name in weight_names(folder))
-    with _from_headers():
-        record.load_encoder(checkpoint, **place)
-        if not special:
-            record.load_language_model(checkpoint, **place)
+_fitting: set[tuple[Path, str]] = set()  # folder and digest of what `check_weights` has found to fit
 
 
 def check_weights(checkpoint: Checkpoint) -> None:
@@ -44,13 +32,23 @@ def check_weights(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: if weights are missing, or have other shapes than config.json says.
     """
+    folder, record = checkpoint.path, checkpoint.record
+    if (folder, checkpoint.digest) in _fitting:
+        return
+    place = {"dtype": torch.bfloat16, "device": "cpu"}
     try:
-        _check_weights(checkpoint.path, checkpoint.digest)
+        with _from_headers():
+            record.load_encoder(checkpoint, **place)
+            # Quantised weights have names of their engine's own; joining experts would take memory for all of them.
+            quantized = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None)
+            if not quantized and not any(".experts." in name for name in weight_names(folder)):
+                record.load_language_model(checkpoint, **place)
     except CheckpointError:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint.path} cannot be loaded: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(f"{folder} cannot be loaded: {type(error).__name__}: {reason}") from error
+    _fitting.add((folder, checkpoint.digest))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Patience:
 
 
 def announce(wait: Wait) -> None:
-    """Says in the log what is waited for. A task also leaves it for the driver, which does not see the logs of tasks."""
+    """Says in the log what is waited for. A task leaves it for the driver, which does not see logs of tasks."""
     logger.warning("%s", wait)
     ray = sys.modules.get("ray")  # a process without Ray loads none for this
     if ray is not None and ray.is_initialized() and ray._private.worker.global_worker.mode == ray.WORKER_MODE:

@@ -63,6 +63,11 @@ class Heartbeat:
         self._stop.set()
         self._thread.join(JOIN_SECONDS)
 
+    def leave_witness(self) -> str:
+        """Writes an object that only this run writes, and returns its name."""
+        meter = self.account.meter
+        return record_run(self.job.output, self.run, meter.usd, meter.elapsed, meter.node_seconds)
+
     def finish(self, code: int, message: str) -> None:
         """Writes the final state of a run that has ended. A run that never beat writes nothing."""
         if self._written:

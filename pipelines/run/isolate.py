@@ -11,7 +11,7 @@ part stays.
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from pipelines.corpus.fault import OUTAGE
+from pipelines.corpus.fault import NOT_SHARED, OUTAGE
 from pipelines.corpus.file import CorpusFile
 from pipelines.errors import JobFailedError
 from pipelines.output.plan import delete_orphans
@@ -90,6 +90,8 @@ def _attempt(
             continue
         if summary["error"].startswith(OUTAGE):
             raise JobFailedError(f"{summary['error']}; the same command resumes")
+        if summary["error"].startswith(NOT_SHARED):
+            raise JobFailedError(summary["error"].removeprefix(NOT_SHARED))
         errors[summary["unit"]] = f"{where[summary['unit']]}, by {summary['error']}"
         if len(errors) > max_isolated:
             raise JobFailedError(

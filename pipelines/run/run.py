@@ -38,7 +38,7 @@ from pipelines.run.outcome import (
 )  # fmt: skip
 from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
-from pipelines.run.resources import stage_weights
+from pipelines.run.resources import is_local, stage_weights
 from pipelines.run.signals import interruptible
 from pipelines.run.stages import Stages, make_stages
 from pipelines.run.tracked import start_tracker
@@ -126,6 +126,21 @@ class Run:
             UserError: as of `run_job`; nothing is reported then.
         """
         try:
+            self._run()
+            self.account.meter.stop()
+            self._report()
+        except UserError:
+            raise
+        except Exception as error:  # of the program: it ends with its traceback, but who watches the run must know
+            self._end(FAILED, _shown(error))
+            self._close()
+            raise
+        self._close()
+        return self.outcome
+
+    def _run(self) -> None:
+        """Captions what is left. What the world does to a run becomes its outcome."""
+        try:
             with interruptible():
                 if self.job.plan.spans:
                     self._work()
@@ -133,20 +148,10 @@ class Run:
                     self.tracker = start_tracker(self.job)
         except KeyboardInterrupt:
             self._end(INTERRUPTED, "interrupted; the same command resumes")
-        except UserError:
-            raise
         except JobFailedError as error:
             self._end(FAILED, f"{error}; everything committed is kept")
         except (*WORLD, RayError) as error:
             self._end(FAILED, f"{_shown(error)}; everything committed is kept")
-        except Exception as error:  # of the program: it ends with its traceback, but who watches the run must know
-            self._end(FAILED, _shown(error))
-            self._close()
-            raise
-        self.account.meter.stop()
-        self._report()
-        self._close()
-        return self.outcome
 
     def _close(self) -> None:
         """Ends the tracked run and the heartbeat with the state of the outcome."""
@@ -186,6 +191,8 @@ class Run:
     def _caption(self) -> None:
         """Captions the plan, unit by unit, until it is done or the spend cap is reached."""
         job, stages = self.job, self.stages(self.job)
+        if job.output.is_local and not is_local(job.config):  # workers on other machines may have another such folder
+            stages.sink.witness = self.heartbeat.leave_witness()
         summaries = run_with_isolation(
             job.plan.spans,
             lambda spans, alone: stages.run(spans, job.config, alone, self.clock),
