@@ -193,7 +193,7 @@ class Fetcher:
             return await self._web.get(source, self.max_bytes, grow)
         store = self.store if isinstance(source, InStore) else source.store
         path = store.join(source.name) if isinstance(source, InStore) else source.path
-        if path.startswith("/") and not store.is_s3:
+        if store.is_local:
             size = await asyncio.to_thread(regular_size, path, self.store.root)
             await grow(min(size, self.max_bytes + 1))
             return await asyncio.to_thread(read_regular, path, self.max_bytes + 1)
