@@ -27,7 +27,7 @@ class Wait:
 
     def __str__(self) -> str:
         since, until = (time.strftime("%H:%M:%S", time.gmtime(at)) for at in (self.since, self.until))
-        return f"{self.what}; waiting since {since} until {until} (UTC; faults.patience_seconds)"
+        return f"{self.what}; waiting since {since} until {until} UTC"
 
 
 class Patience:

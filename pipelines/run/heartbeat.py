@@ -21,6 +21,7 @@ from pipelines.corpus.patience import take_announcement
 from pipelines.dollars.account import Account
 from pipelines.dollars.ledger import record_run
 from pipelines.output.patient import without_patience
+from pipelines.run.head import answers, head_address
 from pipelines.run.job import Job
 from pipelines.run.progress import Progress
 from pipelines.run.resources import cluster_nodes, is_local
@@ -61,7 +62,7 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(JOIN_SECONDS)
+        self._thread.join(JOIN_SECONDS if answers(head_address()) else 1.0)  # it may wait for a head that is gone
 
     def leave_witness(self) -> str:
         """Writes an object that only this run writes, and returns its name."""

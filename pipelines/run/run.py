@@ -19,6 +19,7 @@ from pipelines.output.reader import OutputReader
 from pipelines.output.rejected import example_of, too_many_rejected
 from pipelines.output.totals import Totals
 from pipelines.run.cluster import connected
+from pipelines.run.head import HeadWatch
 from pipelines.run.heartbeat import Heartbeat
 from pipelines.run.isolate import run_with_isolation
 from pipelines.run.job import Job
@@ -171,9 +172,14 @@ class Run:
             self.heartbeat.look()  # `check_prices` needs the nodes before the thread of the heartbeat starts
             check_prices(config.budget.max_usd, self.account)
             self.tracker = start_tracker(self.job)
-            with self.progress, self.heartbeat:
-                if self._may_begin():
-                    self._caption()
+            with self.progress, self.heartbeat, HeadWatch() as head:
+                try:
+                    if self._may_begin():
+                        self._caption()
+                except KeyboardInterrupt:
+                    if not head.lost:
+                        raise
+                    raise JobFailedError(f"{head.lost}; the same command resumes") from None
 
     def _may_begin(self) -> bool:
         """Asks the gate and stores its verdict and its seconds. If the run may not begin, the outcome says why."""

@@ -1,0 +1,77 @@
+"""Notices that Ray's head is gone: Ray would end the driver after a minute, without an exception or a word."""
+
+import logging
+import signal
+import socket
+import threading
+import time
+
+import ray
+
+from pipelines.corpus.patience import Wait
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 2.0
+LOST_SECONDS = 20.0  # without an answer; Ray itself ends the process after 60, and the report takes some of them
+CONNECT_SECONDS = 5.0
+
+Address = tuple[str, int]
+
+
+def head_address() -> Address | None:
+    """Where the head of the Ray of this process listens; None without Ray, and under Ray Client, which says nothing."""
+    if not ray.is_initialized():
+        return None
+    try:
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        return host.strip("[]"), int(port)
+    except (AttributeError, ValueError):
+        return None
+
+
+def answers(address: Address | None) -> bool:
+    """Whether a head takes connections; True where there is no address to ask."""
+    if address is None:
+        return True
+    try:
+        socket.create_connection(address, CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+class HeadWatch:
+    """Context manager that interrupts the main thread, as SIGTERM does, once the head is gone for `seconds`.
+
+    `lost` then says so. It is empty while the head answers, or comes back in time.
+    """
+
+    def __init__(self, seconds: float = LOST_SECONDS):
+        self.seconds, self.lost = seconds, ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="head", daemon=True)
+
+    def __enter__(self) -> "HeadWatch":
+        self._address = head_address()
+        if self._address is not None and threading.current_thread() is threading.main_thread():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def _work(self) -> None:
+        since: float | None = None
+        while not self._stop.wait(CHECK_SECONDS):
+            if answers(self._address):
+                since = None
+                continue
+            now = time.time()
+            if since is None:
+                since = now
+                logger.warning("%s", Wait("Ray's head does not answer", now, now + self.seconds))
+            if now - since >= self.seconds:
+                self.lost = f"Ray's head is lost: it has not answered for {now - since:.0f} s"
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                return
