@@ -44,17 +44,17 @@ def answers(address: Address | None) -> bool:
 class HeadWatch:
     """Context manager that interrupts the main thread, as SIGTERM does, once the head is gone for `seconds`.
 
+    It asks `every` so many seconds; without an address, or in another thread than the main one, it does nothing.
     `lost` then says so. It is empty while the head answers, or comes back in time.
     """
 
-    def __init__(self, seconds: float = LOST_SECONDS):
-        self.seconds, self.lost = seconds, ""
+    def __init__(self, address: Address | None, seconds: float = LOST_SECONDS, every: float = CHECK_SECONDS):
+        self.address, self.seconds, self.every, self.lost = address, seconds, every, ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="head", daemon=True)
 
     def __enter__(self) -> "HeadWatch":
-        self._address = head_address()
-        if self._address is not None and threading.current_thread() is threading.main_thread():
+        if self.address is not None and threading.current_thread() is threading.main_thread():
             self._thread.start()
         return self
 
@@ -63,8 +63,8 @@ class HeadWatch:
 
     def _work(self) -> None:
         since: float | None = None
-        while not self._stop.wait(CHECK_SECONDS):
-            if answers(self._address):
+        while not self._stop.wait(self.every):
+            if answers(self.address):
                 since = None
                 continue
             now = time.time()

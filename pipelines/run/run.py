@@ -19,7 +19,7 @@ from pipelines.output.reader import OutputReader
 from pipelines.output.rejected import example_of, too_many_rejected
 from pipelines.output.totals import Totals
 from pipelines.run.cluster import connected
-from pipelines.run.head import HeadWatch
+from pipelines.run.head import HeadWatch, head_address
 from pipelines.run.heartbeat import Heartbeat
 from pipelines.run.isolate import run_with_isolation
 from pipelines.run.job import Job
@@ -172,7 +172,7 @@ class Run:
             self.heartbeat.look()  # `check_prices` needs the nodes before the thread of the heartbeat starts
             check_prices(config.budget.max_usd, self.account)
             self.tracker = start_tracker(self.job)
-            with self.progress, self.heartbeat, HeadWatch() as head:
+            with self.progress, self.heartbeat, HeadWatch(head_address()) as head:
                 try:
                     if self._may_begin():
                         self._caption()
