@@ -14,9 +14,9 @@ import ray.data
 from otprune.models import Checkpoint
 from pipelines.config.keys import Config
 from pipelines.errors import UserError
-from pipelines.run.head import answers, head_address
 from pipelines.run.outcome import Cluster
 from pipelines.run.resources import TASK_CPUS, actor_cpus, actor_gpus, cluster_resources, gpus_needed, is_local
+from pipelines.run.signals import answers, head_address
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)

@@ -21,10 +21,10 @@ from pipelines.corpus.patience import take_announcement
 from pipelines.dollars.account import Account
 from pipelines.dollars.ledger import record_run
 from pipelines.output.patient import without_patience
-from pipelines.run.head import answers, head_address
 from pipelines.run.job import Job
 from pipelines.run.progress import Progress
 from pipelines.run.resources import cluster_nodes, is_local
+from pipelines.run.signals import answers, head_address
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)

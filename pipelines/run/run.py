@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,6 @@ from pipelines.output.reader import OutputReader
 from pipelines.output.rejected import example_of, too_many_rejected
 from pipelines.output.totals import Totals
 from pipelines.run.cluster import connected
-from pipelines.run.head import HeadWatch, head_address
 from pipelines.run.heartbeat import Heartbeat
 from pipelines.run.isolate import run_with_isolation
 from pipelines.run.job import Job
@@ -40,7 +40,7 @@ from pipelines.run.outcome import (
 from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
 from pipelines.run.resources import is_local, stage_weights
-from pipelines.run.signals import interruptible
+from pipelines.run.signals import HeadWatch, head_address, interruptible
 from pipelines.run.stages import Stages, make_stages
 from pipelines.run.tracked import start_tracker
 from pipelines.store import WORLD, Store, read_json
@@ -172,7 +172,7 @@ class Run:
             self.heartbeat.look()  # `check_prices` needs the nodes before the thread of the heartbeat starts
             check_prices(config.budget.max_usd, self.account)
             self.tracker = start_tracker(self.job)
-            with self.progress, self.heartbeat, HeadWatch(head_address()) as head:
+            with self.progress, self.heartbeat, HeadWatch(head_address(), self._end_process) as head:
                 try:
                     if self._may_begin():
                         self._caption()
@@ -180,6 +180,16 @@ class Run:
                     if not head.lost:
                         raise
                     raise JobFailedError(f"{head.lost}; the same command resumes") from None
+
+    def _end_process(self, reason: str) -> None:
+        """Reports the run for a main thread that is caught in a call of Ray, and ends the process, as Ray would."""
+        try:
+            self._end(FAILED, f"{reason}; the same command resumes; everything committed is kept")
+            self._report()
+            self._close()
+            logger.error("failed: %s", self.outcome.message)
+        finally:
+            os._exit(FAILED)
 
     def _may_begin(self) -> bool:
         """Asks the gate and stores its verdict and its seconds. If the run may not begin, the outcome says why."""
