@@ -71,6 +71,7 @@ class Heartbeat:
 
     def finish(self, code: int, message: str) -> None:
         """Writes the final state of a run that has ended. A run that never beat writes nothing."""
+        self._stop.set()  # no beat may follow, also if the block has not ended
         if self._written:
             self._write(STATES.get(code, "failed"), message)
 
