@@ -15,6 +15,7 @@ from pipelines.corpus.formats import lines
 from pipelines.errors import UserError
 from pipelines.images.decode import Reject
 from pipelines.stages.unit_batch import UnitBatch
+from pipelines.store import Store
 from tests.corpus.test_tar import find, records
 from tests.reading import STRUCT, numbers_of, png, reader_of, reasons, spans_of
 
@@ -87,6 +88,33 @@ def test_lines_that_are_no_rows_miss_their_image_and_nothing_else(tmp_path, smal
     assert reasons(found) == dict.fromkeys((1, 2, 3, 4), "missing")
     (tmp_path / "b.csv").write_bytes(b"file_name,title\n1.png,x\n1.png\n1.png,a,b\n1.png,y\n")
     assert [record.data for record in records(find(tmp_path, format="csv"))] == ["1.png", None, None, "1.png"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_second_plan_reads_no_list_that_has_not_changed(tmp_path, monkeypatch, small_groups, kind):
+    pictures(tmp_path / "in", range(9))
+    for name in "ab":
+        rows = [{"path": f"{n}.png", "title": f"{name}{n}"} for n in range(9)]
+        text = (
+            jsonl(rows)
+            if kind == "jsonl"
+            else "\n".join(["path,title", *(",".join(r.values()) for r in rows)]).encode()
+        )
+        (tmp_path / "in" / f"{name}.{kind}").write_bytes(text)
+    cache, indexed, real = Store(str(tmp_path / "cache")), [], lines.index_lines
+    monkeypatch.setattr(lines, "index_lines", lambda store, name, size: indexed.append(name) or real(store, name, size))
+
+    def corpus():
+        return find(tmp_path / "in", format=kind, cache=cache, templates=("{title}",))
+
+    first = corpus()
+    assert (corpus(), indexed) == (first, [f"a.{kind}", f"b.{kind}"])
+    assert [record.fields["title"] for record in records(first)] == [f"{name}{n}" for name in "ab" for n in range(9)]
+    file = tmp_path / "in" / f"b.{kind}"
+    file.write_bytes(file.read_bytes().replace(b"b3", b"c3"))  # of the same size
+    os.utime(file, ns=(0, 1))
+    assert corpus().num_rows == 18
+    assert indexed == [f"a.{kind}", f"b.{kind}", f"b.{kind}"]
 
 
 def test_addresses_are_relative_to_their_file_or_to_the_corpus(tmp_path):
