@@ -166,6 +166,17 @@ def test_a_dataset_folder_reads_each_metadata_file_beside_its_pictures(tmp_path,
     assert [number for unit_batch in works for number in numbers_of(unit_batch)] == [5, 4, 1, 3, 2]
 
 
+def test_a_picture_that_changes_beside_its_metadata_changes_that_metadata_alone(tmp_path):
+    for split in ("test", "train"):
+        pictures(tmp_path / split / "in", range(2))
+        (tmp_path / split / "metadata.csv").write_text("file_name\nin/0.png\nin/1.png\n")
+    before = {file.source: file.tag for file in find(tmp_path).files}
+    os.utime(tmp_path / "test" / "in" / "0.png", ns=(0, 1))
+    after = {file.source: file.tag for file in find(tmp_path).files}
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] == ["test/metadata.csv"]
+
+
 @pytest.mark.parametrize("rows_a_batch", [2, 100])
 @pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
 def test_arrow_streams_and_files_are_read_batch_by_batch(tmp_path, new, rows_a_batch):
