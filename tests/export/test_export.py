@@ -278,6 +278,10 @@ def test_a_dataset_folder_has_a_card_and_says_what_its_columns_are(table, tmp_pa
 
 
 def test_datasets_reads_the_folder(folder, tmp_path, export):
+    """`datasets` caps fsspec, so it is no dependency. To run this:
+
+    pip install --target DIR --no-deps datasets dill multiprocess xxhash; PYTHONPATH=DIR pytest tests/export -k datasets
+    """
     datasets = pytest.importorskip("datasets")
     commit(folder, tmp_path / "out")
     assert export("dataset", "export.shard_images=6") == 0

@@ -7,7 +7,6 @@ picture below its folder, because its rows are what is planned.
 
 import hashlib
 import posixpath
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -43,23 +42,22 @@ def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> 
     found = _format_of(names[0]).files(listing, names, choice)
     assert found.columns is not None
     pictures = _pictures(listing, names)
-    files = [replace(file, tag=_tag(file, pictures[posixpath.dirname(file.source)])) for file in found.files]
+    files = [replace(f, tag=f"{f.tag} {pictures[posixpath.dirname(f.source)]}") for f in found.files]
     return replace(found, files=files, columns=replace(found.columns, folder_relative=True))
 
 
-def _pictures(listing: Listing, names: Sequence[str]) -> dict[str, list[str]]:
-    """The pictures below the folder of each metadata file, as lines that change with their content."""
-    folders, pictures = {posixpath.dirname(name) for name in names}, defaultdict(list)
+def _pictures(listing: Listing, names: Sequence[str]) -> dict[str, str]:
+    """For the folder of each metadata file, a hash of what the listing says about the pictures below it."""
+    digests = {posixpath.dirname(name): hashlib.sha256() for name in names}
     for name in filter(is_image, listing.sizes):
         folder = posixpath.dirname(name)
-        while folder not in folders and folder:
+        while folder not in digests and folder:
             folder = posixpath.dirname(folder)
-        pictures[folder].append(f"{name}\0{listing.sizes[name]}\0{listing.versions.get(name, '')}\0")
-    return pictures
-
-
-def _tag(file: CorpusFile, pictures: Sequence[str]) -> str:
-    return hashlib.sha256("".join((file.tag, "\0", *pictures)).encode()).hexdigest()[:16]
+        if folder in digests:
+            digests[folder].update(
+                f"{name}\0{listing.sizes[name]}\0{listing.versions.get(name, '')}\0".encode(errors="surrogateescape")
+            )
+    return {folder: digest.hexdigest()[:16] for folder, digest in digests.items()}
 
 
 def read_records(
