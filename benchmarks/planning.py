@@ -17,7 +17,7 @@ from pipelines.corpus.columns import ColumnChoice
 from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Corpus
 from pipelines.corpus.formats import images, tar, tar_index
-from pipelines.corpus.formats.tar_index import ShardIndex
+from pipelines.corpus.index_cache import FileIndex, name_in_cache, save
 from pipelines.corpus.listing import Listing
 from pipelines.output.plan import make_plan
 from pipelines.store import Store, make_store
@@ -39,8 +39,8 @@ def shards(num_files: int, folder: Path) -> Corpus:
     offsets = (*(64 * IMAGE_BYTES * i for i in range(GROUPS)), size)
     names = [f"{i:06d}.tar" for i in range(num_files)]
     store, cache = make_store("memory://in"), Store(str(folder))
-    known = {name: ((size, "1"), ShardIndex(rows, tuple(o + 0 for o in offsets))) for name in names}
-    tar_index._save(cache, tar_index._cache_name(store, "auto"), known)
+    known = {name: ((size, "1"), FileIndex(rows, tuple(o + 0 for o in offsets), {})) for name in names}
+    save(cache, name_in_cache(store, tar_index.TITLE, tar_index.settings("auto")), known)
     del known
     began = time.perf_counter()
     listing = Listing(store, dict.fromkeys(names, size), dict.fromkeys(names, "1"), cache=cache)

@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import socket
+import tarfile
 import tempfile
 import threading
 import time
@@ -82,6 +83,17 @@ def png(number: int) -> bytes:
     return stream.getvalue()
 
 
+def shard(num_images: int) -> bytes:
+    """A WebDataset shard of the images, each with a text."""
+    with tarfile.open(fileobj=(stream := io.BytesIO()), mode="w") as tar:
+        for i in range(num_images):
+            for suffix, data in (("png", png(i)), ("txt", b"a caption")):
+                member = tarfile.TarInfo(f"{i:05d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
 def corpus_at(store: Store) -> Corpus:
     return find_corpus(store, image_column="auto", id_column="auto", reference_column="auto", templates=["x"])
 
@@ -106,7 +118,7 @@ def read(corpus: Corpus) -> tuple[int, float]:
 
 
 def measure_s3(num_images: int) -> dict[str, float]:
-    """Images a second of a folder of image files, of addresses, and of Parquet files with row groups of 128."""
+    """Images a second of a folder of image files, of addresses, of Parquet with row groups of 128, and of a shard."""
     os.environ |= ACCOUNT
     pipe, end = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(end,), daemon=True)
@@ -123,8 +135,9 @@ def measure_s3(num_images: int) -> dict[str, float]:
     for name, table in tables.items():
         pq.write_table(table, stream := io.BytesIO(), row_group_size=128)
         direct.write(f"{name}/a.parquet", stream.getvalue())
+    direct.write("tar/a.tar", shard(num_images))
     rates = {}
-    for name in ("folder", *tables):
+    for name in ("folder", *tables, "tar"):
         corpus = corpus_at(Store(f"s3://images/{name}", slow))
         images, seconds = read(corpus)
         assert images == num_images

@@ -231,17 +231,21 @@ def check_scheme(address: str) -> None:
     Raises:
         UserError: with the schemes that are known, or the package to install.
     """
-    scheme = scheme_of(address)
+    if problem := scheme_problem(scheme_of(address)):
+        raise UserError(f"{address}: {problem}")
+
+
+def scheme_problem(scheme: str) -> str:
+    """Why no address of this scheme can be opened: an unknown scheme, or a library to install. Empty if one can."""
     try:
         fsspec.get_filesystem_class(scheme)
-    except ValueError as error:
+    except ValueError:
         known = ", ".join(f"{name}://" for name in MAIN_SCHEMES)
-        raise UserError(
-            f"{address}: the scheme must be one of {known} or another of fsspec's, got {scheme}://"
-        ) from error
+        return f"the scheme must be one of {known} or another of fsspec's, got {scheme}://"
     except ImportError as error:
         extra = f"pip install 'otprune[{EXTRAS[scheme]}]'" if scheme in EXTRAS else str(error)
-        raise UserError(f"{address}: the library that opens {scheme}:// is not installed: {extra}") from error
+        return f"the library that opens {scheme}:// is not installed: {extra}"
+    return ""
 
 
 def read_json(store: Store, name: str) -> Any:

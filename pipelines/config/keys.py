@@ -34,8 +34,8 @@ class InputConfig:
     )
     reference_column: str = key("column with reference captions, shown in the report: auto | none | a name", "auto")
     cache: str | None = key(
-        "folder, local or s3:// and the like, that keeps where the images of tar shards lie, so that a second plan "
-        "reads no shard; null: no cache",
+        "folder, local or s3:// and the like, that keeps where the rows of tar shards, JSONL and CSV files begin, so "
+        "that a second plan reads none of them; null: no cache",
         "~/.cache/otprune",
     )
     limit: int | None = key("caption only this many rows, from the start of the corpus", None, low=1)

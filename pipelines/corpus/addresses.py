@@ -11,10 +11,11 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pipelines.corpus.fault import FetchFault
-from pipelines.store import Store
+from pipelines.store import Store, scheme_problem
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 ALLOW_PATHS = "outside the corpus; input.allow_paths allows it"
@@ -52,7 +53,7 @@ def locate(address: str, store: Store, allowed: Allowed) -> str | Stored:
     if scheme:
         prefixes = [*_prefixes(store), *allowed.paths]
         if _has_parent(address) or not any(_begins(address, prefix) for prefix in prefixes):
-            raise FetchFault(ALLOW_PATHS)
+            raise FetchFault(_problem(scheme) or f"{scheme}:// {ALLOW_PATHS}")
         source = Store(address, store.endpoint_url, store.anonymous)
         return Stored(source, source.root)
     if _folders(store):
@@ -92,6 +93,11 @@ def is_private_literal(host: str) -> bool:
         return not is_public(host.strip("[]"))
     except ValueError:
         return host.lower().rstrip(".") == "localhost" or host.lower().rstrip(".").endswith(".localhost")
+
+
+@cache
+def _problem(scheme: str) -> str:
+    return scheme_problem(scheme)
 
 
 def _folders(store: Store) -> list[str]:

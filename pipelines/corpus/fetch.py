@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import get_loop
 
+from pipelines.config.keys import InputConfig
 from pipelines.corpus.addresses import Allowed, Stored, locate
 from pipelines.corpus.fault import FetchFault, fault_of
 from pipelines.corpus.format import InStore, Record
@@ -48,6 +49,17 @@ class FetchSettings:
     timeout: float = 30.0  # seconds for one file, tries and waits included
     retries: int = 4  # further tries
     allowed: Allowed = Allowed()
+
+
+def fetch_settings(config: InputConfig) -> FetchSettings:
+    """How files that are named by address, or are one image each, are fetched."""
+    return FetchSettings(
+        threads=config.fetch_threads,
+        per_host=config.fetch_per_host,
+        timeout=config.fetch_timeout,
+        retries=config.fetch_retries,
+        allowed=Allowed(config.allow_private, tuple(config.allow_paths)),
+    )
 
 
 Fetched = bytes | FetchFault | Reject | None

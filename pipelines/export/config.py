@@ -30,7 +30,11 @@ class ExportSection:
         "txt never has them",
         "auto",
     )
-    images: bool = key("tar, dataset: write the encoded images as well; false leaves captions with their ids", True)
+    images: bool = key(
+        "tar, dataset: write the encoded images as well, fetched again where the corpus holds addresses; false leaves "
+        "captions with their ids",
+        True,
+    )
     name: Literal["auto", "row", "id"] = key(
         "txt, json, tar of a corpus of rows: what a file is named after. auto: the id where the corpus is tar shards, "
         "else the row",

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from pipelines.corpus.fetch import Fetcher
 from pipelines.corpus.find import Corpus
 from pipelines.errors import UserError
 from pipelines.export.captions import CaptionColumns
@@ -33,13 +34,13 @@ def write_dataset(
     *,
     keep: bool,
     images: bool,
-    max_bytes: int,
+    fetcher: Fetcher,
 ) -> list[str]:
     """Writes one of the `num_pieces` data files and returns its name. Memory holds BATCH_ROWS rows."""
     name = f"data/train-{piece.name}-of-{num_pieces:05d}.parquet"
     schema = _schema(columns, images)
     if images:
-        rows = rows_with_images(piece, corpus, output, max_bytes, keep)
+        rows = rows_with_images(piece, corpus, output, fetcher, keep)
     else:
         rows = ((row, None) for row in rows_of(piece, output) if keep or row.captions)
     with target.stream(name) as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:

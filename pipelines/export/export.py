@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pipelines.corpus.fetch import Fetcher, fetch_settings, fetcher_of
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.errors import JobFailedError, UserError
 from pipelines.export import dataset, names
@@ -56,6 +57,7 @@ def export(config: ExportConfig) -> Exported:
         id_column=claim["input.id_column"],
         reference_column="none",
         templates=[],
+        cache=make_store(config.input.cache) if config.input.cache else None,
     )
     _check(config, corpus)
     target = Target(_target_store(config, corpus))
@@ -65,7 +67,8 @@ def export(config: ExportConfig) -> Exported:
     shards = config.export.format in ("tar", "parquet", "dataset")
     done = target.finished(pieces, tidy=shards)
     todo = pieces if config.export.overwrite else [piece for piece in pieces if piece.name not in done]
-    write = _writer(config, corpus, output, target, columns, len(pieces), claim["decode.max_bytes"])
+    fetcher = fetcher_of(corpus.store, fetch_settings(config.input), claim["decode.max_bytes"])
+    write = _writer(config, corpus, output, target, columns, len(pieces), fetcher)
     _run(todo, write, target, config.export.threads)
     address = None
     if config.export.format == "dataset":
@@ -91,11 +94,6 @@ def _check(config: ExportConfig, corpus: Corpus) -> None:
         raise UserError(
             f"export.format=parquet adds columns to a corpus of Parquet files, found {corpus.format.title} files; "
             "export.format=dataset writes Parquet of any corpus"
-        )
-    if export.images and export.format in ("tar", "dataset") and corpus.columns and corpus.columns.kind == "uri":
-        raise UserError(
-            "the corpus holds addresses instead of images, which an export does not fetch again: export.images=false "
-            "leaves them out, export.format=parquet adds the captions to the corpus's columns"
         )
     if export.hub and export.format != "dataset":
         raise UserError(f"export.hub pushes export.format=dataset, got {export.format}")
@@ -129,7 +127,7 @@ def _writer(
     target: Target,
     columns: CaptionColumns,
     num_pieces: int,
-    max_bytes: int,
+    fetcher: Fetcher,
 ) -> Write:
     """What writes a piece in the format that is asked for."""
     export = config.export
@@ -149,7 +147,7 @@ def _writer(
                 by_id=by_id,
                 keep=keep,
                 images=export.images,
-                max_bytes=max_bytes,
+                fetcher=fetcher,
             )
         case "dataset":
             return partial(
@@ -161,7 +159,7 @@ def _writer(
                 columns=columns,
                 keep=keep,
                 images=export.images,
-                max_bytes=max_bytes,
+                fetcher=fetcher,
             )
     files = corpus.files if corpus.format.one_image_a_file else ()
     return partial(

@@ -3,6 +3,7 @@
 import io
 import tarfile
 
+from pipelines.corpus.fetch import Fetcher
 from pipelines.corpus.find import Corpus
 from pipelines.export import names
 from pipelines.export.captions import CaptionColumns
@@ -23,12 +24,12 @@ def write_tar(
     by_id: bool,
     keep: bool,
     images: bool,
-    max_bytes: int,
+    fetcher: Fetcher,
 ) -> list[str]:
     """Writes the shard of a piece and returns its name. Equal captions and images give equal bytes."""
     name, taken = f"{piece.name}.tar", set()
     if images:
-        rows = rows_with_images(piece, corpus, output, max_bytes, keep)
+        rows = rows_with_images(piece, corpus, output, fetcher, keep)
     else:
         rows = ((row, None) for row in rows_of(piece, output) if keep or row.captions)
     with target.stream(name) as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as shard:

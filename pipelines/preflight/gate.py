@@ -18,6 +18,7 @@ from typing import Any
 
 from otprune.methods import UNPRUNED
 from pipelines.config.judge import read_judge
+from pipelines.corpus.fetch import fetch_settings
 from pipelines.corpus.pictures import picture_urls
 from pipelines.corpus.truth import Truth, read_truth
 from pipelines.errors import JobFailedError, UserError
@@ -27,7 +28,6 @@ from pipelines.preflight.pairwise import Judged, Pair, judge_pairs
 from pipelines.preflight.sample import draw_units, run_sample
 from pipelines.run.job import Job
 from pipelines.run.outcome import Compared, Gate
-from pipelines.run.stages import fetch_settings
 from pipelines.stages.unit_batch import Sample
 from pipelines.store import read_json
 

@@ -27,6 +27,7 @@ from pipelines.benchmarks.captions import caption_scorer
 from pipelines.benchmarks.scoring import score_records
 from pipelines.config.judge import read_judge
 from pipelines.config.load import to_yaml
+from pipelines.corpus.fetch import fetch_settings
 from pipelines.corpus.pictures import picture_urls
 from pipelines.corpus.truth import Truth, open_corpus, read_texts, read_truth
 from pipelines.errors import UserError
@@ -36,7 +37,6 @@ from pipelines.output.reader import OutputReader
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.preflight.pairwise import Judged, Pair, judge_pairs
 from pipelines.quality.config import QualityConfig
-from pipelines.run.stages import fetch_settings
 from pipelines.store import STORE_ERRORS, Store, make_store
 from pipelines.tracker import make_tracker
 

@@ -117,6 +117,7 @@ class Run:
         self.clock = PoolClock()
         self.tracker: Tracker = NullTracker()
         self.heartbeat = Heartbeat(job, new_run(), self.progress, self.account)
+        self.tried: set[str] = set()  # names of the parts that this run wrote, also of rows that it tried again
         self.summarized: set[str] = set()  # names of the parts that this run added to the output
         self.new_parts = Totals()  # of these parts
 
@@ -218,8 +219,10 @@ class Run:
             max_isolated=job.config.faults.max_isolated,
         )
         for summary in summaries:
+            part = f"part-{summary['unit']}.parquet"
+            self.tried.add(part)
             if not summary.get("redone"):
-                self.summarized.add(f"part-{summary['unit']}.parquet")
+                self.summarized.add(part)
                 self.new_parts.add(summary)
             self.outcome.samples += summary.pop("samples")
             if self.progress.update(summary):
@@ -238,7 +241,7 @@ class Run:
         rejected = too_many_rejected(totals, job.config.faults.max_rejected, is_done=is_done)
         if rejected:
             [(reason, _)] = totals.reasons.most_common(1)
-            example = example_of(OutputReader(job.output, job.folder), sorted(self.summarized), reason)
+            example = example_of(OutputReader(job.output, job.folder), sorted(self.tried), reason)
             self._end(FAILED, f"{rejected}{example}. Everything committed is kept; the same command goes on")
         return bool(rejected)
 

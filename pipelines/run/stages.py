@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.config.keys import Config, InputConfig
-from pipelines.corpus.addresses import Allowed
-from pipelines.corpus.fetch import FetchSettings
+from pipelines.config.keys import Config
+from pipelines.corpus.fetch import fetch_settings
 from pipelines.engines.registry import get_engine, takes_images
 from pipelines.errors import JobFailedError
 from pipelines.output.span import SpanRow
@@ -94,17 +93,6 @@ def make_reader(job: Job) -> ReadDecode:
         decode=decode_settings(job),
         fetch=fetch_settings(config.input),
         patience=config.faults.patience_seconds,
-    )
-
-
-def fetch_settings(config: InputConfig) -> FetchSettings:
-    """How files that are named by address, or are one image each, are fetched."""
-    return FetchSettings(
-        threads=config.fetch_threads,
-        per_host=config.fetch_per_host,
-        timeout=config.fetch_timeout,
-        retries=config.fetch_retries,
-        allowed=Allowed(config.allow_private, tuple(config.allow_paths)),
     )
 
 

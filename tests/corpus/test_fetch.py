@@ -401,10 +401,12 @@ def test_paths_are_relative_to_the_corpus_or_absolute_and_stay_below_it(tmp_path
         assert get(uri, corpus) == png(5)
     outside = [
         str(tmp_path / "secret.png"), f"file://{tmp_path}/secret.png", "../secret.png", "sub/../../secret.png",
-        "link.png", str(tmp_path / "corpus2" / "x.png"), "/etc/hostname", "s3://bucket/x.png",
+        "link.png", str(tmp_path / "corpus2" / "x.png"), "/etc/hostname", "s3://bucket/x.png", "ftp://host/x.png",
     ]  # fmt: skip
     for uri in outside:
-        assert rejected(uri, corpus) == ("fetch", "outside the corpus; input.allow_paths allows it")
+        scheme = uri.partition("://")[0] + ":// " if uri[:3] in ("s3:", "ftp") else ""
+        assert rejected(uri, corpus) == ("fetch", f"{scheme}outside the corpus; input.allow_paths allows it")
+    assert rejected("what://host/secret.png", corpus)[1].startswith("the scheme must be one of s3://, gs://, ")
     allowed = Allowed(paths=(str(tmp_path),))
     assert [get(uri, corpus, allowed=allowed) for uri in outside[:6]] == [png(6)] * 5 + [png(7)]
     assert rejected("sub/y.png", corpus)[0] == "fetch"
@@ -415,8 +417,11 @@ def test_paths_are_relative_to_the_corpus_or_absolute_and_stay_below_it(tmp_path
 
 def test_a_corpus_in_a_bucket_names_files_of_this_bucket_alone():
     store = "s3://bucket/corpus"
-    for uri in ("s3://bucket2/x", "s3://other/x", "../x", "s3://bucket/../other/x", "/etc/hostname", "gs://bucket/x"):
-        assert rejected(uri, store) == ("fetch", "outside the corpus; input.allow_paths allows it")
+    for uri in ("s3://bucket2/x", "s3://other/x", "../x", "s3://bucket/../other/x", "/etc/hostname", "hf://bucket/x"):
+        reason, detail = rejected(uri, store)
+        assert (reason, detail.partition(":// ")[2] or detail) == (
+            "fetch", "outside the corpus; input.allow_paths allows it",
+        )  # fmt: skip
     allowed = Allowed(paths=("s3://other/a", "/data"))
     for uri, path in (
         ("s3://bucket/a b/%41", "bucket/a b/%41"),

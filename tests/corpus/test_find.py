@@ -263,6 +263,8 @@ def test_a_folder_of_images_has_no_columns_for_a_template(tmp_path):
     (tmp_path / "one.png").write_bytes(b"x")
     with pytest.raises(UserError, match="'title', but a folder of image files has no columns"):
         find(tmp_path, templates=["{title}"])
+    with pytest.raises(UserError, match=r"input\.image_column=jpg names a column, but"):
+        find(tmp_path, image="jpg")
 
 
 @pytest.mark.parametrize("name", ["absent", "absent.parquet", "absent/*.parquet", "empty", "only_hidden"])

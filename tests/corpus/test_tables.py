@@ -15,6 +15,7 @@ from pipelines.corpus.formats import lines
 from pipelines.errors import UserError
 from pipelines.images.decode import Reject
 from pipelines.stages.unit_batch import UnitBatch
+from pipelines.store import Store
 from tests.corpus.test_tar import find, records
 from tests.reading import STRUCT, numbers_of, png, reader_of, reasons, spans_of
 
@@ -89,6 +90,33 @@ def test_lines_that_are_no_rows_miss_their_image_and_nothing_else(tmp_path, smal
     assert [record.data for record in records(find(tmp_path, format="csv"))] == ["1.png", None, None, "1.png"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_second_plan_reads_no_list_that_has_not_changed(tmp_path, monkeypatch, small_groups, kind):
+    pictures(tmp_path / "in", range(9))
+    for name in "ab":
+        rows = [{"path": f"{n}.png", "title": f"{name}{n}"} for n in range(9)]
+        text = (
+            jsonl(rows)
+            if kind == "jsonl"
+            else "\n".join(["path,title", *(",".join(r.values()) for r in rows)]).encode()
+        )
+        (tmp_path / "in" / f"{name}.{kind}").write_bytes(text)
+    cache, indexed, real = Store(str(tmp_path / "cache")), [], lines.index_lines
+    monkeypatch.setattr(lines, "index_lines", lambda store, name, size: indexed.append(name) or real(store, name, size))
+
+    def corpus():
+        return find(tmp_path / "in", format=kind, cache=cache, templates=("{title}",))
+
+    first = corpus()
+    assert (corpus(), indexed) == (first, [f"a.{kind}", f"b.{kind}"])
+    assert [record.fields["title"] for record in records(first)] == [f"{name}{n}" for name in "ab" for n in range(9)]
+    file = tmp_path / "in" / f"b.{kind}"
+    file.write_bytes(file.read_bytes().replace(b"b3", b"c3"))  # of the same size
+    os.utime(file, ns=(0, 1))
+    assert corpus().num_rows == 18
+    assert indexed == [f"a.{kind}", f"b.{kind}", f"b.{kind}"]
+
+
 def test_addresses_are_relative_to_their_file_or_to_the_corpus(tmp_path):
     for folder, base in (("own", "own/lists"), ("root", "root")):
         pictures(tmp_path / base / "img", [1, 2])
@@ -136,6 +164,17 @@ def test_a_dataset_folder_reads_each_metadata_file_beside_its_pictures(tmp_path,
     assert [record.fields["caption"] for record in records(corpus)] == ["c5", "c4", "c1", "c3", "c2"]
     works = read(corpus, ("{caption}",))
     assert [number for unit_batch in works for number in numbers_of(unit_batch)] == [5, 4, 1, 3, 2]
+
+
+def test_a_picture_that_changes_beside_its_metadata_changes_that_metadata_alone(tmp_path):
+    for split in ("test", "train"):
+        pictures(tmp_path / split / "in", range(2))
+        (tmp_path / split / "metadata.csv").write_text("file_name\nin/0.png\nin/1.png\n")
+    before = {file.source: file.tag for file in find(tmp_path).files}
+    os.utime(tmp_path / "test" / "in" / "0.png", ns=(0, 1))
+    after = {file.source: file.tag for file in find(tmp_path).files}
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] == ["test/metadata.csv"]
 
 
 @pytest.mark.parametrize("rows_a_batch", [2, 100])

@@ -33,10 +33,12 @@ def commit(
     unit_images: int = 3,
     limit: int | None = None,
     by_address: bool = False,
+    format: str = "auto",
 ) -> None:
     """Commits what is not committed yet of the first `limit` rows. The caption of an image is `caption_of` its bytes.
 
-    `rejected` are sources and rows that go to the quarantine, as null images do.
+    `rejected` are sources and rows that go to the quarantine, as null images do. With `by_address` every address stands
+    for the bytes b"fetched".
     """
     store = output if isinstance(output, Store) else Store(str(output))
     store.write(FILE, json.dumps(CLAIM).encode())
@@ -46,6 +48,7 @@ def commit(
         id_column="auto",
         reference_column="none",
         templates=[],
+        format=format,
     )
     sink = Sink(store=store, fingerprint=fingerprint(CLAIM), model="a/model", method="otprune")
     plan = make_plan(found, store, fingerprint(CLAIM), num_images=unit_images, limit=limit, num_samples=0)
@@ -58,8 +61,8 @@ def commit(
                 data = record.data
                 if not isinstance(data, bytes) and found.format.one_image_a_file:
                     data = found.store.read(record.source)
-                elif isinstance(data, str) and by_address:
-                    data = b"fetched"
+                elif isinstance(data, str):
+                    data = b"fetched" if by_address else found.store.read(data)
                 where["sha256"] = sha(data) if isinstance(data, bytes) else None
                 if not isinstance(data, bytes):
                     unit_batch.rejected.append(Rejected(**where, reason="missing", detail=""))

@@ -1,8 +1,10 @@
 """Exports: every caption under its image's name, once, in the same bytes however often the export was killed."""
 
+import http.server
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,15 +194,68 @@ def test_a_column_of_the_corpus_is_never_replaced(tmp_path, export, capsys):
     assert got["new"].to_pylist() == [caption_of(data) for data in IMAGES[:2]]
 
 
-def test_captions_of_addresses_go_into_their_table(tmp_path, export, capsys):
+def test_captions_of_addresses_go_into_their_table(tmp_path, export):
     pq.write_table(
         pa.table({"url": ["https://x.org/a.jpg", "https://x.org/b.jpg"]}), _file(tmp_path / "in" / "a.parquet")
     )
     commit(tmp_path / "in", tmp_path / "out", by_address=True)
-    assert export("dataset") == 2
-    assert "export.images=false" in capsys.readouterr().err
     assert export("parquet") == 0
     assert pq.read_table(tmp_path / "to" / "a.parquet").column_names[:2] == ["url", "caption"]
+
+
+# Images behind addresses
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "a.csv"])
+def test_pictures_that_rows_name_stand_in_the_shards(tmp_path, export, capsys, name):
+    for i in range(10):
+        _file(tmp_path / "in" / "x" / "deep" / f"{i}.img.jpg").write_bytes(IMAGES[i])
+    lines = ["file_name", *(f"deep/{i}.img.jpg" for i in range(10))]
+    (tmp_path / "in" / "x" / name).write_text("\n".join(lines))
+    given = [] if name == "metadata.csv" else ["input.format=csv"]
+    commit(tmp_path / "in", tmp_path / "out", rejected=[(f"x/{name}", 7)], format="auto" if not given else "csv")
+    assert export("tar", "export.shard_images=6", *given) == 0
+    shards = seen(tmp_path / "to")
+    stem = name.partition(".")[0]
+    assert list(shards) == [f"x/{stem}-00000.tar", f"x/{stem}-00001.tar"]
+    held = members(shards[f"x/{stem}-00000.tar"]) | members(shards[f"x/{stem}-00001.tar"])
+    assert (held["000000003.jpg"], held["000000008.png"]) == (IMAGES[3], IMAGES[8])
+    assert held["000000008.txt"].decode() == caption_of(IMAGES[8])
+    assert len(held) == 4 * 9
+    assert export("dataset", *given, to="set") == 0
+    got = pq.read_table(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    assert [image["bytes"] for image in got["image"].to_pylist()] == [d for i, d in enumerate(IMAGES) if i != 7]
+
+
+@pytest.mark.parametrize("kept", ["drop", "keep"])
+def test_what_is_gone_from_the_web_costs_its_own_row_and_a_server_that_fails_its_piece(tmp_path, export, caplog, kept):
+    files = {"/same": b"fetched", "/other": b"changed", "/down": b""}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if files.get(self.path) else 503 if self.path in files else 404)
+            self.end_headers()
+            self.wfile.write(files.get(self.path, b""))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        urls = [f"http://127.0.0.1:{server.server_port}{name}" for name in ("/same", "/gone", "/other", "/down")]
+        pq.write_table(pa.table({"url": urls}), _file(tmp_path / "in" / "a.parquet"))
+        commit(tmp_path / "in", tmp_path / "out", by_address=True)
+        more = ["input.allow_private=true", "input.fetch_retries=0", f"export.rejected={kept}"]
+        assert export("dataset", *more) == 1
+        assert "row 3 cannot be fetched now: HTTP status 503" in caplog.text
+        files["/down"] = b"fetched"
+        assert export("dataset", *more) == 0
+        server.shutdown()
+    assert "2 images are gone from the web or have changed" in caplog.text
+    got = pq.read_table(tmp_path / "to" / "data" / "train-00000-of-00001.parquet").to_pylist()
+    images = {row["row"]: row["image"] and row["image"]["bytes"] for row in got}
+    assert images == {0: b"fetched", 3: b"fetched", **({1: None, 2: None} if kept == "keep" else {})}
+    assert all(row["caption"] == caption_of(b"fetched") for row in got)
 
 
 # A dataset folder
@@ -223,6 +278,10 @@ def test_a_dataset_folder_has_a_card_and_says_what_its_columns_are(table, tmp_pa
 
 
 def test_datasets_reads_the_folder(folder, tmp_path, export):
+    """`datasets` caps fsspec, so it is no dependency. To run this:
+
+    pip install --target DIR --no-deps datasets dill multiprocess xxhash; PYTHONPATH=DIR pytest tests/export -k datasets
+    """
     datasets = pytest.importorskip("datasets")
     commit(folder, tmp_path / "out")
     assert export("dataset", "export.shard_images=6") == 0

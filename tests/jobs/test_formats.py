@@ -84,6 +84,8 @@ def test_a_run_that_rejects_most_of_its_images_stops_and_says_why(tmp_path, scen
     assert run_fake(*arguments, "unit.images=10").code == 0  # the rest is less than a verdict needs
     assert len(read_rows(tmp_path / "out", "quarantine")) == 290
     assert len(read_rows(tmp_path / "out")) == 10
+    again = run_fake(*arguments, "faults.redo=[missing]")
+    assert (again.code, "with the reason missing, for example a.parquet row 0" in again.message) == (1, True)
 
 
 def test_a_run_that_captions_nothing_fails_unless_its_images_are_a_handful(tmp_path):

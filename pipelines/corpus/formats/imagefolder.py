@@ -1,9 +1,11 @@
 """The format of Hugging Face dataset folders: pictures with a metadata file in each folder that names them.
 
 The rows are those of the metadata files (metadata.csv, metadata.jsonl or metadata.parquet); the column `file_name` is
-relative to the file's own folder. The rest is that of the file's own format.
+relative to the file's own folder. The rest is that of the file's own format. A metadata file counts as changed with any
+picture below its folder, because its rows are what is planned.
 """
 
+import hashlib
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +15,7 @@ from pipelines.corpus.file import CorpusFile, ReadRange
 from pipelines.corpus.format import Format, Found, Record
 from pipelines.corpus.formats import lines, parquet
 from pipelines.corpus.listing import Listing
+from pipelines.corpus.suffixes import is_image
 from pipelines.errors import UserError
 from pipelines.store import Store
 
@@ -38,7 +41,23 @@ def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> 
         choice = replace(choice, image=FILE_NAME)
     found = _format_of(names[0]).files(listing, names, choice)
     assert found.columns is not None
-    return replace(found, columns=replace(found.columns, folder_relative=True))
+    pictures = _pictures(listing, names)
+    files = [replace(f, tag=f"{f.tag} {pictures[posixpath.dirname(f.source)]}") for f in found.files]
+    return replace(found, files=files, columns=replace(found.columns, folder_relative=True))
+
+
+def _pictures(listing: Listing, names: Sequence[str]) -> dict[str, str]:
+    """For the folder of each metadata file, a hash of what the listing says about the pictures below it."""
+    digests = {posixpath.dirname(name): hashlib.sha256() for name in names}
+    for name in filter(is_image, listing.sizes):
+        folder = posixpath.dirname(name)
+        while folder not in digests and folder:
+            folder = posixpath.dirname(folder)
+        if folder in digests:
+            digests[folder].update(
+                f"{name}\0{listing.sizes[name]}\0{listing.versions.get(name, '')}\0".encode(errors="surrogateescape")
+            )
+    return {folder: digest.hexdigest()[:16] for folder, digest in digests.items()}
 
 
 def read_records(

@@ -15,8 +15,10 @@ def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> 
     """The image files, and no columns.
 
     Raises:
-        UserError: if a prompt template uses a column.
+        UserError: if a key names a column.
     """
+    if choice.image != "auto":
+        raise UserError(f"input.image_column={choice.image} names a column, but a folder of image files has no columns")
     if fields := [name for template in choice.templates for name in template_fields(template)]:
         raise UserError(f"prompt.template uses the column {fields[0]!r}, but a folder of image files has no columns")
     return Found([CorpusFile(name, listing.sizes[name], tag=listing.versions.get(name, "")) for name in names])

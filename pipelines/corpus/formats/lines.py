@@ -1,9 +1,10 @@
 """The formats of rows as text: JSONL and CSV files whose rows name images by their addresses.
 
-A file is read once to be planned, to learn where its rows begin; a reader starts at every GROUP_ROWS-th row. A row that
-is no JSON object, or no line of CSV, has no values, so its image counts as missing.
+A file is read once to be planned, to learn where its rows begin, which a cache keeps; a reader starts at every
+GROUP_ROWS-th row. A row that is no JSON object, or no line of CSV, has no values, so its image counts as missing.
 """
 
+import base64
 import csv
 import itertools
 import json
@@ -16,15 +17,17 @@ from pipelines.corpus.columns import ColumnChoice, Columns, check_alike, find_co
 from pipelines.corpus.file import CorpusFile, ReadRange, covering
 from pipelines.corpus.format import Format, Found, Record
 from pipelines.corpus.formats.rows import address_of, as_list, id_of, with_base
+from pipelines.corpus.index_cache import FileIndex, index_files
 from pipelines.corpus.listing import Listing
 from pipelines.corpus.ranged import open_range
 from pipelines.errors import UserError
-from pipelines.store import STORE_ERRORS, Store, in_threads
+from pipelines.store import Store
 
 GROUP_ROWS = 128  # a reader may start after this many rows
 PEEKED_ROWS = 100  # of each file, whose columns are those of the corpus
 MAX_VALUE = 2**27  # characters of one value in CSV; addresses may hold a whole image in base64
 BOM = "\ufeff"
+TITLE = "text"  # of the index in the cache
 
 Values = dict[str, Any]
 
@@ -45,11 +48,19 @@ def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> 
     Raises:
         UserError: if a file cannot be read, there is no column of addresses, or no row.
     """
-    peeked = list(in_threads(lambda name: _index(listing, name), names))
-    files = [file for file, _ in peeked if file.num_rows]
+    settings = (GROUP_ROWS, PEEKED_ROWS)
+    indices = index_files(
+        listing,
+        names,
+        lambda name: index_lines(listing.store, name, listing.sizes[name]),
+        title=TITLE,
+        settings=settings,
+    )
+    known = {name: index for name, index in zip(names, indices, strict=True) if index.rows}
+    files = [_file(listing, name, index) for name, index in known.items()]
     if not files:
         raise UserError(f"input.path must hold addresses of images, found {len(names)} files without rows: {names[0]}")
-    schemas = {file.source: _schema(rows) for file, rows in peeked if file.num_rows}
+    schemas = {name: pa.ipc.read_schema(pa.py_buffer(base64.b64decode(index.note))) for name, index in known.items()}
     merged = merge_schemas(schemas.values())
     partitions = dict.fromkeys(column for name in names for column in partitions_of(name))
     columns = find_columns(merged, choice, tuple(partitions))
@@ -95,27 +106,25 @@ def read_references(
     return found
 
 
-def _index(listing: Listing, name: str) -> tuple[CorpusFile, list[Values]]:
-    """The file with the places at which a reader may start, and its first rows.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
-    size, rows, offsets, peeked = listing.sizes[name], [0], [0], []
-    try:
-        with open_range(listing.store, name, 0, size) as stream:
-            for offset, values in _parse(stream, name, []):
-                if rows[-1] == GROUP_ROWS:
-                    rows.append(0)
-                    offsets.append(offset)
-                rows[-1] += 1
-                if len(peeked) < PEEKED_ROWS:
-                    peeked.append(values)
-    except STORE_ERRORS as error:
-        raise UserError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+def index_lines(store: Store, name: str, size: int) -> FileIndex:
+    """The places at which a reader may start; the note is the schema of the first rows."""
+    rows, offsets, peeked = [0], [0], []
+    with open_range(store, name, 0, size) as stream:
+        for offset, values in _parse(stream, name, []):
+            if rows[-1] == GROUP_ROWS:
+                rows.append(0)
+                offsets.append(offset)
+            rows[-1] += 1
+            if len(peeked) < PEEKED_ROWS:
+                peeked.append(values)
     if not rows[-1]:
-        return CorpusFile(name, size), []
-    return CorpusFile(name, size, tuple(rows), (*offsets, size), listing.versions.get(name, "")), peeked
+        return FileIndex((), ())
+    schema = base64.b64encode(_schema(peeked).serialize()).decode()
+    return FileIndex(tuple(rows), (*offsets, size), schema)
+
+
+def _file(listing: Listing, name: str, index: FileIndex) -> CorpusFile:
+    return CorpusFile(name, listing.sizes[name], index.rows, index.offsets, listing.versions.get(name, ""))
 
 
 def _numbered(store: Store, rows: ReadRange) -> Iterator[tuple[int, Values]]:

@@ -43,7 +43,7 @@ def find_files(listing: Listing, names: Sequence[str], choice: ColumnChoice) -> 
         if index.rows:
             tag = listing.versions.get(name, "")
             files.append(CorpusFile(name, listing.sizes[name], index.rows, index.offsets, tag))
-        for reason, count in index.left_out.items():
+        for reason, count in index.note.items():
             left_out[reason] = left_out.get(reason, 0) + count
     if not files:
         what = "images" if choice.image == "auto" else f"members .{choice.image} (input.image_column)"
