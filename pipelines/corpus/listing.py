@@ -48,7 +48,7 @@ def list_files(store: Store, cache: Store | None = None) -> Listing:
         if any(mark in path for mark in "*?[{") and not fs.exists(path):
             root, found = _match(store, path)
         elif fs.isfile(path):
-            root, found, is_one_file = posixpath.dirname(path), {path: fs.info(path)}, True
+            root, found, is_one_file = posixpath.dirname(path), {path: _exact(store, path, fs.info(path))}, True
         elif store.is_local and os.path.isdir(path):
             root, found = path, dict(_walk(path, left_out, ()))
         else:
@@ -98,13 +98,18 @@ def _walk(folder: str, left_out: Counter[str], above: tuple[tuple[int, int], ...
         yield from _walk(path, left_out, (*above, identity))
 
 
+def _exact(store: Store, path: str, info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the time of a local file in nanoseconds, as `_walk` tells it: fsspec rounds it to a float."""
+    return {**info, "mtime": os.stat(path).st_mtime_ns} if store.is_local and os.path.exists(path) else info
+
+
 def _match(store: Store, path: str) -> tuple[str, dict[str, Any]]:
     """The fixed folder of a glob, and the files that the glob matches. Braces are alternatives: {a,b}."""
     fixed, pattern = _fixed_part(store, path)
     found: dict[str, Any] = {}
     for each in _expand_braces(pattern):
         matches = cast(dict[str, Any], store.fs.glob(f"{glob.escape(fixed)}/{each}", detail=True))
-        found |= {name: info for name, info in matches.items() if info["type"] != "directory"}
+        found |= {name: _exact(store, name, info) for name, info in matches.items() if info["type"] != "directory"}
     # The folder of names is the last one without a mark, whatever the alternatives are.
     return fixed or "/", found
 

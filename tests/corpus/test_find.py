@@ -11,8 +11,9 @@ from pyarrow.parquet import encryption
 
 from pipelines.corpus.columns import ColumnChoice, Columns, find_columns, template_fields
 from pipelines.corpus.find import Corpus, find_corpus
+from pipelines.corpus.listing import list_files
 from pipelines.errors import UserError
-from pipelines.store import make_store
+from pipelines.store import Store, make_store
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PLAIN = pa.table({"image": pa.array([b"a", b"b", b"c"])})
@@ -200,6 +201,13 @@ def test_links_are_followed_as_a_hub_cache_needs_it(tmp_path):
     os.symlink("../blobs/0123", tmp_path / "snapshot" / "train-0.parquet")
     for path in (tmp_path / "snapshot", tmp_path / "snapshot" / "*.parquet", tmp_path / "snapshot" / "train-0.parquet"):
         assert [(f.source, f.size) for f in find(path).files] == [("train-0.parquet", blob.stat().st_size)]
+
+
+def test_a_file_is_the_same_through_its_folder_a_glob_and_its_own_name(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    os.utime(tmp_path / "a.jpg", ns=(1_764_000_000_123_456_789,) * 2)
+    listings = [list_files(Store(str(path))) for path in (tmp_path, tmp_path / "*.jpg", tmp_path / "a.jpg")]
+    assert [dict(listing.versions) for listing in listings] == [{"a.jpg": "1764000000123456789"}] * 3
 
 
 def test_a_name_with_brackets_is_no_glob_if_it_exists(tmp_path):
