@@ -9,7 +9,6 @@ gate.json beside the captions stores the numbers, so that a resumed run does not
 """
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -29,7 +28,7 @@ from pipelines.run.job import Job
 from pipelines.run.outcome import Compared, Gate
 from pipelines.run.stages import fetch_settings
 from pipelines.stages.unit_batch import Sample
-from pipelines.store import read_json
+from pipelines.store import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def pass_gate(job: Job) -> Gate | None:
     gate = judge(compared, config.min_quality, drawn, time.perf_counter() - started, comparison)
     stored = {"fingerprint": job.fingerprint, "sample": _sample(job), **asdict(gate)}
     # Captions and thumbnails of the sample are for the report of this run alone.
-    job.output.write(FILE, json.dumps(stored | {"compared": None}, indent=1).encode())
+    write_json(job.output, FILE, stored | {"compared": None})
     return gate
 
 
