@@ -65,7 +65,7 @@ def without_userinfo(text: str) -> str:
 def without_secrets(text: str) -> str:
     """The text without the userinfo of its URLs, and with *** for every other secret in it."""
     text = _PARAMETER.sub(_no_value, without_userinfo(text))
-    return _SHAPES.sub(HIDDEN, _NAMED.sub(_no_named_value, text))
+    return _SHAPES.sub(HIDDEN, _NAMED.sub(_no_named_value, text)) if text else text
 
 
 def public(value: Any) -> Any:
@@ -80,10 +80,15 @@ def public(value: Any) -> Any:
 
 
 def deciding(value: Any) -> Any:
-    """As `public`, but without the secrets' names: what is left is the same whatever the secrets are."""
+    """What is left of a value without its secrets and their names: the same whatever the secrets are.
+
+    Of texts, only URLs change: two regular expressions for answers stay two.
+    """
+    if isinstance(value, str):
+        return _PARAMETER.sub(_no_value, without_userinfo(value)) if "://" in value else value
     if isinstance(value, Mapping):
         return {name: deciding(inner) for name, inner in value.items() if not _hides(name, inner)}
-    return [deciding(each) for each in value] if isinstance(value, list | tuple) else public(value)
+    return [deciding(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _hides(name: Any, value: Any) -> bool:

@@ -107,16 +107,12 @@ def entrypoint(config: Config) -> str:
     Raises:
         UserError: if a key holds a secret, which the cluster would show to everybody who sees its jobs.
     """
-    paths = {
-        "input.path": make_store(config.input.path).address_with_user,
-        "output.path": make_store(config.output.path).address_with_user,
-    }
+    stores = {"input.path": make_store(config.input.path), "output.path": make_store(config.output.path)}
+    paths = {name: store.path for name, store in stores.items() if store.is_local}
     values, default = with_values(config, paths).dotted(), Config().dotted()
     changed = {name: value for name, value in values.items() if value != default[name] and name != "ray.address"}
-    if secret := [
-        name for name, value in changed.items() if json.dumps(public({name: value})) != json.dumps({name: value})
-    ]:
-        raise UserError(f"{secret[0]} must hold no secret in a job that is submitted; the cluster's environment may")
+    if secret := next((name for name, value in changed.items() if public(value) != value), None):
+        raise UserError(f"{secret} must hold no secret in a job that is submitted; the cluster's environment may")
     arguments = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in changed.items()]
     return shlex.join(["python", "jobs/caption_corpus.py", *arguments])
 
