@@ -119,7 +119,7 @@ class Web(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(data or b"")
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server asks for
 
     def log_message(self, *_: object) -> None:
         pass

@@ -105,7 +105,7 @@ def test_unknown_misplaced_and_useless_arguments_are_refused(installed):
         ("model_loader_extra_config={aws: {secret_key: hunter2}}", "aws.secret_key must not be set: secrets go"),
     ],
 )
-def test_code_other_weights_and_secrets_are_no_arguments(argument, told):
+def test_code_other_weights_and_secrets_are_no_arguments(installed, argument, told):
     text = refused(VLLM, f"engine.kwargs.{argument}")
     assert told in text
     assert "hunter2" not in text
