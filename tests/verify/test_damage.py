@@ -34,7 +34,7 @@ def rewritten(change: Callable[[pa.Table], pa.Table], **metadata: Any) -> Spoil:
         said = json.loads(table.schema.metadata[METADATA_KEY]) | metadata
         changed = change(table)
         if changed.schema.metadata is not None:
-            changed = changed.replace_schema_metadata({METADATA_KEY: json.dumps(said)})
+            changed = changed.replace_schema_metadata(table.schema.metadata | {METADATA_KEY: json.dumps(said)})
         pq.write_table(changed, stream := io.BytesIO(), compression="zstd")
         output.store.write(f"captions/{name}", stream.getvalue())
 
