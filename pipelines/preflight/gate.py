@@ -28,6 +28,7 @@ from pipelines.run.job import Job
 from pipelines.run.outcome import Compared, Gate
 from pipelines.run.stages import fetch_settings
 from pipelines.stages.unit_batch import Sample
+from pipelines.secrets import public
 from pipelines.store import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def _sample(job: Job) -> dict[str, Any]:
     """The sampled images and their references, which decide the gate's numbers together with the fingerprint."""
     config = job.config
     files = "\n".join(f"{file.source} {file.size}" for file in job.corpus.files)
-    return {
+    sample = {
         "images": config.gate.images,
         "seed": config.gate.seed,
         "corpus": job.corpus.store.path,
@@ -172,6 +173,7 @@ def _sample(job: Job) -> dict[str, Any]:
         "objects": [config.quality.objects, config.quality.instances],
         "judge": [config.quality.judge.get("url"), config.quality.judge.get("model")],
     }
+    return public(sample)  # as gate.json stores it
 
 
 def _read(job: Job) -> Gate | None:

@@ -24,7 +24,7 @@ from pipelines.verify.config import VerifyConfig
 from pipelines.verify.images import compare_images
 from pipelines.verify.part import Expected, Row, faults_of, totals_of
 from pipelines.verify.ranges import superfluous
-from pipelines.verify.repair import repair
+from pipelines.verify.repair import refuse_writers, repair
 from pipelines.verify.verdict import Verdict, committed_names
 
 Read = Callable[[Iterable[str]], Iterator[Part | DamagedPart]]
@@ -38,11 +38,13 @@ def verify(config: VerifyConfig) -> tuple[Verdict, list[str]]:
     Prompts, columns and benchmarks come from the output's own fingerprint file.
 
     Raises:
-        UserError: if there is no such input, the output cannot be read, or it is not that of a caption job or an
-            evaluation.
+        UserError: if there is no such input, the output cannot be read, it is not that of a caption job or an
+            evaluation, or a job is at work on what is to be repaired.
     """
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     claim = _read_claim(output)
+    if config.repair:
+        refuse_writers(output)
     folder = CAPTIONS_FOLDER
     try:
         if "benchmarks" in claim:

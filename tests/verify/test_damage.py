@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,3 +209,17 @@ def test_a_damage_has_its_line_and_a_repair_removes_what_the_job_makes_anew(dama
     resume()
     assert [read_rows(output.store, folder) for folder in FOLDERS] == whole
     assert check()[0] == 0
+
+
+def test_nothing_is_repaired_while_a_job_is_at_work(tmp_path: Path, capsys):
+    write_corpus(tmp_path / "in" / "a.parquet", [b"x"] * 12)
+    output = Output(tmp_path / "out")
+    arguments = [f"input.path={tmp_path / 'in'}", f"output.path={tmp_path / 'out'}"]
+    orphan = "quarantine/part-00000000000a-000000004-000000008.parquet"  # or of a unit that is about to be committed
+    output.store.write(orphan, b"x")
+    for seconds_ago, left in ((10, True), (1000, False)):
+        updated = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seconds_ago))
+        output.store.write("heartbeat.json", json.dumps({"state": "running", "updated": updated}).encode())
+        assert main([*arguments, "repair=true"]) == (2 if left else 1)
+        assert output.store.exists(orphan) == left
+    assert "repair=true needs an output that no job writes to" in capsys.readouterr().err
