@@ -27,8 +27,8 @@ from pipelines.preflight.sample import draw_units, run_sample
 from pipelines.run.job import Job
 from pipelines.run.outcome import Compared, Gate
 from pipelines.run.stages import fetch_settings
-from pipelines.stages.unit_batch import Sample
 from pipelines.secrets import public
+from pipelines.stages.unit_batch import Sample
 from pipelines.store import read_json, write_json
 
 logger = logging.getLogger(__name__)

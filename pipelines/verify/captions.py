@@ -159,6 +159,7 @@ def _check_images(
 ) -> None:
     """Every part with the files that its metadata names. A file in no part or in two parts is a difference."""
     files, num_parts = {file.source: file for file in corpus.files}, Counter()
+    ours = []  # names of the parts of these files
     for part in read(names):
         sources = _sources_of(part, output)
         key, start, stop = parse_part(part.name)
@@ -168,6 +169,7 @@ def _check_images(
             verdict.differ(f"captions/{part.name} is of files that are not in the input, or of another configuration")
             continue
         num_parts.update(sources)
+        ours.append(part.name)
         where = Unit(key, start, stop, tuple(sources)).where if sources else f"{stop} image files"
         check(part, [(source, 0) for source in sources], where)
     wanted = [file.source for file in corpus.files[:limit]]
@@ -179,7 +181,7 @@ def _check_images(
     for source in sorted(doubled):
         verdict.differ(f"{source} is in {num_parts[source]} parts")
     if doubled:
-        _choose_images(names, doubled, output, verdict)
+        _choose_images(ours, doubled, output, verdict)
 
 
 def _sources_of(part: Part | DamagedPart, output: Store) -> list[str]:

@@ -1,11 +1,13 @@
 """An output that is right is proven so, and each way to be wrong is found. Outputs are written without a cluster."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.verify import main
+from pipelines.output.plan import make_plan
 from pipelines.output.unit import Unit, plan_images, unit_key
 from tests.helpers import write_corpus
 from tests.reading import corpus_at
@@ -140,6 +142,21 @@ def test_a_folder_of_image_files_is_proven_file_by_file(tmp_path, output, check)
     assert "2.png has no output" in text
     assert "3.png has no output" in text
     assert "0.png is in 2 parts" in text
+    name = f"captions/part-{units[2].name}.parquet"
+    output.store.write(name, output.store.read(name)[:99])
+    left = output.store.read(f"captions/part-{units[0].name}.parquet")
+    (foreign,) = plan_images([replace(files[0], size=99)], MINE, 1)  # before the file was changed
+    output.commit(foreign, files=True)
+    told = check("repair=true")[1].partition("repair: removed 2 parts")[2]
+    assert f"part-{again.name}.parquet (0.png, row 0)" in told, "of two parts with a file, the smaller goes"
+    assert f"part-{units[2].name}.parquet (1 image files)" in told
+    assert output.store.exists(f"captions/part-{foreign.name}.parquet"), "its captions would be lost"
+    output.store.delete(f"captions/part-{foreign.name}.parquet")
+    plan = make_plan(corpus_at(tmp_path / "in"), output.store, MINE, num_images=2, limit=None, num_samples=0)
+    for unit in plan.units:
+        output.commit(unit, files=True)
+    assert check()[0] == 0
+    assert output.store.read(f"captions/part-{units[0].name}.parquet") == left
 
 
 def test_what_is_no_output_or_no_input_exits_with_2(tmp_path, corpus, output, capsys):
