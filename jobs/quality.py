@@ -29,20 +29,19 @@ from pipelines.quality.config import QualityConfig
 
 
 def run(config: QualityConfig) -> int:
-    import json
     from dataclasses import asdict
     from pathlib import Path
 
     from pipelines.errors import UserError
     from pipelines.quality.captions import measure_quality, track_quality
     from pipelines.quality.summary import print_quality
-    from pipelines.store import make_store
+    from pipelines.store import make_store, write_json
 
     if config.input.path == ".cache/demo_corpus" and not Path(config.input.path).exists():
         raise UserError("the demo has no captions yet: make caption writes them")
     quality = measure_quality(config)
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
-    output.write("quality.json", json.dumps(asdict(quality), indent=1).encode())
+    write_json(output, "quality.json", asdict(quality))
     print_quality(quality, config.canary.max_same)
     print(f"mlflow  {track_quality(config, quality)}")
     return 3 if quality.canary and not quality.canary.saw_the_images else 0

@@ -6,26 +6,28 @@ Examples:
     python jobs/verify.py                                            # the demo's output
     python jobs/verify.py input.path=s3://bucket/images output.path=s3://bucket/captions
     python jobs/verify.py output.path=runs/evaluate_demo             # an evaluation: every question exactly once
+    python jobs/verify.py output.path=... repair=true                # remove what the job then makes anew
 
-Takes the keys of caption_corpus.py. Only input.path, input.limit, output.path and the keys of their stores matter.
+Reads every column of every part. Takes the keys of caption_corpus.py, of which only input.path, input.limit,
+output.path and the keys of their stores matter.
 
 Exit codes:
     0    every row is there exactly once
-    1    rows are missing, doubled or unknown; the first differences are printed
+    1    rows are missing, doubled, unknown or damaged; the first differences are printed, and what was removed
     2    bad configuration, or no such input or output
     130  interrupted
 """
 
 import sys
 
-from pipelines.config.keys import Config
 from pipelines.entry import enter
+from pipelines.verify.config import VerifyConfig
 
 
-def run(config: Config) -> int:
+def run(config: VerifyConfig) -> int:
     from pipelines.verify.captions import verify
 
-    found = verify(config)
+    found, repaired = verify(config)
     print("\n".join(found.lines()))
     if not found.num_differences:
         print(f"exactly once: the output holds every {found.counted[:-1]} once")
@@ -33,11 +35,12 @@ def run(config: Config) -> int:
     print(f"NOT exactly once: {found.num_differences:,} differences, the first {len(found.differences)} are")
     for difference in found.differences:
         print(f"  {difference}")
+    print("\n".join(repaired or [f"{len(found.broken):,} parts are to be made anew: repair=true removes them"]))
     return 1
 
 
 def main(argv: list[str]) -> int:
-    return enter(argv, run, __doc__, Config)
+    return enter(argv, run, __doc__, VerifyConfig)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,17 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from pipelines.config.help import print_help
 from pipelines.config.keys import Config
 from pipelines.config.load import DEMO_CONFIG, load_config
 from pipelines.errors import JobFailedError, UserError
+from pipelines.secrets import without_secrets
 
 C = TypeVar("C", bound=Config)
 
@@ -40,10 +43,10 @@ def enter(
         without: keys that mean nothing to this job.
 
     Returns:
-        The exit code of `run`, 0 for --help, 2 for a UserError, 1 for a JobFailedError or an error of
-        `WORLD`, 130 for Ctrl-C. Any other
-        exception passes: Python prints its traceback and exits with code 1.
+        The exit code of `run`, 0 for --help, 2 for a UserError, 1 for a JobFailedError or an error of `WORLD`, 130 for
+        Ctrl-C. Any other exception passes: Python prints its traceback, without secrets, and exits with code 1.
     """
+    sys.excepthook = print_traceback
     with lasting_output():
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         if {"-h", "--help"} & set(argv):
@@ -69,13 +72,18 @@ def enter(
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error as one line: what a library says within it may have several."""
-    return " ".join(line.strip() for line in str(error).splitlines())
+    """The message of an error as one line without secrets: what a library says within it may have several lines."""
+    return without_secrets(" ".join(line.strip() for line in str(error).splitlines()))
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints the traceback of an error that nobody foresaw. Its texts may hold anything, secrets too."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
 
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-    """Keeps stdout and stderr writable for the block, so that no reader's absence ends a job of hours.
+    """Keeps stdout and stderr writable for the block, so that no reader's absence ends a job of hours, and secretless.
 
     What is written to a closed stream, or to a pipe whose reader has gone (`| head`), is lost.
     """
@@ -100,14 +108,15 @@ def lasting(stream: Any) -> Any:
 
 
 class LastingStream:
-    """A text stream that goes on to nowhere when its reader has gone."""
+    """A text stream that goes on to nowhere when its reader has gone. No secret passes, whoever writes."""
 
     def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            self._stream.write(without_secrets(text))
+            return len(text)
         except BrokenPipeError:
             self._forget_reader()
             return len(text)

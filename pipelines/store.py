@@ -12,7 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import fsspec
@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import UserError
+from pipelines.secrets import public, split_address
 
 S3_CONNECTIONS = 64  # that a process may keep; botocore's own 10 would be the limit of its readers
 STALL_SECONDS = 20  # without a byte of S3, after which a request is tried again
@@ -49,11 +50,17 @@ WORLD = (OSError, BotoCoreError, ClientError)
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A folder, as an absolute local path or `scheme://...`, with the endpoint and the access to it."""
+    """A folder, as an absolute local path or `scheme://...`, with the endpoint and the access to it.
 
-    path: str
-    endpoint_url: str | None = None
+    `path` and names of files may be shown. What opens doors stays in memory: `root` and `join` have it, for the file
+    system alone.
+    """
+
+    path: str  # without userinfo and signature
+    endpoint_url: str | None = field(default=None, repr=False)  # some hold keys
     anonymous: bool = False
+    userinfo: str = field(default="", repr=False)  # `user:password` of the address
+    query: str = field(default="", repr=False)  # that signs the address, as a presigned URL has it
 
     @property
     def scheme(self) -> str:
@@ -84,7 +91,13 @@ class Store:
             options["endpoint_url"] = self.endpoint_url
         if self.is_s3:  # an S3 key may hold anything, so nothing else may look into the address
             return fsspec.filesystem("s3", **options)
-        return fsspec.core.url_to_fs(self.path, **options)[0]
+        return fsspec.core.url_to_fs(self.address_with_user, **options)[0]
+
+    @property
+    def address_with_user(self) -> str:
+        """`path` with its userinfo, which must not leave memory."""
+        scheme, mark, rest = self.path.partition("://")
+        return f"{scheme}{mark}{self.userinfo}@{rest}" if self.userinfo else self.path
 
     @property
     def root(self) -> str:
@@ -93,19 +106,20 @@ class Store:
             return self.path
         if self.is_s3:
             return self.path.removeprefix("s3://").rstrip("/")
-        return cast(str, type(self.fs)._strip_protocol(self.path)).rstrip("/")
+        return cast(str, type(self.fs)._strip_protocol(self.address_with_user)).rstrip("/")
 
     def join(self, *parts: str) -> str:
         """The path of `parts` below this folder, in the form that the file system takes.
 
         The parts are taken as they are, but for empty ones: an S3 key may hold `//`, `..` and any other bytes.
         """
-        return "/".join((self.root.rstrip("/"), *filter(None, parts)))
+        path = "/".join((self.root.rstrip("/"), *filter(None, parts)))
+        return f"{path}?{self.query}" if self.query else path
 
     def address(self, root: str) -> str:
-        """The address of another path of this file system, given in the form that the file system takes."""
+        """The `path` of another folder of this file system, given in the form that the file system takes."""
         if self.is_local or root.startswith(f"{self.scheme}://"):
-            return root
+            return split_address(root).public
         return f"{self.scheme}://{root.lstrip('/') if self.scheme == 'memory' else root}"
 
     def outlast(self, call: Callable[[], Out], *, writes: bool = False) -> Out:
@@ -222,7 +236,8 @@ def make_store(path: str, *, endpoint_url: str | None = None, anonymous: bool = 
         return Store(os.path.abspath(os.path.expanduser(path.partition("://")[2] if scheme else path)))
     check_scheme(path)
     rest = path.partition("://")[2]
-    return Store(f"{scheme}://{rest.rstrip('/')}", endpoint_url, anonymous)
+    address = split_address(f"{scheme}://{rest}")
+    return Store(address.public.rstrip("/"), endpoint_url, anonymous, address.userinfo, address.query)
 
 
 def check_scheme(address: str) -> None:
@@ -254,6 +269,11 @@ def read_json(store: Store, name: str) -> Any:
         return json.loads(store.read(name))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def write_json(store: Store, name: str, record: Any) -> None:
+    """Writes a record for people and programs to read; secrets in it are hidden."""
+    store.write(name, json.dumps(public(record), indent=1).encode())
 
 
 def in_threads(call: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:

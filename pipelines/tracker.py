@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.secrets import public, without_secrets
 from pipelines.store import scheme_of
 from pipelines.text import clean
 
@@ -64,6 +65,8 @@ class NullTracker:
 class MlflowTracker:
     """Queues every call for one worker thread. A call that fails or finds the queue full is counted and dropped.
 
+    Nothing secret reaches the server, and `failure` and the line of `finish` name the server without its password.
+
     Args:
         artifacts: artifact location of an experiment that does not exist yet; None leaves it to the server.
         resume: id of an earlier run to continue, if that run still exists.
@@ -79,7 +82,8 @@ class MlflowTracker:
         resume: str | None = None,
         times: tuple[float, float] | None = None,
     ):
-        self.uri, self.experiment, self.run_name, self.artifacts = uri, experiment, run_name, artifacts
+        self._secret_uri, self.uri = uri, without_secrets(uri)
+        self.experiment, self.run_name, self.artifacts = experiment, run_name, artifacts
         # MLflow takes milliseconds; None lets its client take the current time.
         self._began, self._ended = (None, None) if times is None else (int(1000 * times[0]), int(1000 * times[1]))
         self.run_id: str | None = None
@@ -94,7 +98,7 @@ class MlflowTracker:
     def start(self, params: Mapping[str, Any], tags: Mapping[str, str], config_yaml: str) -> None:
         def start() -> None:
             try:
-                self._start(params, tags, config_yaml)
+                self._start(public(params), public(tags), without_secrets(config_yaml))
             finally:
                 self._started.set()
 
@@ -105,7 +109,7 @@ class MlflowTracker:
         self._put(lambda: self._log(dict(metrics), step, now))
 
     def artifact(self, name: str, content: Content) -> None:
-        self._put(lambda: self._artifact(name, content))
+        self._put(lambda: self._artifact(name, content if isinstance(content, bytes) else public(content)))
 
     def wait_for_id(self, seconds: float) -> str | None:
         """The id of the run, for runs nested in it; None if the server has not created the run within `seconds`."""
@@ -152,7 +156,7 @@ class MlflowTracker:
 
         for name in ("alembic", "mlflow"):  # here, because importing mlflow resets these levels
             logging.getLogger(name).setLevel(logging.ERROR)
-        self._client = MlflowClient(self.uri)
+        self._client = MlflowClient(self._secret_uri)
         found = self._client.get_experiment_by_name(self.experiment)
         experiment = (
             found.experiment_id

@@ -22,7 +22,7 @@ EXCEPTIONS = {
 }
 # The folders (and files) of pipelines/, in the order in which they may lean on each other: on those before them alone.
 ROOMS = (
-    *("errors", "text", "config", "store", "tracker", "metrics"),
+    *("errors", "secrets", "text", "config", "store", "tracker", "metrics"),
     *("images", "corpus", "output", "dollars", "stages", "engines"),
     *("run", "report", "preflight"),
     *("benchmarks", "quality", "accuracy", "study", "sweep", "verify", "export"),

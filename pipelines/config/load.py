@@ -19,6 +19,7 @@ from pipelines.config.check import checked, shown
 from pipelines.config.keys import Config
 from pipelines.config.schema import keys_of, sections_of
 from pipelines.errors import UserError
+from pipelines.secrets import public
 from pipelines.text import clean
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -70,7 +71,8 @@ def read_yaml(file: Path, key: str) -> dict[Any, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The configuration as YAML for people, without its secrets."""
+    return OmegaConf.to_yaml(OmegaConf.create(public(asdict(config))))
 
 
 def _split(argv: Sequence[str]) -> tuple[Path | None, list[str]]:

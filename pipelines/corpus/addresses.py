@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -54,7 +54,7 @@ def locate(address: str, store: Store, allowed: Allowed) -> str | Stored:
         prefixes = [*_prefixes(store), *allowed.paths]
         if _has_parent(address) or not any(_begins(address, prefix) for prefix in prefixes):
             raise FetchFault(_problem(scheme) or f"{scheme}:// {ALLOW_PATHS}")
-        source = Store(address, store.endpoint_url, store.anonymous)
+        source = replace(store, path=address)
         return Stored(source, source.root)
     if _folders(store):
         return Stored(store, _below(store.join(address), [*_folders(store), *allowed.paths]))

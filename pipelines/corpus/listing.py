@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from pipelines.corpus.suffixes import is_image
@@ -47,8 +47,9 @@ def list_files(store: Store, cache: Store | None = None) -> Listing:
         # A path that exists under its own name is no glob, even if it holds a bracket.
         if any(mark in path for mark in "*?[{") and not fs.exists(path):
             root, found = _match(store, path)
-        elif fs.isfile(path):
-            root, found, is_one_file = posixpath.dirname(path), {path: _exact(store, path, fs.info(path))}, True
+        elif fs.isfile(store.join()):
+            info = _exact(store, path, fs.info(store.join()))
+            root, found, is_one_file = posixpath.dirname(path), {path: info}, True
         elif store.is_local and os.path.isdir(path):
             root, found = path, dict(_walk(path, left_out, ()))
         else:
@@ -66,7 +67,7 @@ def list_files(store: Store, cache: Store | None = None) -> Listing:
             f"found nothing at {store.path!r}{left}"
         )
     versions = {name: version_of(names[name]) for name in sizes}
-    folder = Store(store.address(root), store.endpoint_url, store.anonymous)
+    folder = replace(store, path=store.address(root))
     return Listing(folder, sizes, versions, left_out, is_one_file, cache)
 
 

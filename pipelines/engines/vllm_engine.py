@@ -15,18 +15,33 @@ from pipelines.config.keys import NO_RAY, Config
 from pipelines.engines.engine import Engine, whole_identity
 from pipelines.engines.vllm_client import DEFAULT_MAX_NUM_SEQS
 from pipelines.errors import UserError
+from pipelines.secrets import is_secret
 
 if TYPE_CHECKING:  # both modules import torch
     from otprune.models import Checkpoint
     from pipelines.stages.gpu import Place
 
 OURS = {
-    **dict.fromkeys(("model", "tokenizer", "hf_config_path"), "model.path"),
+    **dict.fromkeys(("model", "model_weights", "tokenizer", "hf_config_path"), "model.path"),
+    **dict.fromkeys(("revision", "tokenizer_revision"), "model.path"),
     **dict.fromkeys(("enable_mm_embeds", "limit_mm_per_prompt", "language_model_only"), "prune.method"),
     **dict.fromkeys(("enable_prompt_embeds", "skip_tokenizer_init", "runner", "task", "seed"), "the job"),
     **dict.fromkeys(("data_parallel_size", "data_parallel_size_local"), "generate.actors"),
 }
 """Engine arguments that the user may not pass, and the key (or part) of the job that sets each."""
+
+UNSAFE = {
+    **dict.fromkeys(("trust_remote_code", "code_revision"), "no code of a checkpoint is run"),
+    **dict.fromkeys(
+        ("default_mm_loras", "weight_transfer_config"),
+        "captions would be of weights that the fingerprint does not name",
+    ),
+}
+"""Engine arguments that nobody may pass, at any depth, and why. All others, but `NEUTRAL`, decide the fingerprint."""
+
+SAME_WEIGHTS = ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer")
+"""Values of `load_format` that load the safetensors that the fingerprint names; others load what else lies there, some
+of it pickled, or random weights."""
 
 OUR_SAMPLING = {
     "max_tokens": "generate.max_new_tokens",
@@ -50,7 +65,7 @@ NEUTRAL = frozenset(
             "disable_custom_all_reduce",
         ),
         *("enforce_eager", "compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size"),
-        *("load_format", "download_dir", "max_parallel_loading_workers", "disable_log_stats", "enable_log_requests"),
+        *("download_dir", "max_parallel_loading_workers", "disable_log_stats", "enable_log_requests"),
         *("swap_space", "cpu_offload_gb", "kv_offloading_size"),
     )
 )
@@ -66,10 +81,12 @@ def check(config: Config) -> None:
     """Refuses a configuration that vLLM cannot run.
 
     Raises:
-        UserError: if an argument is unknown, is misplaced or has a wrong value, or if this machine is to run the job
-            itself (`ray.address` is null or none) and has no vLLM.
+        UserError: if an argument is unknown, misplaced or unsafe or has a wrong value, or if this machine is to run
+            the job itself (`ray.address` is null or none) and has no vLLM.
     """
     engine = config.engine
+    _check_safe("engine.kwargs", engine.kwargs)
+    _check_safe("engine.sampling", engine.sampling)
     folder = _vllm_folder()
     if folder is None and config.ray.address in (None, NO_RAY):  # both start the engine on this machine
         raise UserError("engine.name=vllm must find vLLM installed: pip install '.[vllm]' (README.md, vLLM)")
@@ -97,6 +114,8 @@ def known_names(folder: Path) -> tuple[set[str], set[str]]:
 def identity(config: Config) -> dict[str, Any]:
     """The arguments that decide the answers, by dotted key."""
     neutral = {f"engine.kwargs.{name}" for name in NEUTRAL}
+    if config.engine.kwargs.get("load_format") in SAME_WEIGHTS:
+        neutral.add("engine.kwargs.load_format")
     return {name: value for name, value in whole_identity(config).items() if name not in neutral}
 
 
@@ -173,6 +192,20 @@ def _fields(file: Path, classes: Iterable[str]) -> set[str]:
     bodies = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name in classes]
     statements = [statement for body in bodies for statement in body if isinstance(statement, ast.AnnAssign)]
     return {statement.target.id for statement in statements if isinstance(statement.target, ast.Name)}
+
+
+def _check_safe(key: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses what runs code, what loads other weights, and secrets: vLLM writes its arguments to its log."""
+    for name, value in arguments.items():
+        here = f"{key}.{name}"
+        if value and name in UNSAFE:
+            raise UserError(f"{here} must not be set: {UNSAFE[name]}")
+        if name == "load_format" and value not in SAME_WEIGHTS:
+            raise UserError(f"{here} must be one of {', '.join(SAME_WEIGHTS)}, got {value!r}")
+        if isinstance(value, str) and is_secret(name):
+            raise UserError(f"{here} must not be set: secrets go into the environment of every node, such as HF_TOKEN")
+        if isinstance(value, Mapping):
+            _check_safe(here, value)
 
 
 def _check_names(key: str, arguments: Mapping[str, Any], ours: Mapping[str, str], known: set[str] | None) -> None:

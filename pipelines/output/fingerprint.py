@@ -6,6 +6,7 @@ cluster size, batch sizes, unit size and store locations.
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 from pipelines.errors import UserError
@@ -35,7 +36,7 @@ def claim_output(store: Store, described: dict[str, Any], on_mismatch: str, *, m
     # A mark without parts binds nobody: a run that failed before its first unit may have left it.
     if stored is not None and fingerprint(stored) != mine and _parts_folder(store):
         if on_mismatch == "new":
-            sibling = Store(f"{store.path}-{mine[:8]}", store.endpoint_url, store.anonymous)
+            sibling = replace(store, path=f"{store.path}-{mine[:8]}")
             return claim_output(sibling, described, "refuse", mark=mark)
         raise UserError(
             f"{store.path} belongs to another configuration, which differs in {_differences(stored, described)}; "

@@ -60,9 +60,9 @@ class PatientStore(Store):
 
 def with_patience(store: Store, seconds: float) -> PatientStore:
     """The store, which waits up to `seconds` in an outage."""
-    return PatientStore(store.path, store.endpoint_url, store.anonymous, seconds)
+    return PatientStore(store.path, store.endpoint_url, store.anonymous, store.userinfo, store.query, seconds)
 
 
 def without_patience(store: Store) -> Store:
     """The store, which waits for nothing."""
-    return Store(store.path, store.endpoint_url, store.anonymous)
+    return Store(store.path, store.endpoint_url, store.anonymous, store.userinfo, store.query)

@@ -4,7 +4,7 @@ A part is the Parquet file `<folder>/part-....parquet` that commits a unit. It h
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from pipelines.text import clean
 
 METADATA_KEY = b"otprune"
 QUARANTINE_FOLDER = "quarantine"
-DAMAGE = (pa.ArrowException, OSError, LookupError, TypeError)  # not Parquet, unreadable, a missing column, no metadata
+DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError)
+"""Errors of what is not Parquet, unreadable, of a missing column or without its metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,38 @@ class OutputReader:
 
         return in_threads(read, self._names_or_all(names))
 
+    def whole(self, names: Iterable[str], quarantined: Collection[str]) -> Iterator[Part | DamagedPart]:
+        """Yields each part with all columns, and with the quarantine of those in `quarantined`.
+
+        Here a `DamagedPart` is one whose bytes came and cannot be read.
+
+        Raises:
+            OSError: if a part did not come: nothing is known of it then. Or another one of `STORE_ERRORS`.
+        """
+
+        def read(name: str) -> Part | DamagedPart:
+            folders = (self.folder, QUARANTINE_FOLDER) if name in quarantined else (self.folder,)
+            tables = []
+            for folder in folders:
+                data = self.store.read(f"{folder}/{name}")
+                try:
+                    tables.append(pq.read_table(pa.BufferReader(data)))
+                except DAMAGE as error:
+                    return DamagedPart(name, f"{folder}: {type(error).__name__}: {clean(str(error))}")
+            try:
+                totals = metadata_of(tables[0])
+            except DAMAGE as error:
+                return DamagedPart(name, f"its metadata: {type(error).__name__}: {clean(str(error))}")
+            return Part(name, totals, tables[0], tables[1] if len(tables) > 1 else None)
+
+        return in_threads(read, names)
+
     def _part(self, name: str, columns: Sequence[str] | None, quarantine: Sequence[str] | None) -> Part:
         rows = _read_table(self.store, self.folder, name, columns)
         rejected = None
         if self.store.exists(f"{QUARANTINE_FOLDER}/{name}"):
             rejected = _read_table(self.store, QUARANTINE_FOLDER, name, quarantine)
-        return Part(name, json.loads(rows.schema.metadata[METADATA_KEY]), rows, rejected)
+        return Part(name, metadata_of(rows), rows, rejected)
 
     def _names_or_all(self, names: Iterable[str] | None) -> Iterable[str]:
         return self.names() if names is None else names
@@ -102,6 +129,18 @@ def read_totals(store: Store, name: str, folder: str = CAPTIONS_FOLDER) -> dict[
     """
     with store.fs.open(store.join(folder, name), "rb") as stream:
         return json.loads(pq.read_metadata(stream).metadata[METADATA_KEY])
+
+
+def metadata_of(rows: pa.Table) -> dict[str, Any]:
+    """The metadata of a part or of a part of the quarantine.
+
+    Raises:
+        One of `DAMAGE`: if there is none.
+    """
+    found = json.loads(rows.schema.metadata[METADATA_KEY])
+    if not isinstance(found, dict):
+        raise TypeError(f"expected a JSON object, got {type(found).__name__}")
+    return found
 
 
 def _read_table(store: Store, folder: str, name: str, columns: Sequence[str] | None) -> pa.Table:

@@ -9,7 +9,6 @@ gate.json beside the captions stores the numbers, so that a resumed run does not
 """
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -28,8 +27,9 @@ from pipelines.preflight.pairwise import Judged, Pair, judge_pairs
 from pipelines.preflight.sample import draw_units, run_sample
 from pipelines.run.job import Job
 from pipelines.run.outcome import Compared, Gate
+from pipelines.secrets import public
 from pipelines.stages.unit_batch import Sample
-from pipelines.store import read_json
+from pipelines.store import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def pass_gate(job: Job) -> Gate | None:
     gate = judge(compared, config.min_quality, drawn, time.perf_counter() - started, comparison)
     stored = {"fingerprint": job.fingerprint, "sample": _sample(job), **asdict(gate)}
     # Captions and thumbnails of the sample are for the report of this run alone.
-    job.output.write(FILE, json.dumps(stored | {"compared": None}, indent=1).encode())
+    write_json(job.output, FILE, stored | {"compared": None})
     return gate
 
 
@@ -162,7 +162,7 @@ def _sample(job: Job) -> dict[str, Any]:
     """The sampled images and their references, which decide the gate's numbers together with the fingerprint."""
     config = job.config
     files = "\n".join(f"{file.source} {file.size}" for file in job.corpus.files)
-    return {
+    sample = {
         "images": config.gate.images,
         "seed": config.gate.seed,
         "corpus": job.corpus.store.path,
@@ -173,6 +173,7 @@ def _sample(job: Job) -> dict[str, Any]:
         "objects": [config.quality.objects, config.quality.instances],
         "judge": [config.quality.judge.get("url"), config.quality.judge.get("model")],
     }
+    return public(sample)  # as gate.json stores it
 
 
 def _read(job: Job) -> Gate | None:

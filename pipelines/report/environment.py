@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipelines.secrets import without_secrets
+
 TEMPLATES = Path(__file__).parents[1]  # template names are relative to pipelines/, e.g. sweep/sweep.html.jinja
 PACKAGES = ("otprune", "torch", "transformers", "ray", "mlflow")
 
@@ -25,7 +27,7 @@ def render_page(
         jinja2.UndefinedError: if the template uses a name that is not in `shown`.
     """
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return (
+    page = (
         _environment()
         .get_template(template)
         .render(
@@ -38,6 +40,7 @@ def render_page(
             **shown,
         )
     )
+    return without_secrets(page)
 
 
 def packages() -> dict[str, str]:

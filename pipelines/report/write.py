@@ -1,12 +1,12 @@
 """Writes the report of a caption job: report.html and samples.json in the output, and both in MLflow."""
 
-import json
 from typing import Any
 
 from pipelines.output.totals import Totals
 from pipelines.report.page import render_report
 from pipelines.run.job import Job
 from pipelines.run.outcome import SAMPLES, Outcome
+from pipelines.store import write_json
 from pipelines.tracker import Tracker
 
 
@@ -20,7 +20,7 @@ def report_captions(job: Job, outcome: Outcome, totals: Totals, tracker: Tracker
     if outcome.samples:
         tracker.artifact("samples.json", _sample_table(outcome.samples))
     job.output.write("report.html", report.encode())
-    job.output.write(SAMPLES, json.dumps(outcome.samples).encode())
+    write_json(job.output, SAMPLES, outcome.samples)
     return {}
 
 

@@ -8,6 +8,7 @@ from otprune.models import Checkpoint, weights_digest
 from otprune.models.relevance import find_clip
 from pipelines.config.keys import Config
 from pipelines.engines.registry import identity
+from pipelines.secrets import deciding as secretless
 
 SECTIONS = ("prompt", "prune", "decode")
 KEYS = (
@@ -34,16 +35,21 @@ UNSET = (
 
 
 def describe(config: Config, checkpoint: Checkpoint, pruning: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The keys and values behind the fingerprint, as JSON reads them back: keys of dicts are text.
+    """The keys and values behind the fingerprint, as JSON reads them back: keys of dicts are text. No secret is one.
 
     Args:
         pruning: resolved settings of a method inside the language model; None leaves them out.
     """
-    deciding = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
+    given = {k: v for k, v in config.dotted().items() if k in KEYS or k.split(".")[0] in SECTIONS}
     for name in UNSET:  # as if the key did not exist, so that outputs from before it did can be resumed
-        if not deciding[name]:
-            del deciding[name]
-    described = {**deciding, **identity(config), "model.weights": checkpoint.digest, "version": otprune.__version__}
+        if not given[name]:
+            del given[name]
+    described = {
+        **given,
+        **secretless(identity(config)),
+        "model.weights": checkpoint.digest,
+        "version": otprune.__version__,
+    }
     if config.prune.settings.get("clip"):  # of cdpruner, which chooses tokens by this CLIP
         described["prune.clip.weights"] = weights_digest(find_clip(config.prune.settings))
     if pruning:

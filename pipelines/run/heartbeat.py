@@ -9,7 +9,6 @@ gauges and writes two objects beside the captions:
 A store that refuses a write is logged once and never ends the run.
 """
 
-import json
 import logging
 import threading
 import time
@@ -25,6 +24,7 @@ from pipelines.run.job import Job
 from pipelines.run.progress import Progress
 from pipelines.run.resources import cluster_nodes, is_local
 from pipelines.run.signals import answers, head_address
+from pipelines.store import write_json
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Heartbeat:
         try:
             output = without_patience(self.job.output)  # the next beat tries again
             record_run(output, self.run, meter.usd, meter.elapsed, meter.node_seconds)
-            output.write(FILE, json.dumps(content, indent=1).encode())
+            write_json(output, FILE, content)
             self._written = True
         except Exception as error:  # no failed write may end the captioning
             self._warn(FILE, error)

@@ -1,6 +1,5 @@
 """Runs a prepared job to its end, with its gate, progress, tracking, spend cap and report."""
 
-import json
 import logging
 import os
 import time
@@ -43,7 +42,8 @@ from pipelines.run.resources import is_local, stage_weights
 from pipelines.run.signals import HeadWatch, head_address, interruptible
 from pipelines.run.stages import Stages, make_stages
 from pipelines.run.tracked import start_tracker
-from pipelines.store import WORLD, Store, read_json
+from pipelines.secrets import without_secrets
+from pipelines.store import WORLD, Store, read_json, write_json
 from pipelines.text import clean
 from pipelines.tracker import NullTracker, Tracker
 
@@ -162,7 +162,7 @@ class Run:
         self.heartbeat.finish(self.outcome.code, self.outcome.message)
 
     def _end(self, code: int, message: str) -> None:
-        self.outcome.code, self.outcome.message = code, message
+        self.outcome.code, self.outcome.message = code, without_secrets(message)
 
     def _work(self) -> None:
         """Joins the cluster, asks the gate, and captions."""
@@ -290,7 +290,7 @@ class Run:
         }
         try:
             # Written after the report, because `finished` tells the next run that the report is complete.
-            output.write(RECORD, json.dumps(record, indent=1).encode())
+            write_json(output, RECORD, record)
         except (JobFailedError, *WORLD) as error:
             self._miss(RECORD, error)
 

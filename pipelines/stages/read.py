@@ -22,6 +22,7 @@ from pipelines.corpus.patience import Patience
 from pipelines.images.decode import Picture, Reject, decode_image
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import Unit
+from pipelines.secrets import without_userinfo
 from pipelines.stages.ragged import Ragged
 from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.store import Store
@@ -77,9 +78,13 @@ class _Row:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields with which both `Image` and `Rejected` identify an image."""
+        """The fields with which both `Image` and `Rejected` identify an image.
+
+        An id joins with the corpus, so a presigned URL of the column that the user chose stays as it is. Only userinfo
+        goes: nothing of it belongs into an output that others read.
+        """
         record = self.record
-        return {"id": record.id, "source": record.source, "row": record.row, "sha256": self.sha256}
+        return {"id": without_userinfo(record.id), "source": record.source, "row": record.row, "sha256": self.sha256}
 
     @property
     def may_be_outage(self) -> bool:
@@ -315,7 +320,7 @@ def fill_units(span: SpanRow, fill: Callable[[UnitBatch], None]) -> Iterator[dic
 
 
 def fill_template(template: str, fields: dict[str, Any]) -> str:
-    """The template with each column name in braces replaced by the row's value.
+    """The template with each column name in braces replaced by the row's value, without the userinfo of URLs.
 
     Raises:
         Reject: with reason `prompt`, if a column is null.
@@ -324,4 +329,4 @@ def fill_template(template: str, fields: dict[str, Any]) -> str:
         raise Reject("prompt", f"column {null_columns[0]} is null")
     # `str.format` would take a column named 0 for a positional argument.
     pieces = ((text, name) for text, name, _, _ in string.Formatter().parse(template))
-    return "".join(text + ("" if name is None else str(fields[name])) for text, name in pieces)
+    return "".join(text + ("" if name is None else without_userinfo(str(fields[name]))) for text, name in pieces)

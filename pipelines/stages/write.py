@@ -19,6 +19,7 @@ from pipelines.corpus.fault import NOT_SHARED, OUTAGE, OutageError
 from pipelines.output.parts import encode_table
 from pipelines.output.redo import merge
 from pipelines.output.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
+from pipelines.secrets import without_secrets
 from pipelines.stages.unit_batch import Image, Rejected, Sample, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
@@ -78,7 +79,7 @@ class Sink:
         """Content of each part of the unit by its path in the output. The part that commits the unit comes last."""
         objects, unit = {}, unit_batch.unit
         rejected = [
-            {**_identity(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": r.detail}
+            {**_identity(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": without_secrets(r.detail)}
             for r in unit_batch.rejected
         ]
         rows, sums = self.rows(unit_batch, **self.names), totals(unit_batch)

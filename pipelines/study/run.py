@@ -7,7 +7,6 @@ study.json                                    findings, metrics, configuration; 
 """
 
 import io
-import json
 import logging
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from pipelines.run.outcome import DONE, FAILED, INTERRUPTED, Outcome
 from pipelines.run.resources import is_local
 from pipelines.run.signals import interruptible
 from pipelines.run.tracked import git_tag
-from pipelines.store import STORE_ERRORS, Store, make_store
+from pipelines.store import STORE_ERRORS, Store, make_store, write_json
 from pipelines.study.checks import check_demo_model, check_values, choose_experiments
 from pipelines.study.config import NOT_IN_STUDY, StudyConfig
 from pipelines.study.experiments import EXPERIMENTS
@@ -168,7 +167,7 @@ def _write(study: Study, outcome: Outcome, conclusions: Mapping[str, Conclusion]
         "config": {k: v for k, v in study.config.dotted().items() if k not in NOT_IN_STUDY},
     }
     study.output.write("study.html", page.encode())
-    study.output.write(RECORD, json.dumps(record, indent=1).encode())
+    write_json(study.output, RECORD, record)
 
 
 def track_study(study: Study, conclusions: Mapping[str, Conclusion], outcome: Outcome, page: str) -> str:

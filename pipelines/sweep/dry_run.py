@@ -68,7 +68,7 @@ def run_trials(sweep: Sweep, here: Sequence[Point]) -> list[Trial]:
     ends = {point.config.prune.share: point for point in sorted(here, key=lambda p: p.config.prune.share)}
     chosen = [ends[retention] for retention in dict.fromkeys((min(ends), max(ends)))]
     folder = f"trial-{secrets.token_hex(4)}"  # inside the sweep's output, because every node can reach that
-    path = f"{sweep.output.path}/{folder}"
+    path = f"{sweep.output.address_with_user}/{folder}"
     with Session(sweep) as session:
         session.join()
         try:

@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.output.fingerprint import fingerprint
 from pipelines.run.describe import describe
 from pipelines.run.job import check_model, check_pruning, inside_model
+from pipelines.secrets import deciding
 from pipelines.store import make_store
 from pipelines.sweep.config import SweepConfig
 
@@ -196,13 +197,13 @@ def _make_point(
             or (name.startswith(("encode.", "generate.", "engine.")) and name not in NOT_SPEED)
         },
     }
-    key = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    key = hashlib.sha256(json.dumps(deciding(decides), sort_keys=True, default=str).encode()).hexdigest()[:8]
     shown = {**values, "cluster": cluster["name"]}
     parts = [UNPRUNED if values["method"] == UNPRUNED else f"{values['method']}-{values['retention']:g}"]
     parts += [f"{axis.rpartition('.')[2]}-{shown[axis]}" for axis in shown if axis in varied and axis != "cluster"]
     parts += [cluster["name"]] if "cluster" in varied else []
     name = "-".join(_plain(part) for part in [*parts, key])
-    output = "/".join((make_store(config.output.path).path, POINTS, name))
+    output = "/".join((make_store(config.output.path).address_with_user, POINTS, name))
     job = replace(job, output=replace(job.output, path=output))
     return Point(name, shown, job, checkpoint, cluster["address"], key)
 

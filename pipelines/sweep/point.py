@@ -8,7 +8,6 @@ only if its record has the same key and is finished.
 """
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from pipelines.run.outcome import RECORD as RUN_RECORD
 from pipelines.run.outcome import Outcome, read_cluster
 from pipelines.run.resources import is_local
 from pipelines.run.run import run_job
-from pipelines.store import Store, make_store, read_json
+from pipelines.store import Store, make_store, read_json, write_json
 from pipelines.sweep.grid import Point
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ def read_record(point: Point) -> Record | None:
 
 
 def write_record(point: Point, record: Record) -> None:
-    store_of(point).write(RECORD, json.dumps(record, indent=1).encode())
+    write_json(store_of(point), RECORD, record)
 
 
 def run_here(point: Point, actors: Actors) -> Outcome:

@@ -6,7 +6,6 @@ is measured against it. A point that fails leaves its reason in its record, and 
 """
 
 import contextlib
-import json
 import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from pipelines.run.cluster import connected
 from pipelines.run.outcome import CAPPED, DONE, FAILED, INTERRUPTED, Cluster
 from pipelines.run.resources import actor_cpus
 from pipelines.run.signals import interruptible
-from pipelines.store import STORE_ERRORS, Store, read_json
+from pipelines.store import STORE_ERRORS, Store, read_json, write_json
 from pipelines.sweep.advice import Advice, advise_sweep, headline_metrics
 from pipelines.sweep.checked import Sweep
 from pipelines.sweep.grid import POINTS, Point
@@ -212,7 +211,7 @@ def _report(sweep: Sweep, outcome: SweepOutcome, judge: Judge, tracker: SweepTra
         "left": [point.name for point in sweep.points if point.name not in outcome.records],
         "mlflow_run": tracker.run_id,
     }
-    sweep.output.write(FILE, json.dumps(record, indent=1).encode())
+    write_json(sweep.output, FILE, record)
     sweep.output.write("report.html", page.encode())
     return page
 

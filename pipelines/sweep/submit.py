@@ -19,6 +19,7 @@ from pipelines.config.load import REPOSITORY, with_values
 from pipelines.errors import UserError
 from pipelines.run.heartbeat import FILE as HEARTBEAT
 from pipelines.run.outcome import CAPPED, DONE, FAILED, Outcome
+from pipelines.secrets import public
 from pipelines.store import make_store, read_json
 from pipelines.sweep.grid import Point
 from pipelines.text import clean
@@ -101,13 +102,17 @@ def submit(client: JobSubmissionClient, point: Point) -> str:
 
 
 def entrypoint(config: Config) -> str:
-    """The command of the point's job on the other cluster. Local paths become absolute: both sides must share them."""
-    paths = {
-        "input.path": make_store(config.input.path).path,
-        "output.path": make_store(config.output.path).path,
-    }
+    """The command of the point's job on the other cluster. Local paths become absolute: both sides must share them.
+
+    Raises:
+        UserError: if a key holds a secret, which the cluster would show to everybody who sees its jobs.
+    """
+    stores = {"input.path": make_store(config.input.path), "output.path": make_store(config.output.path)}
+    paths = {name: store.path for name, store in stores.items() if store.is_local}
     values, default = with_values(config, paths).dotted(), Config().dotted()
     changed = {name: value for name, value in values.items() if value != default[name] and name != "ray.address"}
+    if secret := next((name for name, value in changed.items() if public(value) != value), None):
+        raise UserError(f"{secret} must hold no secret in a job that is submitted; the cluster's environment may")
     arguments = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in changed.items()]
     return shlex.join(["python", "jobs/caption_corpus.py", *arguments])
 

@@ -23,6 +23,8 @@ class Verdict:
     reasons: Counter[str] = field(default_factory=Counter)  # reason -> quarantined images
     num_differences: int = 0
     differences: list[str] = field(default_factory=list)  # the first MAX_SHOWN
+    broken: dict[str, str] = field(default_factory=dict)  # part that the job has to make anew -> its file and rows
+    orphans: list[str] = field(default_factory=list)  # parts of the quarantine whose unit was never committed
 
     @property
     def quarantined(self) -> int:
@@ -50,9 +52,17 @@ class Verdict:
         if len(self.differences) < MAX_SHOWN:
             self.differences.append(text)
 
+    def condemn(self, name: str, where: str, text: str) -> None:
+        """Counts a difference for which the part `name`, with its file and rows `where`, has to be made anew."""
+        self.broken[name] = where
+        self.differ(text)
 
-def committed_names(output: Store, folder: str, verdict: Verdict) -> list[str]:
-    """Sorted names of the committed parts. Any other file in `folder` or in the quarantine is a difference."""
+
+def committed_names(output: Store, folder: str, verdict: Verdict) -> tuple[list[str], frozenset[str]]:
+    """Sorted names of the committed parts, and those with a quarantine.
+
+    Any other file in `folder` or in the quarantine is a difference.
+    """
     files = {listed: sorted(output.list(listed)) for listed in (folder, "quarantine")}
     names = []
     for name in files[folder]:
@@ -64,5 +74,7 @@ def committed_names(output: Store, folder: str, verdict: Verdict) -> list[str]:
             names.append(name)
     for name in sorted({*files["quarantine"]} - {*names}):
         verdict.differ(f"quarantine/{name} belongs to no part in {folder}: its unit was never committed")
+        if name.startswith("part-"):
+            verdict.orphans.append(name)
     verdict.parts = len(names)
-    return names
+    return names, frozenset(files["quarantine"]) & {*names}

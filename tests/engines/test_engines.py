@@ -92,6 +92,25 @@ def test_unknown_misplaced_and_useless_arguments_are_refused(installed):
     assert refused("engine.sampling.top_k=3") == f"engine.sampling {none}; got top_k"
 
 
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("trust_remote_code=true", "trust_remote_code must not be set: no code of a checkpoint is run"),
+        ("speculative_config={trust_remote_code: true}", "speculative_config.trust_remote_code must not be set"),
+        ("default_mm_loras={image: x}", "default_mm_loras must not be set: captions would be of weights that"),
+        ("load_format=dummy", "load_format must be one of auto, hf, safetensors,"),
+        ("load_format=pt", "load_format must be one of auto, hf, safetensors,"),
+        ("revision=main", "must not hold revision, which follows from model.path"),
+        ("hf_token=hf_hunter2", "hf_token must not be set: secrets go into the environment of every node"),
+        ("model_loader_extra_config={aws: {secret_key: hunter2}}", "aws.secret_key must not be set: secrets go"),
+    ],
+)
+def test_code_other_weights_and_secrets_are_no_arguments(installed, argument, told):
+    text = refused(VLLM, f"engine.kwargs.{argument}")
+    assert told in text
+    assert "hunter2" not in text
+
+
 def test_an_unknown_engine_is_named_beside_those_that_are_known():
     assert refused("engine.name=tgi") == "engine.name must be one of transformers, vllm, got 'tgi'"
     meaning = next(key.metadata["meaning"] for key in fields(EngineConfig) if key.name == "name")
@@ -180,6 +199,13 @@ def test_what_decides_captions_is_in_the_fingerprint_and_what_is_speed_is_not(ch
     faster = ("engine.kwargs.max_num_seqs=512", "engine.kwargs.tensor_parallel_size=4", "engine.timeout_seconds=9")
     assert marked(VLLM, *faster, "engine.max_restarts=1", "engine.units_in_flight=2") == plain
     assert "engine.kwargs.quantization" in identity(configured(VLLM, "engine.kwargs.quantization=fp8"))
+    assert marked(VLLM, "engine.kwargs.load_format=runai_streamer") == plain, "the same weights, read otherwise"
+    for secret in ("engine.kwargs.hf_token=hunter2", "engine.kwargs.load_extra={s3: {secret_key: hunter2}}"):
+        deciding = describe(configured(VLLM, secret), checkpoint)
+        assert deciding == describe(configured(VLLM, secret.replace("hunter2", "changed")), checkpoint)
+        assert "hunter2" not in str(deciding)
+    other = ("load_format=dummy", "hf_overrides={rope_theta: 5}", "trust_remote_code=true")
+    assert len({marked(VLLM, f"engine.kwargs.{each}") for each in other} | {plain}) == 4
 
 
 def test_engine_arguments_follow_from_the_job_and_yield_to_the_user(checkpoint):

@@ -92,3 +92,17 @@ def test_parquet_without_totals_is_damaged(store: Store):
         read_totals(store, name_of(5))
     pq.write_table(pa.table({"row": [0]}).replace_schema_metadata({"otprune": json.dumps({"units": 1})}), path)
     assert read_totals(store, name_of(5)) == {"units": 1}
+
+
+def test_whole_parts_hold_every_column_and_a_part_that_did_not_come_is_no_damaged_one(store: Store):
+    reader, names = OutputReader(store), [name_of(0), name_of(1)]
+    first, second = reader.whole(names, {name_of(1)})
+    assert isinstance(first, Part)
+    assert isinstance(second, Part)
+    assert (first.rows.column_names, first.quarantine) == (ROWS.names, None)
+    assert second.quarantine is not None
+    store.write(f"quarantine/{name_of(1)}", b"PAR1")
+    _, second = reader.whole(names, {name_of(1)})
+    assert "quarantine: ArrowInvalid" in str(second)
+    with pytest.raises(FileNotFoundError):
+        list(reader.whole([name_of(0), name_of(500)], ()))

@@ -29,9 +29,9 @@ DONE = Answer("red", num_kept_tokens=5, num_prompt_tokens=9, num_generated_token
 
 
 @pytest.fixture
-def check(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[[], tuple[int, str]]:
-    def run() -> tuple[int, str]:
-        code = main([f"input.path={tmp_path / 'in'}", f"output.path={tmp_path / 'out'}"])
+def check(tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
+    def run(*more: str) -> tuple[int, str]:
+        code = main([f"input.path={tmp_path / 'in'}", f"output.path={tmp_path / 'out'}", *more])
         return code, capsys.readouterr().out
 
     return run
@@ -124,6 +124,9 @@ def test_wrong_predictions_are_found(change: Callable, says: str, evaluated: Eva
     code, text = check()
     assert code == 1
     assert says in text
+    name = f"part-{evaluated.unit.name}.parquet"
+    assert f"predictions/{name} (scenes-0.parquet, rows 0 to 1)" in check("repair=true")[1].partition("repair: ")[2]
+    assert not evaluated.store.exists(f"predictions/{name}"), "the job asks its questions again"
 
 
 def test_a_lost_or_damaged_object_of_an_evaluation_is_found(evaluated: Evaluated, check):

@@ -1,57 +1,17 @@
 """An output that is right is proven so, and each way to be wrong is found. Outputs are written without a cluster."""
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.verify import main
-from pipelines.output.fingerprint import FILE, fingerprint
+from pipelines.output.plan import make_plan
 from pipelines.output.unit import Unit, plan_images, unit_key
-from pipelines.stages.unit_batch import Answer, Image, Rejected, UnitBatch
-from pipelines.stages.write import Sink
-from pipelines.store import Store
 from tests.helpers import write_corpus
 from tests.reading import corpus_at
-
-CLAIM = {
-    "prompt.template": "describe the image .",
-    "prompt.more": ["is it day ?"],
-    "input.image_column": "auto",
-    "input.id_column": "auto",
-}
-MINE = fingerprint(CLAIM)
-DONE = Answer("a picture", num_kept_tokens=5, num_prompt_tokens=9, num_generated_tokens=3, finish_reason="stop")
-
-
-class Output:
-    """An output folder of which every detail can be got wrong."""
-
-    def __init__(self, folder: Path):
-        self.store = Store(str(folder))
-        self.store.write(FILE, json.dumps(CLAIM).encode())
-
-    def commit(
-        self,
-        unit: Unit,
-        *,
-        rejected: tuple[int, ...] = (),
-        prompts: int = 2,
-        fingerprint: str = MINE,
-        rows: list[int] | None = None,
-        files: bool = False,
-    ) -> str:
-        texts = [CLAIM["prompt.template"], *CLAIM["prompt.more"]][:prompts]
-        unit_batch = UnitBatch(unit)
-        for row in rows or range(unit.start, unit.stop):
-            where = {"id": str(row), "source": unit.sources[row if files else 0], "row": 0 if files else row}
-            if row in rejected:
-                unit_batch.rejected.append(Rejected(**where, sha256=None, reason="missing", detail=""))
-            else:
-                unit_batch.images.append(Image(**where, sha256="", prompts=texts, answers=[DONE] * prompts))
-        Sink(store=self.store, fingerprint=fingerprint, model="m", method="otprune").commit(unit_batch)
-        return f"part-{unit.name}.parquet"
+from tests.verify.outputs import MINE, Output
 
 
 @pytest.fixture
@@ -123,8 +83,7 @@ def test_a_row_both_captioned_and_quarantined_is_found(output, unit, check):
     output.store.write(f"quarantine/{name}", rejected)
     code, text = check()
     assert code == 1
-    assert "a.parquet row 3 in" in text
-    assert "2 of 2 captions, 1 quarantine rows" in text
+    assert f"captions/{name} (a.parquet, rows 0 to 9): a.parquet row 3: 2 of 2 captions, 1 quarantine rows" in text
 
 
 def test_a_row_with_one_of_two_prompts_is_found(output, unit, check):
@@ -139,7 +98,7 @@ def test_missing_and_foreign_rows_inside_an_object_are_found(output, unit, check
     output.commit(unit(0, 10), rows=[0, 1, 2, 3, 4, 5, 6, 7, 8, 11])
     code, text = check()
     assert code == 1
-    assert "a.parquet row 9 in" in text
+    assert "a.parquet row 9: 0 of 2 captions, 0 quarantine rows" in text
     assert "a.parquet row 11 does not belong" in text
 
 
@@ -147,7 +106,7 @@ def test_another_fingerprint_is_found(output, unit, check):
     output.commit(unit(0, 10), fingerprint="0123456789abcdef")
     code, text = check()
     assert code == 1
-    assert "has the fingerprint 0123456789abcdef" in text
+    assert f"its metadata must say fingerprint={MINE!r}, got '0123456789abcdef'" in text
 
 
 def test_stray_and_damaged_objects_are_found(output, unit, check):
@@ -183,6 +142,21 @@ def test_a_folder_of_image_files_is_proven_file_by_file(tmp_path, output, check)
     assert "2.png has no output" in text
     assert "3.png has no output" in text
     assert "0.png is in 2 parts" in text
+    name = f"captions/part-{units[2].name}.parquet"
+    output.store.write(name, output.store.read(name)[:99])
+    left = output.store.read(f"captions/part-{units[0].name}.parquet")
+    (foreign,) = plan_images([replace(files[0], size=99)], MINE, 1)  # before the file was changed
+    output.commit(foreign, files=True)
+    told = check("repair=true")[1].partition("repair: removed 2 parts")[2]
+    assert f"part-{again.name}.parquet (0.png, row 0)" in told, "of two parts with a file, the smaller goes"
+    assert f"part-{units[2].name}.parquet (1 image files)" in told
+    assert output.store.exists(f"captions/part-{foreign.name}.parquet"), "its captions would be lost"
+    output.store.delete(f"captions/part-{foreign.name}.parquet")
+    plan = make_plan(corpus_at(tmp_path / "in"), output.store, MINE, num_images=2, limit=None, num_samples=0)
+    for unit in plan.units:
+        output.commit(unit, files=True)
+    assert check()[0] == 0
+    assert output.store.read(f"captions/part-{units[0].name}.parquet") == left
 
 
 def test_what_is_no_output_or_no_input_exits_with_2(tmp_path, corpus, output, capsys):
@@ -192,3 +166,13 @@ def test_what_is_no_output_or_no_input_exits_with_2(tmp_path, corpus, output, ca
     assert "input.path" in capsys.readouterr().err
     assert main(["input.pth=x"]) == 2
     assert "did you mean input.path?" in capsys.readouterr().err
+
+
+def test_an_image_that_is_another_now_is_found_by_reading_it_again(tmp_path, output, unit, check):
+    """The key of a part holds the file's name, size and tag; images that rows name by address have none."""
+    output.commit(unit(0, 5))
+    output.commit(unit(5, 10))
+    code, text = check("images=2")
+    assert code == 1
+    assert "(a.parquet, row 7): the image in the corpus is another" in text
+    assert check()[0] == 0
