@@ -58,6 +58,9 @@ def enter(
             return 1
         except KeyboardInterrupt:
             return 130
+        finally:
+            if (lease := sys.modules.get("pipelines.output.lease")) is not None:  # else no job took one
+                lease.release_all()
 
 
 def one_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pipelines.dollars.account import Account
@@ -11,6 +12,7 @@ from pipelines.dollars.cap import check_prices, over_budget
 from pipelines.dollars.ledger import new_run, read_spent
 from pipelines.dollars.meter import Meter, make_tariff
 from pipelines.errors import JobFailedError
+from pipelines.output.lease import Lease, take_lease
 from pipelines.output.reader import OutputReader
 from pipelines.output.rejected import example_of, too_many_rejected
 from pipelines.output.totals import Totals
@@ -67,14 +69,18 @@ def run_job(
     Raises:
         UserError: if the cluster cannot be joined, or there is a spend cap and a node has no price.
     """
-    record = None if job.plan.spans else read_json(job.output, RECORD)
-    if record is not None and record.get("finished"):
-        return Outcome(message="nothing to do: the output is complete")
-    run = Run(job, before or (lambda job: None), conclude or (lambda *_: {}), stages, record)
-    account = run.account
-    if job.plan.spans and (spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account)):
-        return Outcome(code=CAPPED, message=spent)
-    return run.execute()
+    lease = take_lease(job.output, job.config.run.heartbeat_seconds)
+    try:
+        record = None if job.plan.spans else read_json(job.output, RECORD)
+        if record is not None and record.get("finished"):
+            return Outcome(message="nothing to do: the output is complete")
+        run = Run(job, before or (lambda job: None), conclude or (lambda *_: {}), stages, lease, record)
+        account = run.account
+        if job.plan.spans and (spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account)):
+            return Outcome(code=CAPPED, message=spent)
+        return run.execute()
+    finally:
+        lease.release()
 
 
 class Run:
@@ -82,6 +88,7 @@ class Run:
 
     Args:
         before, conclude, stages: as of `run_job`.
+        lease: on the output. If another driver takes it over, the run ends.
         record: run.json of an earlier run that committed the last unit but did not finish its report. This run has no
             units left and reports the numbers of that run.
     """
@@ -92,9 +99,11 @@ class Run:
         before: Before,
         conclude: Conclude,
         stages: Callable[[Job], Stages],
+        lease: Lease,
         record: dict[str, Any] | None = None,
     ):
         self.job, self.before, self.conclude, self.stages, self.record = job, before, conclude, stages, record
+        self.lease = lease
         config, plan = job.config, job.plan
         self.outcome = Outcome()
         self.account = Account(Meter(make_tariff(config.cost), time.perf_counter()), read_spent(job.output))
@@ -124,6 +133,9 @@ class Run:
         except JobFailedError as error:
             self._end(FAILED, f"{error}; everything committed is kept")
         self.account.meter.stop()
+        if self.lease.lost:  # what lies beside the captions tells of the driver that holds the output now
+            self.tracker.finish("FAILED")
+            return self.outcome
         self._report()
         self.heartbeat.finish(self.outcome.code, self.outcome.message)
         return self.outcome
@@ -162,13 +174,15 @@ class Run:
         job, stages = self.job, self.stages(self.job)
         summaries = run_with_isolation(
             job.plan.spans,
-            lambda spans, alone: stages.run(spans, job.config, alone, self.clock),
+            lambda spans, alone, sink: replace(stages, sink=sink).run(spans, job.config, alone, self.clock),
             read=stages.read,
             sink=stages.sink,
             files={file.source: file for file in job.corpus.files},
             max_isolated=job.config.faults.max_isolated,
         )
         for summary in summaries:
+            if self.lease.lost:
+                raise JobFailedError(self.lease.lost)
             if not summary.get("redone"):
                 self.summarized.add(f"part-{summary['unit']}.parquet")
                 self.new_parts.add(summary)

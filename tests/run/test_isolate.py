@@ -31,24 +31,24 @@ def addresses(unit: Unit) -> list[Address]:
 class Flow:
     """Commits units like the real one; `fate` says "died", an error, or None for a unit's images and its try."""
 
-    def __init__(self, sink: Sink, fate: Callable[[set[Address], int], str | None]):
-        self.sink, self.fate = sink, fate
+    def __init__(self, fate: Callable[[set[Address], int], str | None]):
+        self.fate = fate
         self.passes: list[tuple[list[list[Address]], bool]] = []
 
-    def __call__(self, spans: list[SpanRow], alone: bool) -> Iterator[dict]:
+    def __call__(self, spans: list[SpanRow], alone: bool, sink: Sink) -> Iterator[dict]:
         units = [unit for span in spans for unit in span.units]
         self.passes.append(([addresses(unit) for unit in units], alone))
         for unit in units:
             outcome = self.fate(set(addresses(unit)), len(self.passes))
             if outcome == "died":
-                self.sink.store.write(f"quarantine/part-{unit.name}.parquet", b"written before it could commit")
+                sink.store.write(f"quarantine/part-{unit.name}.parquet", b"written before it could commit")
                 continue
             answer = Answer("c", 1, 2, 3, "stop")
             images = [
                 Image(f"{source}#{row}", source, row, "0" * 64, ["p"], answers=[answer])
                 for source, row in addresses(unit)
             ]
-            yield json.loads(self.sink(UnitBatch(unit, images=images, error=outcome).to_row())["summary"])
+            yield json.loads(sink(UnitBatch(unit, images=images, error=outcome).to_row())["summary"])
 
 
 class Scene:
@@ -74,7 +74,7 @@ class Scene:
         return make_plan(self.corpus, store, FINGERPRINT, num_images=4, limit=None, num_samples=0).spans
 
     def run(self, fate, max_isolated: int = 100) -> tuple[list[dict], Flow]:
-        flow = Flow(self.sink, fate)
+        flow = Flow(fate)
         files = {file.source: file for file in self.corpus.files}
         summaries = run_with_isolation(
             self.spans(), flow, read=reader_of(self.corpus), sink=self.sink, files=files, max_isolated=max_isolated
