@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,15 @@ class Holder:
 
 
 class Lease:
-    """A held lease, which a thread renews until `release`. `lost` says who took the output meanwhile, if anybody."""
+    """A held lease, which a thread renews until `release`.
+
+    `lost` says who took the output meanwhile, if anybody; the thread then calls `on_lost`, if it is set, and ends.
+    """
 
     def __init__(self, store: Store, term: int, holder: Holder):
         self.store, self.term, self.holder = store, term, holder
         self.lost = ""
+        self.on_lost: Callable[[], None] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="lease", daemon=True)
         self._thread.start()
@@ -104,6 +109,8 @@ class Lease:
         while not self._stop.wait(self.holder.every):
             try:
                 if self._is_lost():
+                    if self.on_lost is not None:
+                        self.on_lost()
                     return
                 self._write(beat=self.holder.beat + 1)
             except Exception as error:  # a store that does not answer is waited for; it refuses others as well

@@ -37,7 +37,7 @@ from pipelines.run.outcome import (
 from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
 from pipelines.run.resources import stage_weights
-from pipelines.run.signals import interruptible
+from pipelines.run.signals import interrupt_main, interruptible
 from pipelines.run.stages import Stages, make_stages
 from pipelines.run.tracked import start_tracker
 from pipelines.store import read_json
@@ -129,11 +129,15 @@ class Run:
                 else:  # an earlier run committed the last unit, and stopped before its report
                     self.tracker = start_tracker(self.job)
         except KeyboardInterrupt:
-            self._end(INTERRUPTED, "interrupted; the same command resumes")
+            if self.lease.lost:
+                self._end(FAILED, f"{self.lease.lost}; everything committed is kept")
+            else:
+                self._end(INTERRUPTED, "interrupted; the same command resumes")
         except JobFailedError as error:
             self._end(FAILED, f"{error}; everything committed is kept")
         self.account.meter.stop()
         if self.lease.lost:  # what lies beside the captions tells of the driver that holds the output now
+            self.outcome.metrics = self._metrics()
             self.tracker.finish("FAILED")
             return self.outcome
         self._report()
@@ -152,9 +156,11 @@ class Run:
             self.heartbeat.look()  # `check_prices` needs the nodes before the thread of the heartbeat starts
             check_prices(config.budget.max_usd, self.account)
             self.tracker = start_tracker(self.job)
+            self.lease.on_lost = interrupt_main
             with self.progress, self.heartbeat:
                 if self._may_begin():
                     self._caption()
+            self.lease.on_lost = None
 
     def _may_begin(self) -> bool:
         """Asks the gate and stores its verdict and its seconds. If the run may not begin, the outcome says why."""

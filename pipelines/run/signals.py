@@ -1,6 +1,7 @@
 """Turns SIGTERM, which cluster schedulers send, into KeyboardInterrupt."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,3 +24,8 @@ def interruptible() -> Iterator[None]:
         signal.signal(
             signal.SIGTERM, before or signal.SIG_DFL
         )  # None: the handler before was not installed from Python
+
+
+def interrupt_main() -> None:
+    """Ends the main thread's `interruptible` block as SIGTERM would, from another thread."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

@@ -92,6 +92,15 @@ def test_a_driver_of_another_machine_that_beats_is_not_disturbed(output):
     beat.join()
 
 
+def test_of_writers_that_create_an_object_at_once_one_succeeds(output):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda i: output.create("x", b"%d" % i), range(8)))
+    assert sum(made) == 1
+    assert output.read("x") == b"%d" % made.index(True)
+    assert list(output.list("")) == ["x"]
+
+
+@pytest.mark.slow
 def test_of_drivers_that_start_at_once_one_gets_the_output(tmp_path):
     """Each in a process of its own, over what a dead one left."""
     output = Store(str(tmp_path / "out"))
