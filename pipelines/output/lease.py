@@ -20,7 +20,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,13 @@ class Holder:
 class Lease:
     """A held lease, which a thread renews until `release`.
 
-    `lost` says who took the output meanwhile, if anybody; the thread then calls `on_lost`, if it is set, and ends.
+    `lost` says who took the output meanwhile, if anybody.
     """
 
     def __init__(self, store: Store, term: int, holder: Holder):
         self.store, self.term, self.holder = store, term, holder
         self.lost = ""
-        self.on_lost: Callable[[], None] | None = None
+        self._on_lost: Callable[[], None] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="lease", daemon=True)
         self._thread.start()
@@ -104,13 +105,22 @@ class Lease:
         except Exception as error:  # a lost store: the lease runs out by itself
             logger.warning("%s/%s: %s: %s", self.store.path, FOLDER, type(error).__name__, clean(str(error)))
 
+    @contextmanager
+    def watched(self, on_lost: Callable[[], None]) -> Iterator[None]:
+        """Calls `on_lost`, in the thread of the lease, once the output is taken by another driver during the block."""
+        self._on_lost = on_lost
+        try:
+            yield
+        finally:
+            self._on_lost = None
+
     def _work(self) -> None:
         warned = False
         while not self._stop.wait(self.holder.every):
             try:
                 if self._is_lost():
-                    if self.on_lost is not None:
-                        self.on_lost()
+                    if (on_lost := self._on_lost) is not None:
+                        on_lost()
                     return
                 self._write(beat=self.holder.beat + 1)
             except Exception as error:  # a store that does not answer is waited for; it refuses others as well

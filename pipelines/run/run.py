@@ -156,11 +156,9 @@ class Run:
             self.heartbeat.look()  # `check_prices` needs the nodes before the thread of the heartbeat starts
             check_prices(config.budget.max_usd, self.account)
             self.tracker = start_tracker(self.job)
-            self.lease.on_lost = interrupt_main
-            with self.progress, self.heartbeat:
+            with self.lease.watched(interrupt_main), self.progress, self.heartbeat:
                 if self._may_begin():
                     self._caption()
-            self.lease.on_lost = None
 
     def _may_begin(self) -> bool:
         """Asks the gate and stores its verdict and its seconds. If the run may not begin, the outcome says why."""
