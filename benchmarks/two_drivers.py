@@ -9,7 +9,7 @@ rounds from Parquet with row groups of 17, the second from image files. Three ki
     killed    the first is killed (SIGKILL) at a random moment, and the second starts at a random moment before or after
     blind     somebody deletes the lease as soon as it is there, so that both drivers write
 
-At the end of each round a further driver completes the output. Prints a line for each kind, and JSON as the last line.
+At the end of each round a further driver completes the output. Prints a line for each round, and JSON as the last line.
 The drivers are forks of one process that has imported everything, so a run takes about a second.
 """
 
@@ -170,23 +170,25 @@ def main() -> None:
             sys.exit(f"the undisturbed run failed: {log}")
         seconds, expected[corpus] = time.monotonic() - began, rows_of(output)
     report: dict[str, Any] = {"seconds_of_one_driver": round(seconds, 2)}
-    for kind in options.kinds:
-        wrong, ends, resumed = 0, Counter(), []
-        for number in range(options.rounds):
+    wrong, ends, resumed = Counter(), {kind: Counter() for kind in options.kinds}, {kind: [] for kind in options.kinds}
+    for number in range(options.rounds):
+        for kind in options.kinds:
             rng, corpus = random.Random(f"{kind} {number}"), corpora[number * 2 // options.rounds]
             output = options.out / "output"
             shutil.rmtree(output, ignore_errors=True)
             arguments = [*common, f"input.path={corpus}", f"output.path={output}"]
             codes = play(kind, arguments, output, log, rng, seconds)
-            ends[" and ".join(map(str, codes))] += 1
+            ends[kind][" and ".join(map(str, codes))] += 1
             began = time.monotonic()
             last = exit_code(start(caption, arguments, log))
-            resumed.append(time.monotonic() - began)
+            resumed[kind].append(time.monotonic() - began)
             proof = exit_code(start(verify, arguments, log))
-            wrong += bool(last or proof or rows_of(output) != expected[corpus])
-        print(f"{kind}: {options.rounds} rounds, {wrong} of them wrong; exit codes {dict(ends)}", flush=True)
-        report[kind] = {"rounds": options.rounds, "wrong": wrong, "exit_codes": dict(ends)}
-        report[kind] |= {"longest_resume_seconds": round(max(resumed), 2)}
+            is_wrong = bool(last or proof or rows_of(output) != expected[corpus])
+            wrong[kind] += is_wrong
+            print(f"{kind} {number}: exit codes {codes}, {'WRONG' if is_wrong else 'right'}", flush=True)
+    for kind in options.kinds:
+        report[kind] = {"rounds": options.rounds, "wrong": wrong[kind], "exit_codes": dict(ends[kind])}
+        report[kind] |= {"longest_resume_seconds": round(max(resumed[kind]), 2)}
     print(json.dumps(report))
 
 
