@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 from pipelines.errors import UserError
-from pipelines.store import Store
+from pipelines.store import STORE_ERRORS, Store
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
@@ -168,14 +168,15 @@ def release_all() -> None:
 
 def other_holder(store: Store) -> Holder | None:
     """Who else seems to write the output, at one look that writes nothing: for a line of a job that only reads."""
-    term, holder = _newest(store)
-    if holder is None or holder.released or holder.is_gone or (holder.machine, holder.pid) == (machine(), os.getpid()):
-        return None
     try:
+        term, holder = _newest(store)
+        if holder is None or holder.released or holder.is_gone:
+            return None
         age = time.time() - store.modified(_name(term)).timestamp()
-    except (FileNotFoundError, NotImplementedError):
+    except (*STORE_ERRORS, NotImplementedError):  # the job that reads will say what is wrong
         return None
-    return holder if age < holder.lost_after else None
+    ours = (holder.machine, holder.pid) == (machine(), os.getpid())
+    return holder if age < holder.lost_after and not ours else None
 
 
 def _take(store: Store, here: Holder) -> int:
