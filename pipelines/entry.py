@@ -40,7 +40,8 @@ def enter(
         without: keys that mean nothing to this job.
 
     Returns:
-        The exit code of `run`, 0 for --help, 2 for a UserError, 1 for a JobFailedError, 130 for Ctrl-C. Any other
+        The exit code of `run`, 0 for --help, 2 for a UserError, 1 for a JobFailedError or an error of
+        `WORLD`, 130 for Ctrl-C. Any other
         exception passes: Python prints its traceback and exits with code 1.
     """
     with lasting_output():
@@ -58,6 +59,13 @@ def enter(
             return 1
         except KeyboardInterrupt:
             return 130
+        except Exception as error:
+            from pipelines.store import WORLD  # here, because --help is to answer before its libraries are loaded
+
+            if not isinstance(error, WORLD):
+                raise
+            print(f"failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+            return 1
         finally:
             if (lease := sys.modules.get("pipelines.output.lease")) is not None:  # else no job took one
                 lease.release_all()

@@ -17,12 +17,13 @@ from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import fsspec
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import UserError
 
 S3_CONNECTIONS = 64  # that a process may keep; botocore's own 10 would be the limit of its readers
+STALL_SECONDS = 20  # without a byte of S3, after which a request is tried again
 THREADS, AHEAD = 16, 64  # of `in_threads`: concurrent calls, and finished or pending results in memory
 
 ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}  # other spellings of a scheme
@@ -43,6 +44,9 @@ Out = TypeVar("Out")
 STORE_ERRORS = (OSError, ValueError, BotoCoreError)
 """The errors of a store that does not exist, refuses access or has a wrong address. S3 raises BotoCoreError where the
 server does not answer or credentials are missing, and OSError where the server refuses a request."""
+
+WORLD = (OSError, BotoCoreError, ClientError)
+"""The errors of disks, networks and stores, which are nobody's mistake in a program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Store:
             return LocalFileSystem()
         options: dict[str, Any] = {"use_listings_cache": False}
         if self.is_s3:
-            options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS}
+            options["config_kwargs"] = {"max_pool_connections": S3_CONNECTIONS, "read_timeout": STALL_SECONDS}
         if self.scheme in ("s3", "az", "abfs", "abfss"):
             options["anon"] = self.anonymous
         elif self.scheme == "gs" and self.anonymous:
@@ -106,16 +110,30 @@ class Store:
             return root
         return f"{self.scheme}://{root.lstrip('/') if self.scheme == 'memory' else root}"
 
+    def outlast(self, call: Callable[[], Out], *, writes: bool = False) -> Out:
+        """`call()`, which asks this store something. A store with patience asks again while it is out of order.
+
+        Args:
+            writes: so a missing file is a fault of the store, and no answer.
+        """
+        del writes  # of those that override this
+        return call()
+
+    def forget(self) -> None:
+        """Makes the next call open its connections anew, with the credentials of then."""
+        if not self.is_local:
+            type(self.fs).clear_instance_cache()
+
     def read(self, name: str) -> bytes:
         """The content of an object.
 
         Raises:
             FileNotFoundError: if there is no such object.
         """
-        return cast(bytes, self.fs.cat_file(self.join(name)))
+        return self.outlast(lambda: cast(bytes, self.fs.cat_file(self.join(name))))
 
     def exists(self, name: str) -> bool:
-        return self.fs.exists(self.join(name))
+        return self.outlast(lambda: self.fs.exists(self.join(name)))
 
     def write(self, name: str, data: bytes) -> None:
         """Writes the object atomically: by one PUT in an object store, by a temporary file and a rename elsewhere.
@@ -126,6 +144,9 @@ class Store:
             UserError: if the store can only be read.
         """
         self._check_writable()
+        self.outlast(lambda: self._write(name, data), writes=True)
+
+    def _write(self, name: str, data: bytes) -> None:
         target = self.join(name)
         if self.scheme in OBJECT_STORES:
             self.fs.pipe_file(target, data)
@@ -199,7 +220,7 @@ class Store:
     def delete(self, name: str) -> None:
         """Removes the object. A missing object is no error."""
         with contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.join(name))
+            self.outlast(lambda: self.fs.rm_file(self.join(name)))
 
     def list(self, folder: str) -> dict[str, int]:
         """Maps the names of the objects directly in `folder` to their bytes; empty if the folder does not exist.
@@ -208,7 +229,7 @@ class Store:
         """
         target = self.join(folder)
         try:
-            entries = self.fs.ls(target, detail=True)
+            entries = self.outlast(lambda: self.fs.ls(target, detail=True))
         except FileNotFoundError:
             return {}
         files = (e for e in entries if e["type"] == "file")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.store import scheme_of
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
@@ -226,7 +227,11 @@ def make_tracker(
         return NullTracker()
     if uri := uri or environment_uri():
         return MlflowTracker(uri, experiment, run_name, None, resume, times)
-    uri, artifacts = default_store(output)
+    try:
+        uri, artifacts = default_store(output)
+    except OSError as error:  # no failure of tracking may end the captioning
+        logger.warning("MLflow has no folder for its store: %s; the job goes on without it", error)
+        return NullTracker()
     return MlflowTracker(uri, experiment, run_name, artifacts, resume, times)
 
 
@@ -238,8 +243,8 @@ def environment_uri() -> str | None:
 def default_store(output: str) -> tuple[str, str]:
     """(tracking URI, artifact location) of the sqlite store that belongs to an output.
 
-    The store lies beside a local output, and in the working folder for an output on S3. Creates the folder.
+    The store lies beside a local output, and in the working folder for any other. Creates the folder.
     """
-    folder = Path.cwd() if output.startswith("s3://") else Path(output).parent
+    folder = Path.cwd() if scheme_of(output) else Path(output).parent
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()

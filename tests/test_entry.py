@@ -110,6 +110,7 @@ def test_a_job_outlives_the_readers_of_its_output(streams, tmp_path):
         (UserError("input.path must be set"), 2, "error: input.path must be set\n"),
         (UserError("output.path is wrong:\n  no such bucket"), 2, "error: output.path is wrong: no such bucket\n"),
         (JobFailedError("Ray gave up"), 1, "failed: Ray gave up\n"),
+        (OSError(28, "No space left"), 1, "failed: OSError: [Errno 28] No space left\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

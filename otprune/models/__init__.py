@@ -12,6 +12,7 @@ import torch
 from otprune.models.checkpoint import Checkpoint, CheckpointError, read_checkpoint, resolve_checkpoint, weights_digest
 from otprune.models.decoder import Decoder, load_decoder
 from otprune.models.encoder import Encoder, Kept, Region
+from otprune.models.loading import check_weights
 from otprune.models.prompts import Completion, Prompt, Prompter, load_prompter
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Prompt",
     "Prompter",
     "Region",
+    "check_weights",
     "load_decoder",
     "load_encoder",
     "load_prompter",

@@ -35,7 +35,6 @@ NOT_IN_EVALUATION = (
     "input.fetch_retries",
     "input.allow_private",
     "input.allow_paths",
-    "faults.patience_seconds",
     "faults.redo",
     "prompt.template",
     "prompt.more",

@@ -42,6 +42,7 @@ from pipelines.run.job import (
     ENGINES_OWN,
     Actors,
     Job,
+    check_loads,
     check_model,
     check_prompts,
     check_pruning,
@@ -101,6 +102,7 @@ def prepare_evaluation(
     questions = questions or find_questions(store, benches, config.limit)
     pruning = check_pruning(config, checkpoint)
     check_prompts(config, checkpoint)
+    check_loads(checkpoint)
     described = describe_evaluation(config, checkpoint, benches, pruning if inside_model(config) else None)
     baseline = open_baseline(config, described)
     output = open_output(config, described)

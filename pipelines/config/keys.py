@@ -294,8 +294,8 @@ class FaultsConfig:
     """which failures a run survives, and when it gives up"""
 
     patience_seconds: float = key(
-        "wait this long for an input of which nothing answers (network, store, credentials), then stop with exit code "
-        "1; 0: do not wait, and quarantine the images",
+        "wait this long for an input of which nothing answers (network, store, credentials), or an output that refuses "
+        "or is full, then stop with exit code 1; 0: do not wait, and quarantine the images that cannot be fetched",
         600.0,
         low=0,
     )

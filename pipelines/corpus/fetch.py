@@ -142,8 +142,7 @@ class Fetcher:
         """Forgets which hosts were silent, and opens connections to stores anew, with the credentials of now."""
         for host in self._hosts.values():
             host.silent, host.silent_until = 0, 0.0
-        if self.store.is_s3:
-            type(self.store.fs).clear_instance_cache()
+        self.store.forget()
 
     async def close(self) -> None:
         """Closes the connections to the web."""
@@ -194,7 +193,7 @@ class Fetcher:
             return await self._web.get(source, self.max_bytes, grow)
         store = self.store if isinstance(source, InStore) else source.store
         path = store.join(source.name) if isinstance(source, InStore) else source.path
-        if path.startswith("/") and not store.is_s3:
+        if store.is_local:
             size = await asyncio.to_thread(regular_size, path, self.store.root)
             await grow(min(size, self.max_bytes + 1))
             return await asyncio.to_thread(read_regular, path, self.max_bytes + 1)

@@ -1,8 +1,12 @@
 """Waits, within bounds, for a network, a store or credentials that are out of order as a whole."""
 
+import json
 import logging
 import random
 import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
 from time import monotonic, sleep
 
 from pipelines.corpus.fault import FetchFault, OutageError
@@ -13,13 +17,27 @@ ANNOUNCED = "otprune: what is waited for"  # key in the key-value store of Ray's
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds; the waits double, and half of each is random
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What is waited for, since when and until when, in Unix seconds. `str` gives a line for people."""
+
+    what: str
+    since: float
+    until: float
+
+    def __str__(self) -> str:
+        since, until = (time.strftime("%H:%M:%S", time.gmtime(at)) for at in (self.since, self.until))
+        return f"{self.what}; waiting since {since} until {until} UTC"
+
+
 class Patience:
-    """How long one reader waits in one outage, from its first fault on; 0 seconds wait for nothing."""
+    """How long one reader or writer waits in one outage, from its first fault on; 0 seconds wait for nothing."""
 
     def __init__(self, seconds: float, what: str):
         self.seconds, self.what = seconds, what
         self._ends: float | None = None
         self._longest = FIRST_WAIT
+        self._lock = threading.Lock()  # threads may wait for one store together
 
     def wait(self, fault: FetchFault) -> None:
         """Sleeps before the next try. The first wait says in the log what is waited for.
@@ -28,9 +46,11 @@ class Patience:
             OutageError: if patience is over.
         """
         now = monotonic()
-        if self._ends is None:
-            self._ends = now + self.seconds
-            announce(f"{self.what}: {fault.detail}; waiting up to {self.seconds:g} s")
+        with self._lock:
+            if self._ends is None:
+                self._ends = now + self.seconds
+                if self.seconds:
+                    announce(Wait(f"{self.what}: {fault.detail}", time.time(), time.time() + self.seconds))
         if now >= self._ends:
             raise OutageError(f"{self.what}: {fault.detail}, for {self.seconds:g} s")
         upper = max(self._longest, fault.retry_after or 0.0)
@@ -38,20 +58,21 @@ class Patience:
         sleep(min(self._ends - now, upper * random.uniform(0.5, 1.0)))
 
 
-def announce(text: str) -> None:
-    """Says in the log what is waited for, and leaves it for the driver, which does not see the logs of tasks."""
-    logger.warning("%s", text)
+def announce(wait: Wait) -> None:
+    """Says in the log what is waited for. A task leaves it for the driver, which does not see logs of tasks."""
+    logger.warning("%s", wait)
     ray = sys.modules.get("ray")  # a process without Ray loads none for this
-    if ray is not None and ray.is_initialized():
-        ray.experimental.internal_kv._internal_kv_put(ANNOUNCED, text, overwrite=True)
+    if ray is not None and ray.is_initialized() and ray._private.worker.global_worker.mode == ray.WORKER_MODE:
+        ray.experimental.internal_kv._internal_kv_put(ANNOUNCED, json.dumps(asdict(wait)), overwrite=True)
 
 
-def take_announcement() -> str:
-    """The newest text that a task has announced since the last call; empty if there is none. For the driver."""
+def take_announcement() -> Wait | None:
+    """The newest wait that a task has announced since the last call. For the driver."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
-        return ""
+        return None
     text = ray.experimental.internal_kv._internal_kv_get(ANNOUNCED)
-    if text:
-        ray.experimental.internal_kv._internal_kv_del(ANNOUNCED)
-    return (text or b"").decode()
+    if not text:
+        return None
+    ray.experimental.internal_kv._internal_kv_del(ANNOUNCED)
+    return Wait(**json.loads(text))

@@ -93,7 +93,7 @@ class RangeFile(io.RawIOBase):
         return block[: stop - start]
 
     def _info(self) -> dict[str, Any]:
-        if self.path.startswith("/") and not self.store.is_s3:
+        if self.store.is_local:
             regular_size(self.path, self.store.root)
         return self.store.fs.info(self.path)
 

@@ -14,13 +14,14 @@ import aiohttp
 from yarl import URL
 
 from pipelines.corpus.addresses import Allowed, checked_socket, is_private_literal
-from pipelines.corpus.fault import PASSING_STATUSES, FetchFault
+from pipelines.corpus.fault import PASSING_STATUSES, REFUSALS, FetchFault
 
 USER_AGENT = "otprune/0.1 (image captioning)"
 URI_SAFE = "%/:=&?~#+!$,;'@()*[]"  # never quoted: reserved characters, and the % of a URI that is quoted already
 CHUNK_BYTES = 2**16
 MAX_REDIRECTS = 10
 CONNECT_SECONDS = 10.0  # for the connection alone, so that a dead host leaves time for another try
+STALL_SECONDS = 15.0  # without a byte, after which a request is given up, which leaves time for another
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 Grow = Callable[[int], Awaitable[None]]
@@ -78,7 +79,8 @@ class Web:
             if not 200 <= response.status < 300:
                 passing = response.status in PASSING_STATUSES
                 wait = _seconds(response.headers.get("Retry-After")) if passing else None
-                raise FetchFault(f"HTTP status {response.status}", passing=passing, retry_after=wait)
+                refused = response.status in REFUSALS
+                raise FetchFault(f"HTTP status {response.status}", passing=passing, refused=refused, retry_after=wait)
             return await _body(response, max_bytes, grow)
 
     def _session(self, through_proxy: bool) -> aiohttp.ClientSession:
@@ -93,7 +95,7 @@ class Web:
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS),
             )
         return self._sessions[through_proxy]
 

@@ -45,10 +45,12 @@ def new_run() -> str:
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
-def record_run(store: Store, run: str, usd: float | None, wall_seconds: float, node_seconds: dict[str, float]) -> None:
-    """Writes the cost of a run so far over the record that the run wrote before."""
+def record_run(store: Store, run: str, usd: float | None, wall_seconds: float, node_seconds: dict[str, float]) -> str:
+    """Writes the cost of a run so far over the record that the run wrote before. Returns the name of the record."""
     record = {"usd": usd, "wall_seconds": wall_seconds, "node_seconds": node_seconds}
-    store.write(f"{FOLDER}/{run}.json", json.dumps(record, indent=1).encode())
+    name = f"{FOLDER}/{run}.json"
+    store.write(name, json.dumps(record, indent=1).encode())
+    return name
 
 
 def read_spent(store: Store) -> Spent:

@@ -28,7 +28,16 @@ from pipelines.output.span import SpanRow, with_row_groups
 from pipelines.output.unit import Unit
 from pipelines.preflight.canary_stages import VARIANTS, ReadThreefold, collect
 from pipelines.run.cluster import connected
-from pipelines.run.job import ENGINES_OWN, Actors, Job, check_model, check_prompts, check_pruning, find_input
+from pipelines.run.job import (
+    ENGINES_OWN,
+    Actors,
+    Job,
+    check_loads,
+    check_model,
+    check_prompts,
+    check_pruning,
+    find_input,
+)
 from pipelines.run.stages import make_stages
 from pipelines.store import make_store
 
@@ -70,6 +79,7 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
     output = make_store(config.output.path)  # the canary writes nothing there
     pruning = check_pruning(config, checkpoint)
     check_prompts(config, checkpoint)
+    check_loads(checkpoint)
     job = Job(config, checkpoint, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning, actors=actors)
     with connected(config, checkpoint):
         stages = make_stages(job)

@@ -31,7 +31,7 @@ def print_summary(job: "Job", outcome: "Outcome") -> None:
             table.add_row("glitches", glitches)
     if "usd_total" in metrics:
         table.add_row("cost", f"${metrics['usd_total']:.4f}{_per_million(metrics)}")
-        if "usd/idle" in metrics:
+        if "idle_share" in metrics:  # absent if the run did nothing
             idle = metrics["idle_share"]
             dollars = f"${idle * metrics['usd_total']:.4f}"
             table.add_row("idle", f"{idle:.0%} of what was paid for had no work ({dollars}), start-up included")

@@ -16,13 +16,14 @@ from pipelines.config.keys import Config
 from pipelines.errors import UserError
 from pipelines.run.outcome import Cluster
 from pipelines.run.resources import TASK_CPUS, actor_cpus, actor_gpus, cluster_resources, gpus_needed, is_local
+from pipelines.run.signals import answers, head_address
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 15.0  # longest wait for a running cluster to open a connection
 START_ATTEMPTS = 3  # of an embedded Ray; Ray fixes the 30 s of each
-TOO_SLOW = "timed out during startup"  # part of the message of an embedded Ray that did not come up in time
+TOO_SLOW = ("timed out during startup", "Timed out while waiting for GCS")  # in messages of a Ray that came up too late
 
 
 @contextmanager
@@ -50,7 +51,9 @@ def connected(config: Config, checkpoint: Checkpoint | None) -> Iterator[Cluster
         logger.info("%s", cluster)
         yield cluster
     finally:
-        ray.shutdown()
+        if answers(head_address()):
+            ray.shutdown()
+        # Else this would wait for the head until Ray ends the process, before the run could say why.
 
 
 def _cluster(address: str, resources: Mapping[str, float], dashboard: str = "") -> Cluster:
@@ -102,7 +105,7 @@ def _start_embedded(config: Config, checkpoint: Checkpoint | None) -> Any:
                 "short RAY_TMPDIR (e.g. /tmp) that it can write to; ray.address=none runs without Ray"
             ) from error
         except Exception as error:
-            if TOO_SLOW not in str(error):  # Ray has no exception type for a late start
+            if not any(words in str(error) for words in TOO_SLOW):  # Ray has no exception type for a late start
                 raise
             last_error = error
             logger.warning("Ray did not start within 30 s: is the machine busy?")

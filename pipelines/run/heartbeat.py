@@ -20,9 +20,11 @@ from ray.util.metrics import Gauge
 from pipelines.corpus.patience import take_announcement
 from pipelines.dollars.account import Account
 from pipelines.dollars.ledger import record_run
+from pipelines.output.patient import without_patience
 from pipelines.run.job import Job
 from pipelines.run.progress import Progress
 from pipelines.run.resources import cluster_nodes, is_local
+from pipelines.run.signals import answers, head_address
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._gauges: dict[str, Gauge] = {}
         self._warned: set[str] = set()
+        self._waits: dict[str, float] = {}  # what is waited for: until when
         self._written = False
 
     def __enter__(self) -> "Heartbeat":
@@ -59,10 +62,16 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(JOIN_SECONDS)
+        self._thread.join(JOIN_SECONDS if answers(head_address()) else 1.0)  # it may wait for a head that is gone
+
+    def leave_witness(self) -> str:
+        """Writes an object that only this run writes, and returns its name."""
+        meter = self.account.meter
+        return record_run(self.job.output, self.run, meter.usd, meter.elapsed, meter.node_seconds)
 
     def finish(self, code: int, message: str) -> None:
         """Writes the final state of a run that has ended. A run that never beat writes nothing."""
+        self._stop.set()  # no beat may follow, also if the block has not ended
         if self._written:
             self._write(STATES.get(code, "failed"), message)
 
@@ -122,9 +131,9 @@ class Heartbeat:
     def _hand_on(self) -> None:
         """Logs what read tasks wait for. Several tasks wait for the same, so it is said once."""
         try:
-            if (text := take_announcement()) and text not in self._warned:
-                self._warned.add(text)
-                logger.warning("%s", text)
+            if (wait := take_announcement()) and wait.since > self._waits.get(wait.what, 0.0):
+                self._waits[wait.what] = wait.until
+                logger.warning("%s", wait)
         except Exception as error:  # Ray's head may not answer for a moment
             self._warn("the messages of tasks", error)
 
@@ -133,8 +142,9 @@ class Heartbeat:
         if state == "running" and not is_local(self.job.config):
             self._set_gauges(content)
         try:
-            record_run(self.job.output, self.run, meter.usd, meter.elapsed, meter.node_seconds)
-            self.job.output.write(FILE, json.dumps(content, indent=1).encode())
+            output = without_patience(self.job.output)  # the next beat tries again
+            record_run(output, self.run, meter.usd, meter.elapsed, meter.node_seconds)
+            output.write(FILE, json.dumps(content, indent=1).encode())
             self._written = True
         except Exception as error:  # no failed write may end the captioning
             self._warn(FILE, error)

@@ -14,11 +14,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
+from pipelines.corpus.fault import NOT_SHARED, OUTAGE
 from pipelines.corpus.file import CorpusFile
 from pipelines.errors import JobFailedError
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import split_unit
-from pipelines.stages.read import OUTAGE, Reader
+from pipelines.stages.read import Reader
 from pipelines.stages.unit_batch import Rejected, UnitBatch
 from pipelines.stages.write import Sink
 
@@ -109,6 +110,8 @@ def _attempt(
             continue
         if summary["error"].startswith(OUTAGE):
             raise JobFailedError(f"{summary['error']}; the same command resumes")
+        if summary["error"].startswith(NOT_SHARED):
+            raise JobFailedError(summary["error"].removeprefix(NOT_SHARED))
         errors[summary["unit"]] = f"{where[summary['unit']]}, by {summary['error']}"
         if len(errors) > max_isolated:
             raise JobFailedError(

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from otprune.families import Options
 from otprune.methods import get_method
-from otprune.models import Checkpoint, CheckpointError, read_checkpoint
+from otprune.models import Checkpoint, CheckpointError, check_weights, read_checkpoint
 from pipelines.config.judge import read_judge
 from pipelines.config.keys import Config, PruneConfig
 from pipelines.corpus.find import Corpus, find_corpus
@@ -15,6 +15,7 @@ from pipelines.engines.registry import check_engine, check_family
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import claim_output, fingerprint
 from pipelines.output.lease import take_lease
+from pipelines.output.patient import with_patience
 from pipelines.output.plan import Plan, make_plan
 from pipelines.output.schema import CAPTIONS_FOLDER
 from pipelines.run.describe import describe
@@ -70,6 +71,7 @@ def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
     corpus = find_input(config)
     pruning = check_pruning(config, checkpoint)
     check_prompts(config, checkpoint)
+    check_loads(checkpoint)
     described = describe(config, checkpoint, pruning if inside_model(config) else None)
     output = open_output(config, described, write=not config.run.estimate)
     plan = make_plan(
@@ -253,8 +255,22 @@ def check_prompts(config: Config, checkpoint: Checkpoint) -> None:
             raise UserError(f"prompt.* must fit the tokenizer of {checkpoint.path}: {reason}") from error
 
 
+def check_loads(checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint whose weights do not fit its configuration, before any actor holds a GPU for it.
+
+    Raises:
+        UserError: with the weight that is missing or has another shape.
+    """
+    try:
+        check_weights(checkpoint)
+    except CheckpointError as error:
+        raise UserError(f"model.path: {error}") from error
+
+
 def open_output(config: Config, described: dict[str, Any], *, write: bool = True) -> Store:
-    """The output's store. With `write`, this process takes its lease and claims it for this configuration.
+    """The output's store, which is waited for in an outage (`faults.patience_seconds`) from now on.
+
+    With `write`, this process takes its lease and claims it for this configuration.
 
     Raises:
         UserError: if the output belongs to another configuration, is being written by another driver, or cannot be
@@ -270,4 +286,4 @@ def open_output(config: Config, described: dict[str, Any], *, write: bool = True
             output.delete(".probe")
     except STORE_ERRORS as error:
         raise UserError(f"output.path {output.path} must be writable: {type(error).__name__}: {error}") from error
-    return output
+    return with_patience(output, config.faults.patience_seconds)

@@ -2,17 +2,21 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ray.exceptions import RayError
+
 from pipelines.dollars.account import Account
 from pipelines.dollars.cap import check_prices, over_budget
 from pipelines.dollars.ledger import new_run, read_spent
 from pipelines.dollars.meter import Meter, make_tariff
-from pipelines.errors import JobFailedError
+from pipelines.errors import JobFailedError, UserError
 from pipelines.output.lease import Lease, take_lease
+from pipelines.output.patient import without_patience
 from pipelines.output.reader import OutputReader
 from pipelines.output.rejected import example_of, too_many_rejected
 from pipelines.output.totals import Totals
@@ -36,11 +40,12 @@ from pipelines.run.outcome import (
 )  # fmt: skip
 from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
-from pipelines.run.resources import stage_weights
-from pipelines.run.signals import interrupt_main, interruptible
+from pipelines.run.resources import is_local, stage_weights
+from pipelines.run.signals import HeadWatch, head_address, interrupt_main, interruptible
 from pipelines.run.stages import Stages, make_stages
 from pipelines.run.tracked import start_tracker
-from pipelines.store import read_json
+from pipelines.store import WORLD, Store, read_json
+from pipelines.text import clean
 from pipelines.tracker import NullTracker, Tracker
 
 logger = logging.getLogger(__name__)
@@ -68,11 +73,12 @@ def run_job(
 
     Raises:
         UserError: if the cluster cannot be joined, or there is a spend cap and a node has no price.
+        JobFailedError: if the store of the output does not answer before the run has begun.
     """
     lease = take_lease(job.output, job.config.run.heartbeat_seconds)
     try:
-        record = None if job.plan.spans else read_json(job.output, RECORD)
-        if record is not None and record.get("finished"):
+        record = None if job.plan.spans else read_record(job.output)
+        if record is not None and record["finished"]:
             return Outcome(message="nothing to do: the output is complete")
         run = Run(job, before or (lambda job: None), conclude or (lambda *_: {}), stages, lease, record)
         account = run.account
@@ -81,6 +87,12 @@ def run_job(
         return run.execute()
     finally:
         lease.release()
+
+
+def read_record(output: Store) -> dict[str, Any] | None:
+    """run.json of an earlier run; None if there is none, or none that a run could go on with."""
+    record = read_json(output, RECORD)
+    return record if isinstance(record, dict) and {"finished", "last_run"} <= record.keys() else None
 
 
 class Run:
@@ -123,6 +135,25 @@ class Run:
             UserError: as of `run_job`; nothing is reported then.
         """
         try:
+            self._run()
+            self.account.meter.stop()
+            if self.lease.lost:  # what lies beside the captions tells of the driver that holds the output now
+                self.outcome.metrics = self._metrics()
+                self.tracker.finish("FAILED")
+                return self.outcome
+            self._report()
+        except UserError:
+            raise
+        except Exception as error:  # of the program: it ends with its traceback, but who watches the run must know
+            self._end(FAILED, _shown(error))
+            self._close()
+            raise
+        self._close()
+        return self.outcome
+
+    def _run(self) -> None:
+        """Captions what is left. What the world does to a run becomes its outcome."""
+        try:
             with interruptible():
                 if self.job.plan.spans:
                     self._work()
@@ -135,14 +166,14 @@ class Run:
                 self._end(INTERRUPTED, "interrupted; the same command resumes")
         except JobFailedError as error:
             self._end(FAILED, f"{error}; everything committed is kept")
-        self.account.meter.stop()
-        if self.lease.lost:  # what lies beside the captions tells of the driver that holds the output now
-            self.outcome.metrics = self._metrics()
-            self.tracker.finish("FAILED")
-            return self.outcome
-        self._report()
+        except (*WORLD, RayError) as error:
+            self._end(FAILED, f"{_shown(error)}; everything committed is kept")
+
+    def _close(self) -> None:
+        """Ends the tracked run and the heartbeat with the state of the outcome."""
+        status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(self.outcome.code, "FAILED")
+        self.outcome.tracked = self.tracker.finish(status)
         self.heartbeat.finish(self.outcome.code, self.outcome.message)
-        return self.outcome
 
     def _end(self, code: int, message: str) -> None:
         self.outcome.code, self.outcome.message = code, message
@@ -156,9 +187,25 @@ class Run:
             self.heartbeat.look()  # `check_prices` needs the nodes before the thread of the heartbeat starts
             check_prices(config.budget.max_usd, self.account)
             self.tracker = start_tracker(self.job)
-            with self.lease.watched(interrupt_main), self.progress, self.heartbeat:
-                if self._may_begin():
-                    self._caption()
+            watched = self.lease.watched(interrupt_main)
+            with self.progress, self.heartbeat, watched, HeadWatch(head_address(), self._end_process) as head:
+                try:
+                    if self._may_begin():
+                        self._caption()
+                except KeyboardInterrupt:
+                    if not head.lost:
+                        raise
+                    raise JobFailedError(f"{head.lost}; the same command resumes") from None
+
+    def _end_process(self, reason: str) -> None:
+        """Reports the run for a main thread that is caught in a call of Ray, and ends the process, as Ray would."""
+        try:
+            self._end(FAILED, f"{reason}; the same command resumes; everything committed is kept")
+            self._report()
+            self._close()
+            logger.error("failed: %s", self.outcome.message)
+        finally:
+            os._exit(FAILED)
 
     def _may_begin(self) -> bool:
         """Asks the gate and stores its verdict and its seconds. If the run may not begin, the outcome says why."""
@@ -176,6 +223,8 @@ class Run:
     def _caption(self) -> None:
         """Captions the plan, unit by unit, until it is done or the spend cap is reached."""
         job, stages = self.job, self.stages(self.job)
+        if job.output.is_local and not is_local(job.config):  # workers on other machines may have another such folder
+            stages.sink.witness = self.heartbeat.leave_witness()
         summaries = run_with_isolation(
             job.plan.spans,
             lambda spans, alone, sink: replace(stages, sink=sink).run(spans, job.config, alone, self.clock),
@@ -221,28 +270,55 @@ class Run:
         return run_metrics(self.job, self.progress, self.account, self.clock)
 
     def _report(self) -> None:
-        """Writes run.json and the report of this kind of job, and ends the tracked run."""
-        job, outcome = self.job, self.outcome
+        """Writes run.json and the report of this kind of job. A run whose report cannot be written is not done."""
+        outcome = self.outcome
+        # A run that failed has waited enough: the store may be why it failed.
+        failed = outcome.code in (FAILED, INTERRUPTED)
+        output = without_patience(self.job.output) if failed else self.job.output
+        job = replace(self.job, output=output)
         if self.record is None:
             outcome.metrics = self._metrics() | (outcome.gate.metrics() if outcome.gate else {})
         else:
-            outcome.metrics, outcome.samples = self.record["last_run"], read_json(job.output, SAMPLES) or []
+            outcome.metrics = self.record["last_run"]
             outcome.cluster = read_cluster(self.record.get("cluster"))
-        outcome.samples.sort(key=lambda sample: not sample["references"])  # first the images with references
-        totals = output_totals(job, self.new_parts, self.summarized)
+        totals, more = self.new_parts, {}
+        try:
+            if self.record is not None:
+                outcome.samples = read_json(output, SAMPLES) or []
+            outcome.samples.sort(key=lambda sample: not sample["references"])  # first the images with references
+            totals = output_totals(job, self.new_parts, self.summarized)
+            more = self.conclude(job, outcome, totals, self.tracker)
+        except (JobFailedError, *WORLD) as error:
+            self._miss("the report", error)
+        self.tracker.log(outcome.metrics, round(self.progress.elapsed))
         record = {
             "fingerprint": job.fingerprint,
             "finished": outcome.code == DONE,
+            "message": outcome.message,
             "totals": totals.to_dict(),
             "spent": self.account.spent().to_dict(),
             "last_run": outcome.metrics,
             "cluster": outcome.cluster and outcome.cluster.to_dict(),
             "left_out": dict(job.corpus.left_out),
             "config": job.config.dotted(),
-            **self.conclude(job, outcome, totals, self.tracker),
+            **more,
         }
-        self.tracker.log(outcome.metrics, round(self.progress.elapsed))
-        status = {DONE: "FINISHED", CAPPED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.code, "FAILED")
-        outcome.tracked = self.tracker.finish(status)
-        # Written last, because `finished` tells the next run that the report is complete.
-        job.output.write(RECORD, json.dumps(record, indent=1).encode())
+        try:
+            # Written after the report, because `finished` tells the next run that the report is complete.
+            output.write(RECORD, json.dumps(record, indent=1).encode())
+        except (JobFailedError, *WORLD) as error:
+            self._miss(RECORD, error)
+
+    def _miss(self, what: str, error: Exception) -> None:
+        """Something of the report could not be written. A run that was done has failed; others keep their message."""
+        text = f"{what} could not be written: {_shown(error)}"
+        if self.outcome.code == DONE:
+            self._end(FAILED, f"{text}. All captions are committed; the same command writes it")
+        else:
+            logger.warning("%s", text)
+
+
+def _shown(error: Exception) -> str:
+    """An error in one line. Those of this package say all in their text."""
+    text = clean(str(error))
+    return text if isinstance(error, JobFailedError) else f"{type(error).__name__}: {text}"

@@ -15,7 +15,7 @@ import numpy as np
 
 from otprune.families import Geometry
 from pipelines.corpus.columns import Columns
-from pipelines.corpus.fault import FetchFault, OutageError, fault_of
+from pipelines.corpus.fault import OUTAGE, FetchFault, OutageError, fault_of
 from pipelines.corpus.fetch import Fetched, Fetcher, FetchSettings, fetcher_of, is_web
 from pipelines.corpus.format import Format, InStore, Record
 from pipelines.corpus.patience import Patience
@@ -26,8 +26,6 @@ from pipelines.stages.ragged import Ragged
 from pipelines.stages.unit_batch import Image, Rejected, UnitBatch
 from pipelines.store import Store
 from pipelines.text import clean
-
-OUTAGE = "outage: "  # begins the error of a unit that failed because nothing answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +82,14 @@ class _Row:
         return {"id": record.id, "source": record.source, "row": record.row, "sha256": self.sha256}
 
     @property
-    def is_silent(self) -> bool:
-        """Whether nothing answered for this row, which may be an outage."""
-        return isinstance(self.fault, FetchFault) and not self.fault.answered
+    def may_be_outage(self) -> bool:
+        """Whether this row lacks its image for a reason that other rows may share."""
+        return isinstance(self.fault, FetchFault) and self.fault.may_be_outage
+
+    @property
+    def waits_for_store(self) -> bool:
+        """Whether the store of the corpus did not give this row's file, for a reason that passes."""
+        return isinstance(self.fault, FetchFault) and self.fault.passing and not is_web(self.target or "")
 
 
 class ReadDecode:
@@ -163,7 +166,8 @@ class ReadDecode:
             except Exception as error:  # of the store, by way of a format
                 fault = fault_of(error)
                 records.restart()  # an iterator that raised has ended
-                if not fault.passing or not self.patience:
+                # Who may not read a file on the local disk never will; in a store, credentials are renewed.
+                if not self.patience or not (fault.passing or (fault.may_be_outage and not self.store.is_local)):
                     raise
                 with unit_batch.timed("read"):
                     patience.wait(fault)
@@ -198,32 +202,41 @@ class ReadDecode:
             row.fault = fault
 
     def _outlast_outage(self, unit_batch: UnitBatch, rows: list[_Row]) -> None:
-        """Fetches the rows for which nothing answered again, as long as nothing answers for any row at all.
+        """Fetches rows again, as long as there is an outage, or the store of the corpus owes files.
 
-        Of several servers, some would answer, and what answered before still does. Files of the corpus itself come from
-        one store, which answers or does not.
+        One missing file is the fault of its row. But if nothing at all comes of the web, or of the store, and whatever
+        is told is of the kind that all files share (no network, no name, throttled, refused: 401 and 403), then the
+        network or the credentials are at fault, and whoever blamed the images would quarantine a corpus. What tells the
+        two apart is a file that was fetched before: it still comes, unless there is an outage. With the store of the
+        corpus we are more patient than with strangers' servers, of which some are out of order for ever: its passing
+        faults are waited for, file by file.
 
         Raises:
-            OutageError: if patience is over.
+            OutageError: if patience is over and it is an outage.
         """
         what = self.store.path if self.format.one_image_a_file else "addresses"
         patience = Patience(self.patience, what)
-        while self._is_outage(rows):
-            first = next(row.fault for row in rows if row.is_silent)
+        while (outage := self._is_outage(rows)) or (self.patience and any(row.waits_for_store for row in rows)):
+            first = next(row.fault for row in rows if (row.may_be_outage if outage else row.waits_for_store))
             assert isinstance(first, FetchFault)
-            with unit_batch.timed("read"):
-                patience.wait(first)
+            try:
+                with unit_batch.timed("read"):
+                    patience.wait(first)
+            except OutageError:
+                if outage:
+                    raise
+                return  # other files came: these alone are out of reach
             self._fetch_again(rows)
-            if not self._is_outage(rows):
+            if outage and not self._is_outage(rows):
                 self._fetch_again(rows)  # those that were tried before the first answer came
 
     def _is_outage(self, rows: list[_Row]) -> bool:
-        """Whether nothing on the web, or nothing in the store, answers for any row, nor what answered before."""
+        """Whether nothing on the web, or nothing in the store, comes for any row, nor what was fetched before."""
         if not self.patience:
             return False
         for web in (True, False):
             fetched = [row for row in rows if row.target is not None and is_web(row.target) == web]
-            if not fetched or not all(row.is_silent for row in fetched):
+            if not fetched or not all(row.may_be_outage for row in fetched):
                 continue
             if len(fetched) == 1 and not isinstance(fetched[0].target, InStore):
                 continue  # one address alone may name a server that is gone
@@ -233,11 +246,11 @@ class ReadDecode:
         return False
 
     def _fetch_again(self, rows: list[_Row]) -> None:
-        """Fetches the rows for which nothing answered."""
-        silent, fetcher = [row for row in rows if row.is_silent], self._fetcher
+        """Fetches the rows that lack their images for a reason that other rows may share."""
+        lacking, fetcher = [row for row in rows if row.may_be_outage], self._fetcher
         fetcher.forget()
-        again = (replace(row.record, data=row.target) for row in silent)
-        for row, (_, data) in zip(silent, fetcher.load(again), strict=True):
+        again = (replace(row.record, data=row.target) for row in lacking)
+        for row, (_, data) in zip(lacking, fetcher.load(again), strict=True):
             self._decode(row, data)
 
     def _records(self, span: SpanRow) -> Iterator[Record]:

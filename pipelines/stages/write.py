@@ -7,6 +7,7 @@ string for each unit, which streams to the driver.
 """
 
 import json
+import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -15,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.corpus.fault import NOT_SHARED, OUTAGE, OutageError
 from pipelines.output.parts import encode_table
 from pipelines.output.reader import QUARANTINE_FOLDER, DamagedPart, OutputReader
 from pipelines.output.redo import merge
@@ -41,13 +43,21 @@ class Sink:
     ):
         self.store, self.fingerprint, self.folder, self.schema = store, fingerprint, folder, schema
         self.rows, self.names = rows or caption_rows, {"model": model, "method": method}
+        self.witness: str | None = None  # an object that the driver has written; who sees none writes elsewhere
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         unit_batch = UnitBatch.from_row(row)
+        if unit_batch.error is None and self.witness is not None and not self.store.exists(self.witness):
+            unit_batch.error = (
+                f"{NOT_SHARED}output.path must be a folder that the driver and all workers share, or an object store; "
+                f"got {self.store.path}, and the worker on {socket.gethostname()} sees nothing of the driver there"
+            )
         if unit_batch.error is None:
             try:
                 self.commit(unit_batch)
-            except Exception as error:  # the store failed: nothing is committed, and the summary tells the driver
+            except OutageError as error:  # the store refused until patience was over: the driver stops the run
+                unit_batch.error = f"{OUTAGE}{error}"
+            except Exception as error:  # nothing is committed, and the summary tells the driver
                 unit_batch.error = f"write: {type(error).__name__}: {clean(str(error))}"
         return {"summary": json.dumps(summarize(unit_batch))}
 

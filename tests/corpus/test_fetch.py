@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import os
+import re
 import socket
 import struct
 import threading
@@ -25,6 +26,7 @@ from pipelines.corpus.web import Web
 from pipelines.images.decode import Reject
 from pipelines.stages.unit_batch import UnitBatch
 from pipelines.store import Store
+from tests.failing import empty_store, failing_store
 from tests.reading import LIMIT, LOCALHOST, corpus_at, numbers_of, png, read, reader_of, reasons, spans_of
 
 
@@ -83,6 +85,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         elif name.startswith("once/"):
             self._answer(int(name[5:8]), b"", **{"Retry-After": "0"})
+        elif name.startswith("always"):
+            self._answer(int(name[6:9]), b"")
         elif name == "later":
             self._answer(503, b"", **{"Retry-After": "3600"})
         elif name == "ftp":
@@ -480,7 +484,8 @@ def test_when_nothing_answers_the_images_are_not_to_blame(tmp_path, caplog):
     first, second = units_of(tmp_path / "a.parquet", num_images=3, patience=0.3)
     assert first.error == "outage: addresses: no connection: Connection refused, for 0.3 s"
     assert (first.images, first.rejected, second.error) == ([], [], first.error)
-    assert caplog.messages == ["addresses: no connection: Connection refused; waiting up to 0.3 s"]
+    (line,) = caplog.messages
+    assert re.fullmatch(r"addresses: no connection: Connection refused; waiting since (\S+) until (\S+) UTC", line)
     (work,) = units_of(tmp_path / "a.parquet", patience=0)  # unless the user says so
     assert set(reasons([work]).values()) == {"unavailable"}
 
@@ -513,6 +518,55 @@ def test_hosts_that_are_gone_are_no_outage_where_another_answers(web, tmp_path):
     pq.write_table(pa.table({"url": [f"{web}/image", *gone]}), tmp_path / "a.parquet", row_group_size=1)
     works = units_of(tmp_path / "a.parquet", num_images=1, patience=60)  # what answered in an earlier unit counts
     assert reasons(works) == dict.fromkeys(range(1, 5), "unavailable")
+
+
+@pytest.mark.usefixtures("short_patience")
+@pytest.mark.parametrize(
+    ("status", "reason"), [(401, "fetch"), (403, "fetch"), (429, "unavailable"), (503, "unavailable")]
+)
+def test_who_is_refused_or_throttled_everywhere_blames_no_image(web, tmp_path, status, reason):
+    refused = [f"{web}/always{status}/{i}" for i in range(3)]
+    pq.write_table(pa.table({"url": refused}), tmp_path / "a.parquet")
+    (work,) = units_of(tmp_path / "a.parquet", patience=0.2)
+    assert work.error == f"outage: addresses: HTTP status {status}, for 0.2 s"
+    # Where others are served, it is the fault of these.
+    pq.write_table(pa.table({"url": [f"{web}/image", *refused]}), tmp_path / "a.parquet", row_group_size=1)
+    works = units_of(tmp_path / "a.parquet", patience=60)  # which a test would wait for
+    assert reasons(works) == dict.fromkeys(range(1, 4), reason)
+
+
+class Throttled:
+    """Refuses every object at first, then each of them `times` times."""
+
+    def __init__(self, error: Exception, times: int):
+        self.error, self.left = error, {f"{i}.png": times for i in range(3)}
+
+    def __call__(self, verb: str, path: str) -> Exception | None:
+        name = path.rpartition("/")[2]
+        if verb != "GET" or not self.left.get(name):
+            return None
+        self.left[name] -= 1
+        return self.error
+
+
+@pytest.mark.usefixtures("short_patience")
+def test_the_store_of_the_corpus_is_waited_for_file_by_file():
+    empty_store()
+    for i in range(3):
+        Store("memory://corpus").write(f"{i}.png", png(i))
+    throttled = Throttled(ConnectionResetError(), times=4)
+    throttled.left["1.png"] = 0  # one comes at once, so it is no outage
+    with failing_store(throttled):
+        (work,) = units_of("memory://corpus", patience=20)
+        assert (work.error, work.rejected, numbers_of(work)) == (None, [], [0, 1, 2])
+        throttled.left["2.png"] = 10**9
+        (work,) = units_of("memory://corpus", patience=0.2)
+        assert reasons([work]) == {0: "unavailable"}
+        throttled.left = dict.fromkeys(throttled.left, 10**9)
+        throttled.error = PermissionError("ExpiredToken")
+        (work,) = units_of("memory://corpus", patience=0.2)
+        assert work.error == "outage: memory://corpus: PermissionError, for 0.2 s"
+    empty_store()
 
 
 @pytest.mark.usefixtures("short_patience")

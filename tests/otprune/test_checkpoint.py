@@ -15,6 +15,7 @@ from otprune.families import FAMILIES, Options
 from otprune.families.family import CLIP_MEAN, CLIP_STD
 from otprune.models import (
     CheckpointError,
+    check_weights,
     checkpoint,
     load_decoder,
     load_encoder,
@@ -109,6 +110,23 @@ def test_missing_weights_are_named(copy, load, lost, module):
     rewrite(copy, lambda tensors: {name: t for name, t in tensors.items() if name != lost})
     with pytest.raises(CheckpointError, match=f"lacks 1 weights of {module}, e.g. .*{lost.split('.')[-1]}"):
         load(copy, **CPU)
+    with pytest.raises(CheckpointError, match=f"lacks 1 weights of {module}, e.g. .*{lost.split('.')[-1]}"):
+        check_weights(read_checkpoint(str(copy)))  # which reads no values
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vision_tower.vision_model.embeddings.class_embedding", "embeddings.class_embedding of CLIPVisionModel in"),
+        ("multi_modal_projector.linear_2.bias", "what config.json says: .*size mismatch for linear_2.bias"),
+        ("language_model.model.norm.weight", "model.norm.weight of LlamaForCausalLM in shape"),
+    ],
+)
+def test_weights_of_another_shape_than_the_configuration_says_are_refused_by_their_headers(copy, name, words):
+    rewrite(copy, lambda tensors: tensors | {name: torch.zeros(7)})
+    with pytest.raises(CheckpointError, match=words) as refused:
+        check_weights(read_checkpoint(str(copy)))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_checkpoint_without_an_end_token_is_refused(copy):

@@ -14,6 +14,7 @@ from jobs.caption_corpus import main
 from pipelines.config.load import load_config
 from pipelines.dollars.ledger import record_run
 from pipelines.output import lease
+from pipelines.report.terminal import print_summary
 from pipelines.run.job import Actors, Job, prepare
 from pipelines.run.outcome import Gate
 from pipelines.run.run import run_job
@@ -81,6 +82,22 @@ def test_without_a_gate_and_a_report_a_job_writes_captions_and_its_record_alone(
     assert len(addresses(tmp_path / "out")) == 8
     assert (tmp_path / "out" / "run.json").exists()
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("record", [None, "", "[1]", '{"finished": false}'])
+def test_a_run_that_finds_its_last_unit_done_and_no_record_ends_with_a_summary(corpus, tmp_path, capsys, record):
+    arguments = [f"input.path={corpus}", f"output.path={tmp_path / 'out'}", "cost.usd_per_hour=1"]
+    assert run_fake(*arguments).code == 0
+    file = tmp_path / "out" / "run.json"
+    file.unlink()
+    if record is not None:
+        file.write_text(record)
+    job = prepare(load_config([*QUICK, LOCAL, *arguments]), Actors(fake_encoder(), fake_generator()))
+    outcome = run_job(job)
+    print_summary(job, outcome)
+    assert outcome.code == 0
+    assert "8 of 8 rows were done before this run" in capsys.readouterr().out
+    assert json.loads(file.read_text())["totals"]["images_captioned"] == 8
 
 
 def test_a_run_that_only_reports_keeps_the_cluster_of_the_run_that_captioned(corpus, tmp_path):

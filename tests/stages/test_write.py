@@ -136,6 +136,16 @@ def test_an_image_with_several_prompts_has_a_row_for_each(sink, store):
     ]
 
 
+def test_a_worker_that_does_not_see_what_the_driver_wrote_writes_nothing(sink, store):
+    sink.witness = "runs/1.json"
+    error = run(sink, unit_batch(rejected(11)))["error"]
+    assert error.startswith("output: output.path must be a folder that the driver and all workers share, ")
+    assert f"got {store.path}, and the worker on " in error
+    assert store.list("captions") == store.list("quarantine") == {}
+    store.write(sink.witness, b"{}")
+    assert run(sink, unit_batch(rejected(11)))["error"] is None
+
+
 def test_quarantine_is_written_before_the_one_object_that_commits(sink, operations):
     run(sink, unit_batch(rejected(11)))
     assert operations == [f"write quarantine/{NAME}", f"write captions/{NAME}"]

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from otprune import num_kept
 from otprune.flops import prefill_flops, projector_flops, true_flops, vision_flops
 from otprune.methods import METHODS
-from otprune.models import CheckpointError, load_decoder, load_encoder, read_checkpoint
+from otprune.models import CheckpointError, check_weights, load_decoder, load_encoder, read_checkpoint
 from otprune.models.relevance import make_relevance
 from tests.otprune.families.loading import (
     CPU,
@@ -101,6 +101,7 @@ def test_both_layouts_of_names_load(name, weight, tmp_path):
 def test_each_half_holds_its_own_weights_and_nothing_else(family, tmp_path):
     folder = MAKERS[family](tmp_path)
     checkpoint = read_checkpoint(str(folder))
+    check_weights(checkpoint)  # finds every name, too
     tower, language = load_encoder(checkpoint, **CPU), causal_of(load_decoder(checkpoint, **CPU))
     assert isinstance(tower, torch.nn.Module)
     assert {name.split(".")[0] for name in tower.state_dict()} == (
