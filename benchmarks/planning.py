@@ -2,6 +2,7 @@
 
     python benchmarks/planning.py images --files 1000000
     python benchmarks/planning.py tar --files 100000        # shards of 1,000 images whose index is in the cache
+    python benchmarks/planning.py parquet --files 1280      # files of 100,000 rows in row groups of 1,000
 
 Each kind runs in a process of its own, because memory is the peak of the process.
 """
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 from pipelines.corpus.columns import ColumnChoice
 from pipelines.corpus.file import CorpusFile
 from pipelines.corpus.find import Corpus
-from pipelines.corpus.formats import images, tar, tar_index
+from pipelines.corpus.formats import images, parquet, tar, tar_index
 from pipelines.corpus.index_cache import FileIndex, name_in_cache, save
 from pipelines.corpus.listing import Listing
 from pipelines.output.plan import make_plan
@@ -51,13 +52,21 @@ def shards(num_files: int, folder: Path) -> Corpus:
     return corpus
 
 
+def parquet_files(num_files: int, folder: Path) -> Corpus:
+    """Files of which the footers have been read."""
+    files = (CorpusFile(f"{i:06d}.parquet", 100 * ROWS * IMAGE_BYTES, (ROWS,) * 100) for i in range(num_files))
+    return Corpus(make_store("memory://in"), tuple(files), parquet.FORMAT)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["images", "tar"])
+    parser.add_argument("kind", choices=["images", "tar", "parquet"])
     parser.add_argument("--files", type=int, default=10_000)
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
-        corpus = {"images": image_files, "tar": shards}[arguments.kind](arguments.files, Path(folder))
+        corpus = {"images": image_files, "tar": shards, "parquet": parquet_files}[arguments.kind](
+            arguments.files, Path(folder)
+        )
     output = make_store("memory://out")
     report = {"kind": arguments.kind, "files": len(corpus.files), "rows": corpus.num_rows, "units": 0}
     for name in ("plan", "resume"):

@@ -25,8 +25,12 @@ from pipelines.verify.config import VerifyConfig
 
 
 def run(config: VerifyConfig) -> int:
+    from pipelines.output.lease import other_holder
+    from pipelines.store import make_store
     from pipelines.verify.captions import verify
 
+    if (holder := other_holder(make_store(config.output.path, endpoint_url=config.output.endpoint_url))) is not None:
+        print(f"still being written by {holder}")
     found, repaired = verify(config)
     print("\n".join(found.lines()))
     if not found.num_differences:

@@ -69,6 +69,9 @@ def enter(
                 raise
             print(f"failed: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
             return 1
+        finally:
+            if (lease := sys.modules.get("pipelines.output.lease")) is not None:  # else no job took one
+                lease.release_all()
 
 
 def one_line(error: Exception) -> str:

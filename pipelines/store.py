@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar, cast
 
 import fsspec
@@ -36,6 +37,7 @@ EXTRAS = {
 }  # scheme -> the extra that installs its library
 OBJECT_STORES = ("s3", "gs", "az", "abfs", "abfss", "hf", "memory")  # a PUT there is atomic
 READ_ONLY = ("http", "https")
+CONFLICTS = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")  # S3's answers to a PUT that came late
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -155,8 +157,7 @@ class Store:
         Raises:
             UserError: if the store can only be read.
         """
-        if self.scheme in READ_ONLY:
-            raise UserError(f"{self.path} can only be read; results go to a local folder, s3://, gs://, az:// or hf://")
+        self._check_writable()
         self.outlast(lambda: self._write(name, data), writes=True)
 
     def _write(self, name: str, data: bytes) -> None:
@@ -184,6 +185,51 @@ class Store:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes the object as a whole unless there is one by that name. Returns whether it was written.
+
+        Of several writers at once one alone succeeds in a local folder and in an object store with a conditional PUT.
+
+        Raises:
+            UserError: if the store can only be read.
+        """
+        self._check_writable()
+        target = self.join(name)
+        if not self.is_local:
+            return _create(self.fs, target, data)
+        folder, leaf = posixpath.split(target)
+        os.makedirs(folder, exist_ok=True)
+        temporary = posixpath.join(folder, f".{leaf}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(data)
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links; a reader may then meet an unfinished file
+                with open(target, "xb") as stream:
+                    stream.write(data)
+        except FileExistsError:
+            return False
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+        return True
+
+    def modified(self, name: str) -> datetime:
+        """When the object was last written, by the clock of the store.
+
+        Raises:
+            FileNotFoundError: if there is no such object.
+            NotImplementedError: if the store tells no times.
+        """
+        return self.fs.modified(self.join(name))
+
+    def _check_writable(self) -> None:
+        if self.scheme in READ_ONLY:
+            raise UserError(f"{self.path} can only be read; results go to a local folder, s3://, gs://, az:// or hf://")
 
     def delete(self, name: str) -> None:
         """Removes the object. A missing object is no error."""
@@ -217,6 +263,24 @@ class Store:
         """Removes a folder with everything in it. A missing folder is no error."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.join(folder), recursive=True)
+
+
+def _create(fs: fsspec.AbstractFileSystem, target: str, data: bytes) -> bool:
+    """Asks a remote store for a conditional PUT, or for a plain one where its library knows no other."""
+    try:
+        fs.pipe_file(target, data, mode="create")
+    except FileExistsError:
+        return False
+    except TypeError:  # the library does not know the argument
+        if fs.exists(target):
+            return False
+        fs.pipe_file(target, data)
+    except OSError as error:
+        response = getattr(error.__cause__, "response", None) or {}
+        if response.get("Error", {}).get("Code") in CONFLICTS:
+            return False
+        raise
+    return True
 
 
 def scheme_of(address: str) -> str:

@@ -24,6 +24,7 @@ from pipelines.export.sidecars import write_sidecars
 from pipelines.export.tar import write_tar
 from pipelines.export.target import Target
 from pipelines.output.fingerprint import FILE, fingerprint, read_claim
+from pipelines.output.lease import other_holder
 from pipelines.store import STORE_ERRORS, Store, make_store
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ def export(config: ExportConfig) -> Exported:
     """
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     claim = _read_claim(output)
+    if (holder := other_holder(output)) is not None:
+        logger.warning(
+            "output.path %s is being written by %s: what is committed by now is exported", output.path, holder
+        )
     corpus = find_corpus(
         make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
         format=config.input.format,

@@ -4,7 +4,6 @@ A part tells its files by its name, which holds a hash of their names, sizes and
 """
 
 import logging
-from dataclasses import replace
 from typing import Literal
 
 from pipelines.corpus.find import Corpus
@@ -25,10 +24,10 @@ def settle_changes(
     on_changed: OnChanged,
     *,
     tidy: bool,
-) -> tuple[Corpus, frozenset[str], frozenset[str]]:
-    """The corpus to plan, the committed parts that account for files of it, and all parts that stay.
+) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """The files to leave out, the committed parts that account for files of the corpus, and all parts that stay.
 
-    With `skip`, files of which the output has other content leave the corpus. With `redo`, the parts of such files are
+    With `skip`, files of which the output has other content are left out. With `redo`, the parts of such files are
     removed (with `tidy`). Parts of files that are lost stay and account for nothing. Of a unit of image files of which
     some changed, all count as changed, unless others of them are lost: then none is known to have changed.
     """
@@ -54,7 +53,6 @@ def settle_changes(
         for name in changed:
             output.delete(f"captions/{name}")  # first: what is only in quarantine counts as undone
             output.delete(f"quarantine/{name}")
-    if on_changed == "skip":
-        corpus = replace(corpus, files=tuple(file for file in corpus.files if file.source not in sources))
+    left_out = frozenset(sources if on_changed == "skip" else ())
     staying = committed - changed.keys() if on_changed == "redo" else committed
-    return corpus, committed - changed.keys() - foreign, staying
+    return left_out, committed - changed.keys() - foreign, staying

@@ -57,10 +57,11 @@ def make_plan(
             `refuse`, or a reason is unknown.
     """
     committed = staying = committed_parts(output, CAPTIONS_FOLDER)
+    left_out: frozenset[str] = frozenset()
     if on_changed != "refuse":
-        corpus, committed, staying = settle_changes(corpus, output, fingerprint, committed, on_changed, tidy=tidy)
+        left_out, committed, staying = settle_changes(corpus, output, fingerprint, committed, on_changed, tidy=tidy)
     plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
-    spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed)
+    spans, num_rows = plan(corpus, output, fingerprint, num_images, limit, committed, left_out)
     spans += plan_redo(corpus, output, fingerprint, redo, committed)
     planned = [unit for units, _ in spans for unit in units]
     if tidy:
@@ -72,7 +73,7 @@ def make_plan(
 def plan_everything(corpus: Corpus, fingerprint: str, *, num_images: int, limit: int | None) -> "Spans":
     """Spans of units for the first `limit` rows of the corpus. No output is looked at."""
     plan = _plan_images if corpus.format.one_image_a_file else _plan_rows
-    return plan(corpus, corpus.store, fingerprint, num_images, limit, frozenset())[0]
+    return plan(corpus, corpus.store, fingerprint, num_images, limit, frozenset(), frozenset())[0]
 
 
 def delete_orphans(output: Store, committed: frozenset[str], planned: Sequence[Unit]) -> None:
@@ -107,11 +108,19 @@ Spans = list[tuple[tuple[Unit, ...], RowGroups]]
 
 
 def _plan_rows(
-    corpus: Corpus, output: Store, fingerprint: str, num_images: int, limit: int | None, committed: frozenset[str]
+    corpus: Corpus,
+    output: Store,
+    fingerprint: str,
+    num_images: int,
+    limit: int | None,
+    committed: frozenset[str],
+    left_out: frozenset[str],
 ) -> tuple[Spans, int]:
     done = done_ranges(corpus.files, output, fingerprint, committed, CAPTIONS_FOLDER)
     spans, num_rows = [], 0
     for file in corpus.files:
+        if file.source in left_out:
+            continue
         stop = file.num_rows if limit is None else min(file.num_rows, limit - num_rows)
         if stop <= 0:
             break
@@ -142,23 +151,30 @@ def done_ranges(
 
 
 def _plan_images(
-    corpus: Corpus, output: Store, fingerprint: str, num_images: int, limit: int | None, committed: frozenset[str]
+    corpus: Corpus,
+    output: Store,
+    fingerprint: str,
+    num_images: int,
+    limit: int | None,
+    committed: frozenset[str],
+    left_out: frozenset[str],
 ) -> tuple[Spans, int]:
     files = list(corpus.files[:limit])
     units = plan_images(files, fingerprint, num_images)
     names = {unit.part for unit in units}
-    # Part names tell all if every one is planned. They do not after another unit size, in a folder that has grown, or
-    # for images that were isolated: then the sources stand in the metadata of each part, which costs a read a part.
+    # Part names tell all if every one is planned. They do not after another unit size, or in a folder that has grown:
+    # then the sources stand in the metadata of each part, which costs a read a part.
     if committed - names:
         done = _committed_images(corpus, output, fingerprint, sorted(committed))
     else:
         done = {source for unit in units if unit.part in committed for source in unit.sources}
+    done |= left_out
     by_name = {file.source: file for file in files}
     remaining: list[Unit] = []
     for unit in units:
         missing: list[CorpusFile] = [by_name[source] for source in unit.sources if source not in done]
         remaining += [unit] if len(missing) == unit.num_images else plan_images(missing, fingerprint, num_images)
-    return [((unit,), RowGroups()) for unit in remaining], len(files)
+    return [((unit,), RowGroups()) for unit in remaining], len(by_name.keys() - left_out)
 
 
 def _committed_images(corpus: Corpus, output: Store, fingerprint: str, committed: list[str]) -> set[str]:

@@ -4,13 +4,18 @@ A unit is a range of rows of one file, or a list of image files. The name of its
 the range and the fingerprint of the configuration, and spells out the range. So one LIST of the output tells which rows
 are done, whatever size the units of earlier runs had. The rows left to do are the planned rows minus the committed
 ranges: an image that has a caption never gets a second one.
+
+The corpus is cut before anything is taken out, so a commit never moves the boundaries of another unit. Two plans of one
+configuration that are made at different times have the same units, without those committed in between.
 """
 
 import hashlib
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 from pipelines.corpus.file import CorpusFile
 
@@ -81,14 +86,15 @@ def plan_rows(
     Consecutive small row groups are joined to one unit of at most `num_images` rows. A row group larger than a unit is
     cut evenly. A reader cannot start inside a row group, so the units of one share one read. Only where the rows are
     small, as addresses are, several reads share a row group: each but the first reads rows that it does not need.
+
+    The cuts depend on neither `stop` nor `done`. Of a unit that `done` covers in part, each piece left is a unit.
     """
-    key, done = unit_key([file], fingerprint), sorted(done)
+    key, done = unit_key([file], fingerprint), _united(done)
     num_reads = 1 + 2 * REREAD_BYTES * file.num_rows // max(1, file.size)  # on average, each reads half a row group
     spans = []
     for group in _cut(file.row_groups, num_images):
-        left = [
-            Unit(key, a, b, (file.source,)) for r in _subtract([group], stop, done) for a, b in _even(*r, num_images)
-        ]
+        cuts = _even(*group, num_images)
+        left = [Unit(key, a, b, (file.source,)) for cut in cuts for a, b in _subtract(*cut, stop, done)]
         length = max(SPAN_UNITS, math.ceil(len(left) / num_reads))
         spans += [left[i : i + length] for i in range(0, len(left), length)]
     return spans
@@ -122,18 +128,29 @@ def _cut(row_groups: tuple[int, ...], num_images: int) -> Iterator[tuple[int, in
         yield start, stop
 
 
-def _subtract(ranges: Iterable[tuple[int, int]], end: int, done: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yields the pieces of `ranges` below `end` that no range of `done` (sorted by start) covers."""
-    for start, stop in ranges:
-        stop = min(stop, end)
-        for a, b in done:
-            if b <= start or a >= stop:
-                continue
-            if a > start:
-                yield start, a
-            start = max(start, b)
-        if start < stop:
-            yield start, stop
+def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same rows as sorted ranges that do not overlap."""
+    united: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if united and start < united[-1][1]:
+            united[-1] = united[-1][0], max(stop, united[-1][1])
+        else:
+            united.append((start, stop))
+    return united
+
+
+def _subtract(start: int, stop: int, end: int, done: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yields the pieces of [start, stop) below `end` that no range of `done` (sorted, without overlaps) covers."""
+    stop = min(stop, end)
+    for i in range(bisect_right(done, start, key=itemgetter(1)), len(done)):
+        a, b = done[i]
+        if a >= stop:
+            break
+        if a > start:
+            yield start, a
+        start = b
+    if start < stop:
+        yield start, stop
 
 
 def _even(start: int, stop: int, num_images: int) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ from pipelines.dollars.meter import check_instances
 from pipelines.engines.registry import check_engine, check_family
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import claim_output, fingerprint
+from pipelines.output.lease import take_lease
 from pipelines.output.patient import with_patience
 from pipelines.output.plan import Plan, make_plan
 from pipelines.output.schema import CAPTIONS_FOLDER
@@ -269,15 +270,18 @@ def check_loads(checkpoint: Checkpoint) -> None:
 def open_output(config: Config, described: dict[str, Any], *, write: bool = True) -> Store:
     """The output's store, which is waited for in an outage (`faults.patience_seconds`) from now on.
 
-    With `write`, the output is claimed for this configuration and a probe is written.
+    With `write`, this process takes its lease and claims it for this configuration.
 
     Raises:
-        UserError: if the output belongs to another configuration, or cannot be written.
+        UserError: if the output belongs to another configuration, is being written by another driver, or cannot be
+            written.
     """
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     try:
-        output = claim_output(output, described, config.output.on_mismatch, mark=write)
+        output = claim_output(output, described, config.output.on_mismatch, mark=False)
         if write:
+            take_lease(output, config.run.heartbeat_seconds)
+            output = claim_output(output, described, "refuse")  # a driver before may have left its own mark meanwhile
             output.write(".probe", b"")
             output.delete(".probe")
     except STORE_ERRORS as error:

@@ -14,6 +14,7 @@ from pipelines.dollars.cap import check_prices, over_budget
 from pipelines.dollars.ledger import new_run, read_spent
 from pipelines.dollars.meter import Meter, make_tariff
 from pipelines.errors import JobFailedError, UserError
+from pipelines.output.lease import Lease, take_lease
 from pipelines.output.patient import without_patience
 from pipelines.output.reader import OutputReader
 from pipelines.output.rejected import example_of, too_many_rejected
@@ -39,7 +40,7 @@ from pipelines.run.outcome import (
 from pipelines.run.pool_clock import PoolClock
 from pipelines.run.progress import Progress
 from pipelines.run.resources import is_local, stage_weights
-from pipelines.run.signals import HeadWatch, head_address, interruptible
+from pipelines.run.signals import HeadWatch, head_address, interrupt_main, interruptible
 from pipelines.run.stages import Stages, make_stages
 from pipelines.run.tracked import start_tracker
 from pipelines.secrets import without_secrets
@@ -74,14 +75,18 @@ def run_job(
         UserError: if the cluster cannot be joined, or there is a spend cap and a node has no price.
         JobFailedError: if the store of the output does not answer before the run has begun.
     """
-    record = None if job.plan.spans else read_record(job.output)
-    if record is not None and record["finished"]:
-        return Outcome(message="nothing to do: the output is complete")
-    run = Run(job, before or (lambda job: None), conclude or (lambda *_: {}), stages, record)
-    account = run.account
-    if job.plan.spans and (spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account)):
-        return Outcome(code=CAPPED, message=spent)
-    return run.execute()
+    lease = take_lease(job.output, job.config.run.heartbeat_seconds)
+    try:
+        record = None if job.plan.spans else read_record(job.output)
+        if record is not None and record["finished"]:
+            return Outcome(message="nothing to do: the output is complete")
+        run = Run(job, before or (lambda job: None), conclude or (lambda *_: {}), stages, lease, record)
+        account = run.account
+        if job.plan.spans and (spent := over_budget(job.config.budget.max_usd, account.earlier.usd, account)):
+            return Outcome(code=CAPPED, message=spent)
+        return run.execute()
+    finally:
+        lease.release()
 
 
 def read_record(output: Store) -> dict[str, Any] | None:
@@ -95,6 +100,7 @@ class Run:
 
     Args:
         before, conclude, stages: as of `run_job`.
+        lease: on the output. If another driver takes it over, the run ends.
         record: run.json of an earlier run that committed the last unit but did not finish its report. This run has no
             units left and reports the numbers of that run.
     """
@@ -105,9 +111,11 @@ class Run:
         before: Before,
         conclude: Conclude,
         stages: Callable[[Job], Stages],
+        lease: Lease,
         record: dict[str, Any] | None = None,
     ):
         self.job, self.before, self.conclude, self.stages, self.record = job, before, conclude, stages, record
+        self.lease = lease
         config, plan = job.config, job.plan
         self.outcome = Outcome()
         self.account = Account(Meter(make_tariff(config.cost), time.perf_counter()), read_spent(job.output))
@@ -130,6 +138,10 @@ class Run:
         try:
             self._run()
             self.account.meter.stop()
+            if self.lease.lost:  # what lies beside the captions tells of the driver that holds the output now
+                self.outcome.metrics = self._metrics()
+                self.tracker.finish("FAILED")
+                return self.outcome
             self._report()
         except UserError:
             raise
@@ -149,7 +161,10 @@ class Run:
                 else:  # an earlier run committed the last unit, and stopped before its report
                     self.tracker = start_tracker(self.job)
         except KeyboardInterrupt:
-            self._end(INTERRUPTED, "interrupted; the same command resumes")
+            if self.lease.lost:
+                self._end(FAILED, f"{self.lease.lost}; everything committed is kept")
+            else:
+                self._end(INTERRUPTED, "interrupted; the same command resumes")
         except JobFailedError as error:
             self._end(FAILED, f"{error}; everything committed is kept")
         except (*WORLD, RayError) as error:
@@ -173,7 +188,8 @@ class Run:
             self.heartbeat.look()  # `check_prices` needs the nodes before the thread of the heartbeat starts
             check_prices(config.budget.max_usd, self.account)
             self.tracker = start_tracker(self.job)
-            with self.progress, self.heartbeat, HeadWatch(head_address(), self._end_process) as head:
+            watched = self.lease.watched(interrupt_main)
+            with self.progress, self.heartbeat, watched, HeadWatch(head_address(), self._end_process) as head:
                 try:
                     if self._may_begin():
                         self._caption()
@@ -212,13 +228,15 @@ class Run:
             stages.sink.witness = self.heartbeat.leave_witness()
         summaries = run_with_isolation(
             job.plan.spans,
-            lambda spans, alone: stages.run(spans, job.config, alone, self.clock),
+            lambda spans, alone, sink: replace(stages, sink=sink).run(spans, job.config, alone, self.clock),
             read=stages.read,
             sink=stages.sink,
             files={file.source: file for file in job.corpus.files},
             max_isolated=job.config.faults.max_isolated,
         )
         for summary in summaries:
+            if self.lease.lost:
+                raise JobFailedError(self.lease.lost)
             part = f"part-{summary['unit']}.parquet"
             self.tried.add(part)
             if not summary.get("redone"):

@@ -45,6 +45,11 @@ def interruptible() -> Iterator[None]:
         )  # None: the handler before was not installed from Python
 
 
+def interrupt_main() -> None:
+    """Ends the main thread's `interruptible` block as SIGTERM would, from another thread."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
 def head_address() -> Address | None:
     """Where the head of the Ray of this process listens; None without Ray, and under Ray Client, which says nothing."""
     if not ray.is_initialized():

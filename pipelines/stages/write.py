@@ -9,7 +9,8 @@ string for each unit, which streams to the driver.
 import json
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,8 +18,10 @@ import pyarrow as pa
 
 from pipelines.corpus.fault import NOT_SHARED, OUTAGE, OutageError
 from pipelines.output.parts import encode_table
+from pipelines.output.reader import QUARANTINE_FOLDER, DamagedPart, OutputReader
 from pipelines.output.redo import merge
 from pipelines.output.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
+from pipelines.output.unit import Unit
 from pipelines.secrets import without_secrets
 from pipelines.stages.unit_batch import Image, Rejected, Sample, UnitBatch
 from pipelines.store import Store
@@ -65,19 +68,47 @@ class Sink:
         Of a committed unit of which some rows were tried again, the captions are written first (`output/redo.py`).
         """
         with unit_batch.timed("write"):
-            objects, quarantine = self.objects(unit_batch), f"quarantine/{unit_batch.unit.part}"
-            if unit_batch.unit.redo:
-                objects = dict(reversed(objects.items()))
-            elif quarantine not in objects:  # an earlier try may have rejected images, and died before its commit
-                self.store.delete(quarantine)
-            for name, content in objects.items():
-                self.store.write(name, content)
-            if unit_batch.unit.redo and quarantine not in objects:
-                self.store.delete(quarantine)
+            self._put(unit_batch.unit, self.objects(unit_batch))
+
+    def at(self, store: Store) -> "Sink":
+        """The same sink with its output in another store."""
+        sink = copy(self)
+        sink.store = store
+        return sink
+
+    def join(self, unit: Unit, pieces: Sequence[Unit], aside: "Sink") -> dict[str, Any]:
+        """Commits a unit from the parts of its pieces, which `aside` has committed in order. Returns its summary.
+
+        Raises:
+            OSError: if a part cannot be read, or the unit's cannot be written.
+        """
+        rows, rejected, sums = [], [], totals(UnitBatch(unit))
+        for part in OutputReader(aside.store, self.folder).parts(None, None, [piece.part for piece in pieces]):
+            if isinstance(part, DamagedPart):
+                raise OSError(str(part))
+            rows += part.rows.to_pylist()
+            rejected += [] if part.quarantine is None else part.quarantine.to_pylist()
+            for name, value in sums.items():
+                more = part.totals[name]
+                sums[name] = dict(Counter(value) + Counter(more)) if isinstance(value, dict) else value + more
+        self._put(unit, self._encode(unit, rows, rejected, sums))
+        return {"unit": unit.name, "error": None, **sums, "samples": []}
+
+    def _put(self, unit: Unit, objects: dict[str, bytes]) -> None:
+        """Writes the objects of a unit, and removes the quarantine of an earlier try if there is none now."""
+        quarantine = f"{QUARANTINE_FOLDER}/{unit.part}"
+        if unit.redo:
+            objects = dict(reversed(objects.items()))
+        elif quarantine not in objects:  # an earlier try may have rejected images, and died before its commit
+            self.store.delete(quarantine)
+        for name, content in objects.items():
+            self.store.write(name, content)
+        if unit.redo and quarantine not in objects:
+            self.store.delete(quarantine)
 
     def objects(self, unit_batch: UnitBatch) -> dict[str, bytes]:
         """Content of each part of the unit by its path in the output. The part that commits the unit comes last."""
-        objects, unit = {}, unit_batch.unit
+        unit = unit_batch.unit
         rejected = [
             {**_identity(r), "stage": REASONS[r.reason], "reason": r.reason, "detail": without_secrets(r.detail)}
             for r in unit_batch.rejected
@@ -90,8 +121,14 @@ class Sink:
                 return totals(replace(unit_batch, images=images))
 
             rows, rejected, sums = merge(unit, rows, rejected, totals_of, self.store)
+        return self._encode(unit, rows, rejected, sums)
+
+    def _encode(
+        self, unit: Unit, rows: list[dict[str, Any]], rejected: list[dict[str, Any]], sums: dict[str, Any]
+    ) -> dict[str, bytes]:
+        objects = {}
         if rejected:
-            objects[f"quarantine/{unit.part}"] = encode_table(rejected, QUARANTINE, {})
+            objects[f"{QUARANTINE_FOLDER}/{unit.part}"] = encode_table(rejected, QUARANTINE, {})
         metadata = {**sums, "unit": unit.name, "fingerprint": self.fingerprint, "sources": unit.sources}
         return objects | {f"{self.folder}/{unit.part}": encode_table(rows, self.schema, metadata)}
 

@@ -198,3 +198,55 @@ def test_samples_are_spread_evenly_over_the_plan(samples, spans, output):
     if 1 < samples < spans:
         marked = [i for i, n in enumerate(wanted) if n]
         assert max(b - a for a, b in pairwise(marked)) <= -(-spans // samples)
+
+
+def names_of(plan: Plan) -> set[tuple[str, tuple[str, ...]]]:
+    return {(unit.name, unit.sources) for unit in plan.units}
+
+
+def random_corpus(rng: random.Random, kind: str) -> Corpus:
+    if kind == "images":
+        return corpus_of(images(range(rng.randint(1, 30))), IMAGES)
+    layouts = [tuple(rng.randint(1, 12) for _ in range(rng.randint(1, 4))) for _ in range(3)]
+    return corpus_of([CorpusFile(f"{i}.parquet", 100 + i, groups) for i, groups in enumerate(layouts)], PARQUET)
+
+
+@pytest.mark.parametrize("kind", ["rows", "images"])
+@pytest.mark.parametrize("seed", range(20))
+def test_commits_never_move_the_boundaries_of_other_units(seed, kind, output):
+    """A second driver plans what the first one planned, without what was committed in between, and nothing else.
+
+    Whatever lay in the output before: units of other sizes, of a lower limit, of single images.
+    """
+    rng = random.Random(seed)
+    corpus = random_corpus(rng, kind)
+    for _ in range(rng.randint(0, 3)):
+        before = plan_of(corpus, output, rng.randint(1, 9), rng.choice([None, rng.randint(1, corpus.num_rows)])).units
+        for unit in rng.sample(before, k=rng.randint(0, len(before))):
+            commit(output, unit)
+    size, limit = rng.randint(1, 9), rng.choice([None, rng.randint(1, corpus.num_rows)])
+    first = plan_of(corpus, output, size, limit)
+    left = names_of(first)
+    for unit in rng.sample(first.units, k=len(first.units)):
+        commit(output, unit)
+        left.discard((unit.name, unit.sources))
+        assert names_of(plan_of(corpus, output, size, limit)) == left
+
+
+def test_a_limit_moves_no_boundary_but_its_own(output):
+    corpus = corpus_of([CorpusFile("a.parquet", 1, (17,))], PARQUET)
+    whole = [(unit.start, unit.stop) for unit in plan_of(corpus, output).units]
+    assert [(unit.start, unit.stop) for unit in plan_of(corpus, output, limit=8).units] == [*whole[:2], (6, 8)]
+
+
+def test_files_that_are_left_out_move_no_boundary(output):
+    """Image files that changed since they were captioned, with input.on_changed=skip."""
+    corpus = corpus_of(images(range(12)), IMAGES)
+    first = plan_of(corpus, output).units
+    commit(output, first[0])
+    changed = [CorpusFile(file.source, file.size + (file.source < "0004"), (1,)) for file in corpus.files]
+    again = make_plan(
+        corpus_of(changed, IMAGES), output, FINGERPRINT, num_images=4, limit=None, num_samples=0, on_changed="skip"
+    )
+    assert again.units == first[1:]
+    assert (again.num_rows, again.num_done) == (8, 0)

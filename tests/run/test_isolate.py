@@ -9,6 +9,7 @@ import pytest
 from pipelines.corpus.find import Corpus
 from pipelines.errors import JobFailedError
 from pipelines.output.plan import make_plan
+from pipelines.output.reader import read_totals
 from pipelines.output.span import SpanRow
 from pipelines.output.unit import Unit
 from pipelines.run.isolate import run_with_isolation
@@ -31,24 +32,31 @@ def addresses(unit: Unit) -> list[Address]:
 class Flow:
     """Commits units like the real one; `fate` says "died", an error, or None for a unit's images and its try."""
 
-    def __init__(self, sink: Sink, fate: Callable[[set[Address], int], str | None]):
-        self.sink, self.fate = sink, fate
+    def __init__(self, fate: Callable[[set[Address], int], str | None]):
+        self.fate = fate
         self.passes: list[tuple[list[list[Address]], bool]] = []
 
-    def __call__(self, spans: list[SpanRow], alone: bool) -> Iterator[dict]:
+    def __call__(self, spans: list[SpanRow], alone: bool, sink: Sink) -> Iterator[dict]:
         units = [unit for span in spans for unit in span.units]
         self.passes.append(([addresses(unit) for unit in units], alone))
         for unit in units:
             outcome = self.fate(set(addresses(unit)), len(self.passes))
             if outcome == "died":
-                self.sink.store.write(f"quarantine/part-{unit.name}.parquet", b"written before it could commit")
+                sink.store.write(f"quarantine/part-{unit.name}.parquet", b"written before it could commit")
                 continue
             answer = Answer("c", 1, 2, 3, "stop")
             images = [
                 Image(f"{source}#{row}", source, row, "0" * 64, ["p"], answers=[answer])
                 for source, row in addresses(unit)
             ]
-            yield json.loads(self.sink(UnitBatch(unit, images=images, error=outcome).to_row())["summary"])
+            yield json.loads(sink(UnitBatch(unit, images=images, error=outcome).to_row())["summary"])
+
+
+class Lagging(Store):
+    """A store whose lists are of long ago."""
+
+    def list(self, folder: str) -> dict[str, int]:
+        return {}
 
 
 class Scene:
@@ -74,7 +82,7 @@ class Scene:
         return make_plan(self.corpus, store, FINGERPRINT, num_images=4, limit=None, num_samples=0).spans
 
     def run(self, fate, max_isolated: int = 100) -> tuple[list[dict], Flow]:
-        flow = Flow(self.sink, fate)
+        flow = Flow(fate)
         files = {file.source: file for file in self.corpus.files}
         summaries = run_with_isolation(
             self.spans(), flow, read=reader_of(self.corpus), sink=self.sink, files=files, max_isolated=max_isolated
@@ -115,6 +123,31 @@ def test_only_the_image_that_kills_its_process_is_quarantined(scene):
     assert [(len(units), alone) for units, alone in flow.passes][1:] == [(1, True), (len(flow.passes[1][0][0]), True)]
     assert all(len(unit) == 1 for unit in flow.passes[2][0])
     assert scene.spans() == []  # the next start has nothing to do
+
+
+def test_isolating_ends_in_the_unit_as_it_was_planned(scene):
+    """So a driver that isolates a unit and one that does it whole write one object; nothing else is left."""
+    planned = {unit.part for span in scene.spans() for unit in span.units}
+    guilty = scene.address(6)
+    summaries, _ = scene.run(lambda images, attempt: "died" if guilty in images else None)
+    assert set(scene.sink.store.list("captions")) == planned
+    assert {summary["unit"] for summary in summaries} == {name[5:-8] for name in planned}
+    [name] = scene.sink.store.list("quarantine")
+    totals = read_totals(scene.sink.store, name)
+    captioned = 2 if scene.kind == "parquet" else 3  # of a unit's images all but one
+    assert (totals["images_captioned"], totals["images_quarantined"], totals["reasons"]) == (captioned, 1, {"crash": 1})
+    assert (totals["prompt_tokens"], totals["generated_tokens"]) == (captioned * 2, captioned * 3)
+    assert not scene.sink.store.exists("isolated")
+
+
+def test_a_unit_that_was_reported_is_not_looked_for_in_a_list_that_lags(scene):
+    scene.sink = scene.sink.at(Lagging(scene.sink.store.path))
+    _, flow = scene.run(lambda images, attempt: None)
+    assert len(flow.passes) == 1
+    first = scene.address(0)
+    scene.sink.store.remove("captions")
+    _, flow = scene.run(lambda images, attempt: "died" if first in images and attempt == 1 else None)
+    assert [len(units) for units, _ in flow.passes] == [4 if scene.kind == "parquet" else 3, 1]
 
 
 def test_several_killers_in_several_units_are_each_found(scene):

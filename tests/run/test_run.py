@@ -1,14 +1,19 @@
 """One run: the cap in mid-run, an output that was done but not reported, and what is handed in."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jobs.caption_corpus import main
 from pipelines.config.load import load_config
 from pipelines.dollars.ledger import record_run
+from pipelines.output import lease
 from pipelines.report.terminal import print_summary
 from pipelines.run.job import Actors, Job, prepare
 from pipelines.run.outcome import Gate
@@ -17,6 +22,15 @@ from pipelines.store import Store
 from tests.helpers import LOCAL, QUICK, addresses, fake_encoder, fake_generator, run_fake, write_corpus
 
 DOLLAR_A_SECOND = "cost.usd_per_hour=3600"
+HOLD = """
+import sys
+from pipelines.output.lease import take_lease
+from pipelines.store import Store
+take_lease(Store(sys.argv[1]))
+print("held", flush=True)
+input()
+"""
+PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
 
 @pytest.fixture
@@ -96,3 +110,41 @@ def test_a_run_that_only_reports_keeps_the_cluster_of_the_run_that_captioned(cor
     assert json.loads(file.read_text())["cluster"] == before["cluster"]
     file.write_text(json.dumps(before | {"finished": False, "cluster": "embedded Ray: 4 CPUs, 0 GPUs"}))
     assert run_fake(*arguments).code == 0, "a record may hold a text there"
+
+
+def test_a_second_driver_is_refused_and_changes_nothing(corpus, tmp_path, capsys):
+    """Exit code 2 and one line, whatever the second driver was to do: go on, try again, or caption anew."""
+    out = tmp_path / "out"
+    paths = [f"input.path={corpus}", f"output.path={out}"]
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], **PIPES) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        files = {path: path.read_bytes() for path in out.rglob("*.json")}
+        for arguments in ([], ["faults.redo=[fetch]"], ["prune.retention=0.3"]):
+            assert main([*QUICK, LOCAL, *paths, *arguments]) == 2
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert error.startswith(f"error: output.path {out} is being written by another driver, process {other.pid}")
+        assert {path: path.read_bytes() for path in out.rglob("*.json")} == files
+        other.communicate("\n")
+    assert run_fake(*paths).code == 0
+
+
+def test_a_driver_whose_output_was_taken_stops_and_keeps_what_it_committed(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
+    out = Store(str(tmp_path / "out"))
+
+    class Taken(fake_encoder()):
+        def __call__(self, row):
+            if len(out.list("captions")) == 2:
+                mine = json.loads(out.read("driver/000001.json"))
+                out.write("driver/000002.json", json.dumps(mine | {"owner": "another", "host": "there"}).encode())
+                time.sleep(60)  # until it is interrupted: it need not end its unit
+            return super().__call__(row)
+
+    arguments = (f"input.path={corpus}", f"output.path={out.path}", "unit.images=1", "run.heartbeat_seconds=0.1")
+    outcome = run_fake(*arguments, encoder=Taken)
+    assert outcome.code == 1
+    assert "was taken over by another driver" in outcome.message
+    assert len(addresses(out)) == 2
+    assert not out.exists("run.json")
+    assert json.loads(out.read("heartbeat.json"))["state"] == "running"  # the other's, whoever wrote it last
