@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import FILE, fingerprint, read_claim
+from pipelines.output.lease import take_lease
 from pipelines.output.reader import DAMAGE, DamagedPart, OutputReader, Part, read_totals
 from pipelines.output.schema import CAPTIONS_FOLDER, PREDICTIONS_FOLDER
 from pipelines.output.unit import Unit, parse_part, unit_key
@@ -24,7 +25,7 @@ from pipelines.verify.config import VerifyConfig
 from pipelines.verify.images import compare_images
 from pipelines.verify.part import Expected, Row, faults_of, totals_of
 from pipelines.verify.ranges import superfluous
-from pipelines.verify.repair import refuse_writers, repair
+from pipelines.verify.repair import repair
 from pipelines.verify.verdict import Verdict, committed_names
 
 Read = Callable[[Iterable[str]], Iterator[Part | DamagedPart]]
@@ -39,12 +40,12 @@ def verify(config: VerifyConfig) -> tuple[Verdict, list[str]]:
 
     Raises:
         UserError: if there is no such input, the output cannot be read, it is not that of a caption job or an
-            evaluation, or a job is at work on what is to be repaired.
+            evaluation, or another driver holds the output that is to be repaired.
     """
     output = make_store(config.output.path, endpoint_url=config.output.endpoint_url)
     claim = _read_claim(output)
     if config.repair:
-        refuse_writers(output)
+        take_lease(output)  # units write their quarantine before the part that commits them
     folder = CAPTIONS_FOLDER
     try:
         if "benchmarks" in claim:

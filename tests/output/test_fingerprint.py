@@ -34,6 +34,8 @@ DECIDES = {
     "prompt.conversation",
     "prune.method",
     "prune.retention",
+    "prune.shrink",
+    "prune.merge",
     "prune.gamma",
     "prune.gamma_scale",
     "prune.seed",
@@ -165,6 +167,7 @@ def test_null_keys_stand_for_the_models_own_values(checkpoint):
     named = ("prune.retention=0.098", "decode.aspect=pad")
     assert describe(config, checkpoint) == described_of(checkpoint, *named)
     unset = {"model.max_pixels", "model.min_pixels", "model.max_tiles", "model.original_tiles", "prompt.system"}
+    unset |= {"prune.shrink", "prune.merge"}
     assert not unset & describe(config, checkpoint).keys()
 
 

@@ -2,9 +2,9 @@
 
 import io
 import json
-import time
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify import main
+from pipelines.output.lease import Holder, machine
 from pipelines.output.plan import make_plan
 from pipelines.output.reader import METADATA_KEY
 from pipelines.output.unit import Unit, parse_part
@@ -217,9 +218,9 @@ def test_nothing_is_repaired_while_a_job_is_at_work(tmp_path: Path, capsys):
     arguments = [f"input.path={tmp_path / 'in'}", f"output.path={tmp_path / 'out'}"]
     orphan = "quarantine/part-00000000000a-000000004-000000008.parquet"  # or of a unit that is about to be committed
     output.store.write(orphan, b"x")
-    for seconds_ago, left in ((10, True), (1000, False)):
-        updated = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seconds_ago))
-        output.store.write("heartbeat.json", json.dumps({"state": "running", "updated": updated}).encode())
-        assert main([*arguments, "repair=true"]) == (2 if left else 1)
-        assert output.store.exists(orphan) == left
-    assert "repair=true needs an output that no job writes to" in capsys.readouterr().err
+    holder = Holder("a", "here", machine(), os.getppid(), *["2026-01-01T00:00:00Z"] * 2, 1, 10.0)
+    for released in (False, True):
+        output.store.write("driver/000001.json", json.dumps(asdict(replace(holder, released=released))).encode())
+        assert main([*arguments, "repair=true"]) == (1 if released else 2)
+        assert output.store.exists(orphan) != released
+    assert "is being written by another driver" in capsys.readouterr().err
