@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = re.compile(r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|lz4|brotli|br))?$")
 BATCH_BYTES = 32 * 2**20  # encoded images that a reader holds at a time
+REPEATED_BYTES = 128 * 2**20  # that a batch may take if all of its values are the largest of a dictionary
 SIGNATURE_BYTES = 28  # after a footer in plain text, if columns are encrypted
 FOOTERS = 8  # that a process keeps
 ROWS_A_BYTE = 1000  # more rows than this for each byte of a file hold no pictures: the footer is wrong
@@ -245,13 +246,28 @@ def _batches(
     group = parquet.metadata.row_group(index)
     if group.num_rows != num_rows:
         raise ValueError(f"row group {index} had {num_rows} rows when the job began, has {group.num_rows}")
-    mean_bytes = max(1, group.total_byte_size // max(1, num_rows))
     batches = parquet.iter_batches(
-        batch_size=max(1, min(64, BATCH_BYTES // mean_bytes)), row_groups=[index], columns=columns, use_threads=False
+        batch_size=_batch_rows(group, columns), row_groups=[index], columns=columns, use_threads=False
     )
     for batch in batches:
         yield start, batch
         start += batch.num_rows
+
+
+def _batch_rows(group: pq.RowGroupMetaData, columns: list[str]) -> int:
+    """Rows of a batch that are expected to take BATCH_BYTES, and at most REPEATED_BYTES.
+
+    A value that a dictionary holds once may be that of every row.
+    """
+    rows = BATCH_BYTES // max(1, group.total_byte_size // max(1, group.num_rows))
+    for chunk in (group.column(i) for i in range(group.num_columns)):
+        if chunk.dictionary_page_offset is not None and _is_read(chunk.path_in_schema, columns):
+            rows = min(rows, REPEATED_BYTES // max(1, chunk.total_uncompressed_size))
+    return max(1, min(64, rows))
+
+
+def _is_read(path: str, columns: list[str]) -> bool:
+    return any(path == column or path.startswith(column + ".") for column in columns)
 
 
 def _open(stream: RangeFile, source: str) -> pq.ParquetFile:
@@ -272,8 +288,7 @@ def _chunks(parquet: pq.ParquetFile, index: int, columns: list[str]) -> Iterator
     group = parquet.metadata.row_group(index)
     for i in range(group.num_columns):
         chunk = group.column(i)
-        path = chunk.path_in_schema
-        if any(path == column or path.startswith(column + ".") for column in columns):
+        if _is_read(chunk.path_in_schema, columns):
             start = chunk.data_page_offset
             if chunk.dictionary_page_offset is not None:
                 start = min(start, chunk.dictionary_page_offset)
