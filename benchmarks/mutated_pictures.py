@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,7 @@ from pipelines.images.decode import Reject, decode_image
 HANG_SECONDS = 5.0  # of CPU
 WAIT_SECONDS = 120.0  # longer: a busy machine gives the process little time
 GEOMETRY = Square(side=336, num_tokens=576, background=(0, 0, 0), fit="pad")
-LIMITS = {"max_bytes": 64 * 2**20, "max_pixels": 100_000_000, "min_side": 2}
+LIMITS: dict[str, Any] = {"max_bytes": 64 * 2**20, "max_pixels": 100_000_000, "min_side": 2}
 LENGTHS = (b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\1", b"\1\0\0\0")
 
 
