@@ -280,6 +280,7 @@ def _parsing(kind: str, data: bytes) -> Iterator[None]:
 
 
 def _clean(error: Exception) -> str:
-    """The error as one printable line without memory addresses, so that equal faults give equal text."""
+    """The error as one printable line, without memory addresses and without bytes of the file: b'...'."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")
+    text = re.sub(r"""b(['"])(\\.|(?!\1).)*\1""", "bytes", text)
     return "".join(char if char.isprintable() else " " for char in text)[:200]

@@ -258,6 +258,9 @@ def test_what_a_file_without_signature_is_stands_in_words_that_hold_nothing_of_i
         (b"\0\1", "no known signature, 2 bytes"),
     ):
         assert rejected(content).detail == words
+    data = encode(picture(), "PNG")
+    broken = data[:33] + b"\0\0\0\1s3c'" + data[33:]
+    assert rejected(broken).detail.endswith("broken PNG file (chunk bytes)")
 
 
 def _specimens() -> dict[str, bytes]:
