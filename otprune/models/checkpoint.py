@@ -225,19 +225,30 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raises CheckpointError if weight files are missing, or truncated, as after an interrupted download."""
+    """Raises CheckpointError if weight files are missing, truncated (as after a download that ended), or elsewhere."""
+    for file in folder.iterdir():  # opening a pipe would wait for a writer
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise CheckpointError(f"model.path must hold files and folders, got {file}, which is neither")
     files = weight_files(folder)
     if not files:
-        raise CheckpointError(f"model.path must hold *.safetensors weights, found none in {folder}")
+        raise CheckpointError(f"model.path must hold *.safetensors weights, found none in {folder}{_pickles(folder)}")
     if (folder / INDEX).is_file():
         try:
-            listed = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+            listed = {str(name) for name in json.loads((folder / INDEX).read_text())["weight_map"].values()}
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{folder / INDEX} must be JSON with a weight_map: {error!r}") from error
+        if foreign := sorted(name for name in listed if Path(name).name != name):
+            raise CheckpointError(f"{folder / INDEX} must list files of its own folder, got {foreign[0]!r}")
         if absent := sorted(listed - {file.name for file in files}):
             raise CheckpointError(f"model.path must hold the {len(listed)} files of {INDEX}, found no {absent[0]}")
     for file in files:
         read_header(file)
+
+
+def _pickles(folder: Path) -> str:
+    """What to say about weights in a format that runs code of the checkpoint's as it is read."""
+    others = [file.name for suffix in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in sorted(folder.glob(suffix))]
+    return f" but {others[0]}: pickled weights are programs and never read; convert them" if others else ""
 
 
 def _from_hub(path: str, key: str) -> Path:

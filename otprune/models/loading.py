@@ -91,7 +91,7 @@ def load_part(cls: Any, folder: Path, config: Any, names: dict[str, str], dtype:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would report the other half of the checkpoint as unexpected weights
     transformers_logging.disable_progress_bar()
-    source: dict[str, Any] = {"pretrained_model_name_or_path": folder}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": folder, "use_safetensors": True}
     if _FROM_HEADERS.get():
         with torch.device("meta"):
             cls = type(cls.from_config(config))  # an `Auto` class takes no tensors
@@ -160,7 +160,7 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
         shapes = _shapes(folder, torch.bfloat16)
         return {name[match.end() :]: zeros for name, zeros in shapes.items() if (match := re.match(prefix, name))}
     tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 (not a dict)
                 if match := re.match(prefix, name):

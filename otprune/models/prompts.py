@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from otprune.models.bounded_template import TemplateError, check_template
 from otprune.models.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 
 CONVERSATIONS = ("auto", "vicuna_v1", "plain")
@@ -210,7 +211,7 @@ def render_prompt(
 
     Raises:
         ValueError: if `conversation` is not one of these, a text holds the image token, or the chat template cannot
-            write such a prompt.
+            write such a prompt, or does not end.
     """
     if conversation not in CONVERSATIONS:
         raise ValueError(f"prompt.conversation must be one of {', '.join(CONVERSATIONS)}, got {conversation!r}")
@@ -245,6 +246,11 @@ def _fill(
     contents: list[tuple[Any, Any]] = [(parts, system), (line, system)]
     if system:
         contents.insert(0, (parts, [{"type": "text", "text": system}]))
+    names: Any = tokenizer.special_tokens_map
+    try:
+        check_template(template, {name: str(token) for name, token in names.items()})
+    except TemplateError as error:
+        raise ValueError(f"the chat template of {folder} must write a prompt and end: {error}") from error
     failures = {}
     for content, system_content in contents:
         messages = [{"role": "system", "content": system_content}] if system else []

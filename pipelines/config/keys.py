@@ -62,8 +62,8 @@ class InputConfig:
     )
     allow_private: bool = key("let addresses in the corpus lead into loopback, link-local and private networks", False)
     allow_paths: list[str] = key(
-        "what addresses in the corpus may name besides the web and the corpus's own folder or bucket: local folders, "
-        "or prefixes such as s3://bucket/folder",
+        "where addresses and links in the corpus may lead besides the web and the corpus's own folder or bucket: local "
+        "folders, or prefixes such as s3://bucket/folder",
         [],
     )
 

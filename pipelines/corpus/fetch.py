@@ -16,10 +16,11 @@ import stat
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from time import monotonic
-from typing import Any, cast
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -326,11 +327,18 @@ def regular_size(path: str, root: str = "/") -> int:
 
 def read_regular(path: str, num_bytes: int) -> bytes:
     """The first bytes of a local file; errors as of `regular_size`."""
+    with open_regular(path) as stream:
+        return stream.read(num_bytes)
+
+
+@contextmanager
+def open_regular(path: str) -> Iterator[IO[bytes]]:
+    """A local file as a stream; errors as of `regular_size`."""
     # Without O_NONBLOCK, the opening of a pipe that has just taken the file's place would wait.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise FetchFault("not a regular file")
-        return stream.read(num_bytes)
+        yield stream
 
 
 def fetcher_of(store: Store, settings: FetchSettings, max_bytes: int) -> Fetcher:

@@ -47,6 +47,7 @@ def find_corpus(
     format: str = "auto",
     formats: Sequence[Format] = FORMATS,
     cache: Store | None = None,
+    allow_paths: Sequence[str] = (),
 ) -> Corpus:
     """The corpus at `store.path`: a file, a glob, or a folder (searched recursively).
 
@@ -58,7 +59,7 @@ def find_corpus(
             file is damaged, or no image column is usable.
     """
     candidates = _candidate_formats(format, formats)
-    listing = list_files(store, cache)
+    listing = list_files(store, cache, allow_paths)
     choice = ColumnChoice(image_column, id_column, reference_column, tuple(templates))
     chosen, found = _find(candidates, listing, choice)
     left_out = _left_out(listing, chosen, found, formats)

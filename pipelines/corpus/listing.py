@@ -4,9 +4,10 @@ import glob
 import os
 import posixpath
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any, cast
 
 from pipelines.corpus.suffixes import is_image
@@ -17,7 +18,8 @@ OUTPUT_MARK = "fingerprint.json"  # `output.fingerprint.FILE`: the folder that h
 HIDDEN = "hidden names"
 INTERNAL = "names of other programs, which begin with _"
 MINE = "files of an earlier output"
-LOOP = "links to a folder above"
+TWICE = "links to a folder that is read already"
+OUTSIDE = "links out of the corpus, which input.allow_paths allows"
 SPECIAL = "neither files nor folders"
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "mtime", "LastModified", "last_modified")
 
@@ -34,8 +36,10 @@ class Listing:
     cache: Store | None = None  # where indices of files may be kept
 
 
-def list_files(store: Store, cache: Store | None = None) -> Listing:
-    """The files at `store.path`: a file, a glob, or a folder, which is searched through, links included.
+def list_files(store: Store, cache: Store | None = None, allow_paths: Sequence[str] = ()) -> Listing:
+    """The files at `store.path`: a file, a glob, or a folder, which is searched through.
+
+    Links are followed within the folder and to `allow_paths`. Pipes, sockets and devices are left out.
 
     Raises:
         UserError: if the path cannot be listed, or holds nothing.
@@ -47,11 +51,13 @@ def list_files(store: Store, cache: Store | None = None) -> Listing:
         # A path that exists under its own name is no glob, even if it holds a bracket.
         if any(mark in path for mark in "*?[{") and not fs.exists(path):
             root, found = _match(store, path)
+            if store.is_local:
+                found = _without_special(found, left_out, _Bounds(root, allow_paths))
         elif fs.isfile(store.join()):
             info = _exact(store, path, fs.info(store.join()))
             root, found, is_one_file = posixpath.dirname(path), {path: info}, True
         elif store.is_local and os.path.isdir(path):
-            root, found = path, dict(_walk(path, left_out, ()))
+            root, found = path, dict(_walk(path, left_out, _Bounds(path, allow_paths)))
         else:
             root, found = path, cast(dict[str, Any], fs.find(path, detail=True))
     except STORE_ERRORS as error:
@@ -76,27 +82,60 @@ def version_of(info: Mapping[str, Any]) -> str:
     return next((str(info[name]) for name in VERSION_KEYS if info.get(name)), "")
 
 
-def _walk(folder: str, left_out: Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, Any]]:
-    """Yields (path, info) of the files below a local folder. Follows links, but never to a folder above itself."""
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        left_out[LOOP] += 1
-        return
-    folders = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                folders.append(entry.path)
-            elif entry.is_file():
-                status = entry.stat()
-                yield entry.path, {"size": status.st_size, "mtime": status.st_mtime_ns}
-            elif entry.is_symlink():  # to nowhere: the format refuses the file, or quarantines it
-                yield entry.path, {"size": 0}
-            else:
-                left_out[SPECIAL] += 1
-    for path in folders:
-        yield from _walk(path, left_out, (*above, identity))
+class _Bounds:
+    """Where links may lead: below the corpus, below the paths that are allowed, and to the blobs of a hub cache."""
+
+    def __init__(self, root: str, allow_paths: Sequence[str]):
+        real = os.path.realpath(root)
+        hub = [str(each.parent / "blobs") for each in PurePosixPath(real).parents if each.name == "snapshots"]
+        self.folders = [real, *hub, *(os.path.realpath(path) for path in allow_paths if "://" not in path)]
+
+    def hold(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in self.folders)
+
+
+def _walk(root: str, left_out: Counter[str], bounds: _Bounds) -> Iterator[tuple[str, Any]]:
+    """Yields (path, info) of the files below a local folder. Reads each folder once, under its own name if it has one.
+
+    Without this, a few links that lead to each other make a name of any length, or two to the power of their number.
+    """
+    read: set[tuple[int, int]] = set()
+    folders, linked = [root], deque[str]()
+    while folders or linked:
+        folder = folders.pop() if folders else linked.popleft()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in read:
+            left_out[TWICE] += 1
+            continue
+        read.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda each: each.name):
+                if entry.is_symlink() and (reason := _reason(entry.path, bounds)):
+                    left_out[reason] += 1
+                elif entry.is_dir():
+                    (linked if entry.is_symlink() else folders).append(entry.path)
+                elif entry.is_file():
+                    status = entry.stat()
+                    yield entry.path, {"size": status.st_size, "mtime": status.st_mtime_ns}
+                elif entry.is_symlink():  # to nowhere: the format refuses the file, or quarantines it
+                    yield entry.path, {"size": 0}
+                else:
+                    left_out[SPECIAL] += 1
+
+
+def _reason(path: str, bounds: _Bounds) -> str | None:
+    """Why a link, or what lies behind one, is no part of the corpus; None if it is one, or leads to nowhere."""
+    if os.path.exists(path) and not bounds.hold(path):
+        return OUTSIDE
+    return SPECIAL if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)) else None
+
+
+def _without_special(found: Mapping[str, Any], left_out: Counter[str], bounds: _Bounds) -> dict[str, Any]:
+    """The local files of a glob that are files, and lie where links may lead."""
+    reasons = {path: _reason(path, bounds) for path in found}  # some folder above it may be a link
+    left_out.update(reason for reason in reasons.values() if reason)
+    return {path: info for path, info in found.items() if not reasons[path]}
 
 
 def _exact(store: Store, path: str, info: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
+from pipelines.corpus.fetch import open_regular
 from pipelines.store import Store
 
 SMALL_BYTES, LARGE_BYTES = 2**16, 2**23  # size of a request after a far jump, and of one that goes on
@@ -15,7 +16,7 @@ FAR_BYTES = 2**22  # a jump farther than this is cheaper than reading on: about 
 def open_range(store: Store, name: str, start: int, stop: int) -> Iterator[IO[bytes]]:
     """A stream of bytes [start, stop) of an object that stands at `start`; a local file may be read beyond `stop`."""
     if store.is_local:
-        with open(store.join(name), "rb") as stream:
+        with open_regular(store.join(name)) as stream:
             stream.seek(start)
             yield stream
     else:

@@ -111,6 +111,7 @@ def open_corpus(corpus: InputConfig, reference_column: str) -> Corpus:
         reference_column=reference_column,
         templates=[],
         cache=make_store(corpus.cache) if corpus.cache else None,
+        allow_paths=corpus.allow_paths,
     )
 
 

@@ -63,6 +63,7 @@ def export(config: ExportConfig) -> Exported:
         reference_column="none",
         templates=[],
         cache=make_store(config.input.cache) if config.input.cache else None,
+        allow_paths=config.input.allow_paths,
     )
     _check(config, corpus)
     target = Target(_target_store(config, corpus))

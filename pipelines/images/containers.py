@@ -11,10 +11,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from pipelines.images.directories import check_directories
+
 MAX_PARTS = 100_000
 """Most chunks or segments of a file. Encoders write IDAT chunks of 8 KiB or more: 64 MiB are 8,192 of them."""
 
 MAX_GIF_BLOCKS = 600_000  # most blocks of a GIF: those of a picture hold up to 255 bytes each
+MAX_BOXES = 10_000  # most boxes of a JPEG 2000; writers use a dozen
+MAX_EXIF_BYTES = 2**20  # of a larger EXIF, the rest or the whole is ignored; cameras write up to 64 KiB
 MAX_PROFILE_BYTES = 4 * 2**20  # a larger colour profile is ignored; those of printers take up to 2 MiB
 
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"acTL", b"fcTL", b"fdAT")  # without these the picture is another
@@ -22,7 +26,7 @@ _PNG_KEPT = (*_PNG_PIXELS, b"eXIf")
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # excludes markers without a length: stuffing, fill, restart
-_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_SCAN, _END, _EXIF = b"\xff\xda", b"\xff\xd9", b"\xff\xe1"
 _APP_KEPT = {
     0xE0: b"JFIF",
     0xE1: b"Exif\0",
@@ -47,12 +51,12 @@ class Stripped:
 
 
 def strip(kind: str, data: bytes) -> Stripped:
-    """The file without what is no picture. Formats that parsers step through in C stay as they are.
+    """The file without what is no picture. Formats that parsers step through in C stay as they are, if they may.
 
     A PNG without its end gets one: its pixels tell whether they are all there.
 
     Raises:
-        DamageError: if the file has too many parts, or pixels with a wrong checksum.
+        DamageError: if the file has too many parts or values, or pixels with a wrong checksum.
     """
     stripper = _STRIPPERS.get(kind)
     return stripper(data) if stripper else Stripped(data)
@@ -89,7 +93,7 @@ def _strip_png(data: bytes) -> Stripped:
         sound = int.from_bytes(checksum, "big") == zlib.crc32(memoryview(data)[position + 4 : stop])
         if name in _PNG_PIXELS and not sound and len(checksum) == 4:
             raise DamageError(f"wrong checksum in {name.decode()}")
-        if name in _PNG_PIXELS or (name in _PNG_KEPT and sound):
+        if name in _PNG_PIXELS or (name in _PNG_KEPT and sound and length <= MAX_EXIF_BYTES):
             pieces.append(data[position:stop])
             pieces.append(checksum if sound else struct.pack(">I", zlib.crc32(data[position + 4 : stop])))
         elif name == b"iCCP" and sound:
@@ -113,14 +117,16 @@ def _png_profile(body: bytes) -> bytes | None:
 
 def _strip_jpeg(data: bytes) -> Stripped:
     """Without comments and the application segments that say nothing about pixels, in front of the first scan."""
-    pieces, start, scans, ended = [data[:2]], 0, 0, False
+    pieces, start, scans, ended, exif = [data[:2]], 0, 0, False, 0
     for position, marker, stop in _jpeg_segments(data):
         if marker == _SCAN:
             start, scans = start or position, scans + 1
         elif marker == _END:
             ended = True
         elif not start and _is_kept(data, position, marker[1]):
-            pieces.append(data[position:stop])
+            exif += stop - position if marker == _EXIF else 0
+            if marker != _EXIF or exif <= MAX_EXIF_BYTES:
+                pieces.append(data[position:stop])
     if not start:
         raise DamageError("no scan")
     return Stripped(b"".join([*pieces, data[start:]]), None, ended, scans)
@@ -178,9 +184,45 @@ def _strip_gif(data: bytes) -> Stripped:
     return Stripped(data[:position] if position < len(data) and data[position] == 0x3B else head + data[position:])
 
 
+def _check_webp(data: bytes) -> Stripped:
+    position = 12
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(data):
+            return Stripped(data)
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + length + length % 2
+    raise DamageError(f"more than {MAX_PARTS} chunks")
+
+
+def _check_tiff(data: bytes) -> Stripped:
+    if problem := check_directories(data):
+        raise DamageError(problem)
+    return Stripped(data)
+
+
+def _check_jpeg2000(data: bytes) -> Stripped:
+    """Counts the boxes of the file and those of its header. A bare codestream has none."""
+    position = 0
+    for _ in range(MAX_BOXES):
+        length, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        if not data.startswith(b"\0\0\0\x0cjP  ") or position + 8 > len(data) or length == 0:
+            return Stripped(data)
+        if length == 1:
+            length = max(int.from_bytes(data[position + 8 : position + 16], "big"), 16)
+        position += 8 if name == b"jp2h" else max(length, 8)
+    raise DamageError(f"more than {MAX_BOXES} boxes")
+
+
 def _table_bytes(flags: int) -> int:
     """Bytes of the colour table that the flags of a header announce."""
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-_STRIPPERS: dict[str, Callable[[bytes], Stripped]] = {"PNG": _strip_png, "JPEG": _strip_jpeg, "GIF": _strip_gif}
+_STRIPPERS: dict[str, Callable[[bytes], Stripped]] = {
+    "PNG": _strip_png,
+    "JPEG": _strip_jpeg,
+    "GIF": _strip_gif,
+    "WEBP": _check_webp,
+    "TIFF": _check_tiff,
+    "JPEG2000": _check_jpeg2000,
+}

@@ -41,7 +41,7 @@ from PIL.ImageFile import ImageFile
 
 from otprune.families import Frame, Geometry, Size
 from pipelines.images.color import to_srgb
-from pipelines.images.containers import endings, strip
+from pipelines.images.containers import MAX_EXIF_BYTES, endings, strip
 from pipelines.images.formats import ON_REQUEST, OPENERS, format_of, has_end, libtiff_silenced
 from pipelines.images.frames import render
 from pipelines.images.resize import Raster, upright
@@ -87,6 +87,17 @@ _PARSER_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError,
     TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
+
+
+_NO_PICTURES = {
+    "SVG": (b"<svg",),
+    "XML or SVG": (b"<?xml",),
+    "HTML": (b"<!doctype", b"<html"),
+    "JSON": (b"{", b"["),
+    "PDF": (b"%pdf",),
+    "an archive": (b"pk\3\4", b"\x1f\x8b"),
+}
+"""What other files are -> how they begin, in lower case."""
 
 
 class Reject(Exception):  # noqa: N818 - an outcome, not an error of the program
@@ -194,11 +205,20 @@ def _recognise(data: bytes | None, max_bytes: int, more_formats: Collection[str]
         raise Reject("too_large_bytes", f"{len(data)} bytes, limit {max_bytes}")
     kind = format_of(data)
     if kind is None:
-        raise Reject("unsupported_format", f"begins with {data[:16]!r}")
+        raise Reject("unsupported_format", f"{_looks_like(data)}, {len(data)} bytes")
     key = next((name for name, allowed in ON_REQUEST.items() if allowed == kind), None)
     if key and key not in more_formats:
         raise Reject("unsupported_format", f"{kind}: decode.more_formats=[{key}] decodes it")
     return data, kind
+
+
+def _looks_like(data: bytes) -> str:
+    """What a file without a known signature is, in words that hold nothing of it."""
+    head = data[:256].lstrip().lower()
+    for words, marks in _NO_PICTURES.items():
+        if head.startswith(marks):
+            return words
+    return "text" if data[:256].isascii() and b"\0" not in data[:256] else "no known signature"
 
 
 def _check_same(image: ImageFile, body: bytes, reduction: float) -> None:
@@ -234,6 +254,8 @@ def _draft(image: JpegImagePlugin.JpegImageFile, reduction: float) -> int:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, or 1 if there is none. Unreadable metadata counts as none: the pixels are fine."""
+    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
+        return 1
     try:
         return image.getexif().get(ExifTag.Orientation, 1)
     except _PARSER_ERRORS:
@@ -258,6 +280,7 @@ def _parsing(kind: str, data: bytes) -> Iterator[None]:
 
 
 def _clean(error: Exception) -> str:
-    """The error as one printable line without memory addresses, so that equal faults give equal text."""
+    """The error as one printable line, without memory addresses and without bytes of the file: b'...'."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")
+    text = re.sub(r"""b(['"])(\\.|(?!\1).)*\1""", "bytes", text)
     return "".join(char if char.isprintable() else " " for char in text)[:200]

@@ -104,6 +104,7 @@ def find_input(config: Config) -> Corpus:
         reference_column=config.input.reference_column,
         templates=[config.prompt.template, *config.prompt.more],
         cache=make_store(config.input.cache) if config.input.cache else None,
+        allow_paths=config.input.allow_paths,
     )
 
 

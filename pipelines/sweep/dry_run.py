@@ -120,6 +120,7 @@ def num_images(chosen: InputConfig) -> int:
         reference_column="none",
         templates=[],
         cache=make_store(chosen.cache) if chosen.cache else None,
+        allow_paths=chosen.allow_paths,
     )
     rows = sum(file.num_rows for file in corpus.files)
     return rows if chosen.limit is None else min(rows, chosen.limit)

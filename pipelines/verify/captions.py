@@ -74,6 +74,7 @@ def verify_captions(config: VerifyConfig, output: Store, claim: dict[str, Any]) 
         reference_column="none",
         templates=templates,
         cache=make_store(config.input.cache) if config.input.cache else None,
+        allow_paths=config.input.allow_paths,
     )
     verdict, mine = Verdict(), fingerprint(claim)
     names, quarantined = committed_names(output, CAPTIONS_FOLDER, verdict)

@@ -197,9 +197,10 @@ def test_a_glob_takes_what_it_matches_relative_to_its_fixed_part(tmp_path):
 
 def test_links_are_followed_as_a_hub_cache_needs_it(tmp_path):
     blob = write(tmp_path / "blobs" / "0123")
-    (tmp_path / "snapshot").mkdir()
-    os.symlink("../blobs/0123", tmp_path / "snapshot" / "train-0.parquet")
-    for path in (tmp_path / "snapshot", tmp_path / "snapshot" / "*.parquet", tmp_path / "snapshot" / "train-0.parquet"):
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    os.symlink("../../blobs/0123", snapshot / "train-0.parquet")
+    for path in (snapshot, snapshot / "*.parquet", snapshot / "train-0.parquet"):
         assert [(f.source, f.size) for f in find(path).files] == [("train-0.parquet", blob.stat().st_size)]
 
 

@@ -298,14 +298,31 @@ def test_globs_have_braces_and_folders_may_have_brackets(tmp_path):
     assert [file.source for file in find(f"{tmp_path}/set [1]/*.png").files] == [f"{n}.png" for n in range(5)]
 
 
-def test_linked_folders_are_followed_and_a_loop_ends(tmp_path):
+def test_links_are_followed_once_and_only_to_where_they_may_lead(tmp_path):
     pictures(tmp_path / "real", [1])
-    (tmp_path / "in").mkdir()
-    os.symlink(tmp_path / "real", tmp_path / "in" / "linked")
-    os.symlink(tmp_path / "in", tmp_path / "in" / "loop")
-    corpus = find(tmp_path / "in")
-    assert [file.source for file in corpus.files] == ["linked/1.png"]
-    assert corpus.left_out == {"links to a folder above": 1}
+    pictures(tmp_path / "in" / "own", [2])
+    inside = tmp_path / "in"
+    os.symlink(tmp_path / "real", inside / "linked")
+    os.symlink(tmp_path / "real" / "1.png", inside / "file.png")
+    os.symlink(inside, inside / "loop")
+    for name in ("a", "b"):  # each of the two leads to both again
+        os.symlink(inside / "own", inside / "own" / name)
+    os.symlink("2.png", inside / "own" / "3.png")
+    os.mkfifo(inside / "pipe.png")
+    os.symlink(inside / "pipe.png", inside / "link to a pipe.png")
+    os.symlink("/dev/zero", inside / "zero.png")
+    corpus = find(inside)
+    assert [file.source for file in corpus.files] == ["own/2.png", "own/3.png"]
+    assert corpus.left_out == {
+        "links to a folder that is read already": 3,
+        "links out of the corpus, which input.allow_paths allows": 3,
+        "neither files nor folders": 2,
+    }
+    corpus = find(inside, allow_paths=[str(tmp_path / "real")])
+    assert [file.source for file in corpus.files] == ["file.png", "linked/1.png", "own/2.png", "own/3.png"]
+    assert [file.source for file in find(inside / "*.png", allow_paths=[str(tmp_path)]).files] == ["file.png"]
+    with pytest.raises(UserError, match=r"found nothing at .*, 2 links out of the corpus.*, 2 neither files nor"):
+        find(inside / "*.png")
 
 
 def test_an_earlier_output_is_no_part_of_the_input(tmp_path):

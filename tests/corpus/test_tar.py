@@ -28,7 +28,14 @@ BLOCK = 512
 
 
 def find(
-    path: Path | str, image="auto", key="auto", references="auto", templates=("look",), cache=None, format="auto"
+    path: Path | str,
+    image="auto",
+    key="auto",
+    references="auto",
+    templates=("look",),
+    cache=None,
+    format="auto",
+    allow_paths=(),
 ) -> Corpus:
     return find_corpus(
         make_store(str(path)),
@@ -38,6 +45,7 @@ def find(
         templates=templates,
         cache=cache,
         format=format,
+        allow_paths=allow_paths,
     )
 
 

@@ -1,5 +1,6 @@
 """Decoding what was made to break it: every file gives an array or a reject, soon, in little memory and in silence."""
 
+import struct
 import subprocess
 import sys
 import time
@@ -177,6 +178,89 @@ def test_millions_of_tiny_parts_cost_neither_seconds_nor_memory():
         [sys.executable, "-c", _TINY_PARTS], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def _directory(*entries: tuple[int, int, int, int]) -> bytes:
+    return struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+
+
+def _tiff_of(*entries: tuple[int, int, int, int], tail: bytes = b"") -> bytes:
+    """A TIFF of 8 x 8 gray pixels with further entries (tag, type, number of values, value or its place)."""
+    plain = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8), (279, 64)]
+    tags = {tag: (tag, 4, 1, value) for tag, value in plain} | {entry[0]: entry for entry in entries}
+    return b"II*\0\x08\0\0\0" + _directory(*(tags[tag] for tag in sorted(tags))) + tail
+
+
+_FRACTIONS = b"\1\0\0\0" * 2**19
+_EXIF = b"II*\0\x08\0\0\0" + _directory((0x112, 5, 2**18, 26)) + _FRACTIONS
+_ACCEPTED = (56, 56, 3)
+
+
+def _many(kind: str) -> bytes:
+    """A file of 2 MB that is stepped through part by part, or value by value."""
+    small = picture(8, 8)
+    match kind:
+        case "webp chunks":
+            data = encode(small, "WEBP") + b"ABCD\0\0\0\0" * 2**18
+            return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+        case "png exif":
+            data = encode(small, "PNG")
+            return data[:33] + png_chunk(b"eXIf", _EXIF) + data[33:]
+        case "jpeg exif":
+            pieces = (b"Exif\0\0" + _EXIF[i : i + 65_000] for i in range(0, len(_EXIF), 65_000))
+            data = encode(small, "JPEG")
+            return data[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(p)) + p for p in pieces) + data[2:]
+        case "tiff strips":
+            return _tiff_of((257, 4, 1, 2**18), (278, 4, 1, 1), (273, 4, 2**18, 200), tail=bytes(2**21))
+        case "tiff fractions":  # in the EXIF directory, which Pillow reads
+            tail = bytes(200) + _directory((0x829A, 5, 2**18, 400)) + bytes(200) + _FRACTIONS
+            return _tiff_of((34665, 4, 1, 8 + 2 + 12 * 10 + 4 + 200), tail=tail)
+        case "tiff entries":
+            return _tiff_of(*((40_000 + i, 1, 2**20, 8) for i in range(5000)), tail=bytes(2**20))
+        case "tiff overlaps":
+            return _tiff_of(*((40_000 + i, 1, 2**20, 8) for i in range(4000)), tail=bytes(2**20))
+        case "tiff loop":
+            data = _tiff_of((34665, 4, 1, 8), tail=bytes(2**20))
+            return data[:130] + struct.pack("<I", 8) + data[134:]
+        case "jpeg 2000 boxes":
+            data = encode(small, "JPEG2000")
+            return data[:12] + (struct.pack(">I", 8) + b"free") * 2**18 + data[12:]
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [
+        ("webp chunks", "corrupt"),
+        ("png exif", _ACCEPTED),
+        ("jpeg exif", _ACCEPTED),
+        ("tiff strips", "corrupt"),
+        ("tiff fractions", "corrupt"),
+        ("tiff entries", "corrupt"),
+        ("tiff overlaps", "corrupt"),
+        ("tiff loop", _ACCEPTED),
+        ("jpeg 2000 boxes", "corrupt"),
+    ],
+)
+def test_parts_and_values_without_end_are_not_stepped_through(kind, outcome):
+    data, started = _many(kind), time.process_time()
+    if outcome == _ACCEPTED:
+        assert decode(data).shape == _ACCEPTED
+    else:
+        assert rejected(data, more_formats=("jpeg2000",)).reason == outcome
+    assert time.process_time() - started < 0.5  # 0.03 or less; a second or more where a parser steps through them
+
+
+def test_what_a_file_without_signature_is_stands_in_words_that_hold_nothing_of_it():
+    for content, words in (
+        (b"<!DOCTYPE html><b>secret", "HTML, 24 bytes"),
+        (b"root:x:0:0", "text, 10 bytes"),
+        (b"\0\1", "no known signature, 2 bytes"),
+    ):
+        assert rejected(content).detail == words
+    data = encode(picture(), "PNG")
+    broken = data[:33] + b"\0\0\0\1s3c'" + data[33:]
+    assert rejected(broken).detail.endswith("broken PNG file (chunk bytes)")
 
 
 def _specimens() -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """Finding a checkpoint, reading it however it is laid out, naming its weights; one clear line for what is none."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -180,6 +181,16 @@ def test_a_model_without_weights_is_named(copy):
     (copy / "model.safetensors").unlink()
     (copy / "pytorch_model.bin").write_bytes(b"x")
     assert "must hold *.safetensors weights, found none in" in error_of(str(copy))
+    assert "but pytorch_model.bin: pickled weights are programs and never read" in error_of(str(copy))
+
+
+def test_weights_and_other_files_lie_in_the_folder_and_are_files(copy, tmp_path):
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "../other/model.safetensors"}}))
+    assert "must list files of its own folder, got '../other/model.safetensors'" in error_of(str(copy))
+    index.unlink()
+    os.mkfifo(copy / "added_tokens.json")
+    assert "must hold files and folders, got " in error_of(str(copy))
 
 
 @pytest.mark.parametrize("size", [0, 5, 1000, 100_000])

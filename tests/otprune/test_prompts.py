@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from otprune.models import CheckpointError, Prompter, load_decoder, load_prompter, read_checkpoint
+from otprune.models import CheckpointError, Prompter, bounded_template, load_decoder, load_prompter, read_checkpoint
 from otprune.models.prompts import VICUNA_SYSTEM, render_prompt
 from tests.tiny_llava import KINDS, tiny_llava
 
@@ -189,6 +189,26 @@ def test_a_template_that_cannot_write_the_prompt_is_one_clear_line(tmp_path, pro
         render_prompt("Hi", "auto", tmp_path, prompters["qwen2"].tokenizer)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than 1 seconds"),
+        (
+            "{% for a in range(99999) %}{{ messages[0]['role'] * 99 }}{% endfor %}",
+            "writes more than 1048576 characters",
+        ),
+        ("{{ 'a' * 10**10 }}", "needs more than 1024 MiB"),
+        ("{% generation %}{{ '%5000000000d' % 1 }}{% endgeneration %}", "needs more than 1024 MiB"),
+    ],
+)
+def test_a_template_that_does_not_end_is_one_clear_line(tmp_path, prompters, template, reason, monkeypatch):
+    monkeypatch.setattr(bounded_template, "CPU_SECONDS", 1)
+    (tmp_path / "chat_template.jinja").write_text(template + "<image>{{ messages[0]['content'][1]['text'] }}")
+    with pytest.raises(ValueError, match="must write a prompt and end: it ") as caught:
+        render_prompt("Hi", "auto", tmp_path, prompters["qwen2"].tokenizer)
+    assert reason in str(caught.value)
 
 
 def test_a_template_without_room_for_a_system_message_or_several_images_says_so(prompters):

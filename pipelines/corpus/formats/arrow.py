@@ -6,7 +6,6 @@ an index behind them, which is not needed. Each message tells its length (arrow.
 """
 
 import contextlib
-import io
 import json
 import posixpath
 import struct
@@ -17,10 +16,12 @@ import pyarrow as pa
 from pipelines.corpus.columns import ColumnChoice, Columns, check_alike, find_columns, merge_schemas, partitions_of
 from pipelines.corpus.file import CorpusFile, ReadRange
 from pipelines.corpus.format import Format, Found, Record
+from pipelines.corpus.formats.plain import PickleError, plain_schema
 from pipelines.corpus.formats.rows import records_of, references_of, with_base
 from pipelines.corpus.listing import Listing
 from pipelines.corpus.ranged import open_range
 from pipelines.errors import UserError
+from pipelines.images.decode import Reject
 from pipelines.store import STORE_ERRORS, Store, in_threads
 
 MAGIC = b"ARROW1\0\0"  # of a file; a stream begins with its first message
@@ -28,6 +29,7 @@ CONTINUATION = b"\xff\xff\xff\xff"
 STATE = "state.json"  # of save_to_disk, lists the files of a dataset
 SCHEMA_MESSAGE, DICTIONARY_MESSAGE, BATCH_MESSAGE = 1, 2, 3
 SLICE_ROWS = 16  # rows of a batch whose images are out of Arrow at a time
+ROWS_A_BYTE = 1000  # more rows than this for each byte of a batch hold no pictures: the file is damaged
 
 
 def is_arrow(name: str) -> bool:
@@ -85,14 +87,18 @@ def _index(listing: Listing, name: str) -> tuple[CorpusFile, pa.Schema]:
             for kind, num_rows, begin, end in _messages(stream, start, size):
                 if kind == SCHEMA_MESSAGE and schema is None:
                     stream.seek(begin)
-                    schema = pa.ipc.read_schema(io.BytesIO(stream.read(end - begin)))
+                    schema = plain_schema(stream.read(end - begin))
                 elif kind == BATCH_MESSAGE:
+                    if not 0 <= num_rows <= ROWS_A_BYTE * (end - begin):
+                        raise ValueError(f"{end - begin} bytes cannot hold {num_rows} rows")
                     rows.append(num_rows)
                     offsets.append(begin)
                 else:
                     raise ValueError("columns with dictionaries are not read here; write them plain, or as Parquet")
             if schema is None:
                 raise ValueError("it has no schema")
+    except PickleError as error:
+        raise UserError(f"{name}: {error}") from error
     except (*STORE_ERRORS, pa.ArrowException, struct.error, IndexError) as error:
         raise UserError(f"{name} is not a readable Arrow file: {str(error).splitlines()[0]}") from error
     offsets = (*offsets, end) if rows else ()
@@ -113,10 +119,12 @@ def _messages(stream, position: int, size: int) -> Iterator[tuple[int, int, int,
         [length] = struct.unpack("<i", head[4:])
         if length == 0:  # the end of the stream
             return
+        if not 0 < length <= size - position - 8:
+            raise ValueError(f"it is cut in the message at byte {position}")
         metadata = stream.read(length)
         kind, num_rows, body = _read_message(metadata)
         end = position + 8 + length + body
-        if len(metadata) < length or end > size:
+        if body < 0 or end > size:
             raise ValueError(f"it is cut in the message at byte {position}")
         yield kind, num_rows, position, end
         position = end
@@ -156,13 +164,20 @@ def read_records(
     """Yields one record for each row. Memory holds one record batch."""
     assert columns is not None
     source, row, offsets = rows.sources[0], rows.groups.start, rows.groups.offsets
-    schema = _schema(store, source, offsets[0])
+    schema = None
     for num_rows, begin, end in zip(rows.groups.rows, offsets[:-1], offsets[1:], strict=True):
-        if row < rows.stop and row + num_rows > rows.start:
-            batch = _batch(store, source, begin, end, schema)
-            first, stop = max(rows.start - row, 0), min(rows.stop - row, num_rows)
-            for i in range(first, stop, SLICE_ROWS):
-                yield from records_of(batch.slice(i, min(SLICE_ROWS, stop - i)), source, row + i, columns, max_bytes)
+        first, stop = max(rows.start - row, 0), min(rows.stop - row, num_rows)
+        if first < stop:
+            try:
+                schema = schema or _schema(store, source, offsets[0])
+                batch = _batch(store, source, begin, end, schema, num_rows)
+            except (PickleError, pa.ArrowException) as error:
+                reject = Reject("unreadable", f"{source}, rows {row} to {row + num_rows - 1}: {type(error).__name__}")
+                yield from (Record(f"{source}#{row + i}", source, row + i, reject) for i in range(first, stop))
+            else:
+                for i in range(first, stop, SLICE_ROWS):
+                    part = batch.slice(i, min(SLICE_ROWS, stop - i))
+                    yield from records_of(part, source, row + i, columns, max_bytes)
         row += num_rows
 
 
@@ -171,13 +186,41 @@ def _schema(store: Store, source: str, first_batch: int) -> pa.Schema:
     with open_range(store, source, 0, first_batch) as stream:
         start = len(MAGIC) if stream.read(len(MAGIC)) == MAGIC else 0
         stream.seek(start)
-        return pa.ipc.read_schema(pa.py_buffer(stream.read(2**24)[: first_batch - start]))
+        return plain_schema(stream.read(2**24)[: first_batch - start])
 
 
-def _batch(store: Store, source: str, begin: int, end: int, schema: pa.Schema) -> pa.RecordBatch:
+def _batch(store: Store, source: str, begin: int, end: int, schema: pa.Schema, num_rows: int) -> pa.RecordBatch:
+    """A record batch, whose offsets lie in its buffers: pyarrow believes them, and would read any memory there.
+
+    Raises:
+        pa.ArrowException: if the batch is damaged.
+    """
     with open_range(store, source, begin, end) as stream:
         message = pa.ipc.read_message(pa.py_buffer(stream.read(end - begin)))
-        return pa.ipc.read_record_batch(message, schema)
+    # As bytes: text that is not UTF-8 costs its own row alone.
+    as_bytes = pa.schema([pa.field(field.name, _bytes_for_text(field.type)) for field in schema])
+    pa.ipc.read_record_batch(message, as_bytes).validate(full=True)
+    batch = pa.ipc.read_record_batch(message, schema)
+    if batch.num_rows != num_rows:
+        raise pa.ArrowInvalid(f"the batch must have {num_rows} rows, got {batch.num_rows}")
+    return batch
+
+
+def _bytes_for_text(kind: pa.DataType) -> pa.DataType:
+    """The type of equal layout that holds bytes wherever `kind` holds text."""
+    for text, plain in ((pa.string(), pa.binary()), (pa.large_string(), pa.large_binary())):
+        if kind == text:
+            return plain
+    if kind == pa.string_view():
+        return pa.binary_view()
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(part.name, _bytes_for_text(part.type)) for part in kind])
+    for test, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if test(kind):
+            return make(_bytes_for_text(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_bytes_for_text(kind.value_type), kind.list_size)
+    return kind
 
 
 def read_references(
@@ -190,7 +233,7 @@ def read_references(
     for num_rows, begin, end in zip(file.row_groups, file.offsets[:-1], file.offsets[1:], strict=True):
         wanted = [number - row for number in rows if row <= number < row + num_rows]
         if wanted and columns.references in schema.names:
-            column = _batch(store, file.source, begin, end, schema).column(columns.references)
+            column = _batch(store, file.source, begin, end, schema, num_rows).column(columns.references)
             found |= {row + number: texts for number, texts in references_of(column, wanted).items()}
         row += num_rows
     return found

@@ -28,6 +28,7 @@ from pipelines.corpus.columns import (
 from pipelines.corpus.fault import FetchFault
 from pipelines.corpus.file import CorpusFile, ReadRange
 from pipelines.corpus.format import Format, Found, Record
+from pipelines.corpus.formats.plain import PickleError, plain_footer
 from pipelines.corpus.formats.rows import records_of, references_of, with_base
 from pipelines.corpus.listing import Listing
 from pipelines.corpus.ranges import RangeFile
@@ -40,8 +41,10 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = re.compile(r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|lz4|brotli|br))?$")
 BATCH_BYTES = 32 * 2**20  # encoded images that a reader holds at a time
+REPEATED_BYTES = 128 * 2**20  # that a batch may take if all of its values are the largest of a dictionary
 SIGNATURE_BYTES = 28  # after a footer in plain text, if columns are encrypted
 FOOTERS = 8  # that a process keeps
+ROWS_A_BYTE = 1000  # more rows than this for each byte of a file hold no pictures: the footer is wrong
 DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError)  # of pyarrow, on bad content
 
 _footers: dict[tuple[Store, str, Any], pq.FileMetaData] = {}
@@ -125,12 +128,13 @@ def _footer_or_problem(store: Store, name: str, size: int | None = None) -> pq.F
     """
     try:
         stream = RangeFile(store, name, size)
-        footer = pq.read_metadata(stream)
+        footer = plain_footer(stream, stream.size)
         stream.seek(-8, 2)
         (length,) = struct.unpack("<I4x", stream.read(8))
         encrypted = length - footer.serialized_size >= SIGNATURE_BYTES
-        if any(footer.row_group(i).num_rows < 0 for i in range(footer.num_row_groups)):
-            return "a row group has a negative number of rows"
+        _check_rows(footer, stream.size)
+    except PickleError as error:
+        raise UserError(f"{name}: {error}") from error
     except DAMAGE as error:
         if isinstance(error, FetchFault) and error.passing:
             raise UserError(f"{name} cannot be read: {error}") from error
@@ -141,6 +145,15 @@ def _footer_or_problem(store: Store, name: str, size: int | None = None) -> pq.F
     if encrypted:  # pyarrow would end the whole process at the first look at such a column
         raise UserError(f"{name} is not a readable Parquet file: its columns are encrypted; decrypt them first")
     return footer
+
+
+def _check_rows(footer: pq.FileMetaData, size: int) -> None:
+    """Raises ValueError if a file of `size` bytes cannot have the rows that its footer says."""
+    rows = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+    if any(count < 0 for count in rows):
+        raise ValueError("a row group has a negative number of rows")
+    if sum(rows) > ROWS_A_BYTE * size:
+        raise ValueError(f"{size} bytes cannot hold {sum(rows)} rows")
 
 
 def read_records(
@@ -162,8 +175,7 @@ def read_references(
     """Reference captions by row, for those of `rows` that have any."""
     if columns is None or columns.references is None:
         return {}
-    with store.fs.open(store.join(file.source), "rb") as stream:
-        column = pq.read_table(stream, columns=[columns.references])[columns.references]
+    column = _open(RangeFile(store, file.source), file.source).read([columns.references])[columns.references]
     return references_of(column, rows)
 
 
@@ -212,6 +224,8 @@ def readable_batches(
         begin, end = max(start, ends[i] - groups.rows[i]), min(stop, ends[i])
         row = begin
         try:
+            if not all(0 < low <= high <= stream.size for low, high in _chunks(parquet, groups.first + i, columns)):
+                raise ValueError(f"row group {groups.first + i} must lie in the file's {stream.size} bytes")
             for at, batch in _batches(parquet, groups.first + i, groups.rows[i], ends[i] - groups.rows[i], columns):
                 low, high = max(begin - at, 0), min(end - at, batch.num_rows)
                 if low < high:
@@ -232,13 +246,28 @@ def _batches(
     group = parquet.metadata.row_group(index)
     if group.num_rows != num_rows:
         raise ValueError(f"row group {index} had {num_rows} rows when the job began, has {group.num_rows}")
-    mean_bytes = max(1, group.total_byte_size // max(1, num_rows))
     batches = parquet.iter_batches(
-        batch_size=max(1, min(64, BATCH_BYTES // mean_bytes)), row_groups=[index], columns=columns, use_threads=False
+        batch_size=_batch_rows(group, columns), row_groups=[index], columns=columns, use_threads=False
     )
     for batch in batches:
         yield start, batch
         start += batch.num_rows
+
+
+def _batch_rows(group: pq.RowGroupMetaData, columns: list[str]) -> int:
+    """Rows of a batch that are expected to take BATCH_BYTES, and at most REPEATED_BYTES.
+
+    A value that a dictionary holds once may be that of every row.
+    """
+    rows = BATCH_BYTES // max(1, group.total_byte_size // max(1, group.num_rows))
+    for chunk in (group.column(i) for i in range(group.num_columns)):
+        if chunk.dictionary_page_offset is not None and _is_read(chunk.path_in_schema, columns):
+            rows = min(rows, REPEATED_BYTES // max(1, chunk.total_uncompressed_size))
+    return max(1, min(64, rows))
+
+
+def _is_read(path: str, columns: list[str]) -> bool:
+    return any(path == column or path.startswith(column + ".") for column in columns)
 
 
 def _open(stream: RangeFile, source: str) -> pq.ParquetFile:
@@ -246,13 +275,12 @@ def _open(stream: RangeFile, source: str) -> pq.ParquetFile:
     # Without pre-buffering, pyarrow does not load a whole row group, which may be gigabytes, before the first row.
     options: dict[str, Any] = {"pre_buffer": False, "buffer_size": 2**20}
     key = (stream.store, source, stream.version)
-    known = _footers.get(key)
-    parquet = pq.ParquetFile(stream, metadata=known, **options)
-    if known is None:
+    if key not in _footers:
+        footer = plain_footer(stream, stream.size)
         if len(_footers) >= FOOTERS:
             del _footers[next(iter(_footers))]
-        _footers[key] = parquet.metadata
-    return parquet
+        _footers[key] = footer
+    return pq.ParquetFile(stream, metadata=_footers[key], **options)
 
 
 def _chunks(parquet: pq.ParquetFile, index: int, columns: list[str]) -> Iterator[tuple[int, int]]:
@@ -260,8 +288,7 @@ def _chunks(parquet: pq.ParquetFile, index: int, columns: list[str]) -> Iterator
     group = parquet.metadata.row_group(index)
     for i in range(group.num_columns):
         chunk = group.column(i)
-        path = chunk.path_in_schema
-        if any(path == column or path.startswith(column + ".") for column in columns):
+        if _is_read(chunk.path_in_schema, columns):
             start = chunk.data_page_offset
             if chunk.dictionary_page_offset is not None:
                 start = min(start, chunk.dictionary_page_offset)
