@@ -22,6 +22,7 @@ Out = TypeVar("Out")
 NOT_PASSING = (
     *(UserError, JobFailedError, ParamValidationError, ArrowException),
     *(TypeError, AttributeError, LookupError, NameError, AssertionError),
+    *(IsADirectoryError, NotADirectoryError, FileExistsError),
 )
 """Errors of a program, of an address, or of content. All others are the store's: each library has types of its own."""
 

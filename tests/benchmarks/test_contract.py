@@ -25,7 +25,7 @@ def with_cell(table: pa.Table, column: str, row: int, value: object) -> pa.Table
 
 
 def test_an_unknown_benchmark_is_answered_with_the_known_ones():
-    message = r"must be one of coco2017_cap_val, .*, demo_bg, got 'popes'; did you mean pope\?"
+    message = r"must be one of coco2017_cap_val, .*, gallery_bg, got 'popes'; did you mean pope\?"
     with pytest.raises(ValueError, match=message):
         get_benchmark("popes")
 
