@@ -92,6 +92,7 @@ sys.exit(enter(["model.path=m", f"output.path={sys.argv[1]}"], run, "usage", Con
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">&-", "2>&1 | head -1"])
 def test_a_job_outlives_the_readers_of_its_output(streams, tmp_path):
     code = shlex.quote(_TALKS)

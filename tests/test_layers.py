@@ -101,6 +101,7 @@ def test_no_room_is_crowded():
     assert max(counts.values()) <= 20, counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["stages.read", "accuracy.read_questions", "preflight.canary_stages", "stages.write", "preflight.dry_write"],

@@ -203,6 +203,7 @@ def unpruned(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_the_unpruned_model_knows_what_is_there(unpruned: Path):
     found = scores(unpruned)
     assert found["demo_exist"]["metrics"]["pope_accuracy"] > 0.85

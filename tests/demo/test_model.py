@@ -48,11 +48,13 @@ def test_most_held_out_scenes_are_captioned_word_for_word(captions):
     assert sum(told == caption(scene) for told, scene in zip(captions, SCENES, strict=True)) > len(SCENES) / 2
 
 
+@pytest.mark.slow
 def test_teacher_forced_exact_match_is_greedy_exact_match(model, processor, captions):
     greedy = np.mean([told == caption(scene) for told, scene in zip(captions, SCENES, strict=True)])
     assert evaluate(model, processor.tokenizer, SCENES)["caption"] == greedy
 
 
+@pytest.mark.slow
 def test_questions_that_name_a_shape_are_answered_and_losing_all_but_one_token_is_felt(model, processor):
     scenes = [scene_at("corpus", index) for index in range(24)]
     full = evaluate(model, processor.tokenizer, scenes)

@@ -127,6 +127,7 @@ def test_captions_that_loop_are_replaced_and_no_other_caption_changes(answers):
     assert [after.finish_reason for after in repaired].count("loop") < reasons.count("loop")
 
 
+@pytest.mark.slow
 def test_the_attempts_are_those_of_each_image_alone(loaded, tokens, answers):
     """The rule by hand: decode each image by itself, hotter each time, until a caption ends."""
     prompt = loaded.decoder.encode_prompt(CAPTION)
@@ -146,6 +147,7 @@ def test_the_attempts_are_those_of_each_image_alone(loaded, tokens, answers):
     assert max(each.num_attempts for each in expected) > 2
 
 
+@pytest.mark.slow
 def test_neither_the_unit_nor_the_batch_changes_a_repaired_caption(answers):
     whole = answers(retries=1)
     assert any(each.num_attempts > 1 for each in whole)

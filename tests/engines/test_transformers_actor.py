@@ -255,6 +255,7 @@ INSIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", INSIDE)
 def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(demo_model, generator, all_tokens, method):
     prompts = [[CAPTION, QUESTIONS[0]], [QUESTIONS[1]]] * 3
@@ -265,6 +266,7 @@ def test_a_method_inside_the_model_that_keeps_everything_captions_as_without(dem
     assert [image.answers for image in unit_batch.images] == [image.answers for image in plain.images]
 
 
+@pytest.mark.slow
 def test_a_method_inside_the_model_samples_as_without(demo_model, generator, all_tokens):
     sampled = {"temperature": 2.0, "top_p": 0.9}
     inside = make_generator(demo_model, "vtw", {"layer": 4}, **sampled)

@@ -347,6 +347,7 @@ def test_large_images_cost_no_cube_of_their_tokens_on_a_cpu(method):
 # Sizes of the released models, without their weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "hidden", "layers"), [("llava-1.5-13b", 5120, 40), ("llava-1.6-7b", 4096, 32)])
 def test_the_released_sizes_fit_together_on_the_meta_device(name, hidden, layers):
     shape = MODELS[name].language

@@ -213,6 +213,7 @@ def gaussian_kept_from_gaussian(num_tokens: int) -> tuple[Tensor, Tensor]:
     return features[None], (accept.log() < log_ratio - highest).nonzero().T
 
 
+@pytest.mark.slow
 @needs_pot
 def test_exact_w2_of_many_gaussian_samples_nears_the_gaussian_formula():
     excess = []

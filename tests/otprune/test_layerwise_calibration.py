@@ -156,6 +156,7 @@ def oracle_fit(model, prompts, alpha, reduction):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", [0.0, 0.2, 0.45, 0.6])
 def test_a_recipe_is_measured_in_the_pruned_model_until_the_budget_is_reached(model, prompts, reduction):
     low, high, expected = 0.0, 1.0, None

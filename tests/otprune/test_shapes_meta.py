@@ -107,6 +107,7 @@ def anyres_tokens(height: int, width: int) -> int:
     return 576 + rows * (columns + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(672, 672), (480, 640), (640, 480), (333, 500), (1000, 300), (100, 100)])
 def test_any_res_images_have_the_tokens_of_the_definition(height, width):
     model = built("llava-1.6-7b")

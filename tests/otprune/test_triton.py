@@ -135,6 +135,7 @@ def test_values_are_rounded_to_the_nearest_tf32():
     assert torch.equal(squares, rounded.square())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_tokens", "rank", "k"), [(1, 1, 1), (33, 40, 33), (200, 12, 20), (256, 192, 26)])
 @pytest.mark.parametrize("ridge", [1.0, 100.0])
 def test_the_fused_greedy_picks_in_the_order_of_the_pytorch_greedy(num_tokens, rank, k, ridge):

@@ -83,6 +83,7 @@ def test_what_changed_is_left_out_or_captioned_again(scene):
     assert "nothing to do" in run().message  # nothing differs any more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["skip", "redo"])
 def test_captions_of_what_is_lost_are_kept(scene, choice):
     put, run, folder, output = scene

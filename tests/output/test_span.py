@@ -18,6 +18,7 @@ def spans_of(file: CorpusFile, num_images: int) -> list[SpanRow]:
     return [SpanRow(units, groups, 0) for units, groups in planned]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 7, 100, 1000, 100_000])
 def test_a_span_of_a_file_of_a_million_rows_grows_with_its_units_alone(rows):
     file = CorpusFile("a.parquet", 10**11, (rows,) * (1_000_000 // rows))

@@ -70,7 +70,7 @@ def captions(output: Path) -> list[dict]:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name.endswith("moe") or name == "idefics3" else name
+        pytest.param(name, marks=[] if name in ("qwen2_5_vl", "internvl", "smolvlm", "gemma3") else pytest.mark.slow)
         for name in RETENTION
     ],
 )
@@ -88,6 +88,7 @@ def test_pictures_of_all_sizes_share_a_unit_and_keep_their_own_share(family, mod
     assert grids == {geometry.grid(size) for size in SIZES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "per_tile"),
     [(name, False) for name in ("llava_next", "llava_onevision", "internvl", "smolvlm", "idefics3")]
@@ -134,6 +135,7 @@ def test_nothing_is_said_of_overviews_without_tiles_or_where_all_is_kept(family,
     assert "overviews" not in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FREE)
 def test_a_smaller_picture_has_about_the_tokens_that_pruning_keeps(family, model, corpus, tmp_path):
     run_captions(prepare(load_config(settings(model(family), corpus, tmp_path, **{"prune.method": "resize"}))))

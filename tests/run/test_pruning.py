@@ -90,6 +90,7 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_runs(demo_model,
         check_pruning(load_config([*DEMO, *arguments]), read_checkpoint(str(demo_model)))
 
 
+@pytest.mark.slow
 def test_a_recipe_fitted_to_the_corpus_is_one_that_the_job_takes(demo_model, scene_parquet, tmp_path, capsys):
     arguments = [*DEMO, f"input.path={scene_parquet(tmp_path / 'in' / 'a.parquet', 8)}", "output.path="]
     found = tmp_path / "found.json"

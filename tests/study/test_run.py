@@ -179,6 +179,7 @@ def whole_study(tmp_path_factory):
     return config, conclusions
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_experiment_and_nothing_from_elsewhere(whole_study):
     config, conclusions = whole_study
     page = render_study(config, conclusions, Outcome())
@@ -191,6 +192,7 @@ def test_the_page_holds_every_experiment_and_nothing_from_elsewhere(whole_study)
     assert not re.search(r"\bnan\b", page)
 
 
+@pytest.mark.slow
 def test_the_page_of_one_experiment_leaves_the_others_out(whole_study):
     config, conclusions = whole_study
     page = render_study(config, {"ranks": conclusions["ranks"]}, Outcome(1, "2 pieces failed"))
@@ -199,6 +201,7 @@ def test_the_page_of_one_experiment_leaves_the_others_out(whole_study):
     assert 'id="table2"' not in page
 
 
+@pytest.mark.slow
 def test_findings_are_made_from_the_numbers(whole_study):
     _, conclusions = whole_study
     assert conclusions["ranks"].metrics == {"ranks": 31, "ranks_reproduced": 31}
@@ -212,6 +215,7 @@ def test_findings_are_made_from_the_numbers(whole_study):
     assert all(conclusion.findings and conclusion.tables for conclusion in conclusions.values())
 
 
+@pytest.mark.slow
 def test_every_experiment_is_a_run_inside_the_studys_run(whole_study, tmp_path, monkeypatch):
     runs = []
 

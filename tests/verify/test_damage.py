@@ -169,7 +169,11 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize(  # every third in `make test`
+    "damage",
+    [pytest.param(damage, marks=[pytest.mark.slow] if i % 3 else []) for i, damage in enumerate(DAMAGES.values())],
+    ids=DAMAGES,
+)
 def test_a_damage_has_its_line_and_a_repair_removes_what_the_job_makes_anew(damage: Damage, tmp_path: Path, capsys):
     """And no whole part: after the repair and a resume the output is that of an undisturbed run."""
     corpus = corpus_at(write_corpus(tmp_path / "in" / "a.parquet", [b"x"] * 12, rows_per_group=12))

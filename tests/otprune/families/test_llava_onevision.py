@@ -212,6 +212,7 @@ def test_released_names_of_weights_load_as_those_that_transformers_5_saves(model
         torch.testing.assert_close(head, model.decoder.model.lm_head.weight, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "of_config",
     [

@@ -35,6 +35,7 @@ def test_tower_and_mergers_are_counted_as_they_multiply(checkpoint, size):
     assert counter.get_total_flops() == 2 * found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [7, 70])
 def test_the_language_model_is_counted_as_it_multiplies(checkpoint, length):
     model = load_decoder(checkpoint, **CPU).model
