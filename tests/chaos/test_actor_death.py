@@ -190,6 +190,7 @@ def test_when_every_image_dies_the_job_fails_and_keeps_its_commits(tmp_path, arg
     assert captions_of(tmp_path / "out") == expected(images)
 
 
+@pytest.mark.slow
 def test_more_dead_units_than_allowed_stop_the_job(tmp_path, arguments, images):
     encoder = killing(fake_encoder(), {sha256(data) for data in images[4:]})
     outcome = on_ray(*arguments, "faults.retries=0", "faults.max_isolated=1", encoder=encoder)
@@ -198,6 +199,7 @@ def test_more_dead_units_than_allowed_stop_the_job(tmp_path, arguments, images):
     assert set(captions_of(tmp_path / "out")) <= set(expected(images[:4]))
 
 
+@pytest.mark.slow
 def test_a_model_that_breaks_after_it_was_checked_stops_the_job(tmp_path, arguments, demo_model):
     """The real actors raise while they load it."""
     model = shutil.copytree(demo_model, tmp_path / "model")
@@ -228,6 +230,7 @@ def test_an_actor_whose_process_dies_whenever_it_starts_stops_the_job(tmp_path, 
     assert time.monotonic() - started < 100, "long before faults.no_progress_seconds"
 
 
+@pytest.mark.slow
 def test_an_actor_that_cannot_start_again_stops_the_job_and_keeps_its_commits(tmp_path, arguments, images):
     """Its process dies at the third unit, and by then the weights are gone. Ray would wait for the dead pool."""
     marks = tmp_path / "marks"

@@ -80,6 +80,7 @@ def planned(corpus: Path, out: Path, *more: str) -> Job:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_lost_units_are_done_again_whatever_the_unit_size(corpus: Path, out: Path, complete):
     """The first run is on Ray; those that find units lost ask nothing of it."""

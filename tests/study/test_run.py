@@ -78,6 +78,7 @@ def test_a_rerun_computes_what_is_missing_and_gives_the_numbers_of_direct_calls(
     assert {name for name in before if after[name] != before[name]} == lost
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_piece_that_fails_is_named_and_costs_only_its_experiment(tmp_path):
     study = tiny(tmp_path)
