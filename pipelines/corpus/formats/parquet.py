@@ -221,6 +221,8 @@ def readable_batches(
         yield start, Unreadable(stop, _reject(error, source, start, stop))
         return
     for i in range(first, last + 1):
+        if not groups.rows[i]:
+            continue  # of an empty row group, a writer states any bytes
         begin, end = max(start, ends[i] - groups.rows[i]), min(stop, ends[i])
         row = begin
         try:
