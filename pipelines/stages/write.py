@@ -71,9 +71,9 @@ class Sink:
             self._put(unit_batch.unit, self.objects(unit_batch))
 
     def at(self, store: Store) -> "Sink":
-        """The same sink with its output in another store."""
+        """The same sink with its output in another store, which needs no witness."""
         sink = copy(self)
-        sink.store = store
+        sink.store, sink.witness = store, None
         return sink
 
     def join(self, unit: Unit, pieces: Sequence[Unit], aside: "Sink") -> dict[str, Any]:
