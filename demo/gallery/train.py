@@ -55,8 +55,8 @@ class Plan:
 
 FULL = Plan(
     vision=Stage(name="vision", steps=1600, lr=1.5e-3, warmup=80),
-    words=Stage(name="words", steps=1800, lr=1.5e-3),
-    answers=Stage(name="answers", steps=1000, lr=8e-4),
+    words=Stage(name="words", steps=700, lr=1.5e-3),
+    answers=Stage(name="answers", steps=350, lr=8e-4),
 )
 QUICK = Plan(
     vision=Stage(name="vision", steps=4, lr=1e-3, log_every=1, save_every=2),
