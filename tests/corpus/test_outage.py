@@ -29,7 +29,8 @@ def test_a_job_without_a_network_stops_and_the_next_one_resumes(tmp_path, caplog
     assert outcome.code == 1
     assert "outage: addresses: no connection: Connection refused, for 3 s" in outcome.message
     said = "addresses: no connection: Connection refused; waiting since "
-    assert sum(text.startswith(said) for text in caplog.messages) == 1
+    told = sum(text.startswith(said) for text in caplog.messages)
+    assert 1 <= told <= 4, "once for a wait, though the four units without an answer may wait one after the other"
     assert output.list("quarantine") == {}
     assert {row for _, row in addresses(output)} <= {0, 1, 2, 3}
     assert run_fake(*arguments, "faults.patience_seconds=0").code == 0  # now blame the addresses
