@@ -42,10 +42,8 @@ from pipelines.run.job import (
     ENGINES_OWN,
     Actors,
     Job,
-    check_loads,
     check_model,
-    check_prompts,
-    check_pruning,
+    check_runs,
     inside_model,
     open_output,
 )
@@ -54,7 +52,7 @@ from pipelines.run.outcome import DONE, Outcome
 from pipelines.run.run import run_job
 from pipelines.run.stages import Stages, decode_settings, model_stages
 from pipelines.stages.write import Sink
-from pipelines.store import STORE_ERRORS, Store, make_store
+from pipelines.store import STORE_ERRORS, Store, make_store, write_json
 from pipelines.tracker import Tracker
 
 
@@ -100,9 +98,7 @@ def prepare_evaluation(
     benches = tuple(choose_benchmarks(config.benchmarks))
     store = make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous)
     questions = questions or find_questions(store, benches, config.limit)
-    pruning = check_pruning(config, checkpoint)
-    check_prompts(config, checkpoint)
-    check_loads(checkpoint)
+    pruning = check_runs(config, checkpoint)
     described = describe_evaluation(config, checkpoint, benches, pruning if inside_model(config) else None)
     baseline = open_baseline(config, described)
     output = open_output(config, described)
@@ -235,7 +231,7 @@ def report_scores(
     """Writes scores.json and scores.html, and tracks both with the predictions. Returns the scores for run.json."""
     output, record = evaluation.job.output, as_json(results.scores, results.comparisons)
     page = render_scores(evaluation.job, results.scores, results.comparisons, outcome, totals)
-    output.write("scores.json", json.dumps(record, indent=1).encode())
+    write_json(output, "scores.json", record)
     output.write("scores.html", page.encode())
     tracker.artifact("scores.json", json.dumps(record, indent=1))
     tracker.artifact("scores.html", page)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipelines.config.keys import InputConfig
 from pipelines.corpus.choose import choose_format, files_of
 from pipelines.corpus.columns import ColumnChoice, Columns
 from pipelines.corpus.file import CorpusFile
@@ -13,7 +14,7 @@ from pipelines.corpus.formats import FORMATS
 from pipelines.corpus.listing import Listing, list_files
 from pipelines.corpus.suffixes import is_image
 from pipelines.errors import UserError
-from pipelines.store import Store, in_threads
+from pipelines.store import Store, in_threads, make_store
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,31 @@ class Corpus:
     @property
     def num_rows(self) -> int:
         return sum(file.num_rows for file in self.files)
+
+
+def input_corpus(
+    chosen: InputConfig,
+    *,
+    image_column: str | None = None,
+    id_column: str | None = None,
+    reference_column: str = "none",
+    templates: Sequence[str] = (),
+) -> Corpus:
+    """The corpus that a configuration names. A column that is None is the configuration's own.
+
+    Raises:
+        UserError: as of `find_corpus`.
+    """
+    return find_corpus(
+        make_store(chosen.path, endpoint_url=chosen.endpoint_url, anonymous=chosen.anonymous),
+        format=chosen.format,
+        image_column=chosen.image_column if image_column is None else image_column,
+        id_column=chosen.id_column if id_column is None else id_column,
+        reference_column=reference_column,
+        templates=templates,
+        cache=make_store(chosen.cache) if chosen.cache else None,
+        allow_paths=chosen.allow_paths,
+    )
 
 
 def find_corpus(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipelines.config.keys import InputConfig, QualitySection
-from pipelines.corpus.find import Corpus, find_corpus
+from pipelines.corpus.find import Corpus, input_corpus
 from pipelines.errors import UserError
 from pipelines.metrics.chair import COUNTS, Vocabulary, chair_counts, chair_metrics, mentions, split
 from pipelines.metrics.coco_objects import COCO, read_instances
@@ -83,7 +83,7 @@ def read_texts(corpus: InputConfig, column: str, images: Iterable[ImageKey]) -> 
     """The texts in a column of the corpus, for those of the images that have any.
 
     Raises:
-        UserError: as of `find_corpus`, or if there is no such column.
+        UserError: as of `input_corpus`, or if there is no such column.
     """
     found = open_corpus(corpus, column)
     by_source: dict[str, list[int]] = defaultdict(list)
@@ -101,18 +101,9 @@ def open_corpus(corpus: InputConfig, reference_column: str) -> Corpus:
     """The corpus, with this column as that of its references.
 
     Raises:
-        UserError: as of `find_corpus`.
+        UserError: as of `input_corpus`.
     """
-    return find_corpus(
-        make_store(corpus.path, endpoint_url=corpus.endpoint_url, anonymous=corpus.anonymous),
-        format=corpus.format,
-        image_column=corpus.image_column,
-        id_column=corpus.id_column,
-        reference_column=reference_column,
-        templates=[],
-        cache=make_store(corpus.cache) if corpus.cache else None,
-        allow_paths=corpus.allow_paths,
-    )
+    return input_corpus(corpus, reference_column=reference_column)
 
 
 def _of_coco(file: str | None, ids: Mapping[ImageKey, str], references: Mapping[ImageKey, Sequence[str]]) -> Truth:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from pipelines.corpus.fetch import Fetcher, fetch_settings, fetcher_of
-from pipelines.corpus.find import Corpus, find_corpus
+from pipelines.corpus.find import Corpus, input_corpus
 from pipelines.errors import JobFailedError, UserError
 from pipelines.export import dataset, names
 from pipelines.export.captions import CaptionColumns
@@ -55,15 +55,10 @@ def export(config: ExportConfig) -> Exported:
         logger.warning(
             "output.path %s is being written by %s: what is committed by now is exported", output.path, holder
         )
-    corpus = find_corpus(
-        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
-        format=config.input.format,
+    corpus = input_corpus(
+        config.input,
         image_column=claim["input.image_column"],
         id_column=claim["input.id_column"],
-        reference_column="none",
-        templates=[],
-        cache=make_store(config.input.cache) if config.input.cache else None,
-        allow_paths=config.input.allow_paths,
     )
     _check(config, corpus)
     target = Target(_target_store(config, corpus))

@@ -32,10 +32,8 @@ from pipelines.run.job import (
     ENGINES_OWN,
     Actors,
     Job,
-    check_loads,
     check_model,
-    check_prompts,
-    check_pruning,
+    check_runs,
     find_input,
 )
 from pipelines.run.stages import make_stages
@@ -77,9 +75,7 @@ def run_canary(config: Config, images: int, max_same: float, actors: Actors = EN
     corpus = find_input(config)
     spans = sample_spans(corpus, images)
     output = make_store(config.output.path)  # the canary writes nothing there
-    pruning = check_pruning(config, checkpoint)
-    check_prompts(config, checkpoint)
-    check_loads(checkpoint)
+    pruning = check_runs(config, checkpoint)
     job = Job(config, checkpoint, corpus, output, {}, Plan(spans, frozenset(), 0, 0), pruning=pruning, actors=actors)
     with connected(config, checkpoint):
         stages = make_stages(job)

@@ -9,7 +9,7 @@ from otprune.methods import get_method
 from otprune.models import Checkpoint, CheckpointError, check_weights, read_checkpoint
 from pipelines.config.judge import read_judge
 from pipelines.config.keys import Config, PruneConfig
-from pipelines.corpus.find import Corpus, find_corpus
+from pipelines.corpus.find import Corpus, input_corpus
 from pipelines.dollars.meter import check_instances
 from pipelines.engines.registry import check_engine, check_family
 from pipelines.errors import UserError
@@ -69,9 +69,7 @@ def prepare(config: Config, actors: Actors = ENGINES_OWN) -> Job:
     check_instances(config)  # a wrong price ends the job here, not after its sample
     config, checkpoint = check_model(config)
     corpus = find_input(config)
-    pruning = check_pruning(config, checkpoint)
-    check_prompts(config, checkpoint)
-    check_loads(checkpoint)
+    pruning = check_runs(config, checkpoint)
     described = describe(config, checkpoint, pruning if inside_model(config) else None)
     output = open_output(config, described, write=not config.run.estimate)
     plan = make_plan(
@@ -92,19 +90,14 @@ def find_input(config: Config) -> Corpus:
     """The corpus at input.path, with the columns that the prompts need.
 
     Raises:
-        UserError: as of `find_corpus`, or if the output is the folder of the input.
+        UserError: as of `input_corpus`, or if the output is the folder of the input.
     """
     if config.output.path and make_store(config.output.path).path == make_store(config.input.path).path:
         raise UserError(f"output.path must be another folder than input.path, got {config.output.path} for both")
-    return find_corpus(
-        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
-        format=config.input.format,
-        image_column=config.input.image_column,
-        id_column=config.input.id_column,
+    return input_corpus(
+        config.input,
         reference_column=config.input.reference_column,
         templates=[config.prompt.template, *config.prompt.more],
-        cache=make_store(config.input.cache) if config.input.cache else None,
-        allow_paths=config.input.allow_paths,
     )
 
 
@@ -223,6 +216,18 @@ def check_keys(config: Config, *, writes: bool = True) -> None:
 def inside_model(config: Config) -> bool:
     """Whether the method prunes visual tokens inside the language model, not before it."""
     return get_method(config.prune.method).inside_model
+
+
+def check_runs(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The resolved settings of the method, once the model is known to load, to be pruned so, and to get prompts.
+
+    Raises:
+        UserError: if one of these is not so.
+    """
+    pruning = check_pruning(config, checkpoint)
+    check_prompts(config, checkpoint)
+    check_loads(checkpoint)
+    return pruning
 
 
 def check_pruning(config: Config, checkpoint: Checkpoint) -> dict[str, Any]:

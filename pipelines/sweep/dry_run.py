@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 from pipelines.config.keys import InputConfig
 from pipelines.config.load import with_values
-from pipelines.corpus.find import find_corpus
+from pipelines.corpus.find import input_corpus
 from pipelines.errors import UserError
 from pipelines.run.job import prepare
 from pipelines.run.outcome import DONE
 from pipelines.run.run import run_job
-from pipelines.store import make_store
 from pipelines.sweep.checked import Sweep
 from pipelines.sweep.grid import Point
 from pipelines.sweep.point import FINISHED, read_record
@@ -111,17 +110,7 @@ def seconds_per_image(retention: float, trials: Sequence[Trial]) -> float:
 
 def num_images(chosen: InputConfig) -> int:
     """Rows of the corpus, or `input.limit` if that is less."""
-    store = make_store(chosen.path, endpoint_url=chosen.endpoint_url, anonymous=chosen.anonymous)
-    corpus = find_corpus(
-        store,
-        format=chosen.format,
-        image_column=chosen.image_column,
-        id_column=chosen.id_column,
-        reference_column="none",
-        templates=[],
-        cache=make_store(chosen.cache) if chosen.cache else None,
-        allow_paths=chosen.allow_paths,
-    )
+    corpus = input_corpus(chosen)
     rows = sum(file.num_rows for file in corpus.files)
     return rows if chosen.limit is None else min(rows, chosen.limit)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pipelines.corpus.find import Corpus, find_corpus
+from pipelines.corpus.find import Corpus, input_corpus
 from pipelines.errors import UserError
 from pipelines.output.fingerprint import FILE, fingerprint, read_claim
 from pipelines.output.lease import take_lease
@@ -63,18 +63,14 @@ def verify_captions(config: VerifyConfig, output: Store, claim: dict[str, Any]) 
     """The verdict on captions.
 
     Raises:
-        UserError: as of `find_corpus`. Also one of `STORE_ERRORS` if the store fails.
+        UserError: as of `input_corpus`. Also one of `STORE_ERRORS` if the store fails.
     """
     templates = [claim["prompt.template"], *claim["prompt.more"]]
-    corpus = find_corpus(
-        make_store(config.input.path, endpoint_url=config.input.endpoint_url, anonymous=config.input.anonymous),
-        format=config.input.format,
+    corpus = input_corpus(
+        config.input,
         image_column=claim["input.image_column"],
         id_column=claim["input.id_column"],
-        reference_column="none",
         templates=templates,
-        cache=make_store(config.input.cache) if config.input.cache else None,
-        allow_paths=config.input.allow_paths,
     )
     verdict, mine = Verdict(), fingerprint(claim)
     names, quarantined = committed_names(output, CAPTIONS_FOLDER, verdict)
