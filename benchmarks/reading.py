@@ -98,10 +98,10 @@ def corpus_at(store: Store) -> Corpus:
     return find_corpus(store, image_column="auto", id_column="auto", reference_column="auto", templates=["x"])
 
 
-def read(corpus: Corpus) -> tuple[int, float]:
-    """(images, seconds) of one read task that reads the whole corpus."""
+def reader_of(corpus: Corpus) -> ReadDecode:
+    """A reader of small pictures."""
     geometry = Square(side=56, num_tokens=4, background=(0, 0, 0), fit="crop")
-    reader = ReadDecode(
+    return ReadDecode(
         store=corpus.store,
         format=corpus.format,
         columns=corpus.columns,
@@ -110,7 +110,11 @@ def read(corpus: Corpus) -> tuple[int, float]:
         fetch=FetchSettings(),
         patience=0,
     )
-    start, images = time.perf_counter(), 0
+
+
+def read(corpus: Corpus) -> tuple[int, float]:
+    """(images, seconds) of one read task that reads the whole corpus."""
+    reader, start, images = reader_of(corpus), time.perf_counter(), 0
     for units, groups in plan_everything(corpus, "f", num_images=128, limit=None):
         for row in reader(SpanRow(units, groups, 0).to_row()):
             images += len(UnitBatch.from_row(row).images)

@@ -20,12 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.reading import ACCOUNT
-from otprune.families.llava import Square
-from pipelines.corpus.fetch import FetchSettings
+from benchmarks.reading import ACCOUNT, reader_of
 from pipelines.corpus.find import Corpus, find_corpus
 from pipelines.output.plan import make_plan
-from pipelines.stages.read import DecodeSettings, ReadDecode
 from pipelines.stages.unit_batch import Answer, UnitBatch
 from pipelines.stages.write import Sink
 from pipelines.store import Store
@@ -79,19 +76,6 @@ def put_corpus(store: Store, kind: str, images: list[bytes], shard: int) -> None
             values = images[start : start + shard] if kind == "Parquet" else addresses
             pq.write_table(pa.table({"image" if kind == "Parquet" else "url": values}), stream, row_group_size=128)
         store.write(f"{start:06d}.{'tar' if kind == 'tar' else 'parquet'}", stream.getvalue())
-
-
-def reader_of(corpus: Corpus) -> ReadDecode:
-    geometry = Square(side=56, num_tokens=4, background=(0, 0, 0), fit="crop")
-    return ReadDecode(
-        store=corpus.store,
-        format=corpus.format,
-        columns=corpus.columns,
-        templates=["x"],
-        decode=DecodeSettings(geometry, 2**26, 10**8, 2),
-        fetch=FetchSettings(),
-        patience=0,
-    )
 
 
 def plan(store: Store, output: Store, num_images: int) -> tuple[Corpus, list]:

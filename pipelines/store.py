@@ -165,9 +165,7 @@ class Store:
         if self.scheme in OBJECT_STORES:
             self.fs.pipe_file(target, data)
             return
-        folder, leaf = posixpath.split(target)
-        # The leading dot hides an unfinished file from `list`; the random part keeps two writers apart.
-        temporary = posixpath.join(folder, f".{leaf}.{uuid.uuid4().hex[:8]}.tmp")
+        folder, temporary = _beside(target)
         if not self.is_local:
             fs = self.fs
             fs.makedirs(folder, exist_ok=True)
@@ -198,9 +196,8 @@ class Store:
         target = self.join(name)
         if not self.is_local:
             return _create(self.fs, target, data)
-        folder, leaf = posixpath.split(target)
+        folder, temporary = _beside(target)
         os.makedirs(folder, exist_ok=True)
-        temporary = posixpath.join(folder, f".{leaf}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             with open(temporary, "xb") as stream:
                 stream.write(data)
@@ -263,6 +260,13 @@ class Store:
         """Removes a folder with everything in it. A missing folder is no error."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.join(folder), recursive=True)
+
+
+def _beside(target: str) -> tuple[str, str]:
+    """The folder of a file, and a name in it for what is not yet that file."""
+    folder, leaf = posixpath.split(target)
+    # The leading dot hides an unfinished file from `list`; the random part keeps two writers apart.
+    return folder, posixpath.join(folder, f".{leaf}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _create(fs: fsspec.AbstractFileSystem, target: str, data: bytes) -> bool:

@@ -160,12 +160,12 @@ def _over_cost(points: Points, name: str, styles: dict[str, Style], retentions: 
         marks = [
             Point(
                 row["tflops_per_image"],
-                100 * row["relative"],
-                y_ends=(100 * row["relative_low"], 100 * row["relative_high"]),
-                title=f"{method} at {100 * row['retention']:g} %: {100 * row['relative']:.1f} % "
+                value,
+                y_ends=(low, high),
+                title=f"{method} at {100 * row['retention']:g} %: {value:.1f} % "
                 f"for {row['tflops_per_image']:.3g} TFLOPs",
             )
-            for row in rows
+            for row, (value, low, high) in ((row, _relative(row)) for row in rows)
         ]
         if marks:
             series.append(Series(method, marks, style))
@@ -192,20 +192,24 @@ SAID = {
 
 
 def _says_what(points: Points, name: str) -> bool:
-    return any(metric["name"].endswith("_chair_i") for metric in points[UNPRUNED, 1.0][name]["metrics"])
+    return "chair_i" in _by_ending(points[UNPRUNED, 1.0][name])
+
+
+def _by_ending(row: Row) -> dict[str, dict[str, Any]]:
+    """The metrics of a benchmark by their names without its prefix."""
+    return {metric["name"].split("_", 1)[-1]: metric for metric in row["metrics"]}
 
 
 def _described(points: Points, name: str, methods: list[str], retentions: list[float]) -> dict[str, Any]:
     """The table of what the captions of a benchmark say: its columns, and (label, cells) of each point."""
 
     def cells(row: Row) -> list[tuple[str, str]]:
-        by_name = {metric["name"].split("_", 1)[1]: metric for metric in row["metrics"]}
+        by_name = _by_ending(row)
         scaled = [(1 if end == "words" else 100, by_name[end]) for end in columns]
         return [(f"{k * m['value']:.1f}", f"{k * m['low']:.1f} to {k * m['high']:.1f}") for k, m in scaled]
 
     unpruned = points[UNPRUNED, 1.0][name]
-    there = {metric["name"].split("_", 1)[1] for metric in unpruned["metrics"]}
-    columns = [end for end in SAID if end in there]
+    columns = [end for end in SAID if end in _by_ending(unpruned)]
     rows = [
         (f"{method} {100 * retention:g} %", cells(points[method, retention][name]))
         for retention in retentions

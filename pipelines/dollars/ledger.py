@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.store import Store, in_threads
+from pipelines.store import Store, in_threads, write_json
 from pipelines.text import clean
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def record_run(store: Store, run: str, usd: float | None, wall_seconds: float, n
     """Writes the cost of a run so far over the record that the run wrote before. Returns the name of the record."""
     record = {"usd": usd, "wall_seconds": wall_seconds, "node_seconds": node_seconds}
     name = f"{FOLDER}/{run}.json"
-    store.write(name, json.dumps(record, indent=1).encode())
+    write_json(store, name, record)
     return name
 
 

@@ -88,9 +88,9 @@ def shapes_of_caption(caption: str) -> list[Drawn]:
             if _is_told_elsewhere(tokens, mention):
                 continue
             color, size = (_adjective(tokens, mention, said, words) or "" for words in (COLORS, SIZES))
-            thirds = _thirds(_behind(tokens, said, i)) or _thirds(tokens[: said[0].start])
+            thirds = _told_thirds(tokens, said, i)
             y, x = (
-                next(((2 * i + 1) / 6 for i, word in enumerate(words) if word in thirds), 0.5)
+                next(((2 * third + 1) / 6 for third, word in enumerate(words) if word in thirds), 0.5)
                 for words in (ROWS, COLUMNS)
             )
             shapes.append(Drawn(mention.name, color, size, x, y))
@@ -110,7 +110,7 @@ def shape_counts(caption: str, there: Sequence[Drawn]) -> np.ndarray:
             described.update(shape for shape in meant[i] if shape.color == color)
             if not _is_told_elsewhere(tokens, mention):
                 after = meant[i + 1] if i + 1 < len(said) else []
-                _judge_places(tokens[: said[0].start], _behind(tokens, said, i), meant[i], after, counts)
+                _judge_places(_told_thirds(tokens, said, i), _behind(tokens, said, i), meant[i], after, counts)
     counts["described"] = len(described)
     return np.array([counts[name] for name in COUNTS], np.float64)
 
@@ -147,7 +147,7 @@ def _adjective(tokens: Sequence[str], mention: Mention, said: Sequence[Mention],
 
 
 def _judge_places(
-    front: Sequence[str],
+    thirds: set[str],
     behind: Sequence[str],
     meant: Sequence[Drawn],
     after: Sequence[Drawn],
@@ -160,7 +160,7 @@ def _judge_places(
         if _is_relation(behind, i) and after:
             counts["places"] += 1
             counts["right_places"] += any(_RELATIONS[token](a, b) for a in meant for b in after)
-    if thirds := _thirds(behind) or _thirds(front):
+    if thirds:
         counts["places"] += 1
         counts["right_places"] += any(thirds <= shape.place for shape in meant)
 
@@ -179,6 +179,11 @@ def _behind(tokens: list[str], said: Sequence[Mention], i: int) -> list[str]:
     """The tokens between mention `i` and the next one, or a sign."""
     behind = tokens[said[i].stop : said[i + 1].start if i + 1 < len(said) else len(tokens)]
     return behind[: behind.index(SIGN)] if SIGN in behind else behind
+
+
+def _told_thirds(tokens: list[str], said: Sequence[Mention], i: int) -> set[str]:
+    """The thirds that a sentence tells of mention `i`: behind it, or in front of all mentions."""
+    return _thirds(_behind(tokens, said, i)) or _thirds(tokens[: said[0].start])
 
 
 def _is_told_elsewhere(tokens: Sequence[str], mention: Mention) -> bool:

@@ -6,8 +6,8 @@ that ends waits once, not once for each file of its report.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from botocore.exceptions import ParamValidationError
 from pyarrow import ArrowException
@@ -61,9 +61,14 @@ class PatientStore(Store):
 
 def with_patience(store: Store, seconds: float) -> PatientStore:
     """The store, which waits up to `seconds` in an outage."""
-    return PatientStore(store.path, store.endpoint_url, store.anonymous, store.userinfo, store.query, seconds)
+    return PatientStore(**_fields(store), patience=seconds)
 
 
 def without_patience(store: Store) -> Store:
     """The store, which waits for nothing."""
-    return Store(store.path, store.endpoint_url, store.anonymous, store.userinfo, store.query)
+    return Store(**_fields(store))
+
+
+def _fields(store: Store) -> dict[str, Any]:
+    """What every store has."""
+    return {field.name: getattr(store, field.name) for field in fields(Store)}

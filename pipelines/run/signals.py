@@ -114,7 +114,7 @@ class HeadWatch:
                 logger.warning("%s", Wait("Ray's head does not answer", now, now + self.seconds))
             if now - since >= self.seconds:
                 self.lost = f"Ray's head is lost: it has not answered for {now - since:.0f} s"
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                interrupt_main()
                 if not self._stop.wait(self.grace):
                     self.last_words(self.lost)
                 return

@@ -21,6 +21,7 @@ from pipelines.output.parts import encode_table
 from pipelines.output.reader import QUARANTINE_FOLDER, DamagedPart, OutputReader
 from pipelines.output.redo import merge
 from pipelines.output.schema import CAPTIONS, CAPTIONS_FOLDER, QUARANTINE, REASONS
+from pipelines.output.totals import Totals
 from pipelines.output.unit import Unit
 from pipelines.secrets import without_secrets
 from pipelines.stages.unit_batch import Image, Rejected, Sample, UnitBatch
@@ -82,17 +83,16 @@ class Sink:
         Raises:
             OSError: if a part cannot be read, or the unit's cannot be written.
         """
-        rows, rejected, sums = [], [], totals(UnitBatch(unit))
+        rows, rejected, sums = [], [], Totals()
         for part in OutputReader(aside.store, self.folder).parts(None, None, [piece.part for piece in pieces]):
             if isinstance(part, DamagedPart):
                 raise OSError(str(part))
             rows += part.rows.to_pylist()
             rejected += [] if part.quarantine is None else part.quarantine.to_pylist()
-            for name, value in sums.items():
-                more = part.totals[name]
-                sums[name] = dict(Counter(value) + Counter(more)) if isinstance(value, dict) else value + more
-        self._put(unit, self._encode(unit, rows, rejected, sums))
-        return {"unit": unit.name, "error": None, **sums, "samples": []}
+            sums.add(part.totals)
+        of_unit = {name: value for name, value in sums.to_dict().items() if name != "units"}
+        self._put(unit, self._encode(unit, rows, rejected, of_unit))
+        return {"unit": unit.name, "error": None, **of_unit, "samples": []}
 
     def _put(self, unit: Unit, objects: dict[str, bytes]) -> None:
         """Writes the objects of a unit, and removes the quarantine of an earlier try if there is none now."""

@@ -4,8 +4,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 
-from pipelines.corpus.addresses import Allowed
-from pipelines.corpus.fetch import FetchSettings, fetcher_of
+from pipelines.corpus.fetch import fetch_settings, fetcher_of
 from pipelines.corpus.file import RowGroups
 from pipelines.corpus.find import Corpus
 from pipelines.corpus.format import Record
@@ -48,8 +47,7 @@ def compare_images(
 
 def _hashes(config: VerifyConfig, corpus: Corpus, span: SpanRow, address: Address) -> Iterator[str]:
     """The sha256 of the image at an address of the corpus, if it can be read."""
-    allowed = Allowed(config.input.allow_private, tuple(config.input.allow_paths))
-    fetcher = fetcher_of(corpus.store, FetchSettings(allowed=allowed), config.decode.max_bytes)
+    fetcher = fetcher_of(corpus.store, fetch_settings(config.input), config.decode.max_bytes)
 
     def wanted() -> Iterator[Record]:
         records = corpus.format.records(
